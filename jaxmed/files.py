@@ -1,0 +1,65 @@
+"""Files that are whole or absent: everything is written aside, flushed, then renamed into place."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmed.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary path beside `path`; on success it is renamed onto `path`, on failure removed.
+
+  Raises:
+    UserError: the place cannot be written (missing permission, full disk, a folder in the way).
+  """
+  path = pathlib.Path(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
+    os.close(fd)
+    os.chmod(name, 0o666 & ~_umask())
+  except OSError as e:
+    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
+  part = pathlib.Path(name)
+  try:
+    yield part
+    with open(part, 'rb') as f:
+      os.fsync(f.fileno())
+    os.replace(part, path)
+  except OSError as e:
+    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file, whole or not at all."""
+  with writing(path) as part:
+    part.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes JSON with sorted keys, whole or not at all."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads JSON; a UserError names the file that is missing or damaged."""
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except FileNotFoundError as e:
+    raise UserError(f'{path} does not exist') from e
+  except (OSError, ValueError) as e:
+    raise UserError(f'cannot read {path} as JSON: {e}') from e
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
