@@ -1,0 +1,185 @@
+"""The transformer block that every encoder and decoder here is made of, scanned over depth.
+
+Parameters are float32 and carry logical axis names ('layers', 'embed', 'heads', 'head_dim', 'mlp', ...), which
+jaxmed.parallel alone turns into shardings.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmed.models import kernels
+from jaxmed.models import positions as pos
+
+NORM_EPSILON = 1e-6
+REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
+
+
+def initializer(name: str) -> nn.initializers.Initializer:
+  """Initialiser of a dense kernel by name: 'trunc_normal' (std 0.02) or 'xavier_uniform' (as MAE)."""
+  if name == 'trunc_normal':
+    return nn.initializers.truncated_normal(0.02)
+  if name == 'xavier_uniform':
+    return _xavier_uniform
+  raise ValueError(f'unknown kernel_init {name!r}')
+
+
+def _xavier_uniform(key, shape, dtype=jnp.float32):
+  """Uniform in +-sqrt(6 / (fan_in + fan_out)) with the fans of the kernel seen as a matrix [shape[0], rest]."""
+  bound = (6.0 / (shape[0] + np.prod(shape[1:]))) ** 0.5
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Dense(nn.Module):
+  """Linear layer [..., D] -> [..., *features]; `axes` are the logical names of (D, *features)."""
+
+  features: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  use_bias: bool = True
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+  fold: int = 1  # how many trailing axes of the input are contracted together
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.reshape(*x.shape[: x.ndim - self.fold], -1)
+    init = nn.with_logical_partitioning(initializer(self.kernel_init), self.axes)
+    kernel = self.param('kernel', init, (x.shape[-1], *self.features), jnp.float32)
+    out = kernels.dense(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+      out = out + self.param('bias', zeros, self.features, jnp.float32).astype(self.dtype)
+    return out
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis, statistics in float32, epsilon 1e-6."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    name = nn.with_logical_partitioning
+    scale = self.param('scale', name(nn.initializers.ones_init(), ('embed',)), (x.shape[-1],), jnp.float32)
+    bias = self.param('bias', name(nn.initializers.zeros_init(), ('embed',)), (x.shape[-1],), jnp.float32)
+    return kernels.layer_norm(x, scale, bias, NORM_EPSILON).astype(self.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention [B, N, D] -> [B, N, D] with a fused qkv projection."""
+
+  num_heads: int
+  qkv_bias: bool = True
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None) -> jax.Array:
+    dim = x.shape[-1]
+    head_dim = dim // self.num_heads
+    qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
+                self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    if angles is not None:
+      q, k = pos.rotate(q, angles), pos.rotate(k, angles)
+    out = kernels.attention(q, k, v, mask)  # [B, N, H, Dh]
+    return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
+
+
+class MLP(nn.Module):
+  """Two-layer perceptron with exact GELU, or SwiGLU (silu(gate) * value, as timm's SwiGLU)."""
+
+  hidden: int
+  kind: str = 'gelu'
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dim = x.shape[-1]
+    if self.kind == 'gelu':
+      up = Dense((self.hidden,), ('embed', 'mlp'), True, self.kernel_init, self.dtype, name='fc1')(x)
+      hidden = kernels.gelu(up)
+    elif self.kind == 'swiglu':
+      both = Dense((2, self.hidden), ('embed', None, 'mlp'), True, self.kernel_init, self.dtype, name='fc1')(x)
+      hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+    else:
+      raise ValueError(f'unknown mlp {self.kind!r}')
+    return Dense((dim,), ('mlp', 'embed'), True, self.kernel_init, self.dtype, name='fc2')(hidden)
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block; LayerScale and stochastic depth are optional. Shaped for nn.scan."""
+
+  num_heads: int
+  mlp_ratio: float = 4.0
+  qkv_bias: bool = True
+  mlp: str = 'gelu'
+  layer_scale: float = 0.0
+  drop_path: bool = False
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, rate: jax.Array, mask: jax.Array | None, angles: jax.Array | None):
+    dim = x.shape[-1]
+    y = LayerNorm(self.dtype, name='norm1')(x)
+    y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, name='attn')(y, mask, angles)
+    x = x + self._residual(y, rate, 'ls1')
+    y = LayerNorm(self.dtype, name='norm2')(x)
+    y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
+    return x + self._residual(y, rate, 'ls2'), None
+
+  def _residual(self, y: jax.Array, rate: jax.Array, name: str) -> jax.Array:
+    """Applies LayerScale, then drops the whole branch of a sample with probability `rate`."""
+    if self.layer_scale:
+      init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ('embed',))
+      y = y * self.param(name, init, (y.shape[-1],), jnp.float32).astype(y.dtype)
+    if self.drop_path:
+      keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (y.shape[0], 1, 1))
+      y = y * (keep / (1 - rate)).astype(y.dtype)
+    return y
+
+
+class Transformer(nn.Module):
+  """`depth` blocks under one scan (parameters stacked [depth, ...]), without the final norm.
+
+  `remat`: 'none', 'full' (keep block inputs only), 'dots' (keep matrix products), 'dots_no_batch' (keep products
+  with weights, recompute attention). `drop_path` is the rate of the last block; rates grow linearly from 0.
+  """
+
+  depth: int
+  num_heads: int
+  mlp_ratio: float = 4.0
+  qkv_bias: bool = True
+  mlp: str = 'gelu'
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
+  kernel_init: str = 'trunc_normal'
+  remat: str = 'none'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    rates = jnp.linspace(0.0, self.drop_path, self.depth)
+    scanned = nn.scan(
+        _remat(Block, self.remat), variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+        in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
+    blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale,
+                     train and self.drop_path > 0, self.kernel_init, self.dtype, name='blocks')
+    return blocks(x, rates, mask, angles)[0]
+
+
+def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+  if policy == 'none':
+    return block
+  policies = {
+      'full': None,
+      'dots': jax.checkpoint_policies.dots_saveable,
+      'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  }
+  return nn.remat(block, prevent_cse=False, policy=policies[policy])

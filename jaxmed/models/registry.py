@@ -1,0 +1,94 @@
+"""Models by name: `family_size/patch`, as timm's users write them."""
+
+import dataclasses
+from typing import Any
+
+from jaxmed.errors import UserError, choose
+from jaxmed.models.channel_vit import ChannelViT
+from jaxmed.models.layers import REMAT_POLICIES
+from jaxmed.models.vit import POSITIONS, ViT
+
+FAMILIES: dict[str, type[ViT]] = {'vit': ViT, 'channel_vit': ChannelViT}
+
+# embed_dim, depth, num_heads and what else differs; 'giant' is timm's vit_giant_patch14, 'giant2' DINOv2's ViT-g.
+SIZES: dict[str, dict[str, Any]] = {
+    'micro': dict(embed_dim=128, depth=6, num_heads=4),
+    'tiny': dict(embed_dim=192, depth=12, num_heads=3),
+    'small': dict(embed_dim=384, depth=12, num_heads=6),
+    'base': dict(embed_dim=768, depth=12, num_heads=12),
+    'large': dict(embed_dim=1024, depth=24, num_heads=16),
+    'huge': dict(embed_dim=1280, depth=32, num_heads=16),
+    'giant': dict(embed_dim=1408, depth=40, num_heads=16, mlp_ratio=48 / 11),
+    'giant2': dict(embed_dim=1536, depth=40, num_heads=24, mlp='swiglu', mlp_ratio=8 / 3, layer_scale=1e-5),
+}
+
+_CHOICES = {
+    'pos': POSITIONS, 'remat': REMAT_POLICIES, 'mlp': ('gelu', 'swiglu'), 'dtype': ('float32', 'bfloat16'),
+    'kernel_init': ('trunc_normal', 'xavier_uniform'), 'pos_interpolation': ('antialias', 'offset'),
+}
+
+
+def list_models() -> list[str]:
+  """Names of all models, without the patch size."""
+  return [f'{family}_{size}' for family in FAMILIES for size in SIZES]
+
+
+def default_options(name: str) -> dict[str, Any]:
+  """The fields of the named model that a config may set, with their defaults for that size."""
+  family, size, _ = _split(name)
+  fields = {f.name: f.default for f in dataclasses.fields(FAMILIES[family])
+            if f.name not in ('parent', 'name', 'image_size', 'patch_size', 'in_channels')}
+  return fields | SIZES[size]
+
+
+def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels: int = 3,
+                 **options: Any) -> ViT:
+  """Makes an encoder, e.g. `create_model('channel_vit_small/16', image_size=(96, 96, 96), in_channels=4)`.
+
+  Args:
+    name: 'family_size/patch'; patch is one number, or one for each axis: 'vit_base/2x16x16'.
+    image_size: native size; a single number means a square. Its rank is the rank of the inputs.
+    in_channels: input channels, for channel_vit the size of the channel vocabulary.
+    **options: any other field of the class, see `default_options`.
+  Raises:
+    UserError: unknown name or option, or sizes that do not fit together.
+  """
+  family, size, patch = _split(name)
+  image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  patch = patch * len(image_size) if len(patch) == 1 else patch
+  fields = default_options(name)
+  for key, value in options.items():
+    choose('model option', key, fields)
+    if key in _CHOICES:
+      choose(key, value, _CHOICES[key])
+    fields[key] = value
+  if len(patch) != len(image_size) or any(n % p or n < p for n, p in zip(image_size, patch, strict=False)):
+    near = 'x'.join(str(max(p, round(n / p) * p)) for n, p in zip(image_size, patch, strict=False))
+    raise UserError(f'image_size {image_size} does not divide into the patches of {name}: nearest is {near}')
+  if fields['embed_dim'] % fields['num_heads']:
+    raise UserError(f'num_heads {fields["num_heads"]} does not divide embed_dim {fields["embed_dim"]}')
+  return FAMILIES[family](image_size=image_size, patch_size=patch, in_channels=in_channels, **fields)
+
+
+def describe(model: ViT) -> dict[str, Any]:
+  """All fields of a model as plain data, which `rebuild` turns back into it."""
+  family = next(name for name, cls in FAMILIES.items() if type(model) is cls)
+  fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
+  return {'family': family} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def rebuild(description: dict[str, Any]) -> ViT:
+  """The model that `describe` described."""
+  fields = dict(description)
+  family = choose('model family', fields.pop('family'), FAMILIES)
+  return FAMILIES[family](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def _split(name: str) -> tuple[str, str, tuple[int, ...]]:
+  """'channel_vit_small/16' -> ('channel_vit', 'small', (16,))."""
+  base, slash, patch = name.partition('/')
+  choose('model', base, list_models())
+  family, size = base.rsplit('_', 1)
+  if not slash or not all(p.isdigit() and int(p) > 0 for p in patch.split('x')):
+    raise UserError(f'model {name!r} needs a patch size, for example {base}/16')
+  return family, size, tuple(int(p) for p in patch.split('x'))

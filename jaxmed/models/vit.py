@@ -1,0 +1,140 @@
+"""Vision transformer on a token grid of any rank (Dosovitskiy et al. 2021), in timm's vocabulary."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.models import positions as pos
+from jaxmed.models.layers import Dense, LayerNorm, Transformer
+from jaxmed.models.tokens import Features, Tokens, grid_of, patchify
+
+POSITIONS = ('learned', 'sincos', 'rope', 'none')
+
+
+class ViT(nn.Module):
+  """One token a patch; the fields are the config.
+
+  Attributes:
+    image_size: native size, (H, W), (D, H, W) or (T, H, W); its rank is the rank of every input.
+    patch_size: same rank; need not be the same along each axis.
+    in_channels: channels of the input, in one fixed order.
+    num_registers, no_embed_class: as timm's `reg_tokens` and `no_embed_class`.
+    layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
+    pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.
+    pos_interpolation: how a learned table follows other sizes, see `positions.resample`.
+    dtype: 'float32' or 'bfloat16' compute; parameters are float32.
+  """
+
+  image_size: tuple[int, ...] = (224, 224)
+  patch_size: tuple[int, ...] = (16, 16)
+  in_channels: int = 3
+  embed_dim: int = 384
+  depth: int = 12
+  num_heads: int = 6
+  mlp_ratio: float = 4.0
+  mlp: str = 'gelu'
+  qkv_bias: bool = True
+  class_token: bool = True
+  num_registers: int = 0
+  no_embed_class: bool = False
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
+  pos: str = 'learned'
+  pos_interpolation: str = 'antialias'
+  rope_base: float = 100.0
+  kernel_init: str = 'trunc_normal'
+  remat: str = 'none'
+  dtype: Any = 'float32'
+
+  per_channel = False  # one token a patch, all channels together
+
+  def setup(self):
+    compute = jnp.dtype(self.dtype)
+    name = nn.with_logical_partitioning
+    self.patch_embed = Dense((self.embed_dim,), ('patch', 'embed'), True, self.kernel_init, compute)
+    table = lambda axis: name(nn.initializers.truncated_normal(0.02), (axis, 'embed'))
+    if self.class_token:
+      self.cls_token = self.param('cls_token', table(None), (1, self.embed_dim), jnp.float32)
+    if self.num_registers:
+      self.register_tokens = self.param(
+          'register_tokens', table(None), (self.num_registers, self.embed_dim), jnp.float32)
+    if self.pos == 'learned':
+      count = 1
+      for n in grid_of(self.image_size, self.patch_size):
+        count *= n
+      self.pos_embed = self.param(
+          'pos_embed', table('positions'), (count + self._embedded_prefix, self.embed_dim), jnp.float32)
+    self.transformer = Transformer(
+        self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
+        self.kernel_init, self.remat, compute)
+    self.norm = LayerNorm(compute)
+
+  @property
+  def num_prefix_tokens(self) -> int:
+    """Class token and registers, which come before the patches."""
+    return int(self.class_token) + self.num_registers
+
+  @property
+  def _embedded_prefix(self) -> int:
+    return 0 if self.no_embed_class else self.num_prefix_tokens
+
+  def _position_table(self, grid: tuple[int, ...]) -> jax.Array:
+    """Positions [N, D] of the patches of a grid; zeros where positions are not added to tokens."""
+    native = grid_of(self.image_size, self.patch_size)
+    if self.pos == 'learned':
+      table = self.pos_embed[self._embedded_prefix :]
+      return table if grid == native else pos.resample(table, native, grid, self.pos_interpolation)
+    if self.pos == 'sincos':
+      return jnp.asarray(pos.sincos(grid, self.embed_dim))
+    return jnp.zeros((1, self.embed_dim))
+
+  def _coordinates(self, grid: tuple[int, ...]) -> jax.Array | None:
+    return jnp.asarray(pos.coordinates(grid))[None] if self.pos == 'rope' else None
+
+  def embed_patches(self, image: jax.Array, channels: jax.Array | None = None,
+                    channel_mask: jax.Array | None = None) -> Tokens:
+    """Embeds images [B, *size, C], normalised float, as patch tokens with positions.
+
+    `channels` is not used: the order is fixed. Channels that `channel_mask` [B, C] rules out are zeroed and the
+    rest scaled by C / n, the ViT baseline of ChannelViT's authors.
+    """
+    del channels
+    if channel_mask is not None:
+      share = channel_mask.mean(axis=-1, keepdims=True)  # n / C
+      scale = channel_mask / jnp.maximum(share, 1e-6)
+      image = image * scale.reshape(image.shape[0], *[1] * len(self.patch_size), -1)
+    grid = grid_of(image.shape[1:-1], self.patch_size)
+    x = self.patch_embed(patchify(image, self.patch_size))  # [B, N, D]
+    return Tokens(x + self._position_table(grid).astype(x.dtype), None, self._coordinates(grid))
+
+  def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = ()) -> Features:
+    """Runs prefix and patch tokens through the blocks and the final norm."""
+    x, batch = tokens.x, tokens.x.shape[0]
+    prefix = [t for t in (getattr(self, 'cls_token', None) if self.class_token else None,
+                          self.register_tokens if self.num_registers else None) if t is not None]
+    count = self.num_prefix_tokens
+    valid, angles = tokens.valid, None
+    if count:
+      start = jnp.concatenate(prefix)
+      if self.pos == 'learned' and self._embedded_prefix:
+        start = start + self.pos_embed[:count]
+      start = jnp.broadcast_to(start.astype(x.dtype), (batch, count, x.shape[-1]))
+      x = jnp.concatenate([start, x], axis=1)
+      valid = None if valid is None else jnp.pad(valid, ((0, 0), (count, 0)), constant_values=True)
+    if tokens.position is not None:
+      angles = pos.rotary_angles(tokens.position, self.embed_dim // self.num_heads, self.rope_base)
+      angles = jnp.pad(angles, ((0, 0), (count, 0), (0, 0)))  # prefix tokens are not rotated
+    x = self.norm(self.transformer(x, valid, angles, train))
+    cls = x[:, 0] if self.class_token else None
+    registers = x[:, count - self.num_registers : count] if self.num_registers else None
+    return Features(cls, registers, x[:, count:], tokens.valid, grid)
+
+  def __call__(self, image: jax.Array, channels: jax.Array | None = None,
+               channel_mask: jax.Array | None = None, train: bool = False) -> Features:
+    """Features of images [B, *size, C]; see `embed_patches`."""
+    grid = grid_of(image.shape[1:-1], self.patch_size)
+    if self.per_channel:
+      grid = (image.shape[-1], *grid)
+    return self.encode(self.embed_patches(image, channels, channel_mask), train, grid)
