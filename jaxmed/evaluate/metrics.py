@@ -1,0 +1,173 @@
+"""Classification metrics and their bootstrap intervals over subjects.
+
+Rows of one subject are not independent, so subjects are resampled with replacement and all rows of a subject
+move together (cluster bootstrap, percentile interval). A resample is a vector of weights, how often each
+subject was drawn, and every metric here is computed for many such vectors at once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxmed.errors import UserError
+
+METRICS = ('accuracy', 'balanced_accuracy', 'auroc')
+LABELS = {'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'auroc': 'macro AUROC'}
+_CHUNK = 2**22  # row weights held at once: 32 MiB of float64
+
+
+def score(y: np.ndarray, scores: np.ndarray, auroc_classes: Sequence[int] | None = None) -> dict[str, float]:
+  """Accuracy, balanced accuracy and macro AUROC by scikit-learn.
+
+  AUROC is one-vs-rest and averaged over the classes of `auroc_classes` (default: all) that y has and that are
+  not all of y; see `absent_classes` for the others. It is NaN if no class is left.
+
+  Args:
+    y: [M] integers in 0..K-1. scores: [M, K], larger means likelier; the prediction is the largest.
+  """
+  from sklearn.metrics import accuracy_score, roc_auc_score
+  y, scores = _checked(y, scores)
+  predicted = scores.argmax(axis=1)
+  # scikit-learn's balanced_accuracy_score warns about predicted classes that y lacks; this is its definition.
+  recall = [float((predicted[y == c] == c).mean()) for c in np.unique(y)]
+  usable = _usable(y, scores.shape[1], auroc_classes)
+  auroc = [float(roc_auc_score(y == c, scores[:, c])) for c in usable]
+  return dict(accuracy=float(accuracy_score(y, predicted)), balanced_accuracy=float(np.mean(recall)),
+              auroc=float(np.mean(auroc)) if auroc else float('nan'))
+
+
+def absent_classes(y: np.ndarray, num_classes: int) -> tuple[int, ...]:
+  """The classes of 0..num_classes - 1 that y has no row of: macro AUROC leaves them out."""
+  return tuple(c for c in range(num_classes) if not np.any(np.asarray(y) == c))
+
+
+def intervals(y: np.ndarray, scores: np.ndarray, subjects: Sequence, *, draws: int = 1000, seed: int = 0,
+              auroc_classes: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+  """Each metric with its 95 % percentile bootstrap interval over subjects.
+
+  In a resample that lacks a class, the means over classes are over those it has. With a single subject there
+  is no interval: 'low' and 'high' are NaN.
+
+  Args:
+    y: [M] integers. scores: [M, K]. subjects: [M], equal values move together.
+
+  Returns:
+    {metric: {'value', 'low', 'high'}} for accuracy, balanced_accuracy, auroc.
+  """
+  y, scores = _checked(y, scores)
+  value = score(y, scores, auroc_classes)
+  drawn = _bootstrap(y, [scores], subjects, draws, seed, auroc_classes)[0]
+  return {m: _interval(value[m], drawn[m]) for m in METRICS}
+
+
+def paired_difference(y: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray, subjects: Sequence, *,
+                      draws: int = 1000, seed: int = 0,
+                      auroc_classes: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+  """Metric of a minus metric of b, with a 95 % interval: both are computed on the same resampled subjects.
+
+  Takes and returns what `intervals` does; identical scores give exactly 0.
+  """
+  y, scores_a = _checked(y, scores_a)
+  y, scores_b = _checked(y, scores_b)
+  a, b = score(y, scores_a, auroc_classes), score(y, scores_b, auroc_classes)
+  drawn_a, drawn_b = _bootstrap(y, [scores_a, scores_b], subjects, draws, seed, auroc_classes)
+  return {m: _interval(a[m] - b[m], drawn_a[m] - drawn_b[m]) for m in METRICS}
+
+
+def resamples(num_subjects: int, draws: int, seed: int, chunk: int | None = None) -> Iterator[np.ndarray]:
+  """Yields [<=chunk, num_subjects] counts, `draws` rows in all: how often each subject is in each resample.
+
+  Each row sums to num_subjects. The rows do not depend on `chunk`.
+  """
+  rng = np.random.default_rng(seed)
+  even = np.full(num_subjects, 1 / num_subjects)
+  chunk = chunk or draws
+  for start in range(0, draws, chunk):
+    yield rng.multinomial(num_subjects, even, size=min(chunk, draws - start)).astype(np.float64)
+
+
+def weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """AUROC of one class under many weightings of the rows: P(score+ > score-) + P(score+ = score-) / 2.
+
+  Args:
+    positive: [M] bool. score: [M]. weights: [R, M], not negative.
+
+  Returns:
+    [R] float64; NaN where the weights leave no positive or no negative row.
+  """
+  order = np.argsort(score, kind='stable')
+  ranked, w = np.asarray(score)[order], weights[:, order]
+  pos = np.asarray(positive, bool)[order]
+  starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))  # first row of each distinct score
+  w_pos, w_neg = w * pos, w * ~pos
+  if len(starts) < len(ranked):
+    w_pos, w_neg = np.add.reduceat(w_pos, starts, axis=1), np.add.reduceat(w_neg, starts, axis=1)
+  below = np.cumsum(w_neg, axis=1)
+  below -= w_neg / 2  # negatives of smaller score, and half of those that tie
+  wins = np.einsum('rm,rm->r', w_pos, below)
+  pairs = w_pos.sum(axis=1) * w_neg.sum(axis=1)
+  return np.divide(wins, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
+
+
+def _bootstrap(y: np.ndarray, many: list[np.ndarray], subjects: Sequence, draws: int, seed: int,
+               auroc_classes: Sequence[int] | None) -> list[dict[str, np.ndarray]]:
+  """For each array of scores: {metric: [draws]}, all on the same resamples."""
+  subjects = np.asarray([str(s) for s in subjects])
+  if len(subjects) != len(y):
+    raise UserError(f'intervals: {len(subjects)} subjects for {len(y)} rows; expected one a row')
+  if draws < 1:
+    raise UserError(f'intervals: draws={draws} is not positive (the usual number is 1000)')
+  names, subject = np.unique(subjects, return_inverse=True)
+  if len(names) < 2:
+    return [{m: np.full(1, np.nan) for m in METRICS} for _ in many]
+  usable = _usable(y, many[0].shape[1], auroc_classes)
+  totals, hits = _by_subject(y, y, subject), [_by_subject(y, s.argmax(axis=1), subject) for s in many]
+  parts: list[dict[str, list]] = [{m: [] for m in METRICS} for _ in many]
+  for counts in resamples(len(names), draws, seed, max(1, _CHUNK // len(y))):
+    weights = counts[:, subject]  # [R, M]
+    seen = counts @ totals  # [R, K] rows of each class
+    for part, scores, hit in zip(parts, many, hits, strict=True):
+      right = counts @ hit
+      part['accuracy'].append(right.sum(axis=1) / seen.sum(axis=1))
+      recall = np.divide(right, seen, out=np.full(seen.shape, np.nan), where=seen > 0)
+      part['balanced_accuracy'].append(_nanmean(recall))
+      auroc = [weighted_auroc(y == c, scores[:, c], weights) for c in usable]
+      part['auroc'].append(_nanmean(np.stack(auroc, axis=1)) if auroc else np.full(len(counts), np.nan))
+  return [{m: np.concatenate(values) for m, values in part.items()} for part in parts]
+
+
+def _by_subject(y: np.ndarray, predicted: np.ndarray, subject: np.ndarray) -> np.ndarray:
+  """[S, K] float64: rows of each subject and class whose prediction is right."""
+  table = np.zeros((subject.max() + 1, y.max() + 1))
+  right = predicted == y
+  np.add.at(table, (subject[right], y[right]), 1.0)
+  return table
+
+
+def _usable(y: np.ndarray, num_classes: int, wanted: Sequence[int] | None) -> list[int]:
+  wanted = range(num_classes) if wanted is None else wanted
+  return [int(c) for c in wanted if 0 < np.count_nonzero(y == c) < len(y)]
+
+
+def _nanmean(x: np.ndarray) -> np.ndarray:
+  """Mean of each row over what is not NaN; NaN, without a warning, where nothing is."""
+  ok = ~np.isnan(x)
+  n = ok.sum(axis=1)
+  return np.divide(np.where(ok, x, 0).sum(axis=1), n, out=np.full(len(x), np.nan), where=n > 0)
+
+
+def _interval(value: float, drawn: np.ndarray) -> dict[str, float]:
+  drawn = drawn[~np.isnan(drawn)]
+  low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+  return dict(value=float(value), low=float(low), high=float(high))
+
+
+def _checked(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  y, scores = np.asarray(y, np.int64), np.asarray(scores, np.float64)
+  if scores.ndim != 2 or len(y) != len(scores) or not len(y):
+    raise UserError(f'metrics: labels {y.shape} and scores {scores.shape}; expected [M] and [M, K] with M > 0')
+  if y.min() < 0 or y.max() >= scores.shape[1]:
+    raise UserError(f'metrics: labels {y.min()}..{y.max()}; expected 0..{scores.shape[1] - 1}, the columns of scores')
+  if np.isnan(scores).any():
+    raise UserError(f'metrics: {int(np.isnan(scores).any(axis=1).sum())} rows of scores hold NaN; expected numbers')
+  return y, scores

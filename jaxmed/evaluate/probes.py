@@ -1,0 +1,139 @@
+"""Probes on frozen features: weighted nearest neighbours and logistic regression. Pure functions on arrays."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from jaxmed.errors import UserError
+
+SHORT_GRID = tuple(10.0 ** np.linspace(-4, 2, 7))
+FULL_GRID = tuple(10.0 ** np.linspace(-6, 5, 45))  # DINOv2's: dinov2/eval/log_regression.py
+_CHUNK = 2**24  # similarities held at once: 64 MiB of float32
+
+
+def knn(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, num_classes: int,
+        k: int = 20, temperature: float = 0.07) -> np.ndarray:
+  """Weighted k-nearest-neighbour votes, as in DINO (arXiv 2104.14294, eval_knn.py).
+
+  Features are L2-normalised; each of the k training rows of largest cosine similarity s votes for its class
+  with weight exp(s / temperature). With fewer than k training rows all of them vote. Which of several equally
+  similar rows is the k-th is not defined. Work goes in chunks, so that [M, N] is never held.
+
+  Args:
+    train_x: [N, D] features. train_y: [N] integers in 0..num_classes - 1. test_x: [M, D] features.
+
+  Returns:
+    [M, num_classes] float32 scores; each row sums to 1.
+
+  Raises:
+    UserError: no training row, or k or temperature is not positive.
+  """
+  if not len(train_x):
+    raise UserError('knn: there is no training row to vote; expected at least one')
+  if k < 1 or temperature <= 0:
+    raise UserError(f'knn: k={k} and temperature={temperature} must be positive (the usual ones are 20 and 0.07)')
+  train, test = _unit(train_x), _unit(test_x)
+  y = np.asarray(train_y, np.int64)
+  k = min(k, len(train))
+  scores = np.zeros((len(test), num_classes), np.float64)
+  step = max(1, _CHUNK // len(train))
+  for start in range(0, len(test), step):
+    similar = test[start:start + step] @ train.T  # [m, N]
+    top = np.argpartition(similar, len(train) - k, axis=1)[:, -k:]  # [m, k]
+    value = np.take_along_axis(similar, top, axis=1).astype(np.float64)
+    vote = np.exp((value - value.max(axis=1, keepdims=True)) / temperature)  # the shift cancels below
+    rows = np.broadcast_to(np.arange(start, start + len(top))[:, None], top.shape)
+    np.add.at(scores, (rows, y[top]), vote)
+  return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def logistic(train_x: np.ndarray, train_y: np.ndarray, val_x: np.ndarray, val_y: np.ndarray, test_x: np.ndarray,
+             num_classes: int, *, grid: tuple[float, ...] = SHORT_GRID,
+             max_iter: int = 1000) -> tuple[np.ndarray, dict[str, Any]]:
+  """Multinomial logistic regression (scikit-learn, L-BFGS) on standardised features.
+
+  The penalty C is the one of `grid` with the highest validation accuracy (ties: lower log loss, then the
+  stronger penalty); fits go from strong to weak penalty, each started from the one before. The model is then
+  fitted again, standardisation included, on train and validation rows together.
+
+  Args:
+    train_x, val_x, test_x: [N, D], [V, D], [M, D] features. train_y, val_y: integers in 0..num_classes - 1.
+    grid: candidates for C. `FULL_GRID` is DINOv2's.
+    max_iter: most L-BFGS iterations of one fit, which ends when no gradient exceeds 1e-4.
+
+  Returns:
+    [M, num_classes] float32 probabilities (0 for classes that no fitted row has), and a dict with the chosen
+    'C', its 'val_accuracy', the 'grid' with 'grid_val_accuracy', the 'iterations' of all fits together and
+    'unconverged', the number of fits (of len(grid) + 1) that stopped before they converged.
+
+  Raises:
+    UserError: the training rows have fewer than two classes, or there is no validation row.
+  """
+  train_y, val_y = np.asarray(train_y, np.int64), np.asarray(val_y, np.int64)
+  if len(np.unique(train_y)) < 2:
+    raise UserError(f'logistic: the {len(train_y)} training rows have a single class; expected two or more')
+  if not len(val_y):
+    raise UserError('logistic: there is no validation row to choose the penalty on; expected at least one')
+  grid = tuple(sorted(float(c) for c in grid))
+  mean, scale = standardiser(train_x)
+  train, val = _scaled(train_x, mean, scale), _scaled(val_x, mean, scale)
+  fits, chosen = _Fits(max_iter), []
+  for c in grid:
+    p = fits.fit(train, train_y, c).probabilities(val, num_classes)
+    loss = -np.log(np.clip(p[np.arange(len(val_y)), val_y], 1e-12, 1)).mean()
+    chosen.append((float((p.argmax(axis=1) == val_y).mean()), -loss, -c))
+  best = max(range(len(grid)), key=lambda i: chosen[i])
+  both_x = np.concatenate([np.asarray(train_x, np.float32), np.asarray(val_x, np.float32)])
+  mean, scale = standardiser(both_x)
+  fits.restart()
+  fits.fit(_scaled(both_x, mean, scale), np.concatenate([train_y, val_y]), grid[best])
+  info = dict(C=grid[best], val_accuracy=chosen[best][0], grid=list(grid), grid_val_accuracy=[c[0] for c in chosen],
+              iterations=fits.iterations, unconverged=fits.unconverged)
+  return fits.probabilities(_scaled(test_x, mean, scale), num_classes).astype(np.float32), info
+
+
+def standardiser(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each column of x [N, D], float32 [D]; a constant column gets deviation 1."""
+  mean = np.mean(x, axis=0, dtype=np.float64)
+  scale = np.std(x, axis=0, dtype=np.float64)
+  # A constant column's deviation is rounding noise, not exactly 0: dividing by it would blow the noise up.
+  scale[scale <= 1e-6 * np.maximum(np.abs(mean), 1e-30)] = 1.0
+  return mean.astype(np.float32), scale.astype(np.float32)
+
+
+class _Fits:
+  """Consecutive fits of one scikit-learn model, warm-started, with their troubles counted."""
+
+  def __init__(self, max_iter: int):
+    self.max_iter, self.iterations, self.unconverged = max_iter, 0, 0
+    self.restart()
+
+  def restart(self) -> None:
+    from sklearn.linear_model import LogisticRegression
+    self.model = LogisticRegression(solver='lbfgs', max_iter=self.max_iter, warm_start=True)
+
+  def fit(self, x: np.ndarray, y: np.ndarray, c: float) -> '_Fits':
+    from sklearn.exceptions import ConvergenceWarning
+    self.model.set_params(C=c)
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always', ConvergenceWarning)
+      self.model.fit(x, y)
+    self.unconverged += any(issubclass(w.category, ConvergenceWarning) for w in caught)
+    self.iterations += int(np.max(self.model.n_iter_))
+    return self
+
+  def probabilities(self, x: np.ndarray, num_classes: int) -> np.ndarray:
+    out = np.zeros((len(x), num_classes), np.float64)
+    if len(x):
+      out[:, self.model.classes_] = self.model.predict_proba(x)
+    return out
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  x = np.asarray(x, np.float32)
+  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _scaled(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+  return (np.asarray(x, np.float32) - mean) / scale

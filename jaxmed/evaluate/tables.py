@@ -1,0 +1,132 @@
+"""The result of an evaluation as plain text and as HTML: methods and metrics down, kinds of features across."""
+
+import html
+from typing import Any
+
+from jaxmed.evaluate.metrics import LABELS, METRICS
+
+_METHODS = {'knn': 'kNN', 'logistic': 'logistic'}
+
+
+def text_table(result: dict[str, Any]) -> str:
+  """What `evaluate` returned as aligned text, at most 100 columns wide: value [95 % interval] for each kind of features,
+  then the paired differences, sizes and notes."""
+  kinds = _kinds(result)
+  blocks = [[('method', 'metric', *kinds)] + [
+      (name, LABELS[metric], *(_interval(cell) for cell in cells)) for name, metric, cells in _rows(result, kinds)]]
+  minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
+  if minus:
+    blocks.append([('method', 'difference', *(f'{_short(kinds[0])} - {_short(m)}' for m in minus))] + [
+        (name, LABELS[metric], *(_interval(cell, sign=True) for cell in cells))
+        for name, metric, cells in _differences(result, minus)])
+  width = [max(len(r[i]) for b in blocks for r in b if i < len(r)) for i in range(max(len(b[0]) for b in blocks))]
+  lines = []
+  for block in blocks:
+    lines += [_line(block[0], width), _line(['-' * w for w in width[:len(block[0])]], width)]
+    lines += [_line(_once(block, i), width) for i in range(1, len(block))] + ['']
+  return '\n'.join(lines + _wrapped(_caption(result))) + '\n'
+
+
+def html_table(result: dict[str, Any]) -> str:
+  """What `evaluate` returned as HTML tables with a caption, without style: the page that holds them brings it."""
+  kinds = _kinds(result)
+  body = []
+  for name, metric, cells in _rows(result, kinds):
+    top = max((c['value'] for c in cells if c and c['value'] is not None), default=None)
+    body.append([name, LABELS[metric]] + [_html_interval(c, best=bool(c) and c['value'] == top) for c in cells]
+                + [_number(result['chance'].get(metric))])
+  out = [_html(['method', 'metric', *kinds, 'chance'], body)]
+  minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
+  if minus:
+    head = ['method', 'difference', *(f'{_short(kinds[0])} − {_short(m)}' for m in minus)]
+    out.append(_html(head, [[name, LABELS[metric]] + [_html_interval(c, sign=True) for c in cells]
+                            for name, metric, cells in _differences(result, minus)]))
+  return '\n'.join(out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, chance=False)])
+
+
+def verdict(result: dict[str, Any]) -> str:
+  """One sentence: on which metrics the trained features beat the untrained ones beyond the interval, and on which not."""
+  found = [(d['method'], m, d['metrics'][m]['low'], d['metrics'][m]['high'])
+           for d in result['differences'] if d['minus'] == 'untrained' for m in METRICS]
+  if not found or any(low is None for *_, low, _ in found):
+    return 'Without an untrained encoder or intervals there is no verdict on the training.'
+  better = [f'{_METHODS.get(p, p)} {LABELS[m]}' for p, m, low, _ in found if low > 0]
+  worse = [f'{_METHODS.get(p, p)} {LABELS[m]}' for p, m, _, high in found if high < 0]
+  if len(better) == len(found):
+    return 'The trained encoder beats the untrained one on every metric; no interval of a difference holds 0.'
+  text = f'The trained encoder beats the untrained one beyond the interval on {", ".join(better) or "no metric"}'
+  return text + (f', and is worse beyond it on {", ".join(worse)}.' if worse else '.')
+
+
+def _kinds(result: dict[str, Any]) -> list[str]:
+  return list(dict.fromkeys(r['features'] for r in result['rows']))
+
+
+def _rows(result: dict[str, Any], kinds: list[str]):
+  cells = {(r['features'], r['method']): r['metrics'] for r in result['rows']}
+  for method in dict.fromkeys(r['method'] for r in result['rows']):
+    for metric in METRICS:
+      yield _METHODS.get(method, method), metric, [cells.get((k, method), {}).get(metric) for k in kinds]
+
+
+def _differences(result: dict[str, Any], minus: list[str]):
+  cells = {(d['minus'], d['method']): d['metrics'] for d in result['differences']}
+  for method in dict.fromkeys(d['method'] for d in result['differences']):
+    for metric in METRICS:
+      yield _METHODS.get(method, method), metric, [cells.get((m, method), {}).get(metric) for m in minus]
+
+
+def _short(kind: str) -> str:
+  return kind.split(' ')[0]
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+  return 'n/a' if value is None else f'{value:+.3f}' if sign else f'{value:.3f}'
+
+
+def _interval(cell: dict[str, Any] | None, sign: bool = False) -> str:
+  if cell is None:
+    return '-'
+  if cell['low'] is None:
+    return f'{_number(cell["value"], sign)} [n/a]'
+  return f'{_number(cell["value"], sign)} [{_number(cell["low"], sign)}, {_number(cell["high"], sign)}]'
+
+
+def _html_interval(cell: dict[str, Any] | None, sign: bool = False, best: bool = False) -> str:
+  if cell is None:
+    return '–'
+  value = _number(cell['value'], sign).replace('-', '−')
+  spread = 'n/a' if cell['low'] is None else f'{_number(cell["low"], sign)}, {_number(cell["high"], sign)}'
+  value = f'<b>{value}</b>' if best else value
+  return f'{value} <span class="interval">[{spread.replace("-", "−")}]</span>'
+
+
+def _html(head: list[str], body: list[list[str]]) -> str:
+  top = ''.join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
+  rows = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in body)
+  return f'<table class="results"><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _caption(result: dict[str, Any], chance: bool = True) -> list[str]:
+  splits, subjects = result['splits'], result['subjects']
+  sizes = ', '.join(f'{splits[s]:,} {s} ({subjects[s]:,} subjects)' for s in splits)
+  first = f'Label {result["label"]!r}, {len(result["classes"])} classes; rows: {sizes}.'
+  second = f'[..] is the 95 % interval by bootstrap over test subjects ({result["draws"]:,} draws).'
+  levels = ', '.join(f'{LABELS[m]} {_number(result["chance"].get(m))}' for m in METRICS)
+  more = [f'Chance: {levels}.'] if chance else []
+  return [first, second, *more, *(f'Note: {n}.' for n in result['notes'])]
+
+
+def _wrapped(lines: list[str]) -> list[str]:
+  import textwrap
+  return [part for line in lines for part in textwrap.wrap(line, 100, subsequent_indent='  ')]
+
+
+def _once(block: list[tuple[str, ...]], i: int) -> tuple[str, ...]:
+  """A method's name is printed in its first row only."""
+  row = block[i]
+  return ('', *row[1:]) if i > 1 and block[i - 1][0] == row[0] else row
+
+
+def _line(cells, width: list[int]) -> str:
+  return '  '.join(c.ljust(w) for c, w in zip(cells, width, strict=False)).rstrip()
