@@ -56,7 +56,7 @@ class ChannelViT(ViT):
     """Positions [1 or B, 1, N, D]: resampled by the official rule, which depends on the number of channels."""
     table = self._position_table(grid)
     native = grid_of(self.image_size, self.patch_size)
-    if self.pos != 'learned' or self.pos_interpolation != 'offset' or grid != native:
+    if self.pos not in ('learned', 'sincos') or self.pos_interpolation != 'offset' or grid != native:
       return table[None, None]
     shifted = resample(table, grid, grid, self.pos_interpolation)
     if channel_mask is None:

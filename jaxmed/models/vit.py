@@ -23,7 +23,7 @@ class ViT(nn.Module):
     num_registers, no_embed_class: as timm's `reg_tokens` and `no_embed_class`.
     layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
     pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.
-    pos_interpolation: how a learned table follows other sizes, see `positions.resample`.
+    pos_interpolation: how a learned or fixed table follows other sizes, see `positions.resample`.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
   """
 
@@ -82,13 +82,14 @@ class ViT(nn.Module):
 
   def _position_table(self, grid: tuple[int, ...]) -> jax.Array:
     """Positions [N, D] of the patches of a grid; zeros where positions are not added to tokens."""
+    if self.pos not in ('learned', 'sincos'):
+      return jnp.zeros((1, self.embed_dim))
     native = grid_of(self.image_size, self.patch_size)
     if self.pos == 'learned':
       table = self.pos_embed[self._embedded_prefix :]
-      return table if grid == native else pos.resample(table, native, grid, self.pos_interpolation)
-    if self.pos == 'sincos':
-      return jnp.asarray(pos.sincos(grid, self.embed_dim))
-    return jnp.zeros((1, self.embed_dim))
+    else:
+      table = jnp.asarray(pos.sincos(native, self.embed_dim))
+    return table if grid == native else pos.resample(table, native, grid, self.pos_interpolation)
 
   def _coordinates(self, grid: tuple[int, ...]) -> jax.Array | None:
     return jnp.asarray(pos.coordinates(grid))[None] if self.pos == 'rope' else None

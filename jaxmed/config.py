@@ -1,0 +1,179 @@
+"""What a run is: typed defaults, overrides, and the resolved copy that is saved beside the run.
+
+A config is an ml_collections.ConfigDict. Zero, the empty string or the empty tuple mean "chosen from the data, the
+device and the method"; what was chosen is printed and saved. The sections `encoder` and `objective` take their keys
+from the chosen model and method.
+"""
+
+import ast
+import importlib.util
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxmed.errors import UserError, choose
+
+
+def base() -> ConfigDict:
+  """The keys that every run has, with their defaults."""
+  return ConfigDict({
+      'method': 'mae',
+      'model': 'channel_vit_tiny/16',
+      'data': '',
+      'seed': 0,
+      'steps': 0,  # or epochs
+      'epochs': 0.0,
+      'batch_size': 0,  # global
+      'image_size': (),  # one number means a square
+      'learning_rate': 0.0,  # peak, for the whole batch
+      'checkpoint_every': 0,  # steps
+      'eval_every': 0,  # steps; probes on the labelled splits, where data.label is set
+      'log_every': 10,
+      'init': '',  # a run or file whose encoder training starts from
+      'encoder': {},
+      'objective': {},
+      'optimizer': {
+          'b1': 0.9,
+          'b2': 0.999,
+          'weight_decay': 0.05,
+          'warmup_steps': 0,  # 10 % of the steps
+          'final_learning_rate': 0.0,
+          'layer_decay': 1.0,
+          'clip': 0.0,  # largest gradient norm, 0 for none
+          'clip_scope': 'global',  # 'global' | 'module' | 'tensor'
+          'accumulate': 1,  # microbatches a step
+          'ema': 0.0,  # decay of an average of the weights, 0 for none
+      },
+      'augment': {
+          'scale': (0.2, 1.0),  # share of the area that a crop covers
+          'ratio': (3 / 4, 4 / 3),
+          'flip': (),  # probability an axis; last axis only by default
+          'brightness': 0.0,  # additive, in standard deviations
+          'contrast': 0.0,  # multiplicative, +- this share
+          'noise': 0.0,  # standard deviation of Gaussian noise
+          'channel_sampling': 'none',  # 'none' | 'hcs'
+      },
+      'loader': {
+          'split': 'train',
+          'label': '',
+          'channels': (),  # names to keep; all by default
+          'load_size': (),  # what a record is fitted to before the crop
+          'fit': 'resize',  # 'resize' | 'crop'
+          'normalize': 'corpus',  # 'corpus' | 'image' | 'none'
+          'threads': 2,
+      },
+      'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'tensor': 1},  # 0: what is left of the devices
+      'checkpoint': {'keep': 2, 'best': 'loss', 'best_mode': 'min'},
+  })
+
+
+def load_file(path: str) -> dict[str, Any]:
+  """Runs a config file and returns what its `get_config()` sets, as a nested dict."""
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise UserError(f'config file {path} does not exist')
+  spec = importlib.util.spec_from_file_location('jaxmed_experiment', file)
+  if spec is None or spec.loader is None:
+    raise UserError(f'config file {path} is not a Python file')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except Exception as e:
+    raise UserError(f'config file {path}: {type(e).__name__}: {e}') from e
+  return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
+  """'optimizer.clip=3.0' ... -> nested dict; values are Python literals, otherwise text."""
+  nested: dict[str, Any] = {}
+  for word in words:
+    key, equals, text = word.partition('=')
+    if not equals or not key:
+      raise UserError(f'{word!r} is not an override: write key=value, for example batch_size=64')
+    section = nested
+    *parents, last = key.split('.')
+    for parent in parents:
+      section = section.setdefault(parent, {})
+    section[last] = _literal(text)
+  return nested
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    pass
+  if text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
+  return text
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+  """Deep union of nested dicts; later ones win."""
+  out: dict[str, Any] = {}
+  for layer in layers:
+    for key, value in layer.items():
+      both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+      out[key] = merge(out[key], value) if both else value
+  return out
+
+
+def update(config: ConfigDict, values: Mapping[str, Any], prefix: str = '') -> None:
+  """Sets nested values in place. An unknown key names the nearest one; a value must have its default's type."""
+  for key, value in values.items():
+    name = prefix + key
+    if key not in config:
+      choose('key', name, _all_keys(config, prefix))
+    default = config[key]
+    if isinstance(default, ConfigDict):
+      if not isinstance(value, Mapping):
+        raise UserError(f'{name} is a section: set one of its keys, for example {name}.{next(iter(default), "key")}')
+      update(default, value, name + '.')
+    else:
+      with config.ignore_type():
+        config[key] = _typed(name, value, default)
+
+
+def _all_keys(config: ConfigDict, prefix: str) -> list[str]:
+  keys = []
+  for key, value in config.items():
+    keys += _all_keys(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else [prefix + key]
+  return keys
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+  """`value` as the type of `default`, or a UserError that names the key and what it takes."""
+  kind = type(default)
+  if kind is tuple:
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(items) if value != '' else ()
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if kind is int and isinstance(value, float) and value == int(value):
+    value = int(value)
+  if kind is str and not isinstance(value, (str, bool)) and value is not None:
+    value = str(value)
+  if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    raise UserError(f'{name} takes a {_KINDS.get(kind, kind.__name__)}, not {value!r}; the default is {default!r}')
+  return value
+
+
+_KINDS = {int: 'whole number', float: 'number', bool: 'True or False', str: 'text'}
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+  """The config as plain data for JSON; tuples become lists."""
+  return config.to_dict()
+
+
+def from_dict(values: Mapping[str, Any]) -> ConfigDict:
+  """The config that `to_dict` gave; lists become tuples again."""
+  def convert(value):
+    if isinstance(value, Mapping):
+      return {k: convert(v) for k, v in value.items()}
+    return tuple(convert(v) for v in value) if isinstance(value, list) else value
+  return ConfigDict(convert(values))

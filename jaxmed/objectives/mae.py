@@ -1,0 +1,152 @@
+"""Masked autoencoding (He et al. 2022; facebookresearch/mae, models_mae.py) for patch and channel tokens."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.errors import UserError, choose
+from jaxmed.models.decoder import Decoder
+from jaxmed.models.tokens import Tokens, grid_of, patchify, unpatchify
+from jaxmed.models.vit import ViT
+
+MASK_CHANNELS = ('independent', 'shared')
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE:
+  """Hides most tokens of each sample and reconstructs their pixels.
+
+  Attributes:
+    mask_ratio: share of a sample's tokens that is hidden.
+    norm_pixels: targets are (x - mean) / sqrt(var + 1e-6) of each patch, with the unbiased variance.
+    mask_channels: for channel tokens, 'independent' masks a channel, or 'shared' the same positions in all.
+    decoder_*: the decoder, 512 wide with 8 blocks of 16 heads as published.
+  """
+
+  encoder: ViT
+  mask_ratio: float = 0.75
+  norm_pixels: bool = True
+  mask_channels: str = 'independent'
+  decoder_dim: int = 512
+  decoder_depth: int = 8
+  decoder_heads: int = 16
+
+  LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
+  FEATURE: ClassVar[str] = 'mean'
+  DEFAULTS: ClassVar[dict[str, Any]] = {
+      'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_uniform'},
+      'optimizer': {'b2': 0.95, 'weight_decay': 0.05},
+      'augment': {'scale': (0.2, 1.0)},
+  }
+
+  def __post_init__(self):
+    choose('objective.mask_channels', self.mask_channels, MASK_CHANNELS)
+    if not 0 < self.mask_ratio < 1:
+      raise UserError(f'objective.mask_ratio {self.mask_ratio} must lie between 0 and 1')
+    if self.decoder_dim % self.decoder_heads:
+      raise UserError(f'objective.decoder_heads {self.decoder_heads} does not divide decoder_dim {self.decoder_dim}')
+
+  @property
+  def decoder(self) -> Decoder:
+    """The decoder that goes with the encoder."""
+    e = self.encoder
+    pixels = 1
+    for n in e.patch_size:
+      pixels *= n
+    return Decoder(
+        grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
+        vocabulary=e.in_channels if e.per_channel else 0, embed_dim=self.decoder_dim, depth=self.decoder_depth,
+        num_heads=self.decoder_heads, kernel_init=e.kernel_init, remat=e.remat, dtype=e.dtype)
+
+  def init(self, rng: jax.Array, batch: dict) -> dict:
+    """Boxed variables, from the shapes of a batch of views."""
+    rng, mask_key = jax.random.split(rng)
+    encoder_key, decoder_key = jax.random.split(rng)
+    image, channels = batch['image'], batch['channels']
+    mask = batch.get('channel_mask')
+    encoder = self.encoder.init(encoder_key, image, channels, mask)['params']
+    tokens = self._tokens(nn.unbox(encoder), batch)
+    _, order, visible, _ = self._mask(mask_key, tokens, batch['channels'].shape[1])
+    latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
+    cls = latent[:, :1] if self.encoder.class_token else None
+    decoder = self.decoder.init(decoder_key, cls, latent, visible, order, channels, tokens.valid)['params']
+    return {'params': {'encoder': encoder, 'decoder': decoder}, 'target': {}, 'extra': {}}
+
+  def encoder_params(self, variables: dict) -> Any:
+    """Weights of the encoder."""
+    return variables['params']['encoder']
+
+  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+    """Mean squared error over the hidden, existing tokens of the global batch."""
+    del step
+    predicted, hidden = self._predict(variables['params'], batch, rng, train)
+    error = jnp.square(predicted.astype(jnp.float32) - self.target(batch['image'])).mean(axis=-1)  # [B, N]
+    loss = (error * hidden).sum() / jnp.maximum(hidden.sum(), 1.0)
+    return loss, ({'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}, variables['extra'])
+
+  def target(self, image: jax.Array) -> jax.Array:
+    """Pixels of each token [B, N, P] in float32; no gradient flows through it."""
+    x = patchify(jax.lax.stop_gradient(image).astype(jnp.float32), self.encoder.patch_size, self.encoder.per_channel)
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    if self.norm_pixels:
+      x = (x - x.mean(axis=-1, keepdims=True)) / jnp.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
+    return x
+
+  def pictures(self, variables: dict, batch: dict, rng: jax.Array) -> dict[str, Any]:
+    """{'reconstructions': (original, masked, predicted)}, each [B, *size, C]; predictions in the patch's scale."""
+    predicted, hidden = self._predict(variables['params'], batch, rng, False)
+    image = batch['image']
+    e = self.encoder
+    pixels = patchify(image, e.patch_size, e.per_channel)
+    shape, flat = pixels.shape, pixels.reshape(image.shape[0], -1, pixels.shape[-1])
+    if self.norm_pixels:
+      std = jnp.sqrt(flat.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
+      predicted = predicted * std + flat.mean(axis=-1, keepdims=True)
+    hidden = hidden[..., None]
+    back = lambda x: unpatchify(x.reshape(shape), image.shape[1:-1], e.patch_size, e.per_channel)
+    masked = jnp.where(hidden > 0, jnp.nan, flat)
+    filled = jnp.where(hidden > 0, predicted, flat)
+    return {'reconstructions': (image, back(masked), back(filled))}
+
+  def _tokens(self, params: Any, batch: dict) -> Tokens:
+    return self.encoder.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'),
+                              method='embed_patches')
+
+  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    """Predicted pixels [B, N, P] of every token and which tokens were hidden, [B, N] float."""
+    mask_key, drop_key = jax.random.split(rng)
+    tokens = self._tokens(params['encoder'], batch)
+    keep, order, visible, hidden = self._mask(mask_key, tokens, batch['channels'].shape[1])
+    seen = tokens.take(keep)
+    if tokens.valid is not None:
+      seen = seen.replace(valid=visible)
+    latent = self.encoder.apply({'params': params['encoder']}, seen, train, method='encode',
+                                rngs={'dropout': drop_key})
+    predicted = self.decoder.apply({'params': params['decoder']}, latent.cls, latent.patches, visible, order,
+                                   batch['channels'], tokens.valid)
+    return predicted, hidden
+
+  def _mask(self, rng: jax.Array, tokens: Tokens, channels: int):
+    """Draws what each sample shows, by sorting noise as the official code does.
+
+    Returns:
+      keep [B, K] indices of the shown tokens, order [B, N] rank of each token, visible [B, K] bool (False where a
+      sample with missing channels shows fewer than K), hidden [B, N] float.
+    """
+    batch, count = tokens.x.shape[:2]
+    together = channels if self.encoder.per_channel and self.mask_channels == 'shared' else 1
+    shown = together * int(count // together * (1 - self.mask_ratio))
+    if shown < 1:
+      raise UserError(f'objective.mask_ratio {self.mask_ratio} hides all {count} tokens: lower it or the patch size')
+    noise = jnp.tile(jax.random.uniform(rng, (batch, count // together)), (1, together))
+    exists = jnp.ones((batch, count), bool) if tokens.valid is None else tokens.valid
+    noise = jnp.where(exists, noise, jnp.inf)
+    shuffle = jnp.argsort(noise, axis=1)
+    order = jnp.argsort(shuffle, axis=1)
+    quota = exists.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
+    visible = jnp.arange(shown)[None] < quota
+    hidden = (order >= quota) & exists
+    return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32)

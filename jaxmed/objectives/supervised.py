@@ -1,0 +1,81 @@
+"""Supervised classification: cross-entropy with label smoothing, mixup and CutMix."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.augment.mix import mix
+from jaxmed.errors import UserError, choose
+from jaxmed.models.layers import Dense
+from jaxmed.models.vit import ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+  """Trains encoder and a linear head on the batch's `label` (-1 counts as no label).
+
+  Attributes:
+    num_classes: filled in from the data. feature: 'cls' or 'mean', what the head reads.
+    label_smoothing: share of the target that is spread over all classes.
+    mixup, cutmix: alpha of their Beta distributions, 0 for none.
+  """
+
+  encoder: ViT
+  num_classes: int = 0
+  feature: str = 'cls'
+  label_smoothing: float = 0.1
+  mixup: float = 0.0
+  cutmix: float = 0.0
+
+  LEARNING_RATE: ClassVar = (5e-4, 256)  # insitro/ChannelViT: 5e-4 * B / 256 at a batch of 256
+  FEATURE: ClassVar[str] = 'cls'
+  DEFAULTS: ClassVar[dict[str, Any]] = {
+      'encoder': {'drop_path': 0.1},
+      'optimizer': {'weight_decay': 0.04, 'final_learning_rate': 1e-6},
+      'augment': {'scale': (0.4, 1.0)},
+  }
+
+  def __post_init__(self):
+    choose('objective.feature', self.feature, ('cls', 'mean'))
+    if not 0 <= self.label_smoothing < 1:
+      raise UserError(f'objective.label_smoothing {self.label_smoothing} must lie in [0, 1)')
+
+  @property
+  def head(self) -> Dense:
+    """Linear classifier."""
+    return Dense((self.num_classes,), ('embed', None))
+
+  def init(self, rng: jax.Array, batch: dict) -> dict:
+    """Boxed variables, from the shapes of a batch of views."""
+    if self.num_classes < 2:
+      raise UserError('supervised training needs loader.label, a manifest column with at least two classes')
+    encoder_key, head_key = jax.random.split(rng)
+    encoder = self.encoder.init(encoder_key, batch['image'], batch['channels'], batch.get('channel_mask'))['params']
+    head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
+    return {'params': {'encoder': encoder, 'head': head}, 'target': {}, 'extra': {}}
+
+  def encoder_params(self, variables: dict) -> Any:
+    """Weights of the encoder."""
+    return variables['params']['encoder']
+
+  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+    """Mean cross-entropy over the labelled samples of the global batch."""
+    del step
+    mix_key, drop_key = jax.random.split(rng)
+    known = (batch['label'] >= 0).astype(jnp.float32)
+    target = jax.nn.one_hot(batch['label'], self.num_classes)
+    target = target * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+    image = batch['image']
+    if train:
+      image, target = mix(mix_key, image, target, batch['channels'], self.mixup, self.cutmix)
+    features = self.encoder.apply({'params': variables['params']['encoder']}, image, batch['channels'],
+                                  batch.get('channel_mask'), train, rngs={'dropout': drop_key})
+    logits = self.head.apply({'params': variables['params']['head']}, features.pooled(self.feature))
+    entropy = -(target * nn.log_softmax(logits)).sum(axis=-1)
+    total = jnp.maximum(known.sum(), 1.0)
+    loss = (entropy * known).sum() / total
+    right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
+    return loss, ({'cross_entropy': loss, 'accuracy': right}, variables['extra'])

@@ -1,0 +1,74 @@
+"""The named mesh, and how logical axes of parameters and batches become shardings on it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxmed.errors import UserError
+
+AXES = ('replica', 'data', 'fsdp', 'tensor')
+BATCH_AXES = ('replica', 'data', 'fsdp')
+
+# Logical axis -> mesh axis. Names that are not here are replicated, and so is a dimension that does not divide.
+RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor'}
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+  """Makes the mesh over all devices; one axis may be 0, which takes what the others leave.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  count = jax.device_count()
+  shape = [sizes.get(axis, 1) for axis in AXES]
+  fixed = math.prod(n for n in shape if n)
+  if shape.count(0) > 1 or fixed < 1 or count % fixed or (0 not in shape and fixed != count):
+    wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in zip(AXES, shape, strict=True))
+    raise UserError(f'mesh {wanted} does not fit {count} devices: the sizes must multiply to {count}')
+  shape = [n or count // fixed for n in shape]
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Into how many parts a global batch is cut."""
+  return math.prod(mesh.shape[a] for a in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Leading axis over every axis that holds different samples."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, P())
+
+
+def shardings(abstract: Any, mesh: Mesh) -> Any:
+  """Shardings of a pytree whose parameters are boxed with logical names (flax `LogicallyPartitioned`).
+
+  The result has the structure of the unboxed tree.
+  """
+  def one(leaf):
+    if not isinstance(leaf, nn.LogicallyPartitioned):
+      return replicated(mesh)
+    spec, used = [], set()
+    for name, size in zip(leaf.names, leaf.value.shape, strict=True):
+      axis = RULES.get(name)
+      fits = axis is not None and axis not in used and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+      used |= {axis} if fits else set()
+      spec.append(axis if fits else None)
+    return NamedSharding(mesh, P(*spec))
+  return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Global arrays, sharded over the mesh, from this process's part [b, ...] of each."""
+  sharding = batch_sharding(mesh)
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
