@@ -1,0 +1,99 @@
+"""Flat dicts of float32 arrays in safetensors files, the one container that every layout here uses."""
+
+import os
+import pathlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxmed.errors import UserError
+from jaxmed.files import writing
+
+_FLOATS = ('F64', 'F32', 'F16', 'BF16')
+_PICKLES = ('.pth', '.pt', '.ckpt', '.bin', '.pkl')
+
+
+def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+  """Writes float32 arrays and text metadata; the file is whole or absent.
+
+  A file with one metadata entry has the same bytes each time (the format does not order several).
+
+  Raises:
+    UserError: a tensor holds NaN or infinity, or the place cannot be written.
+  """
+  ready = {}
+  for name, value in tensors.items():
+    ready[name] = np.ascontiguousarray(value, np.float32)
+    _check_finite(path, name, ready[name])
+  with writing(path) as part:
+    try:
+      safetensors.numpy.save_file(ready, part, metadata)
+    except safetensors.SafetensorError as e:  # a full disk arrives as this too
+      raise UserError(f'cannot write {path}: {e}') from e
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Reads all floating-point tensors as float32, and the metadata.
+
+  float64, float16 and bfloat16 are converted; integer tensors (counters) are left out.
+
+  Raises:
+    UserError: no such file, a PyTorch pickle, a damaged file, a NaN or infinite weight, an 8-bit float.
+  """
+  path = pathlib.Path(path)
+  _check_container(path)
+  try:
+    with safetensors.safe_open(path, framework='numpy') as f:
+      kinds = {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118 (not a dict)
+      tensors = {name: f.get_tensor(name).astype(np.float32) for name, kind in kinds.items()
+                 if kind in _FLOATS and kind != 'BF16'}
+      metadata = f.metadata() or {}
+  except (safetensors.SafetensorError, OSError) as e:
+    raise UserError(f'cannot read {path} as safetensors, it is damaged or something else: {e}') from e
+  odd = [name for name, kind in kinds.items() if kind.startswith('F') and kind not in _FLOATS]
+  if odd:
+    raise UserError(f'{path}: tensor {odd[0]!r} is {kinds[odd[0]]}, expected float32, float16, bfloat16 or float64')
+  if 'BF16' in kinds.values():
+    tensors |= _read_bfloat16(path)
+  for name, value in tensors.items():
+    _check_finite(path, name, value)
+  return tensors, metadata
+
+
+def _read_bfloat16(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The bfloat16 tensors, which numpy has no type for, as float32: they are its upper 16 bits."""
+  tensors = {}
+  for name, view in safetensors.deserialize(path.read_bytes()):
+    if view['dtype'] == 'BF16':
+      bits = np.frombuffer(view['data'], '<u2').astype(np.uint32) << 16
+      tensors[name] = bits.view(np.float32).reshape(view['shape'])
+  return tensors
+
+
+def _check_container(path: pathlib.Path) -> None:
+  if not path.is_file():
+    raise UserError(f'{path} is a folder, expected a .safetensors file' if path.is_dir() else f'{path} does not exist')
+  try:
+    with open(path, 'rb') as f:
+      start = f.read(4)
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  if start == b'PK\x03\x04' or start[:1] == b'\x80' or (path.suffix in _PICKLES and start):
+    raise UserError(f'{path} is a PyTorch pickle, which is not read here; where torch is installed run: '
+                    f'{convert_command(path)}')
+
+
+def convert_command(path: pathlib.Path) -> str:
+  """One line of shell that turns a PyTorch checkpoint into a safetensors file beside it."""
+  return (f'python -c "import torch, safetensors.torch as s; '
+          f"d = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+          f"d = next((d[k] for k in ('state_dict', 'model', 'teacher') if k in d), d); "
+          f"s.save_file({{k: v.contiguous().clone() for k, v in d.items() if hasattr(v, 'clone')}}, "
+          f'{str(path.with_suffix(".safetensors"))!r})"')
+
+
+def _check_finite(path: str | os.PathLike, name: str, value: np.ndarray) -> None:
+  bad = value.size - np.count_nonzero(np.isfinite(value))
+  if bad:
+    raise UserError(f'{path}: tensor {name!r} holds {bad} NaN or infinite of {value.size} values')

@@ -1,0 +1,129 @@
+"""ViT <-> timm's VisionTransformer (timm.models.vision_transformer), by tensor names and shapes alone.
+
+The class is meant with `num_classes=0, global_pool=''`, so that its output is [B, prefix + N, D] after the final norm,
+and with `dynamic_img_size=True` where images have other sizes than the native one.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmed.errors import UserError
+from jaxmed.interop import state_dict
+from jaxmed.interop.state_dict import Params, StateDict
+from jaxmed.models import positions
+from jaxmed.models.tokens import grid_of
+from jaxmed.models.vit import ViT
+
+
+def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:
+  """The state dict of the timm VisionTransformer with the same features.
+
+  `patch_embed.proj.weight` is [D, C, ph, pw]; SwiGLU is in the layout of timm.layers.SwiGLUPacked. Fixed positions
+  are written out as a table, absent ones as zeros.
+
+  Raises:
+    UserError: the class cannot hold the model (rotary positions, three axes, one token a channel).
+  """
+  check_timm(model)
+  p = state_dict.host(params)
+  out = {'patch_embed.proj.weight': _convolution(p['patch_embed']['kernel'], model.patch_size),
+         'patch_embed.proj.bias': p['patch_embed']['bias'],
+         'pos_embed': position_table(model, p)[None],
+         'norm.weight': p['norm']['scale'], 'norm.bias': p['norm']['bias']}
+  if model.class_token:
+    out['cls_token'] = p['cls_token'][None]
+  if model.num_registers:
+    out['reg_token'] = p['register_tokens'][None]
+  return out | state_dict.write_blocks(p['transformer']['blocks'])
+
+
+def check_timm(model: ViT) -> None:
+  """Raises a UserError where timm's VisionTransformer cannot hold the model."""
+  if model.per_channel:
+    raise UserError("format 'timm' holds a ViT, not one token a channel: export with --format channelvit")
+  if len(model.image_size) != 2:
+    raise UserError(f"format 'timm' holds 2D models, not image size {tuple(model.image_size)}: export with "
+                    '--format jaxmed')
+  if model.pos == 'rope':
+    raise UserError("format 'timm' has no rotary positions (pos='rope'): export with --format jaxmed")
+
+
+def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
+              image_size: tuple[int, ...] | None = None) -> tuple[ViT, Params]:
+  """The model and parameters of a state dict of timm's VisionTransformer, all of it read off names and shapes.
+
+  Prefixes such as 'module.' or 'teacher.backbone.' are stripped, the classifier is left out with a note.
+
+  Args:
+    num_heads: None for the registered size of this width and depth, else width // 64 (tiny, small, base, large agree).
+    image_size: native size [H, W]; None for a square.
+  Raises:
+    UserError: a tensor is missing, has another shape, or belongs to a model that this is not (q_norm, norm_pre,
+      fc_norm, attn_pool, ...).
+  """
+  state = StateDict(tensors, 'timm')
+  weight = state.take('patch_embed.proj.weight', -1, -1, -1, -1)
+  dim, channels, *patch = weight.shape
+  p: Params = {'patch_embed': {'kernel': weight.transpose(2, 3, 1, 0).reshape(-1, dim),
+                               'bias': state.take('patch_embed.proj.bias', dim)}}
+  registers = 0
+  class_token = 'cls_token' in state
+  if class_token:
+    p['cls_token'] = state.take('cls_token', 1, 1, dim)[0]
+  if 'reg_token' in state:
+    p['register_tokens'] = state.take('reg_token', 1, -1, dim)[0]
+    registers = p['register_tokens'].shape[0]
+  fields: dict[str, Any] = {'pos': 'none', 'no_embed_class': False}
+  if 'pos_embed' in state:
+    table = p['pos_embed'] = state.take('pos_embed', 1, -1, dim)[0]
+    fields = {'pos': 'learned'} | _embedded_prefix(len(table), class_token + registers, tuple(patch), image_size)
+  elif image_size is None:
+    raise UserError('the weights have no pos_embed, which would tell the image size: pass --image-size')
+  else:
+    fields['image_size'] = tuple(image_size)
+  blocks, block_fields = state_dict.read_blocks(state, dim, num_heads)
+  p['norm'] = {'scale': state.take('norm.weight', dim), 'bias': state.take('norm.bias', dim)}
+  p['transformer'] = {'blocks': blocks}
+  state.finish()
+  model = ViT(patch_size=tuple(patch), in_channels=channels, embed_dim=dim, class_token=class_token,
+              num_registers=registers, **fields, **block_fields)
+  return model, p
+
+
+def position_table(model: ViT, params: Params) -> np.ndarray:
+  """Positions as a learned table [N + embedded prefix, D]: fixed ones written out, absent ones zero."""
+  if model.pos == 'learned':
+    return params['pos_embed']
+  grid = grid_of(model.image_size, model.patch_size)
+  table = np.zeros((math.prod(grid), model.embed_dim), np.float32)
+  if model.pos == 'sincos':
+    table = positions.sincos(grid, model.embed_dim)
+  prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+  return np.concatenate([np.zeros((prefix, model.embed_dim), np.float32), table])
+
+
+def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
+                     image_size: tuple[int, ...] | None) -> dict[str, Any]:
+  """Whether the table of `rows` has rows for the prefix tokens, and the image size that is left."""
+  fits = []
+  for no_embed_class in (False, True) if prefix else (False,):
+    count = rows if no_embed_class else rows - prefix
+    try:
+      size = state_dict.infer_size('pos_embed', count, patch, image_size)
+    except UserError:
+      continue
+    fits.append({'no_embed_class': no_embed_class, 'image_size': size})
+  if not fits:
+    state_dict.infer_size('pos_embed', rows - prefix, patch, image_size)  # raises
+  if len(fits) > 1:
+    sizes = ' or '.join('x'.join(map(str, f['image_size'])) for f in fits)
+    raise UserError(f'pos_embed has {rows} rows, which fits more than one image size: pass --image-size {sizes}')
+  return fits[0]
+
+
+def _convolution(kernel: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
+  """[ph * pw * C, D] -> [D, C, ph, pw]."""
+  return kernel.reshape(*patch, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)

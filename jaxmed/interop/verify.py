@@ -1,0 +1,198 @@
+"""Whether an exported file gives the features of the model it came from, and the card that goes with it."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.errors import UserError
+from jaxmed.interop.layouts import FORMATS, METADATA, load_file
+from jaxmed.interop.safetensors_io import read_tensors
+from jaxmed.interop.state_dict import Params
+from jaxmed.models.vit import ViT
+
+_DIGITS = 6
+
+
+def verify_export(path: str | os.PathLike, model: ViT, params: Params, image: jax.Array,
+                  channels: jax.Array | None = None) -> float:
+  """Reloads an exported file and compares its features with the model's, in float32.
+
+  The file is read twice: as itself, and as a foreign file of its layout, where the model too must follow from the
+  tensors (and the number of heads and the image size), as it must in PyTorch.
+
+  Args:
+    image: [B, *size, C] normalised float.
+    channels: [B, C] int channel ids, or None.
+  Returns:
+    The largest absolute difference over class token and patch features; NaN where a feature is not finite.
+  """
+  want = _features(model, params, image, channels)
+  meta = json.loads(read_tensors(path)[1].get(METADATA, '{}'))
+  loaded = [load_file(path, meta.get('format'))[:2]]
+  read = FORMATS[meta['format']].read if 'format' in meta else None
+  if read is not None:
+    loaded.append(read(read_tensors(path)[0], model.num_heads, tuple(model.image_size)))
+  worst = 0.0
+  for other, other_params in loaded:
+    have = _features(other, jax.tree.map(jnp.asarray, other_params), image, channels)
+    for a, b in zip(want, have, strict=True):
+      difference = float(jnp.max(jnp.abs(a - b)))
+      worst = difference if not difference <= worst else worst  # keeps NaN
+  return worst
+
+
+def _features(model: ViT, params: Params, image: jax.Array, channels: jax.Array | None) -> list[jax.Array]:
+  plain = model.clone(dtype='float32', remat='none')
+  features = jax.jit(plain.apply)({'params': nn.meta.unbox(params)}, image, channels)
+  return [f for f in (features.cls, features.patches) if f is not None]
+
+
+def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
+  """Python that loads the exported `file` where torch is installed (our own layout: where jaxmed is).
+
+  After it ran, `encoder` is the model in evaluation mode with every tensor of the file in its place (strict).
+  """
+  if fmt == 'jaxmed':
+    return f"import jaxmed\nencoder = jaxmed.load('{file}')\n"
+  size, patch = tuple(model.image_size), tuple(model.patch_size)
+  shape = (f'embed_dim={model.embed_dim}, depth={model.depth}, num_heads={model.num_heads}, '
+           f'mlp_ratio={_torch_ratio(model)!r}, qkv_bias={model.qkv_bias}')
+  if fmt == 'timm':
+    glu = model.mlp == 'swiglu'
+    options = {'init_values': 1e-5 if model.layer_scale else None, 'class_token': model.class_token,
+               'reg_tokens': model.num_registers, 'no_embed_class': model.no_embed_class}
+    more = ''.join(f', {k}={v!r}' for k, v in options.items()) + (', mlp_layer=timm.layers.SwiGLUPacked' if glu else '')
+    return (f'import safetensors.torch, timm\n'
+            f'encoder = timm.models.vision_transformer.VisionTransformer(\n'
+            f'    img_size={size}, patch_size={patch}, in_chans={model.in_channels}, {shape},\n'
+            f"    num_classes=0, global_pool='', dynamic_img_size=True{more})\n"
+            f"encoder.load_state_dict(safetensors.torch.load_file('{file}'))\n"
+            f'encoder.eval()\n')
+  if fmt == 'channelvit':
+    return (f'import functools, safetensors.torch, torch\n'
+            f'from channelvit.backbone.hcs_channel_vit import ChannelVisionTransformer  # insitro/ChannelViT\n'
+            f'encoder = ChannelVisionTransformer(\n'
+            f'    img_size=[{size[0]}], patch_size={patch[0]}, in_chans={model.in_channels}, {shape},\n'
+            f'    enable_sample=False, norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6))\n'
+            f"encoder.load_state_dict(safetensors.torch.load_file('{file}'))\n"
+            f'encoder.eval()\n')
+  raise UserError(f'unknown format {fmt!r}: choose one of {", ".join(sorted(FORMATS))}')
+
+
+def _torch_ratio(model: ViT) -> float:
+  """The `mlp_ratio` argument for which int(embed_dim * ratio) is the width of the first layer in PyTorch.
+
+  timm's SwiGLUPacked counts gate and value together.
+  """
+  width = int(model.embed_dim * model.mlp_ratio) * (2 if model.mlp == 'swiglu' else 1)
+  ratio = width / model.embed_dim
+  return ratio if int(model.embed_dim * ratio) == width else (width + 0.5) / model.embed_dim
+
+
+def _call_lines(fmt: str, model: ViT) -> str:
+  prefix = model.num_prefix_tokens
+  if fmt == 'timm':
+    return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, and returns '
+            f'tokens [B, {prefix} + N, {model.embed_dim}] after the final norm'
+            + (': the class token first' if model.class_token else '')
+            + (f', then {model.num_registers} registers' if model.num_registers else '')
+            + ', then the patches row by row.')
+  if fmt == 'channelvit':
+    return (f"`encoder(images, {{'channels': ids}})` takes float32 images [B, C, H, W], normalised as below, and ids "
+            f'[B, C], the row of each channel in the table below, and returns the class token [B, {model.embed_dim}]. '
+            '`encoder.get_intermediate_layers` returns all tokens, channel by channel.')
+  return '`encoder.embed(images, channels=names)` returns class, mean-pooled and patch features.'
+
+
+def limits(fmt: str, model: ViT) -> list[str]:
+  """What the PyTorch class does otherwise than the model, one sentence each."""
+  out = []
+  native = 'x'.join(map(str, model.image_size))
+  if fmt == 'timm' and model.pos != 'none' and model.pos_interpolation != 'antialias':
+    out.append(f'At image sizes other than {native} timm resamples positions with antialiasing; this model was '
+               'trained without, so features differ slightly there.')
+  if fmt == 'channelvit' and model.pos != 'none':
+    out.append(f'With k channels at a square size whose patches times k equal those of {native} (four channels at half '
+               'the size), the official class does not share positions between channels; this model does.')
+  if fmt != 'jaxmed' and model.dtype != 'float32':
+    out.append(f'The model was trained with {model.dtype} compute; the file and the check are float32.')
+  return out
+
+
+def model_card(fmt: str, model: ViT, info: Mapping[str, Any], *, file: str | os.PathLike = 'model.safetensors',
+               title: str = 'Image encoder', config: Mapping[str, Any] | None = None,
+               data: Mapping[str, Any] | None = None, metrics: Sequence[Mapping[str, Any]] = (),
+               difference: float | None = None) -> str:
+  """The Markdown card of an exported file.
+
+  Args:
+    info: as in the file's metadata: 'channels', 'normalize', 'feature', 'method'.
+    file: the exported file; its name is used in the code.
+    config: the resolved config of the run (nested is fine). data: a summary, name to value.
+    metrics: rows of one table with the same columns, e.g. {'method', 'metric', 'value', 'low', 'high'}.
+    difference: what `verify_export` returned.
+  """
+  file = pathlib.Path(file).name
+  parts = [f'# {title}', _summary(fmt, model, info, difference), '## Use',
+           f'```python\n{pytorch_snippet(fmt, model, file)}```', _call_lines(fmt, model),
+           '## Preprocessing', _preprocessing(model, info)]
+  if limits(fmt, model):
+    parts += ['## Limits', '\n'.join(f'- {line}' for line in limits(fmt, model))]
+  if metrics:
+    parts += ['## Evaluation', _table(metrics)]
+  if data:
+    parts += ['## Data', '\n'.join(f'- {k}: {_text(v)}' for k, v in data.items())]
+  if config:
+    parts += ['## Configuration', f'```json\n{json.dumps(dict(config), indent=2, sort_keys=True, default=str)}\n```']
+  return '\n\n'.join(parts) + '\n'
+
+
+def _summary(fmt: str, model: ViT, info: Mapping[str, Any], difference: float | None) -> str:
+  kind = 'ChannelViT' if model.per_channel else 'ViT'
+  line = (f'{kind}, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, patches '
+          f'{"x".join(map(str, model.patch_size))}, native size {"x".join(map(str, model.image_size))}')
+  if info.get('method'):
+    line += f', trained by {info["method"]}'
+  line += f'. Recommended feature: {info["feature"]}.' if info.get('feature') else '.'
+  line += f' Tensors are float32 in the layout {fmt!r} ({FORMATS[fmt].about}).'
+  if difference is not None:
+    line += (f' Reading the file back gives the features of the trained model to within '
+             f'{difference:.1e} (largest absolute difference).')
+  return line
+
+
+def _preprocessing(model: ViT, info: Mapping[str, Any]) -> str:
+  how = {'corpus': 'Each channel: (value - mean) / std, with the values below in the native units of the data.',
+         'image': 'Each channel of each image: (value - its mean) / its standard deviation over the image.',
+         'none': 'Images are used as they are.'}
+  lines = [how.get(info.get('normalize', ''), f'Normalisation: {info.get("normalize", "not recorded")}.')]
+  channels = info.get('channels', [])
+  if channels:
+    rows = [{'id': i, 'channel': c['name'], 'mean': c.get('mean'), 'std': c.get('std')}
+            for i, c in enumerate(channels)]
+    lines.append(_table(rows if info.get('normalize') == 'corpus' else
+                        [{'id': r['id'], 'channel': r['channel']} for r in rows]))
+  return '\n\n'.join(lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+  columns = list(dict.fromkeys(k for row in rows for k in row))
+  lines = ['| ' + ' | '.join(columns) + ' |', '|' + ' --- |' * len(columns)]
+  lines += ['| ' + ' | '.join(_text(row.get(c)).replace('|', '\\|') for c in columns) + ' |' for row in rows]
+  return '\n'.join(lines)
+
+
+def _text(value: Any) -> str:
+  if value is None:
+    return ''
+  if isinstance(value, float):
+    return f'{value:.{_DIGITS}g}'
+  if isinstance(value, (dict, list, tuple)):
+    return json.dumps(value, default=str)
+  return str(value)
