@@ -151,7 +151,7 @@ def _check_classes(train: _Part, label: str, classes: tuple[str, ...]) -> None:
 def _check_subjects(parts: dict[str, _Part | None]) -> None:
   home: dict[str, str] = {}
   for split, part in parts.items():
-    for subject in sorted(set(part.subjects)) if part else ():
+    for subject in sorted({str(s) for s in part.subjects}) if part else ():
       if subject in home:
         raise UserError(f'subject {subject!r} has rows in {home[subject]} and in {split}; expected one split a '
                         'subject, or the scores would be of memorised subjects')

@@ -45,16 +45,24 @@ def html_table(result: dict[str, Any]) -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-  """One sentence: on which metrics the trained features beat the untrained ones beyond the interval, and on which not."""
-  found = [(d['method'], m, d['metrics'][m]['low'], d['metrics'][m]['high'])
-           for d in result['differences'] if d['minus'] == 'untrained' for m in METRICS]
-  if not found or any(low is None for *_, low, _ in found):
-    return 'Without an untrained encoder or intervals there is no verdict on the training.'
-  better = [f'{_METHODS.get(p, p)} {LABELS[m]}' for p, m, low, _ in found if low > 0]
-  worse = [f'{_METHODS.get(p, p)} {LABELS[m]}' for p, m, _, high in found if high < 0]
+  """A sentence for each baseline: where the trained features beat it, or lose to it, beyond the 95 % interval."""
+  said = [_against(result, minus, name) for minus, name in (
+      ('untrained', 'the untrained one'), ('pixels (PCA)', 'raw pixels'))]
+  return ' '.join(s for s in said if s) or 'Without baselines or intervals there is no verdict on the training.'
+
+
+def _against(result: dict[str, Any], minus: str, name: str) -> str:
+  found = [(f'{_METHODS.get(d["method"], d["method"])} {LABELS[m]}', d['metrics'][m]['low'], d['metrics'][m]['high'])
+           for d in result['differences'] if d['minus'] == minus for m in METRICS]
+  found = [f for f in found if f[1] is not None]
+  if not found:
+    return ''
+  better, worse = [f[0] for f in found if f[1] > 0], [f[0] for f in found if f[2] < 0]
   if len(better) == len(found):
-    return 'The trained encoder beats the untrained one on every metric; no interval of a difference holds 0.'
-  text = f'The trained encoder beats the untrained one beyond the interval on {", ".join(better) or "no metric"}'
+    return f'The trained encoder beats {name} on every metric; no interval of a difference holds 0.'
+  if len(worse) == len(found):
+    return f'The trained encoder is worse than {name} on every metric; no interval of a difference holds 0.'
+  text = f'The trained encoder beats {name} beyond the interval on {", ".join(better) or "no metric"}'
   return text + (f', and is worse beyond it on {", ".join(worse)}.' if worse else '.')
 
 
