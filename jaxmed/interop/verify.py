@@ -59,7 +59,7 @@ def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
   After it ran, `encoder` is the model in evaluation mode with every tensor of the file in its place (strict).
   """
   if fmt == 'jaxmed':
-    return f"import jaxmed\nencoder = jaxmed.load('{file}')\n"
+    return f"import jaxmed\nencoder = jaxmed.load({file!r})\n"
   size, patch = tuple(model.image_size), tuple(model.patch_size)
   shape = (f'embed_dim={model.embed_dim}, depth={model.depth}, num_heads={model.num_heads}, '
            f'mlp_ratio={_torch_ratio(model)!r}, qkv_bias={model.qkv_bias}')
@@ -67,12 +67,14 @@ def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
     glu = model.mlp == 'swiglu'
     options = {'init_values': 1e-5 if model.layer_scale else None, 'class_token': model.class_token,
                'reg_tokens': model.num_registers, 'no_embed_class': model.no_embed_class}
-    more = ''.join(f', {k}={v!r}' for k, v in options.items()) + (', mlp_layer=timm.layers.SwiGLUPacked' if glu else '')
+    more = ''.join(f', {k}={v!r}' for k, v in options.items())
+    if glu:  # a block hands its act_layer on to the packed MLP, whose own default would be right
+      more += ",\n    mlp_layer=timm.layers.SwiGLUPacked, act_layer='silu'"
     return (f'import safetensors.torch, timm\n'
             f'encoder = timm.models.vision_transformer.VisionTransformer(\n'
             f'    img_size={size}, patch_size={patch}, in_chans={model.in_channels}, {shape},\n'
             f"    num_classes=0, global_pool='', dynamic_img_size=True{more})\n"
-            f"encoder.load_state_dict(safetensors.torch.load_file('{file}'))\n"
+            f"encoder.load_state_dict(safetensors.torch.load_file({file!r}))\n"
             f'encoder.eval()\n')
   if fmt == 'channelvit':
     return (f'import functools, safetensors.torch, torch\n'
@@ -80,7 +82,7 @@ def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
             f'encoder = ChannelVisionTransformer(\n'
             f'    img_size=[{size[0]}], patch_size={patch[0]}, in_chans={model.in_channels}, {shape},\n'
             f'    enable_sample=False, norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6))\n'
-            f"encoder.load_state_dict(safetensors.torch.load_file('{file}'))\n"
+            f"encoder.load_state_dict(safetensors.torch.load_file({file!r}))\n"
             f'encoder.eval()\n')
   raise UserError(f'unknown format {fmt!r}: choose one of {", ".join(sorted(FORMATS))}')
 
