@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed import files
+from jaxmed.data.corpus import SPLITS
 from jaxmed.errors import UserError
 
 SIZE = 48
@@ -70,12 +71,12 @@ def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
   """Writes sample files cut from the same images, to try commands on, and returns their paths.
 
   png/: 8-bit colour tiles of two tissues; tiff/: 16-bit slices with channels T1, GM, WM; nifti/: T1 volumes of 1
-  mm; npy/: arrays [48, 48, 3] uint8; table.csv: path, subject, label of all of them.
+  mm; npy/: arrays [48, 48, 3] uint8; table.csv: path, subject, split, label of all of them.
   """
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f'{folder} exists and is not empty: choose another folder')
-  rows: list[tuple[str, str, str]] = []
+  rows: list[tuple[str, str, str, str]] = []
   for name, file in (('fundus', 'data/retina.jpg'), ('histology', 'data/ihc.png')):
     image = _pixels(_find('skimage', file))
     middle = (image.shape[0] // 2 // 96) * 96
@@ -83,16 +84,17 @@ def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
       y, x = middle - 96 + 96 * (i // 4), middle - 192 + 96 * (i % 4)
       path = f'png/{name}-{i}.png'
       _save(folder / path, image[y:y + 96, x:x + 96])
-      rows.append((path, f'{name}-{i // 2}', name))
+      rows.append((path, f'{name}-{i // 2}', ('train', 'train', 'val', 'test')[i // 2], name))
   volume, _ = _volume()
   for i, y in enumerate((40, 90, 130)):
     part = volume[y:y + 64, 26:90]  # [y, x, z, C] of the left half
     for path, pixels in ((f'tiff/slice-{i}.tif', part[:, :, 70]), (f'nifti/t1-{i}.nii.gz', part[:, :, 60:76, 0]),
                          (f'npy/patch-{i}.npy', part[8:56, 8:56, 80])):
       _save(folder / path, pixels)
-      rows.append((path, f'brain-{i}', 'brain'))
-  files.write_text(folder / 'table.csv', ''.join(f'{",".join(r)}\n' for r in [('path', 'subject', 'label'), *rows]))
-  return [folder / path for path, _, _ in rows] + [folder / 'table.csv']
+      rows.append((path, f'brain-{i}', SPLITS[i], 'brain'))
+  lines = [('path', 'subject', 'split', 'label'), *rows]
+  files.write_text(folder / 'table.csv', ''.join(f'{",".join(line)}\n' for line in lines))
+  return [folder / row[0] for row in rows] + [folder / 'table.csv']
 
 
 def region(x: float, y: float, z: float) -> str:

@@ -11,7 +11,9 @@ from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_si
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields the first series of a file as [H, W, C], or a volume (whole or its planes, by `options.volumes`).
+  """Yields the image of a file as [H, W, C], or a volume (whole or its planes, by `options.volumes`).
+
+  A file of several images of different sizes gives the first one.
 
   Axes are tifffile's. C, S and an unnamed page axis (I or Q, at most MAX_CHANNELS long) are channels; Z, T
   and a longer unnamed page axis are the slices of a volume [D, H, W, C]. 'min is white' pixels are inverted.
@@ -22,18 +24,16 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   import tifffile
 
   with _no_complaints(), tifffile.TiffFile(path) as tif:
-    series = tif.series[0]
-    check_size(series.shape, series.dtype)
-    if len(tif.pages) < len(series.pages):
-      raise ValueError(f'{len(tif.pages)} of {len(series.pages)} pages are present')
-    array = series.asarray()
-    first = series.keyframe
+    series, first = _alike(tif), tif.series[0].keyframe
+    check_size((len(series), *series[0].shape), series[0].dtype)
+    axes = series[0].axes if len(series) == 1 else 'I' + series[0].axes
+    array = series[0].asarray() if len(series) == 1 else np.stack([s.asarray() for s in series])
     if first.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind == 'u':
       array = np.array(2**first.bitspersample - 1, array.dtype) - array
     names = _ome_names(tif) or _imagej_names(tif)
     rgb = first.photometric == tifffile.PHOTOMETRIC.RGB
-  volume = _arrange(array, series.axes)
-  if rgb and 'S' in series.axes and volume.shape[-1] == 4:
+  volume = _arrange(array, axes)
+  if rgb and 'S' in axes and volume.shape[-1] == 4:
     volume = volume[..., :3]  # alpha is no measurement
   count = volume.shape[-1]
   if len(names) != count or len(set(names)) != count:
@@ -43,6 +43,14 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
     yield record | {'image': volume[0]}
   else:
     yield from cut(volume, record, options)
+
+
+def _alike(tif) -> list:
+  """Series that are pages of one image (as some writers store them); else the first one alone."""
+  series = tif.series
+  first = series[0]
+  same = all((s.shape, s.dtype, s.axes) == (first.shape, first.dtype, first.axes) for s in series)
+  return list(series) if same else [first]
 
 
 def _arrange(array: np.ndarray, axes: str) -> np.ndarray:

@@ -1,0 +1,247 @@
+"""Readers give the pixels, axes, names and spacing that independent code put into the files."""
+
+import struct
+import zlib
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from jaxmed.data import readers
+from jaxmed.errors import UserError
+
+
+def one(path, **options):
+  found = list(readers.read(path, readers.Options(**options)))
+  assert len(found) == 1
+  return found[0]
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
+
+
+def png(array: np.ndarray, colour: int) -> bytes:
+  """A 16-bit PNG, written from the specification."""
+  h, w = array.shape[:2]
+  def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+  rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in array)
+  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 16, colour, 0, 0, 0))
+          + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+
+
+@pytest.mark.parametrize('dtype, channels', [(np.uint8, 1), (np.uint8, 3), (np.uint16, 1)])
+def test_png_pixels(tmp_path, rng, dtype, channels):
+  pixels = rng.integers(0, np.iinfo(dtype).max, (5, 7, channels), dtype=dtype, endpoint=True)
+  Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / 'a.png')
+  record = one(tmp_path / 'a.png')
+  assert record['image'].dtype == dtype and np.array_equal(record['image'], pixels)
+  assert record['channels'] == (['gray'] if channels == 1 else ['R', 'G', 'B'])
+  assert record['subject'] == 'a' and record['spacing'] is None
+
+
+@pytest.mark.parametrize('colour, samples, kept', [(2, 3, 3), (6, 4, 3), (4, 2, 1)])
+def test_png_of_16_bit_colour_keeps_its_depth(tmp_path, rng, colour, samples, kept):
+  pixels = rng.integers(0, 65536, (4, 6, samples)).astype(np.uint16)
+  (tmp_path / 'a.png').write_bytes(png(pixels, colour))
+  assert np.array_equal(one(tmp_path / 'a.png')['image'], pixels[..., :kept])
+
+
+def test_alpha_and_palette_and_orientation(tmp_path, rng):
+  rgba = rng.integers(0, 256, (4, 6, 4)).astype(np.uint8)
+  Image.fromarray(rgba).save(tmp_path / 'rgba.png')
+  assert np.array_equal(one(tmp_path / 'rgba.png')['image'], rgba[..., :3])
+  palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode=None).convert('P')
+  palette.putpalette([10, 20, 30, 40, 50, 60] + [0] * 762)
+  palette.putdata([0, 1, 1, 0])
+  palette.save(tmp_path / 'p.png')
+  assert one(tmp_path / 'p.png')['image'][0].tolist() == [[10, 20, 30], [40, 50, 60]]
+  exif = Image.Exif()
+  exif[0x0112] = 6  # shown after a quarter turn clockwise
+  gray = np.arange(64 * 32, dtype=np.uint32).reshape(32, 64).astype(np.uint8)
+  Image.fromarray(gray).save(tmp_path / 't.png', exif=exif)
+  assert np.array_equal(one(tmp_path / 't.png')['image'][..., 0], np.rot90(gray, -1))
+
+
+def test_content_decides_over_suffix(tmp_path, rng):
+  pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+  np.save(tmp_path / 'x.npy', pixels)
+  (tmp_path / 'x.npy').rename(tmp_path / 'x.png')
+  assert np.array_equal(one(tmp_path / 'x.png')['image'], pixels)
+
+
+def test_tiff_pages_become_channels(tmp_path, rng):
+  pixels = rng.integers(0, 60000, (5, 8, 9)).astype(np.uint16)
+  with tifffile.TiffWriter(tmp_path / 'a.tif') as w:
+    for page in pixels:
+      w.write(page, contiguous=False, compression='zlib')
+  record = one(tmp_path / 'a.tif')
+  assert np.array_equal(record['image'], np.moveaxis(pixels, 0, -1))
+  assert record['channels'] == ['c0', 'c1', 'c2', 'c3', 'c4']
+
+
+@pytest.mark.parametrize('kind', ['imagej', 'ome'])
+def test_tiff_channel_names(tmp_path, rng, kind):
+  pixels = rng.integers(0, 60000, (3, 8, 9)).astype(np.uint16)
+  names = ['DAPI', 'actin', 'tubulin']
+  if kind == 'imagej':
+    tifffile.imwrite(tmp_path / 'a.tif', pixels, imagej=True, metadata={'axes': 'CYX', 'Labels': names})
+  else:
+    tifffile.imwrite(tmp_path / 'a.ome.tif', pixels, metadata={'axes': 'CYX', 'Channel': {'Name': names}})
+  record = one(next(tmp_path.iterdir()))
+  assert record['channels'] == names and np.array_equal(record['image'], np.moveaxis(pixels, 0, -1))
+
+
+def test_tiff_volume_and_colour_and_inversion(tmp_path, rng):
+  pixels = rng.integers(0, 255, (4, 2, 6, 7)).astype(np.uint8)
+  tifffile.imwrite(tmp_path / 'v.tif', pixels, imagej=True, metadata={'axes': 'ZCYX'})
+  whole = one(tmp_path / 'v.tif', volumes='whole')['image']
+  assert np.array_equal(whole, pixels.transpose(0, 2, 3, 1))
+  slices = list(readers.read(tmp_path / 'v.tif'))
+  assert [s['part'] for s in slices] == ['z000', 'z001', 'z002', 'z003']
+  assert np.array_equal(slices[2]['image'], whole[2])
+  rgba = rng.integers(0, 255, (6, 7, 4)).astype(np.uint8)
+  tifffile.imwrite(tmp_path / 'c.tif', rgba, photometric='rgb', extrasamples=['unassalpha'])
+  record = one(tmp_path / 'c.tif')
+  assert record['channels'] == ['R', 'G', 'B'] and np.array_equal(record['image'], rgba[..., :3])
+  tifffile.imwrite(tmp_path / 'w.tif', rgba[..., 0], photometric='miniswhite')
+  assert np.array_equal(one(tmp_path / 'w.tif')['image'][..., 0], 255 - rgba[..., 0])
+
+
+def test_arrays(tmp_path, rng):
+  def saved(shape, dtype=np.float32, **options):
+    array = (rng.random(shape) * 100).astype(dtype)
+    np.save(tmp_path / 'a.npy', array)
+    return array, list(readers.read(tmp_path / 'a.npy', readers.Options(**options)))
+  a, [r] = saved((5, 6), np.uint8)
+  assert np.array_equal(r['image'], a[..., None]) and r['image'].dtype == np.uint8
+  a, [r] = saved((20, 21, 3), np.float64)
+  assert r['image'].dtype == np.float32 and np.array_equal(r['image'], a.astype(np.float32))
+  a, [r] = saved((20, 21, 22), np.int64, volumes='whole')
+  assert r['image'].dtype == np.int32 and np.array_equal(r['image'], a[..., None])
+  a, found = saved((20, 21, 22), '>i2')
+  assert len(found) == 20 and np.array_equal(found[7]['image'], a[7, ..., None])
+  a, found = saved((2, 9, 8, 3))
+  assert len(found) == 2 and found[1]['image'].shape == (9, 8, 3)
+  a, [r] = saved((3, 20, 21), channels=('a', 'b', 'c'))
+  assert np.array_equal(r['image'], np.moveaxis(a, 0, -1)) and r['channels'] == ['a', 'b', 'c']
+  with pytest.raises(ValueError, match='not clear'):
+    saved((3, 20, 21))
+  a, [r] = saved((4, 4), bool)
+  assert np.array_equal(r['image'][..., 0], a * np.uint8(255))
+
+
+def test_npz(tmp_path, rng):
+  image = rng.integers(0, 9, (20, 21, 2)).astype(np.int16)
+  np.savez_compressed(tmp_path / 'a.npz', image=image, channels=['x', 'y'], spacing=[0.5, 0.25], other=image)
+  record = one(tmp_path / 'a.npz')
+  assert np.array_equal(record['image'], image) and record['channels'] == ['x', 'y']
+  assert record['spacing'] == [0.5, 0.25]
+  np.savez(tmp_path / 'b.npz', left=image, right=image)
+  with pytest.raises(ValueError, match='left.*right'):
+    one(tmp_path / 'b.npz')
+  np.save(tmp_path / 'p.npy', np.array([{}], object), allow_pickle=True)
+  with pytest.raises(ValueError, match='[Pp]ickle|object'):
+    one(tmp_path / 'p.npy')
+
+
+def test_nifti_is_turned_to_ras(tmp_path, rng):
+  pixels = rng.integers(-500, 2000, (4, 5, 6)).astype(np.int16)  # file axes: [superior, left, posterior]
+  affine = np.array([[0, -2.0, 0, 0], [0, 0, -3.0, 0], [1.5, 0, 0, 0], [0, 0, 0, 1]])
+  nibabel.save(nibabel.Nifti1Image(pixels, affine), tmp_path / 'sub-1_T1w.nii.gz')
+  record = one(tmp_path / 'sub-1_T1w.nii.gz', volumes='whole')
+  # [z, y, x]: z is the file's first axis, y its third reversed, x its second reversed.
+  expected = pixels.transpose(0, 2, 1)[:, ::-1, ::-1]
+  assert record['image'].dtype == np.int16 and np.array_equal(record['image'][..., 0], expected)
+  assert record['spacing'] == [1.5, 3.0, 2.0] and record['subject'] == 'sub-1_T1w'
+  slices = list(readers.read(tmp_path / 'sub-1_T1w.nii.gz'))
+  assert len(slices) == 4 and np.array_equal(slices[3]['image'][..., 0], expected[3])
+  assert slices[3]['spacing'] == [3.0, 2.0] and slices[3]['part'] == 'z003'
+
+
+def test_nifti_scale_units_and_fourth_axis(tmp_path, rng):
+  pixels = rng.integers(0, 100, (4, 5, 6, 2)).astype(np.int16)
+  image = nibabel.Nifti1Image(pixels, np.diag([10, 20, 30, 1.0]))
+  image.header.set_slope_inter(0.5, -3)
+  image.header.set_xyzt_units('micron')
+  nibabel.save(image, tmp_path / 'a.nii')
+  record = one(tmp_path / 'a.nii', volumes='whole')
+  stored = np.asarray(nibabel.load(tmp_path / 'a.nii').dataobj.get_unscaled())
+  assert record['image'].dtype == np.float32 and record['image'].shape == (6, 5, 4, 2)
+  np.testing.assert_allclose(record['image'], (stored * 0.5 - 3).transpose(2, 1, 0, 3), rtol=1e-6)
+  np.testing.assert_allclose(record['spacing'], [0.03, 0.02, 0.01], rtol=1e-6)
+
+
+def damaged(tmp_path, rng) -> dict:
+  noise = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+  Image.fromarray(noise).save(tmp_path / 'cut.png')
+  Image.fromarray(noise).save(tmp_path / 'cut.jpg')
+  tifffile.imwrite(tmp_path / 'cut.tif', noise, compression='zlib')
+  with tifffile.TiffWriter(tmp_path / 'pages.tif') as w:
+    for i in range(3):
+      w.write(noise[..., i], contiguous=False)
+  np.save(tmp_path / 'cut.npy', noise)
+  np.savez_compressed(tmp_path / 'cut.npz', noise)
+  nibabel.save(nibabel.Nifti1Image(noise.astype(np.int16), np.eye(4)), tmp_path / 'cut.nii.gz')
+  nibabel.save(nibabel.Nifti1Image(noise.astype(np.int16), np.eye(4)), tmp_path / 'raw.nii')
+  return {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize('fraction', [0.0, 0.02, 0.5, 0.9])
+def test_truncated_files_raise(tmp_path, rng, fraction):
+  for name, data in damaged(tmp_path, rng).items():
+    (tmp_path / name).write_bytes(data[:int(len(data) * fraction)])
+    try:
+      list(readers.read(tmp_path / name, readers.Options(volumes='whole')))
+    except UserError:
+      raise
+    except Exception:
+      continue
+    pytest.fail(f'{name} was read although it was cut')
+
+
+def test_garbage_raises(tmp_path, rng):
+  for suffix in readers.SUFFIXES:
+    (tmp_path / f'a{suffix}').write_bytes(rng.bytes(5000))
+    with pytest.raises(Exception):
+      list(readers.read(tmp_path / f'a{suffix}'))
+
+
+def test_bombs_are_refused_before_decoding(tmp_path):
+  def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+  for depth, colour in ((8, 2), (16, 2)):
+    head = struct.pack('>IIBBBBB', 60000, 60000, depth, colour, 0, 0, 0)
+    data = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'\0')) + chunk(b'IEND', b'')
+    (tmp_path / 'bomb.png').write_bytes(data)
+    with pytest.raises(Image.DecompressionBombError):
+      one(tmp_path / 'bomb.png')
+  import io
+  import zipfile
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {'descr': '<f4', 'fortran_order': False, 'shape': (10**5, 10**6)})
+  with zipfile.ZipFile(tmp_path / 'bomb.npz', 'w') as z:
+    z.writestr('image.npy', header.getvalue())
+  with pytest.raises(ValueError, match='GiB'):
+    one(tmp_path / 'bomb.npz')
+
+
+def test_non_finite_pixels_and_wrong_names(tmp_path):
+  pixels = np.ones((8, 8), np.float32)
+  for bad in (np.nan, np.inf):
+    pixels[2, 3] = bad
+    np.save(tmp_path / 'a.npy', pixels)
+    with pytest.raises(ValueError, match='1 of 64 pixels'):
+      one(tmp_path / 'a.npy')
+  np.save(tmp_path / 'c.npy', np.ones((8, 8), complex))
+  with pytest.raises(ValueError, match='complex'):
+    one(tmp_path / 'c.npy')
+  np.save(tmp_path / 'd.npy', np.ones((8, 8)))
+  with pytest.raises(ValueError, match='has 1 channels, but 2 names'):
+    one(tmp_path / 'd.npy', channels=('T1', 'T2'))
+  with pytest.raises(UserError, match='slices'):
+    readers.Options(volumes='slice')
