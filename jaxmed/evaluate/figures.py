@@ -1,13 +1,13 @@
-"""The figures of a run: curves, image grids, reconstructions, patch features. Each is one PNG, whole or absent.
+"""The figures of a run: curves, image grids, reconstructions, patch features. Each is one PNG file.
 
 Images keep their aspect and are shown without interpolation. Three channels named R, G, B are a colour image;
-any other channels stand side by side in grey, each stretched between its own 0.5 and 99.5 percentiles over all
-images of the figure. Of a volume the middle slice is shown. Missing (NaN) pixels are pale blue.
+any other channels stand side by side in grey, each stretched between its own 0.5 and 99.5 percentiles over
+all images of the figure. Of a volume the middle slice is shown. Missing (NaN) pixels are pale blue.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,8 +27,8 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
   """One panel for each number that metrics.jsonl has, over the step; at most twelve.
 
   Args:
-    rows: dicts with 'step' and any of loss, learning_rate, images_per_second, grad_norm and other numbers. A row
-      need not have every key. Values that are not finite are marked on the axis.
+    rows: dicts with 'step' and any of loss, learning_rate, images_per_second, grad_norm and other numbers. A
+      row need not have every key. Values that are not finite are marked on the axis.
 
   Raises:
     UserError: no row has a step and a number.
@@ -55,7 +55,9 @@ def image_grid(images: np.ndarray, names: Sequence[str], path: str | os.PathLike
   images = _sliced('images', images, names)
   shown = _shown(images, names, _limits(images, names))  # [N, P, H, W, 3]
   n, panels = shown.shape[:2]
-  across = max(1, round(np.sqrt(n * shown.shape[2] / (shown.shape[3] * panels))))  # images in a line: near square
+  across = max(
+    1, round(np.sqrt(n * shown.shape[2] / (shown.shape[3] * panels)))
+  )  # images in a line: near square
   across = min(n, max(across, -(-6 // panels)))
   tiles = [[shown[i, p] for i in range(start, min(start + across, n)) for p in range(panels)]
            for start in range(0, n, across)]
@@ -68,27 +70,43 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, predicted: np.ndar
 
   All three share the grey levels of the original. Masked pixels may be NaN.
   """
-  parts = [_sliced(n, x, names) for n, x in (('original', original), ('masked', masked), ('predicted', predicted))]
+  parts = [
+    _sliced(n, x, names) for n, x in (('original', original), ('masked', masked), ('predicted', predicted))
+  ]
   if len({p.shape for p in parts}) > 1:
-    raise UserError(f'reconstructions: shapes {[p.shape for p in parts]} differ; expected the same three times')
+    raise UserError(
+      f'reconstructions: shapes {[p.shape for p in parts]} differ; expected the same three times'
+    )
   limits = _limits(parts[0], names)
   shown = np.stack([_shown(p, names, limits) for p in parts], axis=2)  # [N, P, 3, H, W, 3]
-  labels = [f'{name}\n{what}' if name else what for name in _titles(names) for what in ('original', 'masked', 'predicted')]
+  labels = [
+    f'{name}\n{what}' if name else what
+    for name in _titles(names)
+    for what in ('original', 'masked', 'predicted')
+  ]
   _mosaic([list(line.reshape(-1, *line.shape[2:])) for line in shown], labels, path, title, group=3)
 
 
-def patch_pca(images: np.ndarray, patches: np.ndarray, path: str | os.PathLike, names: Sequence[str] = (),
-              title: str = 'First three principal components of the patch features, as red, green, blue') -> None:
+def patch_pca(
+  images: np.ndarray,
+  patches: np.ndarray,
+  path: str | os.PathLike,
+  names: Sequence[str] = (),
+  title: str = 'First three principal components of the patch features, as red, green, blue',
+) -> None:
   """Each image beside its patch features, projected on the 3 principal components of all patches shown.
 
   Args:
     images: [N, H, W, C] or [N, D, H, W, C]. patches: [N, *grid, D] with a grid of the images' rank.
-    names: channel names; without them, or when they are not R, G, B, the mean of the stretched channels is shown.
+    names: channel names; without them, or when they are not R, G, B, the mean of the stretched channels
+      is shown.
   """
   patches = np.asarray(patches, np.float64)
   names = list(names) or [str(c) for c in range(np.shape(images)[-1])]
   if patches.ndim != np.ndim(images) or len(patches) != len(images):
-    raise UserError(f'patch_pca: patches {patches.shape} for images {np.shape(images)}; expected [N, *grid, D]')
+    raise UserError(
+      f'patch_pca: patches {patches.shape} for images {np.shape(images)}; expected [N, *grid, D]'
+    )
   images = _sliced('images', images, names)
   shown = _shown(images, names, _limits(images, names)).mean(axis=1)  # [N, H, W, 3]
   colours = _three_components(patches)  # [N, *grid, 3]
@@ -112,7 +130,9 @@ def is_colour(names: Sequence[str]) -> bool:
 
 def _numeric(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   """Keys with a number beside a step: the known ones first, then the others by name, twelve at most."""
-  found = {k for r in rows if _is_number(r.get('step')) for k, v in r.items() if _is_number(v)} - set(_NO_PANEL)
+  found = {k for r in rows if _is_number(r.get('step')) for k, v in r.items() if _is_number(v)} - set(
+    _NO_PANEL
+  )
   return ([k for k in _PANELS if k in found] + sorted(found - set(_PANELS)))[:12]
 
 
@@ -159,9 +179,13 @@ def _sliced(what: str, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
   """[N, H, W, C] float64: volumes by their middle slice."""
   images = np.asarray(images, np.float64)
   if images.ndim not in (4, 5) or not len(images):
-    raise UserError(f'{what} have the shape {images.shape}; expected [N, H, W, C] or [N, D, H, W, C] with N > 0')
+    raise UserError(
+      f'{what} have the shape {images.shape}; expected [N, H, W, C] or [N, D, H, W, C] with N > 0'
+    )
   if images.shape[-1] != len(names):
-    raise UserError(f'{what} have {images.shape[-1]} channels and {len(names)} names; expected one name a channel')
+    raise UserError(
+      f'{what} have {images.shape[-1]} channels and {len(names)} names; expected one name a channel'
+    )
   return images if images.ndim == 4 else images[:, images.shape[1] // 2]
 
 
@@ -193,14 +217,16 @@ def _shown(images: np.ndarray, names: Sequence[str], limits: np.ndarray) -> np.n
 
 
 def _three_components(patches: np.ndarray) -> np.ndarray:
-  """[N, *grid, D] -> [N, *grid, 3] in 0..1: principal components, stretched between the 1 and 99 percentiles."""
+  """[N, *grid, D] -> [N, *grid, 3] in 0..1: principal components between their 1 and 99 percentiles."""
   flat = patches.reshape(-1, patches.shape[-1])
   if not np.isfinite(flat).all():
     raise UserError('patch_pca: patch features hold NaN or infinite values; expected finite numbers')
   flat = flat - flat.mean(axis=0)
   _, axes = np.linalg.eigh(flat.T @ flat)
   axes = axes[:, ::-1][:, :3]
-  axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])  # the sign is arbitrary: fix it
+  axes = axes * np.sign(
+    axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
+  )  # the sign is arbitrary: fix it
   part = flat @ axes
   part = np.pad(part, ((0, 0), (0, 3 - part.shape[1])))
   low, high = np.percentile(part, [1, 99], axis=0)
@@ -214,7 +240,7 @@ def _titles(names: Sequence[str]) -> list[str]:
 
 def _mosaic(tiles: list[list[np.ndarray]], labels: Sequence[str], path: str | os.PathLike, title: str,
             group: int) -> None:
-  """Draws lines of tiles [H, W, 3] on one canvas, a wider gap after each `group`, `labels` above the first line."""
+  """Lines of tiles [H, W, 3] on one canvas, a wider gap after each `group`, `labels` above the first."""
   h, w = tiles[0][0].shape[:2]
   gap = max(2, round(0.06 * w))
   left, x = [], 0
@@ -235,14 +261,23 @@ def _mosaic(tiles: list[list[np.ndarray]], labels: Sequence[str], path: str | os
   ax.set_axis_off()
   size = min(9.0, 72 * inches * w / width / 5)
   for start, label in zip(left, labels, strict=False):
-    ax.text(start + w / 2, -0.04 * h, label, ha='center', va='bottom', fontsize=size, color=_QUIET, clip_on=False)
+    ax.text(
+      start + w / 2, -0.04 * h, label, ha='center', va='bottom', fontsize=size, color=_QUIET, clip_on=False
+    )
   if title:
-    figure.text(0.004, 1 - 0.06 / (body + head), title, ha='left', va='top', fontsize=min(10.5, 13 * inches / 8 + 2),
-                color=_INK)
+    figure.text(
+      0.004,
+      1 - 0.06 / (body + head),
+      title,
+      ha='left',
+      va='top',
+      fontsize=min(10.5, 13 * inches / 8 + 2),
+      color=_INK,
+    )
   _save(figure, path)
 
 
-def _figure(width: float, height: float, layout: str | None = 'constrained'):
+def _figure(width: float, height: float, layout: Literal['constrained'] | None = 'constrained') -> Any:
   from matplotlib.figure import Figure  # without pyplot: no global state, no display
   return Figure(figsize=(width, height), layout=layout, facecolor='white')
 

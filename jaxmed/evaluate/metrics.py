@@ -41,8 +41,15 @@ def absent_classes(y: np.ndarray, num_classes: int) -> tuple[int, ...]:
   return tuple(c for c in range(num_classes) if not np.any(np.asarray(y) == c))
 
 
-def intervals(y: np.ndarray, scores: np.ndarray, subjects: Sequence, *, draws: int = 1000, seed: int = 0,
-              auroc_classes: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+def intervals(
+  y: np.ndarray,
+  scores: np.ndarray,
+  subjects: Sequence | np.ndarray,
+  *,
+  draws: int = 1000,
+  seed: int = 0,
+  auroc_classes: Sequence[int] | None = None,
+) -> dict[str, dict[str, float]]:
   """Each metric with its 95 % percentile bootstrap interval over subjects.
 
   In a resample that lacks a class, the means over classes are over those it has. With a single subject there
@@ -60,9 +67,16 @@ def intervals(y: np.ndarray, scores: np.ndarray, subjects: Sequence, *, draws: i
   return {m: _interval(value[m], drawn[m]) for m in METRICS}
 
 
-def paired_difference(y: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray, subjects: Sequence, *,
-                      draws: int = 1000, seed: int = 0,
-                      auroc_classes: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+def paired_difference(
+  y: np.ndarray,
+  scores_a: np.ndarray,
+  scores_b: np.ndarray,
+  subjects: Sequence | np.ndarray,
+  *,
+  draws: int = 1000,
+  seed: int = 0,
+  auroc_classes: Sequence[int] | None = None,
+) -> dict[str, dict[str, float]]:
   """Metric of a minus metric of b, with a 95 % interval: both are computed on the same resampled subjects.
 
   Takes and returns what `intervals` does; identical scores give exactly 0.
@@ -98,7 +112,9 @@ def weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray)
   order = np.argsort(score, kind='stable')
   ranked, w = np.asarray(score)[order], weights[:, order]
   pos = np.asarray(positive, bool)[order]
-  starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))  # first row of each distinct score
+  starts = np.flatnonzero(
+    np.concatenate([[True], ranked[1:] != ranked[:-1]])
+  )  # first row of each distinct score
   w_pos, w_neg = w * pos, w * ~pos
   if len(starts) < len(ranked):
     w_pos, w_neg = np.add.reduceat(w_pos, starts, axis=1), np.add.reduceat(w_neg, starts, axis=1)
@@ -109,7 +125,7 @@ def weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray)
   return np.divide(wins, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
 
 
-def _bootstrap(y: np.ndarray, many: list[np.ndarray], subjects: Sequence, draws: int, seed: int,
+def _bootstrap(y: np.ndarray, many: list[np.ndarray], subjects: Sequence | np.ndarray, draws: int, seed: int,
                auroc_classes: Sequence[int] | None) -> list[dict[str, np.ndarray]]:
   """For each array of scores: {metric: [draws]}, all on the same resamples."""
   subjects = np.asarray([str(s) for s in subjects])
@@ -165,9 +181,15 @@ def _interval(value: float, drawn: np.ndarray) -> dict[str, float]:
 def _checked(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   y, scores = np.asarray(y, np.int64), np.asarray(scores, np.float64)
   if scores.ndim != 2 or len(y) != len(scores) or not len(y):
-    raise UserError(f'metrics: labels {y.shape} and scores {scores.shape}; expected [M] and [M, K] with M > 0')
+    raise UserError(
+      f'metrics: labels {y.shape} and scores {scores.shape}; expected [M] and [M, K] with M > 0'
+    )
   if y.min() < 0 or y.max() >= scores.shape[1]:
-    raise UserError(f'metrics: labels {y.min()}..{y.max()}; expected 0..{scores.shape[1] - 1}, the columns of scores')
+    raise UserError(
+      f'metrics: labels {y.min()}..{y.max()}; expected 0..{scores.shape[1] - 1}, the columns of scores'
+    )
   if np.isnan(scores).any():
-    raise UserError(f'metrics: {int(np.isnan(scores).any(axis=1).sum())} rows of scores hold NaN; expected numbers')
+    raise UserError(
+      f'metrics: {int(np.isnan(scores).any(axis=1).sum())} rows of scores hold NaN; expected numbers'
+    )
   return y, scores

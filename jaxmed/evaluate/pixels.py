@@ -13,7 +13,8 @@ _FIT_BYTES = 2**30  # most float32 pixels held to fit the components
 
 @dataclasses.dataclass(frozen=True)
 class PixelPCA:
-  """Standardisation and principal axes of flattened pixels. mean, scale: [P]; axes: [P, components], float32."""
+  """Standardisation and principal axes of flattened pixels: mean, scale [P], axes [P, components] float32."""
+
   mean: np.ndarray
   scale: np.ndarray
   axes: np.ndarray
@@ -22,7 +23,9 @@ class PixelPCA:
     """images [N, ...] with P values each -> [N, components] float32."""
     flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)
     if flat.shape[1] != len(self.mean):
-      raise UserError(f'pixels: {flat.shape[1]} values an image; expected {len(self.mean)}, as in the fitted images')
+      raise UserError(
+        f'pixels: {flat.shape[1]} values an image; expected {len(self.mean)}, as in the fitted images'
+      )
     return ((flat - self.mean) / self.scale) @ self.axes
 
 
@@ -45,7 +48,9 @@ def fit_pca(images: np.ndarray, components: int = 64) -> PixelPCA:
   return PixelPCA(mean, scale, np.ascontiguousarray(pca.components_.T, dtype=np.float32))
 
 
-def pca_features(train_images: np.ndarray, *others: np.ndarray, components: int = 64) -> tuple[np.ndarray, ...]:
+def pca_features(
+  train_images: np.ndarray, *others: np.ndarray, components: int = 64
+) -> tuple[np.ndarray, ...]:
   """Flattened pixels -> standardised -> PCA, fitted on the first array only.
 
   Args:

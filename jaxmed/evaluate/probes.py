@@ -1,4 +1,4 @@
-"""Probes on frozen features: weighted nearest neighbours and logistic regression. Pure functions on arrays."""
+"""Probes on frozen features, as pure functions on arrays: weighted neighbours and logistic regression."""
 
 import warnings
 from typing import Any
@@ -32,7 +32,9 @@ def knn(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, num_classe
   if not len(train_x):
     raise UserError('knn: there is no training row to vote; expected at least one')
   if k < 1 or temperature <= 0:
-    raise UserError(f'knn: k={k} and temperature={temperature} must be positive (the usual ones are 20 and 0.07)')
+    raise UserError(
+      f'knn: k={k} and temperature={temperature} must be positive (the usual ones are 20 and 0.07)'
+    )
   train, test = _unit(train_x), _unit(test_x)
   y = np.asarray(train_y, np.int64)
   k = min(k, len(train))
@@ -48,9 +50,17 @@ def knn(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, num_classe
   return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def logistic(train_x: np.ndarray, train_y: np.ndarray, val_x: np.ndarray, val_y: np.ndarray, test_x: np.ndarray,
-             num_classes: int, *, grid: tuple[float, ...] = SHORT_GRID,
-             max_iter: int = 1000) -> tuple[np.ndarray, dict[str, Any]]:
+def logistic(
+  train_x: np.ndarray,
+  train_y: np.ndarray,
+  val_x: np.ndarray,
+  val_y: np.ndarray,
+  test_x: np.ndarray,
+  num_classes: int,
+  *,
+  grid: tuple[float, ...] = SHORT_GRID,
+  max_iter: int = 1000,
+) -> tuple[np.ndarray, dict[str, Any]]:
   """Multinomial logistic regression (scikit-learn, L-BFGS) on standardised features.
 
   The penalty C is the one of `grid` with the highest validation accuracy (ties: lower log loss, then the
@@ -88,15 +98,21 @@ def logistic(train_x: np.ndarray, train_y: np.ndarray, val_x: np.ndarray, val_y:
   mean, scale = standardiser(both_x)
   fits.restart()
   fits.fit(_scaled(both_x, mean, scale), np.concatenate([train_y, val_y]), grid[best])
-  info = dict(C=grid[best], val_accuracy=chosen[best][0], grid=list(grid), grid_val_accuracy=[c[0] for c in chosen],
-              iterations=fits.iterations, unconverged=fits.unconverged)
+  info = dict(
+    C=grid[best],
+    val_accuracy=chosen[best][0],
+    grid=list(grid),
+    grid_val_accuracy=[c[0] for c in chosen],
+    iterations=fits.iterations,
+    unconverged=fits.unconverged,
+  )
   return fits.probabilities(_scaled(test_x, mean, scale), num_classes).astype(np.float32), info
 
 
 def standardiser(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of each column of x [N, D], float32 [D]; a constant column gets deviation 1."""
-  mean = np.mean(x, axis=0, dtype=np.float64)
-  scale = np.std(x, axis=0, dtype=np.float64)
+  """Mean and standard deviation of the columns of x [N, D], float32 [D]; constant ones get deviation 1."""
+  mean = np.asarray(np.mean(x, axis=0, dtype=np.float64))
+  scale = np.asarray(np.std(x, axis=0, dtype=np.float64))
   # A constant column's deviation is rounding noise, not exactly 0: dividing by it would blow the noise up.
   scale[scale <= 1e-6 * np.maximum(np.abs(mean), 1e-30)] = 1.0
   return mean.astype(np.float32), scale.astype(np.float32)

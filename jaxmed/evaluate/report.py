@@ -12,25 +12,24 @@ from typing import Any
 
 from jaxmed.errors import UserError
 from jaxmed.evaluate import figures, run, tables
-from jaxmed.evaluate.metrics import LABELS
 from jaxmed.files import read_json, write_text
 
 CAPTIONS = {
-    'loss': 'Training curves, one point a logged step.',
-    'views': 'Augmented views of the first batch, as the model sees them.',
-    'reconstructions': 'Fixed images with their masks, and what the model predicts for the masked patches. '
-                       'Pale blue: masked.',
-    'patch_pca': 'Patch features of fixed images: their first three principal components as red, green and blue. '
-                 'Regions of one colour have similar features.',
+  'loss': 'Training curves, one point a logged step.',
+  'views': 'Augmented views of the first batch, as the model sees them.',
+  'reconstructions': 'Fixed images with their masks, and what the model predicts for the masked patches. '
+  'Pale blue: masked.',
+  'patch_pca': 'Patch features of fixed images: three principal components as red, green and blue. '
+  'Regions of one colour have similar features.',
 }
 
 
 def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   """Writes `run_dir`/report.html from what the directory holds, and returns its path.
 
-  Read are config.json, data.json, metrics.jsonl, evaluation.json and figures/*.png. What is missing or damaged is
-  named on the page. figures/loss.png is drawn (again) if metrics.jsonl is newer. The page holds its figures and
-  its style, and no script.
+  Read are config.json, data.json, metrics.jsonl, evaluation.json and figures/*.png. What is missing or
+  damaged is named on the page. figures/loss.png is drawn (again) if metrics.jsonl is newer. The page holds
+  its figures and its style, and no script.
 
   Raises:
     UserError: the directory does not exist, or the page cannot be written.
@@ -50,16 +49,22 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
                    '(a run that was killed leaves a half-written line)')
   _draw_loss(place, rows)
   try:
-    evaluation = _evaluation(result) if result else _absent('There is no evaluation.json: nothing was evaluated yet.')
+    evaluation = (
+      _evaluation(result) if result else _absent('There is no evaluation.json: nothing was evaluated yet.')
+    )
     head = _header(place, config, result) + _tiles(config, rows, result)
   except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
     evaluation = _absent(f'evaluation.json is not the result of an evaluation ({type(e).__name__}: {e}).')
     head = _header(place, config, {}) + _tiles(config, rows, {})
   sections = [
-      ('Evaluation', evaluation),
-      ('Figures', _figures(place, missing)),
-      ('Data', _tree(data) if data else _absent('There is no data.json: the corpus is not described.')),
-      ('Configuration', _config(config) if config else _absent('There is no config.json: the settings are unknown.'))]
+    ('Evaluation', evaluation),
+    ('Figures', _figures(place, missing)),
+    ('Data', _tree(data) if data else _absent('There is no data.json: the corpus is not described.')),
+    (
+      'Configuration',
+      _config(config) if config else _absent('There is no config.json: the settings are unknown.'),
+    ),
+  ]
   body = [head, _missing(missing)]
   body += [f'<section><h2>{title}</h2>{content}</section>' for title, content in sections]
   path = place / 'report.html'
@@ -71,7 +76,8 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
 def read_metrics(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
   """Rows of a metrics.jsonl in order of step, and the number of damaged lines, which are skipped.
 
-  Lines of the same step are merged, the later one winning: a resumed run repeats steps. A missing file has no rows.
+  Lines of the same step are merged, the later one winning: a resumed run repeats steps. A missing file has
+  no rows.
   """
   try:
     lines = pathlib.Path(path).read_bytes().decode('utf-8', 'replace').splitlines()
@@ -121,9 +127,12 @@ def _draw_loss(place: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _header(place: pathlib.Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-  said = tables.verdict(result) if result else 'Not evaluated yet.'
-  return (f'<header><p class="eyebrow">jaxmed run</p><h1>{html.escape(_method(config))}</h1>'
-          f'<p class="path">{html.escape(place.resolve().name)}</p><p class="verdict">{html.escape(said)}</p></header>')
+  said = tables.verdict(dict(result)) if result else 'Not evaluated yet.'
+  return (
+    f'<header><p class="eyebrow">jaxmed run</p><h1>{html.escape(_method(config))}</h1>'
+    f'<p class="path">{html.escape(place.resolve().name)}</p>'
+    f'<p class="verdict">{html.escape(said)}</p></header>'
+  )
 
 
 def _method(config: Mapping[str, Any]) -> str:
@@ -149,17 +158,24 @@ def find(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _tiles(config: Mapping[str, Any], rows: list[dict[str, Any]], result: Mapping[str, Any]) -> str:
-  step, planned, batch = (int(rows[-1]['step']) if rows else None), find(config, 'steps'), find(config, 'batch_size')
+  step, planned, batch = (
+    (int(rows[-1]['step']) if rows else None),
+    find(config, 'steps'),
+    find(config, 'batch_size'),
+  )
   seen = next((r['images_seen'] for r in reversed(rows) if _is_number(r.get('images_seen'))), None)
   if seen is None and step is not None and _is_number(batch):
     seen = step * batch
   speed = [r['images_per_second'] for r in rows if _is_number(r.get('images_per_second'))]
   loss = [r['loss'] for r in rows if _is_number(r.get('loss'))]
-  tiles = [('Method', _name(find(config, 'method')), ''), ('Model', _name(find(config, 'model')), ''),
-           ('Steps', _count(step), f'of {_count(planned)}' if _is_number(planned) and planned != step else ''),
-           ('Images seen', _count(seen), ''),
-           ('Images / s', _count(statistics.median(speed)) if speed else '', 'median' if speed else ''),
-           ('Last loss', f'{loss[-1]:.4g}' if loss else '', f'first {loss[0]:.4g}' if loss else '')]
+  tiles = [
+    ('Method', _name(find(config, 'method')), ''),
+    ('Model', _name(find(config, 'model')), ''),
+    ('Steps', _count(step), f'of {_count(planned)}' if _is_number(planned) and planned != step else ''),
+    ('Images seen', _count(seen), ''),
+    ('Images / s', _count(statistics.median(speed)) if speed else '', 'median' if speed else ''),
+    ('Last loss', f'{loss[-1]:.4g}' if loss else '', f'first {loss[0]:.4g}' if loss else ''),
+  ]
   tiles += _score_tiles(result)
   return '<div class="tiles">' + ''.join(
       f'<div class="tile"><div class="label">{html.escape(label)}</div>'
@@ -223,7 +239,10 @@ def _figures(place: pathlib.Path, missing: list[str]) -> str:
       continue
     data = base64.b64encode(content).decode()
     caption = html.escape(CAPTIONS.get(name, name.replace('_', ' ')))
-    out.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
+    out.append(
+      f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+      f'<figcaption>{caption}</figcaption></figure>'
+    )
   if lacking:
     out.append(_absent('Not drawn for this run: ' + ', '.join(f'figures/{k}.png' for k in lacking) + '.'))
   return '\n'.join(out)
@@ -245,11 +264,13 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> Iterable[tuple[str, An
 
 
 def _tree(value: Mapping[str, Any]) -> str:
-  """A nested dict: its plain values as pairs, dicts of like dicts as one table, the rest under its own heading."""
+  """A nested dict: plain values as pairs, dicts of like dicts as one table, the rest under headings."""
   plain = {k: v for k, v in value.items() if not isinstance(v, Mapping)}
   out = []
   if plain:
-    rows = ''.join(f'<tr><td>{html.escape(_title(k))}</td><td>{_value(v)}</td></tr>' for k, v in plain.items())
+    rows = ''.join(
+      f'<tr><td>{html.escape(_title(k))}</td><td>{_value(v)}</td></tr>' for k, v in plain.items()
+    )
     out.append(f'<div class="scroll"><table class="pairs">{rows}</table></div>')
   for key, part in value.items():
     if isinstance(part, Mapping):
@@ -267,8 +288,12 @@ def _matrix(part: Mapping[str, Any]) -> str:
   if any(isinstance(x, Mapping) for v in lines for x in v.values()) or len(keys) > 8:
     return ''
   head = '<th></th>' + ''.join(f'<th scope="col">{html.escape(_title(k))}</th>' for k in keys)
-  body = ''.join(f'<tr><td>{html.escape(str(name))}</td>'
-                 + ''.join(f'<td>{_value(v.get(k, ""))}</td>' for k in keys) + '</tr>' for name, v in part.items())
+  body = ''.join(
+    f'<tr><td>{html.escape(str(name))}</td>'
+    + ''.join(f'<td>{_value(v.get(k, ""))}</td>' for k in keys)
+    + '</tr>'
+    for name, v in part.items()
+  )
   return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -308,12 +333,12 @@ _PAGE = '''<!DOCTYPE html>
 </html>
 '''
 
-_STYLE = '''
-:root { --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --quiet: #5b6570; --line: #dfe3e8; --accent: #0b5cad;
-  --warn: #fff6e0; --warn-line: #e0b95a; }
+_STYLE = """
+:root { --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --quiet: #5b6570; --line: #dfe3e8;
+  --accent: #0b5cad; --warn: #fff6e0; --warn-line: #e0b95a; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #14171a; --card: #1d2125; --ink: #e8eaed; --quiet: #a0a9b3; --line: #343a41; --accent: #7ab8f5;
-    --warn: #2e2818; --warn-line: #8a7233; }
+  :root { --page: #14171a; --card: #1d2125; --ink: #e8eaed; --quiet: #a0a9b3; --line: #343a41;
+    --accent: #7ab8f5; --warn: #2e2818; --warn-line: #8a7233; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
@@ -341,7 +366,8 @@ section.missing { background: var(--warn); border-color: var(--warn-line); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: 10px; }
 table.results, section > .scroll > table:not(.pairs) { width: 100%; }
-th, td { padding: 6px 14px 6px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: 6px 14px 6px 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-size: 13px; font-weight: 600; }
 .results td { white-space: nowrap; }
 .pairs td:first-child { color: var(--quiet); white-space: nowrap; padding-right: 24px; }
@@ -350,11 +376,11 @@ th { color: var(--quiet); font-size: 13px; font-weight: 600; }
 .note { margin: 4px 0; }
 .absent { color: var(--quiet); font-style: italic; margin: 8px 0; }
 figure { margin: 0 0 24px; }
-figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
-  border-radius: 8px; padding: 10px; }
+figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
+  border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
 figcaption { margin-top: 6px; color: var(--quiet); font-size: 13px; }
 summary { cursor: pointer; color: var(--accent); }
 details table { margin-top: 12px; }
 code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { body { background: none; } section, .tile { break-inside: avoid; } }
-'''
+"""

@@ -25,7 +25,8 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """Three parts, the classes, and which training rows fit the penalty search (the rest, if any, judges it)."""
+  """Three parts, the classes, and which training rows fit the penalty search (the rest judges it)."""
+
   label: str
   classes: tuple[str, ...]
   train: _Part
@@ -47,19 +48,20 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
 
   Probes are fitted on the rows of split 'train' that have the label; the logistic penalty is chosen on split
   'val' (without one, on 20 % of the training subjects); scores are of split 'test'. Intervals are 95 %
-  percentile bootstrap over test subjects. Rows whose class no training row has stay in, as errors, in accuracy
-  and balanced accuracy, are left out of macro AUROC, and are named in 'notes'.
+  percentile bootstrap over test subjects. Rows whose class no training row has stay in, as errors, in
+  accuracy and balanced accuracy, are left out of macro AUROC, and are named in 'notes'.
 
   Args:
-    encoder: has `embed_source(source, batch_size) -> {'cls': [N, D], 'mean': [N, D]}`, image_size, vocabulary.
+    encoder: has `embed_source(source, batch_size) -> {'cls': [N, D], 'mean': [N, D]}`, image_size and
+      vocabulary.
     source: a jaxmed.data.sources.Source with splits. label: a column of its table.
     untrained: the same encoder with its initial weights; without it that baseline is missing, and noted.
     feature: which array of embed_source to use. draws: bootstrap resamples.
 
   Returns:
-    A dict ready for JSON: label, feature, classes, splits and subjects {split: count}, chance {metric: value},
-    rows [{features, method, metrics: {metric: {value, low, high}}, penalty}], differences [{features, minus,
-    method, metrics}], notes, draws, seed. A value that does not exist is None.
+    A dict ready for JSON: label, feature, classes, splits and subjects {split: count},
+    chance {metric: value}, rows [{features, method, metrics: {metric: {value, low, high}}, penalty}],
+    differences [{features, minus, method, metrics}], notes, draws, seed. A value that does not exist is None.
 
   Raises:
     UserError: unknown column or feature, no test or training rows, a single class, a subject in two splits,
@@ -72,25 +74,32 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
   else:
     notes.append('no untrained encoder was given: that baseline is missing')
   sets[PIXELS] = _pixels(encoder, task, batch_size)
-  known = task.known
-  ask = dict(draws=draws, seed=seed, auroc_classes=known)
-  rows, scores = [], {}
+  rows, differences, troubles = _scored(sets, task, draws, seed)
+  return dict(label=label, feature=feature, classes=list(task.classes), chance=_chance(task), rows=rows,
+              differences=differences, notes=notes + troubles, draws=draws, seed=seed, **_sizes(task))
+
+
+def _scored(
+  sets: dict[str, dict[str, np.ndarray]], task: _Task, draws: int, seed: int
+) -> tuple[list, list, list]:
+  """The rows, the paired differences and the notes of every probe on every kind of features."""
+  ask: dict[str, Any] = dict(draws=draws, seed=seed, auroc_classes=task.known)
+  y, subjects = task.test.y, task.test.subjects
+  rows, differences, notes, scores = [], [], [], {}
   for name, features in sets.items():
     for method in METHODS:
-      found, info = _probe(method, features, task)
-      scores[name, method] = found
-      got = metrics.intervals(task.test.y, found, task.test.subjects, **ask)
-      rows.append(dict(features=name, method=method, metrics=_plain(got)) | ({'penalty': info} if info else {}))
+      scores[name, method], info = _probe(method, features, task)
+      row = dict(features=name, method=method,
+                 metrics=_plain(metrics.intervals(y, scores[name, method], subjects, **ask)))
+      rows.append(row | ({'penalty': info} if info else {}))
       if info.get('unconverged'):
-        notes.append(f"logistic on {name}: {info['unconverged']} of {len(info['grid']) + 1} fits did not converge")
-  differences = []
+        fits = len(info['grid']) + 1
+        notes.append(f'logistic on {name}: {info["unconverged"]} of {fits} fits did not converge')
   for other in (UNTRAINED, PIXELS):
     for method in METHODS if other in sets else ():
-      got = metrics.paired_difference(task.test.y, scores[TRAINED, method], scores[other, method],
-                                      task.test.subjects, **ask)
+      got = metrics.paired_difference(y, scores[TRAINED, method], scores[other, method], subjects, **ask)
       differences.append(dict(features=TRAINED, minus=other, method=method, metrics=_plain(got)))
-  return dict(label=label, feature=feature, rows=rows, differences=differences, notes=notes, draws=draws, seed=seed,
-              classes=list(task.classes), chance=_chance(task), **_sizes(task))
+  return rows, differences, notes
 
 
 def _task(source: Any, label: str, seed: int) -> _Task:
@@ -110,7 +119,9 @@ def _task(source: Any, label: str, seed: int) -> _Task:
   notes, fit = [], np.ones(len(train.y), bool)
   if val is None:
     fit = _cut(train, label, seed)
-    notes.append(f'no val split: the penalty was chosen on {np.count_nonzero(~fit)} train rows, cut by subject')
+    notes.append(
+      f'no val split: the penalty was chosen on {np.count_nonzero(~fit)} train rows, cut by subject'
+    )
   seen, counts = set(train.y) | (set(val.y) if val else set()), collections.Counter(test.y.tolist())
   lacking = [f'{classes[c]} ({counts[c]} rows)' for c in sorted(counts) if c not in seen]
   if lacking:
@@ -135,7 +146,9 @@ def _part(source: Any, split: str, label: str, classes: tuple[str, ...]) -> _Par
   y = np.array([index[str(v)] for v in part.table[label].to_pylist()], np.int64)
   ids, names = part.table['id'].to_pylist(), part.table['subject'].to_pylist()
   # A row without a subject stands for itself; the prefix keeps it apart from subjects of the same name.
-  return _Part(part, y, np.array([f'row {i}' if s is None else str(s) for i, s in zip(ids, names, strict=True)]))
+  return _Part(
+    part, y, np.array([f'row {i}' if s is None else str(s) for i, s in zip(ids, names, strict=True)])
+  )
 
 
 def _check_classes(train: _Part, label: str, classes: tuple[str, ...]) -> None:
@@ -144,8 +157,10 @@ def _check_classes(train: _Part, label: str, classes: tuple[str, ...]) -> None:
     raise UserError(f'label {label!r}: all {len(train.y)} training rows are {classes[seen[0]]!r}; '
                     'expected two or more classes')
   if len(seen) > max(2, len(train.y) // 2):
-    raise UserError(f'label {label!r}: {len(seen)} different values in {len(train.y)} training rows; expected classes '
-                    'with several rows each (is it an identifier or a measurement?)')
+    raise UserError(
+      f'label {label!r}: {len(seen)} different values in {len(train.y)} training rows; expected classes '
+      'with several rows each (is it an identifier or a measurement?)'
+    )
 
 
 def _check_subjects(parts: dict[str, _Part | None]) -> None:
@@ -153,8 +168,10 @@ def _check_subjects(parts: dict[str, _Part | None]) -> None:
   for split, part in parts.items():
     for subject in sorted({str(s) for s in part.subjects}) if part else ():
       if subject in home:
-        raise UserError(f'subject {subject!r} has rows in {home[subject]} and in {split}; expected one split a '
-                        'subject, or the scores would be of memorised subjects')
+        raise UserError(
+          f'subject {subject!r} has rows in {home[subject]} and in {split}; expected one split a '
+          'subject, or the scores would be of memorised subjects'
+        )
       home[subject] = split
 
 
@@ -162,8 +179,10 @@ def _cut(train: _Part, label: str, seed: int) -> np.ndarray:
   """Bool [n]: the training rows to fit on, when 20 % of the subjects (at least one) judge the penalty."""
   subjects = np.unique(train.subjects)
   if len(subjects) < 2:
-    raise UserError(f'label {label!r}: no val split, and the training rows are of one subject, so none can be cut; '
-                    "expected rows of split 'val' or two or more training subjects")
+    raise UserError(
+      f'label {label!r}: no val split, and the training rows are of one subject, so none can be cut; '
+      "expected rows of split 'val' or two or more training subjects"
+    )
   rng, best = np.random.default_rng(seed), None
   for _ in range(50):  # a cut that takes the only subject of a class is drawn again
     held = rng.permutation(subjects)[:math.ceil(0.2 * len(subjects))]
@@ -173,8 +192,10 @@ def _cut(train: _Part, label: str, seed: int) -> np.ndarray:
     if len(np.unique(train.y[best])) == len(np.unique(train.y)):
       break
   if best is None or len(np.unique(train.y[best])) < 2:
-    raise UserError(f'label {label!r}: no val split, and without 20 % of the training subjects a single class is left; '
-                    "expected rows of split 'val' or more training subjects of each class")
+    raise UserError(
+      f'label {label!r}: no val split, and without 20 % of the training subjects a single class is left; '
+      "expected rows of split 'val' or more training subjects of each class"
+    )
   return best
 
 
@@ -190,14 +211,18 @@ def _encoded(encoder: Any, task: _Task, feature: str, batch_size: int, name: str
       raise UserError(f'{name} encoder: {len(x)} features for {len(part.y)} {split} rows; expected one a row')
     bad = np.count_nonzero(~np.isfinite(x).all(axis=1))
     if bad:
-      raise UserError(f'{name} encoder: {bad} of {len(x)} {split} rows have features that are NaN or infinite; '
-                      'expected finite numbers (did the training diverge?)')
+      raise UserError(
+        f'{name} encoder: {bad} of {len(x)} {split} rows have features that are NaN or infinite; '
+        'expected finite numbers (did the training diverge?)'
+      )
     out[split] = x
   return out
 
 
 def _pixels(encoder: Any, task: _Task, batch_size: int) -> dict[str, np.ndarray]:
-  parts = {s: p.source for s, p in (('train', task.train), ('val', task.val), ('test', task.test)) if p is not None}
+  parts = {
+    s: p.source for s, p in (('train', task.train), ('val', task.val), ('test', task.test)) if p is not None
+  }
   found = pixels.source_features(encoder, *parts.values(), batch_size=batch_size)
   return dict(zip(parts, found, strict=True))
 
@@ -229,7 +254,11 @@ def _plain(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float | No
   return {m: {k: float(v) if np.isfinite(v) else None for k, v in i.items()} for m, i in found.items()}
 
 
-def best_row(result: dict[str, Any], metric: str = 'balanced_accuracy', features: str = TRAINED) -> dict[str, Any]:
+def best_row(
+  result: dict[str, Any], metric: str = 'balanced_accuracy', features: str = TRAINED
+) -> dict[str, Any]:
   """The row of `features` with the highest `metric`, out of what `evaluate` returned."""
   rows: Sequence[dict[str, Any]] = [r for r in result['rows'] if r['features'] == features]
-  return max(rows, key=lambda r: -1.0 if r['metrics'][metric]['value'] is None else r['metrics'][metric]['value'])
+  return max(
+    rows, key=lambda r: -1.0 if r['metrics'][metric]['value'] is None else r['metrics'][metric]['value']
+  )

@@ -1,4 +1,4 @@
-"""The result of an evaluation as plain text and as HTML: methods and metrics down, kinds of features across."""
+"""The result of an evaluation as text and as HTML: methods and metrics down, kinds of features across."""
 
 import html
 from typing import Any
@@ -9,17 +9,24 @@ _METHODS = {'knn': 'kNN', 'logistic': 'logistic'}
 
 
 def text_table(result: dict[str, Any]) -> str:
-  """What `evaluate` returned as aligned text, at most 100 columns wide: value [95 % interval] for each kind of features,
-  then the paired differences, sizes and notes."""
+  """What `evaluate` returned as aligned text, at most 100 columns wide: value [95 % interval] for each
+  kind of features, then the paired differences, sizes and notes."""
   kinds = _kinds(result)
-  blocks = [[('method', 'metric', *kinds)] + [
-      (name, LABELS[metric], *(_interval(cell) for cell in cells)) for name, metric, cells in _rows(result, kinds)]]
+  blocks = [
+    [('method', 'metric', *kinds)]
+    + [
+      (name, LABELS[metric], *(_interval(cell) for cell in cells))
+      for name, metric, cells in _rows(result, kinds)
+    ]
+  ]
   minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
   if minus:
     blocks.append([('method', 'difference', *(f'{_short(kinds[0])} - {_short(m)}' for m in minus))] + [
         (name, LABELS[metric], *(_interval(cell, sign=True) for cell in cells))
         for name, metric, cells in _differences(result, minus)])
-  width = [max(len(r[i]) for b in blocks for r in b if i < len(r)) for i in range(max(len(b[0]) for b in blocks))]
+  width = [
+    max(len(r[i]) for b in blocks for r in b if i < len(r)) for i in range(max(len(b[0]) for b in blocks))
+  ]
   lines = []
   for block in blocks:
     lines += [_line(block[0], width), _line(['-' * w for w in width[:len(block[0])]], width)]
@@ -28,32 +35,43 @@ def text_table(result: dict[str, Any]) -> str:
 
 
 def html_table(result: dict[str, Any]) -> str:
-  """What `evaluate` returned as HTML tables with a caption, without style: the page that holds them brings it."""
+  """What `evaluate` returned as HTML tables with a caption; the page that holds them brings the style."""
   kinds = _kinds(result)
   body = []
   for name, metric, cells in _rows(result, kinds):
     top = max((c['value'] for c in cells if c and c['value'] is not None), default=None)
-    body.append([name, LABELS[metric]] + [_html_interval(c, best=bool(c) and c['value'] == top) for c in cells]
-                + [_number(result['chance'].get(metric))])
+    body.append(
+      [name, LABELS[metric]]
+      + [_html_interval(c, best=bool(c) and c['value'] == top) for c in cells]
+      + [_number(result['chance'].get(metric))]
+    )
   out = [_html(['method', 'metric', *kinds, 'chance'], body)]
   minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
   if minus:
     head = ['method', 'difference', *(f'{_short(kinds[0])} − {_short(m)}' for m in minus)]
     out.append(_html(head, [[name, LABELS[metric]] + [_html_interval(c, sign=True) for c in cells]
                             for name, metric, cells in _differences(result, minus)]))
-  return '\n'.join(out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, chance=False)])
+  return '\n'.join(
+    out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, chance=False)]
+  )
 
 
 def verdict(result: dict[str, Any]) -> str:
-  """A sentence for each baseline: where the trained features beat it, or lose to it, beyond the 95 % interval."""
+  """A sentence for each baseline: where trained features beat it, or lose to it, beyond the 95 % interval."""
   said = [_against(result, minus, name) for minus, name in (
       ('untrained', 'the untrained one'), ('pixels (PCA)', 'raw pixels'))]
-  return ' '.join(s for s in said if s) or 'Without baselines or intervals there is no verdict on the training.'
+  return (
+    ' '.join(s for s in said if s) or 'Without baselines or intervals there is no verdict on the training.'
+  )
 
 
 def _against(result: dict[str, Any], minus: str, name: str) -> str:
-  found = [(f'{_METHODS.get(d["method"], d["method"])} {LABELS[m]}', d['metrics'][m]['low'], d['metrics'][m]['high'])
-           for d in result['differences'] if d['minus'] == minus for m in METRICS]
+  found = [
+    (f'{_METHODS.get(d["method"], d["method"])} {LABELS[m]}', d['metrics'][m]['low'], d['metrics'][m]['high'])
+    for d in result['differences']
+    if d['minus'] == minus
+    for m in METRICS
+  ]
   found = [f for f in found if f[1] is not None]
   if not found:
     return ''

@@ -25,7 +25,9 @@ class FakeSource:
       choose('column', label, self.table.column_names)
       keep &= np.array([v is not None for v in self.table[label].to_pylist()], bool)
     rows = np.flatnonzero(keep)
-    return dataclasses.replace(self, table=self.table.take(pa.array(rows, pa.int64())), images=self.images[rows])
+    return dataclasses.replace(
+      self, table=self.table.take(pa.array(rows, pa.int64())), images=self.images[rows]
+    )
 
   def classes(self, label):
     return tuple(sorted({str(v) for v in self.table[label].to_pylist() if v is not None}))
@@ -33,7 +35,8 @@ class FakeSource:
 
 @dataclasses.dataclass(frozen=True)
 class FakeEncoder:
-  """Features are a fixed random projection of the pixels, with the noise that tells 'untrained' from 'trained'."""
+  """Features are a fixed random projection of the pixels; noise tells 'untrained' from 'trained'."""
+
   noise: float = 0.0
   image_size: tuple[int, ...] = (6, 6)
   vocabulary: tuple[str, ...] = ('DAPI', 'GM', 'T1')
@@ -48,7 +51,7 @@ class FakeEncoder:
 
 
 def eval_batches(source, *, batch_size, size, vocabulary):
-  """Padded batches as jaxmed.data.pipeline gives them; every second record has its channels the other way round."""
+  """Padded batches as jaxmed.data.pipeline gives them; every second record has its channels turned."""
   assert tuple(size) == source.images.shape[1:3]
   n, ids = len(source), [vocabulary.index(c) for c in source.channels]
   for start in range(0, n, batch_size):
@@ -64,7 +67,7 @@ def eval_batches(source, *, batch_size, size, vocabulary):
 
 
 def make_source(rows=240, num_classes=3, splits=('train', 'val', 'test'), subjects_per_split=12, seed=0):
-  """Images whose mean follows the class, with subjects that stay in one split and 10 rows without the label."""
+  """Images whose mean follows the class, with subjects that stay in one split; 10 rows lack the label."""
   rng = np.random.default_rng(seed)
   y = rng.integers(0, num_classes, rows)
   split = np.array(splits)[np.arange(rows) % len(splits)]

@@ -1,4 +1,4 @@
-"""Figures: they exist whole, show what they claim (checked on the drawn pixels), and refuse what they cannot show."""
+"""Figures: they exist whole, show what they claim (checked on drawn pixels), refuse what they cannot."""
 
 import io
 
@@ -20,8 +20,12 @@ def share(picture, colour, tolerance=3):
 
 
 def test_loss_curves_draw_each_number_in_its_colour(tmp_path):
-  rows = [dict(step=s, loss=1 / (s + 1), learning_rate=1e-3, images_per_second=10., grad_norm=1., note='x', ok=True)
-          for s in range(100)]
+  rows = [
+    dict(
+      step=s, loss=1 / (s + 1), learning_rate=1e-3, images_per_second=10.0, grad_norm=1.0, note='x', ok=True
+    )
+    for s in range(100)
+  ]
   rows[50] = dict(step=50, loss=float('nan'))
   rows.append({'step': 99, 'probe/knn': 0.5})
   rows.append(dict(loss=3.0))  # no step: not drawn, no failure
@@ -86,7 +90,9 @@ def test_shown_values_and_limits():
 def test_a_volume_is_shown_by_its_middle_slice():
   volume = np.zeros((2, 5, 4, 6, 1))
   volume[:, 2] = np.arange(24).reshape(4, 6, 1)
-  np.testing.assert_array_equal(figures._sliced('images', volume, ['CT'])[1, ..., 0], np.arange(24).reshape(4, 6))
+  np.testing.assert_array_equal(
+    figures._sliced('images', volume, ['CT'])[1, ..., 0], np.arange(24).reshape(4, 6)
+  )
 
 
 def test_reconstructions_share_the_levels_of_the_original(tmp_path):
@@ -151,9 +157,11 @@ def test_what_cannot_be_shown(tmp_path, shape, names, words):
 def test_no_window_and_no_global_state(tmp_path):
   import subprocess
   import sys
-  code = ('import sys; from jaxmed.evaluate import figures, probes, metrics, pixels, run, tables, report\n'
-          "print([m for m in ('matplotlib', 'sklearn', 'torch', 'tensorflow') if m in sys.modules])\n"
-          f"import numpy as np; figures.image_grid(np.zeros((1, 4, 4, 1)), ['x'], {str(tmp_path / 'x.png')!r})\n"
-          "print('matplotlib.pyplot' in sys.modules)")
+  code = (
+    'import sys; from jaxmed.evaluate import figures, probes, metrics, pixels, run, tables, report\n'
+    "print([m for m in ('matplotlib', 'sklearn', 'torch', 'tensorflow') if m in sys.modules])\n"
+    f"import numpy as np; figures.image_grid(np.zeros((1, 4, 4, 1)), ['x'], {str(tmp_path / 'x.png')!r})\n"
+    "print('matplotlib.pyplot' in sys.modules)"
+  )
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
   assert out.split('\n')[:2] == ['[]', 'False']

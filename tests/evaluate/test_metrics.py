@@ -106,7 +106,7 @@ def test_no_interval_from_one_subject_and_no_auroc_from_one_class():
 
 
 def test_intervals_cover_the_truth_where_rows_are_clustered():
-  """40 subjects of 10 rows; a subject's rows are all right or all wrong, with probability 0.7: the truth is 0.7."""
+  """40 subjects of 10 rows; a subject's rows are all right or all wrong, right with 0.7: the truth."""
   rng, cover, rows_cover, trials = np.random.default_rng(0), 0, 0, 200
   names = np.repeat(np.arange(40), 10)
   for trial in range(trials):
@@ -121,9 +121,15 @@ def test_intervals_cover_the_truth_where_rows_are_clustered():
   assert rows_cover / trials < 0.7  # taking rows for independent would claim far too much
 
 
-@pytest.mark.parametrize(('y', 'scores', 'words'), [
-    ([0, 1], np.ones((3, 2)), 'expected'), ([0, 2], np.ones((2, 2)), 'expected 0..1'), ([], np.ones((0, 2)), 'M > 0'),
-    ([0, 1], np.array([[0.1, np.nan], [1, 0]]), 'NaN')])
+@pytest.mark.parametrize(
+  ('y', 'scores', 'words'),
+  [
+    ([0, 1], np.ones((3, 2)), 'expected'),
+    ([0, 2], np.ones((2, 2)), 'expected 0..1'),
+    ([], np.ones((0, 2)), 'M > 0'),
+    ([0, 1], np.array([[0.1, np.nan], [1, 0]]), 'NaN'),
+  ],
+)
 def test_bad_arrays_are_refused(y, scores, words):
   with pytest.raises(UserError, match=words):
     metrics.intervals(y, scores, ['a'] * len(y))

@@ -26,7 +26,9 @@ def slow_knn(train_x, train_y, test_x, num_classes, k, temperature):
   return np.array(out)
 
 
-@pytest.mark.parametrize(('n', 'k', 'temperature'), [(60, 20, 0.07), (60, 1, 0.07), (7, 20, 0.07), (60, 5, 1.0)])
+@pytest.mark.parametrize(
+  ('n', 'k', 'temperature'), [(60, 20, 0.07), (60, 1, 0.07), (7, 20, 0.07), (60, 5, 1.0)]
+)
 def test_knn_equals_a_plain_loop(n, k, temperature):
   rng = np.random.default_rng(0)
   (train_x, train_y), (test_x, _) = blobs(rng, n), blobs(rng, 23)
@@ -70,7 +72,9 @@ def test_logistic_equals_scikit_learn_by_hand():
                             for x in (train_x, val_x, test_x))
   by_hand = []
   for c in probes.SHORT_GRID:
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000, tol=1e-8)).fit(train_x, train_y)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000, tol=1e-8)).fit(
+      train_x, train_y
+    )
     by_hand.append(model.score(val_x, val_y))
   got, info = probes.logistic(train_x, train_y, val_x, val_y, test_x, 4)
   np.testing.assert_allclose(info['grid_val_accuracy'], by_hand, atol=1 / 60 + 1e-9)  # one row on the border
@@ -104,8 +108,9 @@ def test_other_test_rows_do_not_change_a_prediction():
   b, info_b = probes.logistic(train_x, train_y, val_x, val_y, wild, 4)
   assert info_a == info_b
   np.testing.assert_allclose(a[0], b[0], atol=1e-6)
-  np.testing.assert_allclose(probes.knn(train_x, train_y, test_x, 4)[0], probes.knn(train_x, train_y, wild, 4)[0],
-                             atol=1e-6)
+  np.testing.assert_allclose(
+    probes.knn(train_x, train_y, test_x, 4)[0], probes.knn(train_x, train_y, wild, 4)[0], atol=1e-6
+  )
 
 
 def test_logistic_counts_what_did_not_converge_and_prints_nothing():

@@ -42,9 +42,16 @@ class Page(html.parser.HTMLParser):
     return re.sub(r'\s+', ' ', ' '.join(self.words))
 
 
-CONFIG = dict(method='mae', model=dict(name='channel_vit_tiny/8', depth=12), steps=500, batch_size=64,
-              optimizer=dict(name='adamw', learning_rate=1.5e-4, betas=[0.9, 0.95]), note='<script>alert(1)</script>',
-              flip=True, resume=None)
+CONFIG = dict(
+  method='mae',
+  model=dict(name='channel_vit_tiny/8', depth=12),
+  steps=500,
+  batch_size=64,
+  optimizer=dict(name='adamw', learning_rate=1.5e-4, betas=[0.9, 0.95]),
+  note='<script>alert(1)</script>',
+  flip=True,
+  resume=None,
+)
 
 
 @pytest.fixture
@@ -52,13 +59,22 @@ def place(tmp_path):
   place = tmp_path / 'my_run'
   (place / 'figures').mkdir(parents=True)
   (place / 'config.json').write_text(json.dumps(CONFIG))
-  (place / 'data.json').write_text(json.dumps(dict(records=7345, splits=dict(train=5200, test=1625), channels=dict(
-      T1=dict(mean=0.5, std=0.25), GM=dict(mean=0.125, std=0.1)))))
+  (place / 'data.json').write_text(
+    json.dumps(
+      dict(
+        records=7345,
+        splits=dict(train=5200, test=1625),
+        channels=dict(T1=dict(mean=0.5, std=0.25), GM=dict(mean=0.125, std=0.1)),
+      )
+    )
+  )
   (place / 'evaluation.json').write_text(json.dumps(make_result()))
   lines = [dict(step=s, loss=2.0 / s, images_per_second=100 + s, grad_norm=1.0) for s in range(1, 401)]
   (place / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines) + '{"step": 401, "lo')
   for name in ('views', 'reconstructions', 'patch_pca', 'my_own'):
-    figures.image_grid(np.random.default_rng(0).random((1, 4, 4, 1)), ['x'], place / 'figures' / f'{name}.png')
+    figures.image_grid(
+      np.random.default_rng(0).random((1, 4, 4, 1)), ['x'], place / 'figures' / f'{name}.png'
+    )
   return place
 
 
@@ -66,10 +82,29 @@ def test_a_whole_report(place):
   path = report.write_report(place)
   assert path == place / 'report.html'
   page = Page(path.read_text())
-  for words in ('mae · channel_vit_tiny/8', 'my_run', '400 of 500', '25,600', '300', 'median', '0.005', '0.790',
-                'logistic', 'optimizer.learning_rate', '0.00015', '0.9, 0.95', '7345', 'GM', '0.125',
-                '0.490 [0.467, 0.513]', '4,500 train', 'Augmented views', 'my own',
-                '1 damaged line of metrics.jsonl, skipped', '<script>alert(1)</script>'):
+  for words in (
+    'mae · channel_vit_tiny/8',
+    'my_run',
+    '400 of 500',
+    '25,600',
+    '300',
+    'median',
+    '0.005',
+    '0.790',
+    'logistic',
+    'optimizer.learning_rate',
+    '0.00015',
+    '0.9, 0.95',
+    '7345',
+    'GM',
+    '0.125',
+    '0.490 [0.467, 0.513]',
+    '4,500 train',
+    'Augmented views',
+    'my own',
+    '1 damaged line of metrics.jsonl, skipped',
+    '<script>alert(1)</script>',
+  ):
     assert words in page.text, words
   assert 'Not drawn' not in page.text and (place / 'figures' / 'loss.png').exists()
   assert page.tags.count('figure') == 5 and page.tags.count('details') == 1 and 'script' not in page.tags
@@ -81,23 +116,37 @@ def test_a_whole_report(place):
 
 def test_an_empty_directory_says_what_is_missing(tmp_path):
   text = Page(report.write_report(tmp_path).read_text()).text
-  for words in ('config.json (the configuration)', 'data.json', 'metrics.jsonl (the training curve)', 'evaluation.json',
-                'figures/loss.png, figures/views.png, figures/reconstructions.png, figures/patch_pca.png',
-                'Run of unknown configuration', 'Not evaluated yet'):
+  for words in (
+    'config.json (the configuration)',
+    'data.json',
+    'metrics.jsonl (the training curve)',
+    'evaluation.json',
+    'figures/loss.png, figures/views.png, figures/reconstructions.png, figures/patch_pca.png',
+    'Run of unknown configuration',
+    'Not evaluated yet',
+  ):
     assert words in text, words
   with pytest.raises(UserError, match='not a directory'):
     report.write_report(tmp_path / 'none')
 
 
-@pytest.mark.parametrize(('name', 'content', 'words'), [
+@pytest.mark.parametrize(
+  ('name', 'content', 'words'),
+  [
     ('config.json', '{"method": ', 'config.json (the configuration) is damaged'),
     ('evaluation.json', '[]', 'evaluation.json (the evaluation) is damaged'),
     ('evaluation.json', '{"rows": 3}', 'is not the result of an evaluation'),
     ('evaluation.json', json.dumps(make_result() | dict(rows=[])), 'is not the result of an evaluation'),
-    ('evaluation.json', json.dumps(make_result() | dict(rows=make_result()['rows'][2:])), 'is not the result'),
+    (
+      'evaluation.json',
+      json.dumps(make_result() | dict(rows=make_result()['rows'][2:])),
+      'is not the result',
+    ),
     ('data.json', '{"a": {}, "b": {"c": {}}, "d": [], "e": {"f": {"g": {"h": 1}}}}', 'empty'),
     ('figures/views.png', 'GIF89a', 'figures/views.png is damaged'),
-    ('metrics.jsonl', '[1]\n{"loss": 1}\n\n\xff\n', '3 damaged lines')])
+    ('metrics.jsonl', '[1]\n{"loss": 1}\n\n\xff\n', '3 damaged lines'),
+  ],
+)
 def test_damaged_files_are_named_and_do_not_stop_the_report(place, name, content, words):
   (place / name).write_text(content)
   assert words in Page(report.write_report(place).read_text()).text
@@ -105,8 +154,16 @@ def test_damaged_files_are_named_and_do_not_stop_the_report(place, name, content
 
 def test_metrics_of_a_resumed_run(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  rows = [dict(step=1, loss=5.0), dict(step=2, loss=4.0), dict(step=2, loss=3.5, lr=1), dict(step=2, probe=0.5),
-          dict(step=1.0, loss=4.5), dict(step=3, loss=float('nan')), dict(step=None), dict(loss=1)]
+  rows = [
+    dict(step=1, loss=5.0),
+    dict(step=2, loss=4.0),
+    dict(step=2, loss=3.5, lr=1),
+    dict(step=2, probe=0.5),
+    dict(step=1.0, loss=4.5),
+    dict(step=3, loss=float('nan')),
+    dict(step=None),
+    dict(loss=1),
+  ]
   path.write_text('\n'.join(json.dumps(r) for r in rows))
   got, damaged = report.read_metrics(path)
   assert damaged == 2 and [r['step'] for r in got] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""evaluate() on small fakes: what it scores, what it refuses, what it names, and that no test row is fitted."""
+"""evaluate() on small fakes: what it scores, what it refuses and names; no test row is fitted."""
 
 import dataclasses
 import json
@@ -49,8 +49,12 @@ def test_the_result():
   # The numbers of one row, from the definitions.
   train, test = (source.select(s, 'region') for s in ('train', 'test'))
   y, names = (['abc'.index(v) for v in test.table['region'].to_pylist()], test.table['subject'].to_pylist())
-  scores = probes.knn(GOOD.embed_source(train, 1)['mean'], ['abc'.index(v) for v in train.table['region'].to_pylist()],
-                      GOOD.embed_source(test, 1)['mean'], 3)
+  scores = probes.knn(
+    GOOD.embed_source(train, 1)['mean'],
+    ['abc'.index(v) for v in train.table['region'].to_pylist()],
+    GOOD.embed_source(test, 1)['mean'],
+    3,
+  )
   assert value['trained', 'knn'] == metrics.intervals(y, scores, names, draws=100)
   counts = np.bincount(['abc'.index(v) for v in train.table['region'].to_pylist()])
   assert result['chance']['accuracy'] == pytest.approx(np.mean(np.array(y) == counts.argmax()))
@@ -78,8 +82,12 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
   monkeypatch.setattr(probes, 'logistic', spy)
   run.evaluate(GOOD, source, 'region', untrained=POOR, draws=5)
   split, region = (source.table[c].to_pylist() for c in ('split', 'region'))
-  images = np.where(np.array([s == 'test' for s in split])[:, None, None, None], 255 - source.images, source.images)
-  shuffled = [{'a': 'b', 'b': 'c', 'c': 'a'}.get(r) if s == 'test' else r for s, r in zip(split, region, strict=True)]
+  images = np.where(
+    np.array([s == 'test' for s in split])[:, None, None, None], 255 - source.images, source.images
+  )
+  shuffled = [
+    {'a': 'b', 'b': 'c', 'c': 'a'}.get(r) if s == 'test' else r for s, r in zip(split, region, strict=True)
+  ]
   other = dataclasses.replace(column(source, 'region', shuffled), images=images)
   run.evaluate(GOOD, other, 'region', untrained=POOR, draws=5)
   assert len(seen) == 6
@@ -111,8 +119,10 @@ def test_without_a_val_split_it_is_cut_by_subject(monkeypatch):
 
 def test_a_test_class_that_train_lacks_counts_as_an_error_and_is_named():
   source = fakes.make_source()
-  region = [r if s == 'test' or r is None else {'c': 'b'}.get(r, r)
-            for r, s in zip(source.table['region'].to_pylist(), source.table['split'].to_pylist(), strict=True)]
+  region = [
+    r if s == 'test' or r is None else {'c': 'b'}.get(r, r)
+    for r, s in zip(source.table['region'].to_pylist(), source.table['split'].to_pylist(), strict=True)
+  ]
   result = run.evaluate(GOOD, column(source, 'region', region), 'region', draws=20)
   test = [r for r, s in zip(region, source.table['split'].to_pylist(), strict=True) if s == 'test' and r]
   assert any(f'c ({test.count("c")} rows)' in n for n in result['notes'])
@@ -124,8 +134,10 @@ def test_a_test_class_that_train_lacks_counts_as_an_error_and_is_named():
 
 def test_one_test_subject_has_no_interval():
   source = fakes.make_source()
-  names = ['only' if s == 'test' else n for n, s in zip(*(source.table[c].to_pylist() for c in ('subject', 'split')),
-                                                        strict=True)]
+  names = [
+    'only' if s == 'test' else n
+    for n, s in zip(*(source.table[c].to_pylist() for c in ('subject', 'split')), strict=True)
+  ]
   result = run.evaluate(GOOD, column(source, 'subject', names), 'region', untrained=POOR, draws=5)
   assert result['rows'][0]['metrics']['accuracy']['low'] is None
   assert any('no intervals' in n for n in result['notes'])
@@ -141,16 +153,24 @@ def _train_all(source, value):
   return column(source, 'region', [value if r and s == 'train' else r for r, s in pairs])
 
 
-@pytest.mark.parametrize(('change', 'label', 'encoder', 'words'), [
+@pytest.mark.parametrize(
+  ('change', 'label', 'encoder', 'words'),
+  [
     (lambda s: s, 'regoin', GOOD, "did you mean 'region'"),
     (lambda s: s, 'nothing', GOOD, 'empty in every row'),
     (lambda s: s, 'id', GOOD, 'different values'),
     (lambda s: _split(s, {'test': 'train'}), 'region', GOOD, "split 'test'.*train, val"),
     (lambda s: _split(s, {'train': 'other'}), 'region', GOOD, "split 'train'"),
     (lambda s: _train_all(s, 'a'), 'region', GOOD, "training rows are 'a'"),
-    (lambda s: column(s, 'subject', ['same'] * len(s)), 'region', GOOD, "subject 'same' has rows in train and in val"),
+    (
+      lambda s: column(s, 'subject', ['same'] * len(s)),
+      'region',
+      GOOD,
+      "subject 'same' has rows in train and in val",
+    ),
     (lambda s: s, 'region', fakes.FakeEncoder(nan_rows=2), 'trained encoder: 2 of .* NaN'),
-])
+  ],
+)
 def test_what_is_refused(change, label, encoder, words):
   with pytest.raises(UserError, match=words) as e:
     run.evaluate(encoder, change(fakes.make_source()), label, draws=5)
@@ -165,5 +185,7 @@ def test_one_training_subject_and_no_val_split():
 
 def test_rows_without_a_subject_stand_for_themselves():
   source = fakes.make_source()
-  result = run.evaluate(GOOD, column(source, 'subject', pa.nulls(len(source), pa.string())), 'region', draws=5)
+  result = run.evaluate(
+    GOOD, column(source, 'subject', pa.nulls(len(source), pa.string())), 'region', draws=5
+  )
   assert result['subjects'] == result['splits']

@@ -18,10 +18,19 @@ def make_result(trained=0.8, untrained=0.5):
       ('trained', trained), ('untrained', untrained), ('pixels (PCA)', 0.6)) for m in ('knn', 'logistic')]
   differences = [dict(features='trained', minus=f, method=m, metrics=every(v)) for f, v in (
       ('untrained', trained - untrained), ('pixels (PCA)', 0.2)) for m in ('knn', 'logistic')]
-  return dict(label='region <b>', feature='mean', classes=['a', 'b'], rows=rows, differences=differences,
-              splits=dict(train=4500, val=500, test=2000), subjects=dict(train=90, val=9, test=40),
-              chance=dict(accuracy=0.1, balanced_accuracy=0.0833, auroc=0.5), draws=1000, seed=0,
-              notes=['classes without a test row, left out of AUROC: ' + ', '.join('class%d' % i for i in range(20))])
+  return dict(
+    label='region <b>',
+    feature='mean',
+    classes=['a', 'b'],
+    rows=rows,
+    differences=differences,
+    splits=dict(train=4500, val=500, test=2000),
+    subjects=dict(train=90, val=9, test=40),
+    chance=dict(accuracy=0.1, balanced_accuracy=0.0833, auroc=0.5),
+    draws=1000,
+    seed=0,
+    notes=['classes without a test row, left out of AUROC: ' + ', '.join(f'class{i}' for i in range(20))],
+  )
 
 
 def test_text_is_aligned_and_fits():
@@ -71,7 +80,9 @@ def test_a_missing_baseline_is_a_gap_not_a_failure():
     (0.472, 'on no metric, and is worse beyond it on kNN accuracy')])
 def test_the_verdict(trained, words):
   text = tables.verdict(make_result(trained=trained))
-  assert words in text and text.endswith('beats raw pixels on every metric; no interval of a difference holds 0.')
+  assert words in text and text.endswith(
+    'beats raw pixels on every metric; no interval of a difference holds 0.'
+  )
 
 
 def test_no_verdict_without_a_baseline():
