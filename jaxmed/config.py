@@ -21,7 +21,7 @@ def base() -> ConfigDict:
   """The keys that every run has, with their defaults."""
   return ConfigDict({
       'method': 'mae',
-      'model': 'channel_vit_tiny/16',
+      'model': '',
       'data': '',
       'seed': 0,
       'steps': 0,  # or epochs
@@ -59,7 +59,6 @@ def base() -> ConfigDict:
       'loader': {
           'split': 'train',
           'label': '',
-          'channels': (),  # names to keep; all by default
           'load_size': (),  # what a record is fitted to before the crop
           'fit': 'resize',  # 'resize' | 'crop'
           'normalize': 'corpus',  # 'corpus' | 'image' | 'none'

@@ -1,0 +1,1 @@
+"""One training loop that every method shares, its state, its checkpoints and its logs."""

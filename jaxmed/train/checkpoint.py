@@ -1,0 +1,91 @@
+"""Orbax checkpoints of a run: asynchronous, atomic, the latest and the best kept, a damaged one passed over."""
+
+import pathlib
+import sys
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxmed.errors import UserError
+
+
+class Checkpoints:
+  """The checkpoints in RUN/checkpoints, one folder a step.
+
+  Args:
+    run: the run directory. keep: how many of the latest stay. best, best_mode: the metric whose best one stays too.
+  """
+
+  def __init__(self, run: pathlib.Path, keep: int = 2, best: str = 'loss', best_mode: str = 'min',
+               read_only: bool = False):
+    self.folder = pathlib.Path(run).absolute() / 'checkpoints'
+    worst = float('inf') if best_mode == 'min' else float('-inf')
+    policy = AnyPreservationPolicy([
+        LatestN(max(keep, 1)),
+        BestN(get_metric_fn=lambda m: m.get(best, worst), reverse=best_mode == 'min', n=1,
+              keep_checkpoints_without_metrics=False),
+    ])
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, best_fn=lambda m: m.get(best, worst), best_mode=best_mode, read_only=read_only,
+        create=not read_only, cleanup_tmp_directories=not read_only)
+    self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+  def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
+    """Starts to save; returns once the state is copied. An existing checkpoint of that step stays."""
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+    except OSError as e:
+      raise UserError(f'cannot write checkpoint {self.folder / str(step)}: {e.strerror or e}') from e
+
+  def wait(self) -> None:
+    """Returns when everything that was begun is on disk."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except (OSError, ValueError) as e:
+      raise UserError(f'cannot write a checkpoint to {self.folder}: {e}') from e
+
+  def steps(self) -> list[int]:
+    """Complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def best_step(self) -> int | None:
+    """The step with the best metric."""
+    return self._manager.best_step()
+
+  def restore(self, abstract: Any, which: str = 'latest') -> Any | None:
+    """Restores the latest readable checkpoint, 'best', or a given step; None where there is none.
+
+    A damaged checkpoint is passed over for the one before it, with a warning that names the folder.
+
+    Raises:
+      UserError: nothing readable, or the checkpoint belongs to another model.
+    """
+    steps = self.steps()
+    if which == 'best' and self.best_step() is not None:
+      steps = [self.best_step()]
+    elif which not in ('latest', 'best'):
+      if not str(which).isdigit() or int(which) not in steps:
+        raise UserError(f'{self.folder} has no checkpoint {which!r}: choose latest, best or one of {steps}')
+      steps = [int(which)]
+    for step in reversed(steps):
+      try:
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+      except (ValueError, OSError, KeyError, TypeError) as e:
+        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+        mismatch = 'shape' in str(e) or 'structure' in str(e) or 'tree' in str(e).lower()
+        if mismatch and len(steps) == 1:
+          raise UserError(f'checkpoint {self.folder / str(step)} belongs to another model or method: {reason}') from e
+        print(f'warning: checkpoint {self.folder / str(step)} is not readable, trying the one before it: {reason}',
+              file=sys.stderr)
+    if steps:
+      raise UserError(f'no checkpoint in {self.folder} is readable: tried {steps}')
+    return None
+
+  def close(self) -> None:
+    """Waits and releases the threads."""
+    self.wait()
+    self._manager.close()

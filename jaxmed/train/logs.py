@@ -1,0 +1,90 @@
+"""What people see of a run: metrics.jsonl, TensorBoard events, a progress bar or plain lines."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from jaxmed.files import write_text
+
+_SHOWN = ('loss', 'val_loss', 'knn', 'images_per_second', 'data_wait')
+
+
+class Logs:
+  """Writes the metrics of a run.
+
+  Args:
+    run: the run directory. start, steps: where the bar begins and ends. quiet: no bar and no lines.
+  """
+
+  def __init__(self, run: pathlib.Path, start: int, steps: int, batch_size: int, quiet: bool = False):
+    self.path = pathlib.Path(run) / 'metrics.jsonl'
+    rows = [r for r in read_rows(self.path) if r['step'] <= start]  # a killed run may have gone on past its checkpoint
+    write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
+    self._file = open(self.path, 'a', encoding='utf-8')
+    from tensorboardX import SummaryWriter
+    self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
+    self._batch_size, self._steps = batch_size, steps
+    self._clock, self._last, self._waited = time.monotonic(), start, 0.0
+    self._shown: dict[str, float] = {}
+    self._bar = None
+    self._quiet = quiet
+    if not quiet and sys.stderr.isatty():
+      from tqdm import tqdm
+      self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
+
+  def waited(self, seconds: float) -> None:
+    """Adds time that the loop spent waiting for data."""
+    self._waited += seconds
+
+  def scalars(self, step: int, values: dict[str, Any], speed: bool = True) -> dict[str, float]:
+    """Writes a row; with `speed` adds images/s and the share of time spent waiting since the last such row."""
+    row = {k: float(v) for k, v in values.items()}
+    if speed:
+      now = time.monotonic()
+      elapsed = max(now - self._clock, 1e-9)
+      row['images_per_second'] = (step - self._last) * self._batch_size / elapsed
+      row['data_wait'] = min(self._waited / elapsed, 1.0)
+      self._clock, self._last, self._waited = now, step, 0.0
+    self._file.write(json.dumps({'step': step} | row) + '\n')
+    self._file.flush()
+    for name, value in row.items():
+      self._events.add_scalar(name, value, step)
+    self._show(step, row)
+    return row
+
+  def pause(self) -> None:
+    """Leaves what went before (compilation, evaluation) out of the next speed."""
+    self._clock, self._waited = time.monotonic(), 0.0
+
+  def _show(self, step: int, row: dict[str, float]) -> None:
+    self._shown |= {k: row[k] for k in _SHOWN if k in row}
+    text = ' '.join(f'{k.replace("images_per_second", "images/s")}={v:.4g}' for k, v in self._shown.items())
+    if self._bar is not None:
+      self._bar.set_postfix_str(text, refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif not self._quiet:
+      rate = self._shown.get('images_per_second', 0.0) / self._batch_size
+      left = f'{(self._steps - step) / rate:.0f}s' if rate else '?'
+      print(f'step {step}/{self._steps} {text} left={left}', file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    """Flushes everything."""
+    self._file.close()
+    self._events.close()
+    if self._bar is not None:
+      self._bar.close()
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The whole rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+  rows = []
+  if pathlib.Path(path).exists():
+    for line in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
+      try:
+        rows.append(json.loads(line))
+      except ValueError:
+        continue
+  return rows

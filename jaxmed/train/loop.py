@@ -1,0 +1,291 @@
+"""The training loop that every method shares."""
+
+import collections
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmed import config as config_lib
+from jaxmed.data.pipeline import train_batches
+from jaxmed.data.sources import open_source
+from jaxmed.errors import Stopped, UserError
+from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.parallel import process
+from jaxmed.train import setup
+from jaxmed.train.checkpoint import Checkpoints
+from jaxmed.train.logs import Logs
+from jaxmed.train.probe import Probe, fitted, thin
+from jaxmed.train.signals import StopFlag, interruptible, stop_on_signals
+from jaxmed.train.step import TrainState
+
+MOST_SKIPPED = 10  # non-finite updates in a row after which a run stops
+
+# What may change when a run goes on: nothing that alters the weights it ends with.
+RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'loader')
+
+
+@dataclasses.dataclass
+class Run:
+  """One training run in progress, as its parts see it."""
+
+  folder: pathlib.Path
+  config: Any
+  spec: setup.DataSpec
+  source: Any  # the rows to train on
+  corpus: Any  # all rows
+  trainer: Any
+  mesh: Any
+  stop: StopFlag
+  quiet: bool
+
+
+def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
+  """Starts a run in the new directory `out`.
+
+  Args:
+    user: nested config values; `data` names the corpus.
+  Returns:
+    A summary: run, steps, loss, skipped, seconds, images_per_second.
+  Raises:
+    UserError: see `setup.resolve`. Stopped: a signal came; everything is saved.
+  """
+  out = pathlib.Path(out)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
+  process.start()
+  corpus, source = _open(user)
+  label = str(dict(user.get('loader', {})).get('label', ''))
+  spec = setup.data_spec(source, label)
+  config = setup.resolve(user, spec)
+  setup.check_channels(config.model, source)
+  if process.is_main():
+    try:
+      out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+      raise UserError(f'cannot write {out}: {e.strerror or e}') from e
+    setup.build(config, spec)  # every option is checked before anything is written
+    setup.save(out, config, spec)
+  return _run(out, config, spec, corpus, source, quiet)
+
+
+def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
+  """Goes on with a run from its latest checkpoint, or from the beginning where it has none.
+
+  `changes` may set only what does not alter the result, see RESUMABLE.
+  """
+  process.start()
+  config, spec = setup.load(out)
+  for key in changes or {}:
+    if key in config and key not in RESUMABLE:
+      raise UserError(f'{key} cannot change when a run goes on; these can: {", ".join(RESUMABLE)}')
+  config_lib.update(config, changes or {})
+  corpus, source = _open(config_lib.to_dict(config))
+  return _run(pathlib.Path(out), config, spec, corpus, source, quiet)
+
+
+def _open(user: Mapping[str, Any]) -> tuple[Any, Any]:
+  """The corpus and its rows to train on."""
+  if not user.get('data'):
+    raise UserError('nothing to train on: give --data CORPUS or data=CORPUS')
+  loader = dict(user.get('loader', {}))
+  corpus = open_source(str(user['data']))
+  needs_label = user.get('method') == 'supervised'
+  source = corpus.select(split=loader.get('split', 'train'), label=(loader.get('label') or None) if needs_label else None)
+  if not len(source):
+    raise UserError(f'{user["data"]} has no records in split {loader.get("split", "train")!r}')
+  return corpus, source
+
+
+def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, quiet: bool) -> dict[str, Any]:
+  with stop_on_signals() as stop:
+    mesh = mesh_lib.make_mesh(config.mesh)
+    run = Run(out, config, spec, source, corpus, setup.build(config, spec), mesh, stop, quiet)
+    if not quiet:
+      _announce(run)
+    checkpoints = Checkpoints(out, config.checkpoint.keep, config.checkpoint.best, config.checkpoint.best_mode)
+    try:
+      state, step = _start(run, checkpoints)
+      return _loop(run, state, step, checkpoints)
+    finally:
+      checkpoints.close()
+
+
+def _announce(run: Run) -> None:
+  c, s = run.config, run.spec
+  lines = [
+      f'method {c.method}, model {c.model} at {"x".join(map(str, c.image_size))}, channels {", ".join(s.vocabulary)}',
+      f'{s.rows} records, batch {c.batch_size}, {c.steps} steps ({c.epochs:.4g} epochs), '
+      f'learning rate {c.learning_rate:.3g}, seed {c.seed}',
+      f'{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh '
+      + ' '.join(f'{k}={v}' for k, v in run.mesh.shape.items() if v > 1 or k == 'data'),
+  ]
+  print('\n'.join(lines), file=sys.stderr, flush=True)
+
+
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+  """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
+  shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
+  abstract = run.trainer.abstract(shapes, run.mesh)
+  state = checkpoints.restore(abstract)
+  if state is None:
+    state = _initialize(run, shapes)
+  try:
+    return state, interruptible(lambda: run.trainer.compile(abstract, shapes, run.mesh), run.stop)
+  except Stopped:
+    checkpoints.save(int(state.step), state, {})
+    checkpoints.wait()
+    raise
+
+
+def _initialize(run: Run, shapes: Any) -> TrainState:
+  """Fresh weights, or those of another run or file in the encoder."""
+  state = run.trainer.initialize(shapes, run.mesh)
+  if not run.config.init:
+    return state
+  from jaxmed.load import load
+  other = load(run.config.init)
+  mine, theirs = state.params['encoder'], other.params
+  shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+  wrong = sorted(set(shape(mine).items()) ^ set(shape(theirs).items()))
+  if wrong:
+    raise UserError(f'init={run.config.init} is another model than {run.config.model}: {wrong[0][0]} differs')
+  put = lambda new, old: jax.device_put(new, old.sharding)
+  return state.replace(params=state.params | {'encoder': jax.tree.map(put, theirs, mine)})
+
+
+def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[str, Any]:
+  config, first = run.config, int(state.step)
+  batches = _batches(run, first)
+  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, run.stop.check)
+  logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet or not process.is_main())
+  latest: dict[str, float] = {}
+  pending: collections.deque = collections.deque()
+  begun = time.monotonic()
+  try:
+    if first == 0:
+      _picture_views(run, state)
+    for n in range(first + 1, config.steps + 1):
+      clock = time.monotonic()
+      batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
+      logs.waited(time.monotonic() - clock)
+      state, metrics = step(state, batch)
+      if n % config.log_every == 0 or n == config.steps:
+        pending.append((n, metrics))
+      if len(pending) > 1 or n == config.steps:  # read one row behind, so that the device never waits for the host
+        while len(pending) > (n < config.steps):
+          latest |= logs.scalars(*_fetch(pending.popleft()))
+        _check_finite(latest, checkpoints)
+      stopping = process.any_process(bool(run.stop))
+      if (n % config.eval_every == 0 or n == config.steps) and not stopping:
+        latest |= _probe(probe, state, logs, n)
+      if n % config.checkpoint_every == 0 or n == config.steps or stopping or run.stop:
+        checkpoints.save(n, state, _plain(latest))
+        logs.pause()
+      if run.stop and n < config.steps:
+        checkpoints.wait()
+        raise Stopped(run.stop.name)
+    checkpoints.wait()
+  finally:
+    logs.close()
+  _picture_end(run, state)
+  seconds = time.monotonic() - begun
+  return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
+          'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
+          **{k: latest[k] for k in ('val_loss', 'knn') if k in latest}}
+
+
+def _batches(run: Run, first: int):
+  c, s = run.config, run.spec
+  classes = {'label': c.loader.label, 'classes': s.classes} if s.classes else {}
+  return train_batches(
+      run.source, batch_size=c.batch_size, size=tuple(c.loader.load_size), vocabulary=s.vocabulary, seed=c.seed,
+      start_step=first, process_index=jax.process_index(), process_count=jax.process_count(), fit=c.loader.fit,
+      threads=c.loader.threads, **classes)
+
+
+def _fetch(row: tuple[int, Any]) -> tuple[int, dict[str, float]]:
+  return row[0], {k: float(v) for k, v in jax.device_get(row[1]).items()}
+
+
+def _probe(probe: Probe, state: TrainState, logs: Logs, n: int) -> dict[str, float]:
+  """Measures; a signal meanwhile leaves it unfinished, the loop saves and stops."""
+  try:
+    values = {k: v for k, v in probe(state).items() if np.isfinite(v)}
+  except Stopped:
+    return {}
+  return logs.scalars(n, values, speed=False) if values else {}
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float]:
+  return {k: float(v) for k, v in values.items() if np.isfinite(v)}
+
+
+def _check_finite(latest: Mapping[str, float], checkpoints: Checkpoints) -> None:
+  """Ends a run whose updates are all left out; the weights are those before the first of them."""
+  if latest.get('skipped_in_row', 0) >= MOST_SKIPPED:
+    checkpoints.wait()
+    raise UserError(f'loss or gradient was not finite {int(latest["skipped_in_row"])} steps in a row (loss '
+                    f'{latest["loss"]:.3g}); the last good checkpoint is {checkpoints.steps()[-1:]} in '
+                    f'{checkpoints.folder}: lower learning_rate or set optimizer.clip=1')
+
+
+def _picture_views(run: Run, state: TrainState) -> None:
+  """Saves the augmented views of the first batch."""
+  if not process.is_main() or jax.process_count() > 1:
+    return
+  from jaxmed.evaluate import figures
+  batch, names = _sample(run, 'train')
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
+  views = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
+  figures.image_grid(np.asarray(views['image']), names, run.folder / 'figures' / 'views.png',
+                     'Augmented views of the first records')
+
+
+def _picture_end(run: Run, state: TrainState) -> None:
+  """Saves what the objective can show of itself, patch features, and the curves."""
+  if not process.is_main() or jax.process_count() > 1:
+    return
+  from jaxmed.evaluate import figures
+  from jaxmed.evaluate.report import write_report
+  from jaxmed.train.run import encoder_of
+  folder = run.folder / 'figures'
+  batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
+  plain = run.trainer.view.plain(batch)
+  if hasattr(run.trainer.objective, 'pictures'):
+    shown = run.trainer.objective.pictures(state.variables, plain, jax.random.key(0))
+    figures.reconstructions(*map(np.asarray, shown['reconstructions']), names, folder / 'reconstructions.png')
+  encoder = encoder_of(run.trainer, run.config, run.spec, state)
+  patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
+  if encoder.model.per_channel:
+    patches = patches.mean(axis=1)
+  figures.patch_pca(np.asarray(plain['image']), patches, folder / 'patch_pca.png', names)
+  write_report(run.folder)
+
+
+def plain_input(batch: Mapping[str, Any], config: Any) -> Any:
+  """Stored intensities at the encoder's own size."""
+  image = batch['image']
+  if tuple(image.shape[1:-1]) == tuple(config.image_size):
+    return image
+  from jaxmed.data.resize import resize
+  return np.stack([resize(np.asarray(x), tuple(config.image_size)) for x in image])
+
+
+def _sample(run: Run, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """A few fixed records that share one channel set, as a batch without padding, and the channels' names."""
+  from jaxmed.data.pipeline import eval_batches
+  source = run.corpus.select(split=split)
+  sets = [tuple(row) for row in source.table.column('channels').to_pylist()]
+  names, _ = collections.Counter(s for s in sets if set(s) <= set(run.spec.vocabulary)).most_common(1)[0]
+  rows = np.asarray([i for i, s in enumerate(sets) if s == names])
+  source = thin(dataclasses.replace(source, table=source.table.take(rows)), 6)
+  batch = next(iter(eval_batches(source, batch_size=len(source), size=tuple(run.config.loader.load_size),
+                                 vocabulary=run.spec.vocabulary, fit=run.config.loader.fit)))
+  batch.pop('channel_mask')
+  return batch, names

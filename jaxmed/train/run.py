@@ -1,0 +1,42 @@
+"""Reading a run directory: its encoder with the trained weights."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxmed.errors import UserError
+from jaxmed.evaluate.encoder import Encoder
+from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import setup
+from jaxmed.train.checkpoint import Checkpoints
+
+
+def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
+  """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step.
+
+  Raises:
+    UserError: not a run, or without a checkpoint.
+  """
+  run = pathlib.Path(run)
+  config, spec = setup.load(run)
+  trainer = setup.build(config, spec)
+  mesh = mesh_lib.make_mesh({'data': 0})
+  abstract = trainer.abstract(setup.batch_shapes(config, spec), mesh)
+  if not (run / 'checkpoints').is_dir():
+    raise UserError(f'{run} has no checkpoint yet')
+  checkpoints = Checkpoints(run, best=config.checkpoint.best, best_mode=config.checkpoint.best_mode, read_only=True)
+  state = checkpoints.restore(abstract, which)
+  checkpoints.close()
+  if state is None:
+    raise UserError(f'{run} has no checkpoint yet')
+  return encoder_of(trainer, config, spec, state)
+
+
+def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> Encoder:
+  """The encoder inside a training state; the averaged weights where there are some."""
+  variables = state.variables | ({'params': state.average} if state.average else {})
+  info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
+          'summary': spec.summary}
+  return Encoder(trainer.objective.encoder, trainer.objective.encoder_params(variables), spec.channels,
+                 config.loader.normalize, trainer.objective.FEATURE, info)

@@ -1,0 +1,214 @@
+"""From what the user wrote to everything that a run is made of."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed import config as config_lib
+from jaxmed import files, objectives
+from jaxmed.augment.intensity import NORMALIZE
+from jaxmed.augment.views import ViewMaker
+from jaxmed.errors import UserError, choose
+from jaxmed.models import registry
+from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train.optimizer import Optimizer
+from jaxmed.train.step import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """What a run must know of its data, saved in RUN/data.json so that a run can be read without its corpus.
+
+  channels: [{'name', 'mean', 'std'}], the vocabulary. slots: most channels of a record. masked: whether some
+  records have fewer. dtype: of batches. rows: records to train on. classes: of the label, () for none.
+  """
+
+  channels: tuple[dict[str, Any], ...]
+  slots: int
+  masked: bool
+  dtype: str
+  rows: int
+  size: tuple[int, ...]  # median grid of the records
+  classes: tuple[str, ...] = ()
+  summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def vocabulary(self) -> tuple[str, ...]:
+    """Channel names by id."""
+    return tuple(c['name'] for c in self.channels)
+
+
+def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
+  """The full config of a run: defaults, then the method's, then what the user set, then what is still open.
+
+  Raises:
+    UserError: an unknown key, method or model (naming the nearest), a value of another type, or a conflict.
+  """
+  method = str(user.get('method', 'mae'))
+  objective = objectives.get(method)
+  config = config_lib.base()
+  on_cpu = jax.default_backend() == 'cpu'
+  size = _image_size(user, spec)
+  model = str(user.get('model', '')) or _choose_model(spec, size, on_cpu)
+  config.objective = ConfigDict(objectives.default_options(method))
+  config.encoder = ConfigDict(registry.default_options(model))
+  for values in (objective.DEFAULTS, user, {'method': method, 'model': model, 'image_size': size}):
+    config_lib.update(config, values)
+  _fill_sizes(config, objective, spec, on_cpu)
+  _fill_objective(config, spec)
+  choose('loader.normalize', config.loader.normalize, NORMALIZE)
+  return config
+
+
+def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
+  rank = len(spec.size)
+  size = user.get('image_size') or ()
+  size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+  if not all(isinstance(n, int) and n > 0 for n in size):
+    raise UserError(f'image_size takes positive whole numbers, not {user.get("image_size")!r}')
+  if not size:
+    patch = 8 if max(spec.size) <= 96 else 16
+    top = 224 if rank == 2 else 64
+    return tuple(max(patch, min(n, top) // patch * patch) for n in spec.size)
+  size = size * rank if len(size) == 1 else size
+  if len(size) != rank:
+    raise UserError(f'image_size {size} has {len(size)} axes, but the images have {rank}: {spec.size}')
+  return size
+
+
+def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool) -> str:
+  width = 'micro' if on_cpu else 'tiny' if spec.rows < 20_000 else 'small' if spec.rows < 200_000 else 'base'
+  patch = 16 if all(n % 16 == 0 and n > 96 for n in size) else 8 if all(n % 8 == 0 for n in size) else 4
+  return f'channel_vit_{width}/{patch}'
+
+
+def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool) -> None:
+  """Batch, length, rate: zero means chosen here."""
+  batch = config.batch_size or min(64 if on_cpu else 64 * jax.device_count(), spec.rows)
+  if batch > spec.rows:
+    raise UserError(f'batch_size {batch} is larger than the {spec.rows} training records')
+  shards = mesh_lib.batch_shards(mesh_lib.make_mesh(config.mesh))
+  if not config.batch_size:
+    batch = max(batch // shards, 1) * shards
+  if batch % (shards * config.optimizer.accumulate):
+    near = max(round(batch / shards / config.optimizer.accumulate), 1) * shards * config.optimizer.accumulate
+    raise UserError(f'batch_size {batch} does not divide over {shards} devices x {config.optimizer.accumulate} '
+                    f'microbatches: nearest is {near}')
+  config.batch_size = batch
+  if not config.steps:
+    budget = 20_000 if on_cpu else 5_000_000  # images seen
+    config.epochs = config.epochs or float(np.clip(budget / spec.rows, 1, 400))
+    config.steps = max(1, math.ceil(config.epochs * spec.rows / batch))
+  config.epochs = config.steps * batch / spec.rows
+  rate, reference = objective.LEARNING_RATE
+  config.learning_rate = config.learning_rate or rate * math.sqrt(batch / reference)
+  config.optimizer.warmup_steps = config.optimizer.warmup_steps or config.steps // 10
+  config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
+  config.eval_every = config.eval_every or max(config.steps // 5, 1)
+  if not config.loader.load_size:
+    fit = [min(n, max(s, round(1.5 * s))) for n, s in zip(spec.size, config.image_size, strict=True)]
+    config.loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
+  for key in ('steps', 'batch_size', 'checkpoint_every', 'eval_every', 'log_every'):
+    if config[key] < 1:
+      raise UserError(f'{key} must be at least 1, not {config[key]}')
+
+
+def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
+  if 'num_classes' in config.objective:
+    config.objective.num_classes = len(spec.classes)
+    if not config.loader.label:
+      raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+
+
+def data_spec(source: Any, label: str) -> DataSpec:
+  """Looks at the manifest and statistics of a `data.sources.Source` (already reduced to the rows to train on)."""
+  names = source.table.column('channels').to_pylist()
+  shapes = source.table.column('shape').to_pylist()
+  if not names:
+    raise UserError('the corpus has no record to train on')
+  ranks = {len(s) for s in shapes}
+  if len(ranks) > 1:
+    raise UserError(f'the corpus mixes images and volumes (shapes {shapes[0]} and others): prepare them separately')
+  vocabulary = list(dict.fromkeys(name for row in names for name in row))
+  stats = source.stats
+  channels = tuple({'name': n, 'mean': stats[n]['mean'], 'std': stats[n]['std']} for n in vocabulary)
+  counts = {len(row) for row in names}
+  dtypes = set(source.table.column('dtype').to_pylist())
+  dtype = dtypes.pop() if len(dtypes) == 1 else 'float32'
+  size = tuple(int(n) for n in np.median([s[:-1] for s in shapes], axis=0))
+  classes = tuple(source.classes(label)) if label else ()
+  return DataSpec(channels, max(counts), len(counts) > 1, dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32',
+                  len(names), size, classes, _summary(source, names, shapes))
+
+
+def _summary(source: Any, names: list, shapes: list) -> dict[str, Any]:
+  """The corpus in a few numbers, for the report."""
+  count = lambda column: {str(k): int(n) for k, n in zip(
+      *np.unique([str(v) for v in source.table.column(column).to_pylist()], return_counts=True), strict=True)}
+  return {
+      'records': len(names), 'subjects': len(set(source.table.column('subject').to_pylist())),
+      'sources': count('source'), 'channel_sets': _counts(['+'.join(n) for n in names]),
+      'sizes': _counts(['x'.join(map(str, s[:-1])) for s in shapes]),
+  }
+
+
+def _counts(values: list[str]) -> dict[str, int]:
+  keys, numbers = np.unique(values, return_counts=True)
+  order = np.argsort(-numbers)[:10]
+  return {str(keys[i]): int(numbers[i]) for i in order}
+
+
+def check_channels(model: str, source: Any) -> None:
+  """A ViT needs the same channels in the same order in every record."""
+  sets = {tuple(row) for row in source.table.column('channels').to_pylist()}
+  if not model.startswith('channel_vit') and len(sets) > 1:
+    shown = ' and '.join('+'.join(s) for s in sorted(sets, key=len)[:2])
+    raise UserError(f'model {model} needs the same channels in every image, but the corpus has {shown}: '
+                    f'use channel_{model} or prepare them separately')
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Trainer:
+  """The trainer that a resolved config describes."""
+  model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
+  objective = objectives.get(config.method)(encoder=model, **config.objective)
+  table = lambda key: tuple(float(c[key]) for c in spec.channels)
+  view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, **config.augment)
+  o = config.optimizer
+  optimizer = Optimizer(
+      config.learning_rate, config.steps, o.warmup_steps, o.final_learning_rate, o.b1, o.b2, o.weight_decay,
+      o.layer_decay, o.clip, o.clip_scope)
+  return Trainer(objective, optimizer, view, config.seed, o.accumulate, o.ema)
+
+
+def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a global batch as it reaches the step."""
+  b, c = config.batch_size, spec.slots
+  sharding = None if mesh is None else mesh_lib.batch_sharding(mesh)
+  shape = lambda dims, dtype: jax.ShapeDtypeStruct(dims, np.dtype(dtype), sharding=sharding)
+  out = {
+      'image': shape((b, *config.loader.load_size, c), spec.dtype), 'channels': shape((b, c), 'int32'),
+      'label': shape((b,), 'int32'), 'index': shape((b,), 'int32'),
+  }
+  return out | ({'channel_mask': shape((b, c), 'bool')} if spec.masked else {})
+
+
+def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:
+  """Writes RUN/config.json and RUN/data.json."""
+  files.write_json(run / 'data.json', dataclasses.asdict(spec))
+  files.write_json(run / 'config.json', config_lib.to_dict(config))
+
+
+def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
+  """Reads back what `save` wrote."""
+  run = pathlib.Path(run)
+  if not (run / 'config.json').is_file():
+    raise UserError(f'{run} is not a run: it has no config.json')
+  config = config_lib.from_dict(files.read_json(run / 'config.json'))
+  values = files.read_json(run / 'data.json')
+  return config, DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

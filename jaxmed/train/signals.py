@@ -1,0 +1,70 @@
+"""Signals become a flag that the loop looks at, also while it compiles or evaluates."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxmed.errors import Stopped
+
+
+class StopFlag:
+  """Set by SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+
+  def __init__(self):
+    self.name = ''
+
+  def __bool__(self) -> bool:
+    return bool(self.name)
+
+  def check(self) -> None:
+    """Raises Stopped when a signal came."""
+    if self:
+      raise Stopped(self.name)
+
+  def set(self, number: int, frame: Any = None) -> None:
+    """The signal handler."""
+    if self.name and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+  """Yields a flag that SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) set; handlers are put back afterwards."""
+  flag = StopFlag()
+  if threading.current_thread() is not threading.main_thread():
+    yield flag
+    return
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+  before = {n: signal.signal(n, flag.set) for n in numbers}
+  try:
+    yield flag
+  finally:
+    for n, handler in before.items():
+      signal.signal(n, handler)
+
+
+def interruptible(work: Callable[[], Any], flag: StopFlag) -> Any:
+  """Runs `work` (a compilation, which no signal handler interrupts) in a thread and returns its result.
+
+  Raises:
+    Stopped: a signal came first; the thread is left behind and ends with the process.
+  """
+  box: dict[str, Any] = {}
+
+  def run():
+    try:
+      box['value'] = work()
+    except Exception as e:  # handed over to the caller below
+      box['error'] = e
+
+  thread = threading.Thread(target=run, daemon=True)
+  thread.start()
+  while thread.is_alive():
+    thread.join(0.1)
+    flag.check()
+  if 'error' in box:
+    raise box['error']
+  return box['value']

@@ -1,0 +1,128 @@
+"""The training state and the one jitted step, for every objective and any mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxmed.augment.views import ViewMaker
+from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train.optimizer import Optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that must survive a restart.
+
+  step: int32. params: trained by gradient. target: following by EMA. extra: queues, centres, prototypes.
+  moments: of the optimizer. average: EMA of params, {} when off. rng: raw key data. skipped, skipped_in_row: int32
+  counts of updates left out because loss or gradient was not finite.
+  """
+
+  step: jax.Array
+  params: Any
+  target: Any
+  extra: Any
+  moments: Any
+  average: Any
+  rng: jax.Array
+  skipped: jax.Array
+  skipped_in_row: jax.Array
+
+  @property
+  def variables(self) -> dict:
+    """What an objective takes."""
+    return {'params': self.params, 'target': self.target, 'extra': self.extra}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """What a step is made of; all fields are static."""
+
+  objective: Any
+  optimizer: Optimizer
+  view: ViewMaker
+  seed: int = 0
+  accumulate: int = 1
+  ema: float = 0.0
+
+  def create(self, batch: Any) -> TrainState:
+    """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter."""
+    rng = jax.random.key(self.seed)
+    views = self.view(rng, batch)
+    variables = self.objective.init(rng, views)
+    params = variables['params']
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero, params=params, target=variables['target'], extra=variables['extra'],
+        moments=self.optimizer.init(params), average=jax.tree.map(jnp.copy, params) if self.ema else {},
+        rng=jax.random.key_data(rng), skipped=zero, skipped_in_row=zero)
+
+  def abstract(self, batch: Any, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of the state on a mesh."""
+    boxed = jax.eval_shape(self.create, batch)
+    where = mesh_lib.shardings(boxed, mesh)
+    put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(put, nn.unbox(boxed), where)
+
+  def initialize(self, batch: Any, mesh: Mesh) -> TrainState:
+    """The initial state, made on the devices that will hold it."""
+    where = jax.tree.map(lambda x: x.sharding, self.abstract(batch, mesh))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.jit(lambda: nn.unbox(self.create(zeros())), out_shardings=where)()
+
+  def compile(self, abstract: TrainState, batch: Any, mesh: Mesh) -> Callable:
+    """Compiles (state, batch) -> (state, metrics); the state is donated."""
+    where = jax.tree.map(lambda x: x.sharding, abstract)
+    step = jax.jit(self.step, donate_argnums=0, out_shardings=(where, mesh_lib.replicated(mesh)))
+    return step.lower(abstract, batch).compile()
+
+  def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update; left out, and counted, when the loss or a gradient is not finite."""
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    (loss, (metrics, extra)), grads = self._gradients(state, batch, rng)
+    norms = {f'grad_norm/{k}': optax.global_norm(g) for k, g in grads.items()}
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    params, moments = self.optimizer.update(grads, state.moments, state.params, state.step)
+    average = jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, state.average, params) if self.ema else {}
+    fresh = dict(params=params, moments=moments, average=average, extra=extra)
+    old = {name: getattr(state, name) for name in fresh}
+    kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), fresh, old)
+    bad = 1 - finite.astype(jnp.int32)
+    state = state.replace(step=state.step + 1, skipped=state.skipped + bad,
+                          skipped_in_row=(state.skipped_in_row + 1) * bad, **kept)
+    metrics = dict(metrics, loss=loss, grad_norm=norm, learning_rate=self.optimizer.schedule(state.step - 1),
+                   skipped=state.skipped, skipped_in_row=state.skipped_in_row, **norms)
+    return state, metrics
+
+  def _gradients(self, state: TrainState, batch: Any, rng: jax.Array):
+    """Loss, metrics, extra and gradients, averaged over microbatches."""
+    def loss(params, extra, part, key):
+      view_key, loss_key = jax.random.split(key)
+      views = self.view(view_key, part)
+      variables = {'params': params, 'target': state.target, 'extra': extra}
+      return self.objective.loss(variables, views, loss_key, state.step)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if self.accumulate == 1:
+      return gradient(state.params, state.extra, batch, rng)
+    count = self.accumulate
+    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(carry, xs):
+      extra, total = carry
+      (value, (metrics, extra)), grads = gradient(state.params, extra, *xs)
+      return (extra, jax.tree.map(lambda t, g: t + g / count, total, grads)), (value, metrics)
+
+    start = (state.extra, jax.tree.map(jnp.zeros_like, state.params))
+    (extra, grads), (values, metrics) = jax.lax.scan(body, start, (parts, jax.random.split(rng, count)))
+    mean = lambda tree: jax.tree.map(lambda x: x.mean(axis=0), tree)
+    return (mean(values), (mean(metrics), extra)), grads
