@@ -193,7 +193,7 @@ def _read_table(path: pathlib.Path) -> pa.Table:
                                   strings_can_be_null=True, null_values=_NULLS)
       rows = pacsv.read_csv(path, convert_options=text)
   except (pa.ArrowException, OSError) as e:
-    raise UserError(f'cannot read {path} as a table: {_line(e)}') from e
+    raise UserError(f'cannot read {path} as a table: {one_line(e)}') from e
   names = [n for n in _TABLE_COLUMNS if n in rows.column_names]
   choose(f'column (needed in {path})', 'path', rows.column_names)
   clash = sorted((set(rows.column_names) & set(COLUMNS.names)) - set(_TABLE_COLUMNS))
@@ -260,3 +260,9 @@ def _unique(names: list[str]) -> list[str]:
       candidate, n = f'{name}-{n}', n + 1
     out.append(candidate)
   return out
+
+
+def one_line(error: BaseException) -> str:
+  """An error as one line, with its kind unless it is a plain ValueError."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from jaxmed.data import readers
 from jaxmed.data.corpus import Writer, building, write_rejects
-from jaxmed.data.plan import Item, Plan, given_splits, make_plan, one_split
+from jaxmed.data.plan import Item, Plan, given_splits, make_plan, one_line, one_split
 from jaxmed.errors import UserError
 
 
@@ -89,7 +89,7 @@ def _write_files(writer: Writer, plan: Plan, options: readers.Options, splits, s
       if not records:
         raise ValueError('holds no image')
     except Exception as e:  # decoders raise anything at all for damaged files
-      plan.rejects.append((item.rel, _line(e)))
+      plan.rejects.append((item.rel, one_line(e)))
       continue
     read_items.append(item)
     for record in records:
@@ -171,8 +171,3 @@ def _fractions(splits: Sequence[float]) -> tuple[float, float, float]:
 def _sha256(path: pathlib.Path) -> str:
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _line(error: BaseException) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'

@@ -26,7 +26,7 @@ def weights(length: int, size: int) -> np.ndarray:
 def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
   """Resizes an image [*grid, C] to [*size, C] by a triangle filter in float32, each channel on its own.
 
-  Integers are rounded (half to even) and keep their type. The image itself is returned when it fits already.
+  Integers are rounded (half to even) and keep their type; of 32-bit ones the first 24 bits count. The image itself is returned when it fits already.
 
   Raises:
     ValueError: `size` has another rank than the grid.
@@ -45,6 +45,6 @@ def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
       out = np.matmul(weights(out.shape[axis], size[axis]), flat).reshape(*lead, size[axis], *tail)
   if image.dtype.kind in 'iu':
     info = np.iinfo(image.dtype)
-    # float32 cannot hold the largest int32; clip where it can.
+    # float32 has no largest int32; float64 has.
     out = np.clip(np.rint(out.astype(np.float64)), info.min, info.max)
   return out.astype(image.dtype)
