@@ -1,5 +1,6 @@
 """Raw pixels as features: what the simplest method reaches without any network."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.evaluate import probes
 
+_SMALL = 2**26  # pixels below which one thread fits the components
 _FIT_BYTES = 2**30  # most float32 pixels held to fit the components
 
 
@@ -36,6 +38,8 @@ def fit_pca(images: np.ndarray, components: int = 64) -> PixelPCA:
     UserError: fewer than two images, or a pixel is not finite.
   """
   from sklearn.decomposition import PCA
+  from threadpoolctl import threadpool_limits
+
   if len(images) < 2:
     raise UserError(f'pixels: {len(images)} training images; expected at least two to find components')
   flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)  # [N, P]
@@ -43,7 +47,10 @@ def fit_pca(images: np.ndarray, components: int = 64) -> PixelPCA:
     raise UserError('pixels: a training image holds NaN or infinite values; expected finite pixels')
   mean, scale = probes.standardiser(flat)
   flat = (flat - mean) / scale
-  pca = PCA(min(components, len(flat) - 1, flat.shape[1]), svd_solver='randomized', random_state=0).fit(flat)
+  pca = PCA(min(components, len(flat) - 1, flat.shape[1]), svd_solver='randomized', random_state=0)
+  # With few pixels the threads mostly wait for each other, the more so on a busy machine.
+  with threadpool_limits(1) if flat.size < _SMALL else contextlib.nullcontext():
+    pca.fit(flat)
   # Standardised columns have mean 0 up to rounding, so PCA's own centring is left out of project().
   return PixelPCA(mean, scale, np.ascontiguousarray(pca.components_.T, dtype=np.float32))
 

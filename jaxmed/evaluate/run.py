@@ -142,8 +142,7 @@ def _part(source: Any, split: str, label: str, classes: tuple[str, ...]) -> _Par
   part = source.select(split=split, label=label)
   if not len(part):
     return None
-  index = {c: i for i, c in enumerate(classes)}
-  y = np.array([index[str(v)] for v in part.table[label].to_pylist()], np.int64)
+  y = np.asarray(part.codes(label, classes), np.int64)
   ids, names = part.table['id'].to_pylist(), part.table['subject'].to_pylist()
   # A row without a subject stands for itself; the prefix keeps it apart from subjects of the same name.
   return _Part(

@@ -29,6 +29,11 @@ class FakeSource:
       self, table=self.table.take(pa.array(rows, pa.int64())), images=self.images[rows]
     )
 
+  def codes(self, label, classes):
+    return np.array(
+      [-1 if v is None else classes.index(str(v)) for v in self.table[label].to_pylist()], np.int32
+    )
+
   def classes(self, label):
     return tuple(sorted({str(v) for v in self.table[label].to_pylist() if v is not None}))
 

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import sys
-import types
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jaxmed.data import pipeline
 from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics, probes, run, tables
 
@@ -17,7 +16,7 @@ from . import fakes
 
 @pytest.fixture(autouse=True)
 def batches(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'jaxmed.data', types.SimpleNamespace(pipeline=fakes))
+  monkeypatch.setattr(pipeline, 'eval_batches', fakes.eval_batches)
 
 
 GOOD, POOR = fakes.FakeEncoder(), fakes.FakeEncoder(noise=8.0)
