@@ -133,6 +133,7 @@ def _numeric(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   found = {k for r in rows if _is_number(r.get('step')) for k, v in r.items() if _is_number(v)} - set(
     _NO_PANEL
   )
+  found -= {k for k in found if k.startswith('skipped') and not any(r.get(k) for r in rows)}  # nothing to see
   return ([k for k in _PANELS if k in found] + sorted(found - set(_PANELS)))[:12]
 
 

@@ -265,6 +265,7 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> Iterable[tuple[str, An
 
 def _tree(value: Mapping[str, Any]) -> str:
   """A nested dict: plain values as pairs, dicts of like dicts as one table, the rest under headings."""
+  value = {k: _named(v) for k, v in value.items()}
   plain = {k: v for k, v in value.items() if not isinstance(v, Mapping)}
   out = []
   if plain:
@@ -277,6 +278,15 @@ def _tree(value: Mapping[str, Any]) -> str:
       inside = _matrix(part) or _tree(part) or _absent('empty')
       out.append(f'<h3>{html.escape(_title(key))}</h3>{inside}')
   return '\n'.join(out)
+
+
+def _named(value: Any) -> Any:
+  """A list of dicts as a dict of them, by their names where they have any; anything else as it is."""
+  if not (isinstance(value, (list, tuple)) and value and all(isinstance(v, Mapping) for v in value)):
+    return value
+  keys = [str(v.get('name', i + 1)) for i, v in enumerate(value)]
+  keys = keys if len(set(keys)) == len(keys) else [str(i + 1) for i in range(len(keys))]
+  return {k: {n: x for n, x in v.items() if n != 'name' or x != k} for k, v in zip(keys, value, strict=True)}
 
 
 def _matrix(part: Mapping[str, Any]) -> str:

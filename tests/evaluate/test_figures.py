@@ -27,9 +27,10 @@ def test_loss_curves_draw_each_number_in_its_colour(tmp_path):
     for s in range(100)
   ]
   rows[50] = dict(step=50, loss=float('nan'))
-  rows.append({'step': 99, 'probe/knn': 0.5})
+  rows.append({'step': 99, 'probe/knn': 0.5, 'skipped': 0})
   rows.append(dict(loss=3.0))  # no step: not drawn, no failure
   assert figures._numeric(rows) == ['loss', 'learning_rate', 'images_per_second', 'grad_norm', 'probe/knn']
+  assert 'skipped' in figures._numeric([dict(step=1, skipped=2)])
   figures.loss_curves(rows, tmp_path / 'new' / 'loss.png')
   picture = drawn(tmp_path / 'new' / 'loss.png')
   for colour in ('#0072B2', '#009E73', '#CC79A7'):

@@ -64,6 +64,7 @@ def place(tmp_path):
       dict(
         records=7345,
         splits=dict(train=5200, test=1625),
+        masks=[dict(name='M1', voxels=77), dict(name='M2', voxels=78)],
         channels=dict(T1=dict(mean=0.5, std=0.25), GM=dict(mean=0.125, std=0.1)),
       )
     )
@@ -96,6 +97,7 @@ def test_a_whole_report(place):
     '0.00015',
     '0.9, 0.95',
     '7345',
+    'voxels M1 77 M2 78',
     'GM',
     '0.125',
     '0.490 [0.467, 0.513]',
