@@ -31,9 +31,7 @@ class Channel:
     """Adds the pixels of one image, any shape, any real type."""
     pixels = np.ascontiguousarray(pixels).reshape(-1)
     n = pixels.size
-    mean = float(pixels.mean(dtype=np.float64))
-    deviation = pixels.astype(np.float64) - mean
-    m2 = float(np.dot(deviation, deviation))
+    mean, m2 = _moments(pixels)
     delta = mean - self.mean
     total = self.count + n
     self.m2 += m2 + delta * delta * self.count * n / total
@@ -61,10 +59,23 @@ class Channel:
             'low': float(low), 'high': float(high)}
 
 
+def _moments(pixels: np.ndarray) -> tuple[float, float]:
+  """Mean and sum of squared deviations in float64; of small integers by counting, which is several times faster."""
+  if pixels.dtype in (np.uint8, np.uint16) and pixels.size > 1 << (8 * pixels.itemsize - 2):
+    counts = np.bincount(pixels)
+    values = np.arange(len(counts), dtype=np.float64)
+    mean = float(counts @ values) / pixels.size
+    return mean, float(counts @ (values - mean) ** 2)
+  wide = pixels.astype(np.float64)
+  mean = float(wide.mean())
+  wide -= mean
+  return mean, float(wide @ wide)
+
+
 class Stats:
   """Summaries of every channel of the train split, and of the others for channels that train lacks."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._channels: dict[tuple[bool, str], Channel] = {}
 
   def add(self, image: np.ndarray, channels: list[str], split: str) -> None:

@@ -110,6 +110,18 @@ def test_statistics_equal_numpy(folder, tmp_path):
     assert [stats[name]['low'], stats[name]['high']] == pytest.approx(np.percentile(pixels, [0.5, 99.5]))
 
 
+@pytest.mark.parametrize('dtype, n', [(np.uint8, 40), (np.uint8, 4000), (np.uint16, 30_000), (np.int16, 5000)])
+def test_moments_of_integers(dtype, n):
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, min(np.iinfo(dtype).max, 9 ** (k + 2)), n).astype(dtype) for k in range(4)]
+  channel = Channel(rng)
+  for image in images:
+    channel.add(image)
+  pixels = np.concatenate(images).astype(np.float64)
+  assert channel.mean == pytest.approx(pixels.mean(), rel=1e-12)
+  assert channel.summary()['std'] == pytest.approx(pixels.std(), rel=1e-12)
+
+
 def test_percentiles_in_bounded_memory():
   rng = np.random.default_rng(0)
   pixels = rng.normal(1e4, 10, (40, 50_000))

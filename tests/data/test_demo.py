@@ -1,0 +1,94 @@
+"""The demo corpus is what its docstring says: no voxel in two splits, labels by place, real pixels."""
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from jaxmed.data import demo
+from jaxmed.data.prepare import prepare
+from jaxmed.data.sources import open_source
+from jaxmed.errors import UserError
+
+nibabel = pytest.importorskip('nibabel')
+nilearn = pytest.importorskip('nilearn')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  out = tmp_path_factory.mktemp('demo') / 'c'
+  return prepare(['demo'], out, progress=False), open_source(out)
+
+
+def place(name):
+  """'brain/z085y100x044' -> (85, 100, 44)."""
+  text = name.split('/')[1]
+  return int(text[1:4]), int(text[5:8]), int(text[9:12])
+
+
+def test_size_and_channels(made):
+  summary, source = made
+  sizes = {k: v['records'] for k, v in summary['splits'].items()}
+  assert 5000 < sizes['train'] < 6500 and 1000 <= sizes['test'] < 2500 and 800 < sizes['val'] < 1500
+  assert source.channels == ('T1', 'GM', 'WM', 'R', 'G', 'B', 'phase', 'DNA')
+  assert summary['rejected'] == 0 and len(source.classes('region')) == 12
+  others = source.table.filter(pc.is_null(source.table['region']))
+  assert set(others['split'].to_pylist()) == {'train'} and 1000 < others.num_rows < 2000
+  assert set(others['source'].to_pylist()) == {'fundus', 'histology', 'microaneurysms', 'cell', 'fluorescence'}
+
+
+def test_splits_are_apart_and_regions_are_right(made):
+  _, source = made
+  rows = source.select(label='region').table.to_pylist()
+  slices, subjects = {}, {}
+  for row in rows:
+    z, y, x = place(row['id'])
+    slices.setdefault(row['split'], set()).add(z)
+    assert subjects.setdefault(row['subject'], row['split']) == row['split']
+    assert x + demo.SIZE <= 98  # left of the midline, whose index is 98
+    mm = x + 24 - 98, y + 24 - 134, z - 72
+    along = 'posterior' if mm[1] < -40 else 'central' if mm[1] < 0 else 'anterior'
+    assert row['region'] == f'{along}-{"superior" if mm[2] > 10 else "inferior"}-' \
+                            f'{"medial" if mm[0] > -36 else "lateral"}'
+  for a, b in (('train', 'val'), ('train', 'test'), ('val', 'test')):
+    assert min(abs(i - j) for i in slices[a] for j in slices[b]) == 5
+  for split in ('train', 'val', 'test'):
+    regions = [r['region'] for r in rows if r['split'] == split]
+    assert len(set(regions)) == 12 and min(regions.count(c) for c in set(regions)) > 20
+
+
+def test_pixels_are_those_of_the_template_which_is_symmetric(made):
+  _, source = made
+  from nilearn.datasets import load_mni152_template
+
+  path = demo._find('nilearn', demo._ICBM.format('t1'))
+  t1 = np.asarray(nibabel.load(path).dataobj)
+  # Why the right half is not used: it holds no other data.
+  assert np.array_equal(t1, t1[::-1])
+  assert load_mni152_template(resolution=1).shape == t1.shape
+  brain = source.select('test', label='region')
+  for i in (0, 700, len(brain) - 1):
+    z, y, x = place(brain[i]['id'])
+    patch = brain[i]['image']
+    assert np.array_equal(patch[..., 0], t1[x:x + 48, y:y + 48, z].T)
+    assert (patch[..., 1].astype(int) + patch[..., 2] > 64).mean() >= 0.5
+
+
+def test_word_demo_stands_alone(tmp_path):
+  with pytest.raises(UserError, match='demo corpus takes no'):
+    prepare(['demo'], tmp_path / 'c', labels_from_folders=True)
+
+
+def test_sample_files(tmp_path):
+  paths = demo.demo_files(tmp_path / 'files')
+  assert all(p.is_file() for p in paths) and paths[-1].name == 'table.csv'
+  assert np.asarray(Image.open(tmp_path / 'files/png/fundus-0.png')).shape == (96, 96, 3)
+  summary = prepare([tmp_path / 'files'], tmp_path / 'c', table=tmp_path / 'files' / 'table.csv', progress=False)
+  assert summary['files'] == len(paths) - 1 and summary['rejected'] == summary['not_in_table'] == 0
+  assert set(summary['splits']) == {'train', 'val', 'test'} and summary['labels'] == {'label': 3}
+  source = open_source(tmp_path / 'c')
+  assert {'T1', 'GM', 'WM', 'R', 'G', 'B', 'gray'} <= set(source.channels)
+  tiff = next(i for i, p in enumerate(source.table['path'].to_pylist()) if p.endswith('.tif'))
+  assert source[tiff]['image'].dtype == np.uint16 and source[tiff]['image'].max() > 2**15
+  with pytest.raises(UserError, match='not empty'):
+    demo.demo_files(tmp_path / 'files')
