@@ -141,16 +141,16 @@ def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[ViT
   """The exported model itself: described by the metadata, its parameters out of the layout's tensors."""
   try:
     meta = json.loads(text)
-    stored, info = meta['format'], dict(meta['info'])
+    stored, info = choose('format', meta['format'], FORMATS), dict(meta['info'])
     model = registry.rebuild(meta['model'])
-  except (ValueError, KeyError, TypeError) as e:
+  except (UserError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{path}: its {METADATA} metadata is damaged or of another version: {e}') from e
   given = {'--format': (fmt, stored), '--num-heads': (num_heads, model.num_heads),
            '--image-size': (image_size and tuple(image_size), tuple(model.image_size))}
   for option, (value, have) in given.items():
     if value is not None and value != have:
       raise UserError(f'{path} says {option} {have}, not {value}: leave the option out')
-  read = FORMATS[choose('format', stored, FORMATS)].read
+  read = FORMATS[stored].read
   try:
     if read is None:
       params = flax.traverse_util.unflatten_dict(tensors, sep='/')

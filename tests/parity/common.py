@@ -1,24 +1,32 @@
 """What the parity tests share: random weights worth comparing, and both sides' features of the same image."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmed.models import create_model
 
-def randomise(params, seed=0):
-  """Every tensor random around its usual scale, so that a swapped or forgotten one shows (biases, norms, gammas)."""
-  rng = np.random.default_rng(seed)
 
-  def draw(path, a):
+def build(name, size, channels, **options):
+  """A model and random parameters: every tensor around its usual scale, so that a swapped or forgotten one shows."""
+  model = create_model(name, size, channels, **options)
+  example = jax.ShapeDtypeStruct((1, *model.image_size, channels), jnp.float32)
+  shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), example)['params'])
+  rng = np.random.default_rng(0)
+
+  def draw(path, s):
     name = path[-1].key
     if name == 'scale' or name.startswith('ls'):
-      return jnp.asarray(1 + 0.2 * rng.normal(size=a.shape), jnp.float32)
+      return jnp.asarray(1 + 0.2 * rng.normal(size=s.shape), jnp.float32)
     if name == 'kernel':
-      fan_in = np.prod(a.shape[1:2] if path[0].key == 'transformer' else a.shape[:1])
-      return jnp.asarray(rng.normal(size=a.shape) / fan_in**0.5, jnp.float32)
-    return jnp.asarray(0.2 * rng.normal(size=a.shape), jnp.float32)
+      fan_in = np.prod(s.shape[1:2] if path[0].key == 'transformer' else s.shape[:1])
+      return jnp.asarray(rng.normal(size=s.shape) / fan_in**0.5, jnp.float32)
+    return jnp.asarray(0.2 * rng.normal(size=s.shape), jnp.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, params)
+  return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def image(shape, seed=1):
@@ -26,9 +34,14 @@ def image(shape, seed=1):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def features(model, params, *args):
+  return model.apply({'params': params}, *args)
+
+
 def tokens(model, params, x, channels=None):
   """All tokens of the JAX model [B, prefix + N, D], as timm orders them."""
-  f = jax.jit(model.apply)({'params': params}, jnp.asarray(x), channels)
+  f = features(model, params, jnp.asarray(x), channels)
   parts = [p for p in (None if f.cls is None else f.cls[:, None], f.registers, f.patches) if p is not None]
   return np.asarray(jnp.concatenate(parts, axis=1))
 

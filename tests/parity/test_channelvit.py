@@ -4,7 +4,6 @@ import functools
 import sys
 import types
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,8 @@ from jaxmed.interop import verify
 from jaxmed.interop.channelvit import to_channelvit
 from jaxmed.models import create_model
 
-from .common import assert_same, image, randomise, tokens
+from . import common
+from .common import assert_same, image, tokens
 
 MODELS = {
     'tiny/8, 5 channels': ('channel_vit_tiny/8', 32, 5, dict(depth=4)),
@@ -30,9 +30,7 @@ MODELS = {
 @functools.cache
 def build(name):
   model_name, size, channels, options = MODELS[name]
-  model = create_model(model_name, size, channels, **options)
-  x = jnp.zeros((1, *model.image_size, channels))
-  return model, randomise(nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), x)['params']))
+  return common.build(model_name, size, channels, **options)
 
 
 def in_torch(model, params, folder, monkeypatch):
@@ -88,7 +86,7 @@ def test_masked_channels_are_the_official_subset(tmp_path, monkeypatch):
   for subset in ([1, 4], [3], [0, 2, 4]):
     mask = np.zeros((1, 5), bool)
     mask[:, subset] = True
-    have = jax.jit(model.apply)({'params': params}, jnp.asarray(x), None, jnp.asarray(mask))
+    have = common.features(model, params, jnp.asarray(x), None, jnp.asarray(mask))
     want = torch_tokens(encoder, x[..., subset], np.asarray([subset]))
     assert_same(np.asarray(have.cls), want[:, 0])
     assert_same(np.asarray(have.patches.reshape(1, 5, -1, 192)[:, subset].reshape(1, -1, 192)), want[:, 1:])

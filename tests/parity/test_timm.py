@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +14,10 @@ from jaxmed import interop
 from jaxmed.errors import UserError
 from jaxmed.interop import verify
 from jaxmed.interop.timm import from_timm, to_timm
-from jaxmed.models import create_model, positions
+from jaxmed.models import positions
 
-from .common import assert_same, image, randomise, tokens
+from . import common
+from .common import assert_same, image, tokens
 
 MODELS = {
     'tiny/8': ('vit_tiny/8', 32, 3, {}),
@@ -37,9 +37,7 @@ MODELS = {
 @functools.cache
 def build(name):
   model_name, size, channels, options = MODELS[name]
-  model = create_model(model_name, size, channels, **options)
-  x = jnp.zeros((1, *model.image_size, channels))
-  return model, randomise(nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), x)['params']))
+  return common.build(model_name, size, channels, **options)
 
 
 def in_torch(model, params, folder):
@@ -71,8 +69,7 @@ def test_features_are_timms(name, tmp_path):
 
 
 def test_native_224(tmp_path):
-  model = create_model('vit_tiny/16', 224, 3, depth=2)
-  params = randomise(nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))['params']))
+  model, params = common.build('vit_tiny/16', 224, 3, depth=2)
   encoder = in_torch(model, params, tmp_path)
   for size in ((224, 224), (160, 288)):
     x = image((1, *size, 3))

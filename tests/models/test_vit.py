@@ -1,0 +1,155 @@
+"""The encoder: every rank and position scheme, precision, stochastic depth, rematerialisation, the scan."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmed.models.layers import Block
+
+from .common import build, features, normal
+
+INPUTS = {'2D': ((8, 12), '4'), '3D': ((4, 8, 8), '2x4x4'), 'video': ((3, 8, 8), '1x4x4')}
+
+
+@pytest.mark.parametrize('pos', ['learned', 'sincos', 'rope', 'none'])
+@pytest.mark.parametrize('kind', INPUTS)
+@pytest.mark.parametrize('family', ['vit', 'channel_vit'])
+def test_every_rank_and_position(family, kind, pos):
+  size, patch = INPUTS[kind]
+  model, params = build(f'{family}_micro/{patch}', size, 2, pos=pos, num_registers=1)
+  image = np.array(normal((1, *size, 2)))
+  got = features(model, params, jnp.asarray(image))
+  count = int(np.prod([n // p for n, p in zip(size, model.patch_size, strict=True)]))
+  tokens = count * (2 if family == 'channel_vit' else 1)
+  assert got.cls.shape == (1, 48) and got.registers.shape == (1, 1, 48) and got.patches.shape == (1, tokens, 48)
+  assert np.isfinite(got.patches).all() and int(np.prod(got.grid)) == tokens
+  # swap two patches: without positions tokens swap and the class token stays; with positions it does not
+  cut = tuple(slice(0, p) for p in model.patch_size)
+  last = tuple(slice(n - p, n) for n, p in zip(size, model.patch_size, strict=True))
+  swapped = image.copy()
+  swapped[(0, *cut)], swapped[(0, *last)] = image[(0, *last)], image[(0, *cut)]
+  moved = np.abs(features(model, params, jnp.asarray(swapped)).cls - got.cls).max()
+  assert (moved < 1e-5) if pos == 'none' else (moved > 1e-4)
+
+
+@pytest.mark.parametrize('pos', ['learned', 'sincos', 'rope'])
+def test_other_sizes_than_the_native_one(pos):
+  model, params = build('vit_micro/4', (8, 8), 1, pos=pos)
+  assert features(model, params, normal((1, 12, 20, 1))).patches.shape == (1, 15, 48)
+  with pytest.raises(ValueError, match='does not divide'):
+    features(model, params, normal((1, 10, 8, 1)))
+
+
+def test_bfloat16_is_near_float32_and_keeps_float32_parameters():
+  model, params = build('vit_micro/4', 8, 3, layer_scale=0.5, mlp='swiglu')
+  low = model.clone(dtype='bfloat16')
+  made = jax.eval_shape(low.init, jax.random.key(0), normal((1, 8, 8, 3)))['params']
+  assert {a.dtype for a in jax.tree.leaves(made)} == {jnp.dtype('float32')}
+  image = normal((4, 8, 8, 3))
+  a, b = features(model, params, image), features(low, params, image)
+  assert b.patches.dtype == jnp.bfloat16 and b.mean.dtype == jnp.float32
+  difference = np.abs(np.asarray(a.patches) - np.asarray(b.patches, np.float32))
+  assert 1e-4 < difference.mean() / np.abs(a.patches).mean() < 0.02
+
+
+def test_stochastic_depth_is_unbiased():
+  """One block's residual branches, dropped at rate 0.4 and scaled by 1 / 0.6, have the undropped mean."""
+  block = Block(3, layer_scale=0.0, drop_path=True)
+  x = jnp.broadcast_to(normal((1, 2, 48)), (3000, 2, 48))
+  params = block.init({'params': jax.random.key(0), 'dropout': jax.random.key(1)}, x[:1], 0.0, None, None)
+  step = jax.jit(lambda p, rate, seed: block.apply(p, x, rate, None, None, rngs={'dropout': jax.random.key(seed)})[0])
+  added = np.asarray(step(params, 0.4, 2) - x)
+  attention = np.unique(added[:, 0, :3].round(4), axis=0)
+  assert len(attention) == 4  # both branches, either, none
+  rate = (np.abs(added).sum(axis=(1, 2)) == 0).mean()
+  assert abs(rate - 0.16) < 5 * (0.16 * 0.84 / 3000) ** 0.5
+  # the attention branch reads x itself, so its mean over draws is exactly its undropped value
+  only = Block(3)
+  mlp = dict(silent['params']['mlp'])
+  mlp['fc2'] = jax.tree.map(jnp.zeros_like, mlp['fc2'])
+  silent = {'params': silent['params'] | {'mlp': mlp}}
+  whole = np.asarray(only.apply(silent, x[:1], 0.0, None, None)[0] - x[:1])[0]
+  drawn = np.asarray(step(silent, 0.4, 3) - x)
+  scale = (drawn.mean(axis=0) * whole).sum() / (whole**2).sum()
+  assert abs(scale - 1) < 5 * (0.4 / 0.6 / 3000) ** 0.5
+
+
+def test_drop_path_grows_with_depth_and_acts_in_training_only():
+  model, params = build('vit_micro/4', 8, 1, depth=3, drop_path=0.5)
+  plain = model.clone(drop_path=0.0)
+  image = normal((2, 8, 8, 1))
+  np.testing.assert_array_equal(features(model, params, image).cls, features(plain, params, image).cls)
+  rngs = {'dropout': jax.random.key(0)}
+  many = jnp.broadcast_to(image[:1], (64, 8, 8, 1))
+  cls = np.asarray(features(model, params, many, train=True, rngs=rngs).cls)
+  assert len(np.unique(cls.round(4), axis=0)) > 4  # samples draw independently
+  _, shallow = build('vit_micro/4', 8, 1, depth=1, drop_path=0.5)
+  one = model.clone(depth=1)  # the first block's rate is 0
+  np.testing.assert_allclose(features(one, shallow, image, train=True, rngs=rngs).cls,
+                             features(one, shallow, image).cls, atol=1e-6)
+
+
+def test_remat_policies_give_the_same_gradients():
+  model, params = build('vit_micro/4', 8, 2)
+  image = normal((2, 8, 8, 2))
+
+  def gradient(policy):
+    other = model.clone(remat=policy)
+    return jax.jit(jax.grad(lambda p: (other.apply({'params': p}, image).mean ** 2).sum()))(params)
+
+  want = gradient('none')
+  assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(want)) > 0.1
+  for policy in ('full', 'dots', 'dots_no_batch'):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient(policy), want)
+
+
+@pytest.mark.parametrize('options', [{}, dict(mlp='swiglu', layer_scale=0.3, qkv_bias=False, pos='rope')])
+def test_scan_is_a_loop_of_the_block_written_in_numpy(options):
+  """The whole encoder again in float64 numpy, block after block."""
+  model, params = build('vit_micro/4', 8, 2, depth=3, num_registers=1, **options)
+  image = normal((2, 8, 8, 2))
+  got = features(model, params, image)
+  want = encoder(model, jax.tree.map(lambda a: np.asarray(a, np.float64), params), np.asarray(image, np.float64))
+  np.testing.assert_allclose(np.concatenate([got.cls[:, None], got.registers, got.patches], 1), want, atol=2e-5)
+
+
+def encoder(model, p, image):
+  from jaxmed.models import positions
+  b = len(image)
+  cut = image.reshape(b, 2, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4, 5).reshape(b, 4, 32)
+  x = cut @ p['patch_embed']['kernel'] + p['patch_embed']['bias']
+  x = np.concatenate([np.tile(p['cls_token'], (b, 1, 1)), np.tile(p['register_tokens'], (b, 1, 1)), x], axis=1)
+  angles = np.zeros((6, 8))
+  if model.pos == 'learned':
+    x = x + p['pos_embed']
+  else:
+    angles[2:] = positions.rotary_angles(positions.coordinates((2, 2))[None], 16, model.rope_base)[0]
+  for i in range(model.depth):
+    x = numpy_block(jax.tree.map(lambda a: a[i], p['transformer']['blocks']), x, angles)
+  return norm(x, p['norm'])
+
+
+def norm(x, p):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p['scale'] + p['bias']
+
+
+def numpy_block(p, x, angles):
+  from scipy.special import erf
+  y = norm(x, p['norm1'])
+  qkv = np.einsum('bnd,dshe->sbhne', y, p['attn']['qkv']['kernel'])
+  if 'bias' in p['attn']['qkv']:
+    qkv = qkv + p['attn']['qkv']['bias'][:, None, :, None]
+  turn = np.exp(1j * angles)
+  q, k = ((lambda z: np.concatenate([z.real, z.imag], -1))((a[..., :8] + 1j * a[..., 8:]) * turn) for a in qkv[:2])
+  logits = np.einsum('bhne,bhme->bhnm', q, k) / 4
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  out = np.einsum('bhnm,bhme->bnhe', weights / weights.sum(-1, keepdims=True), qkv[2]).reshape(x.shape)
+  x = x + (out @ p['attn']['proj']['kernel'] + p['attn']['proj']['bias']) * p.get('ls1', 1.0)
+  y = norm(x, p['norm2'])
+  up = np.einsum('bnd,d...->bn...', y, p['mlp']['fc1']['kernel']) + p['mlp']['fc1']['bias']
+  if up.ndim == 4:
+    hidden = up[:, :, 0] / (1 + np.exp(-up[:, :, 0])) * up[:, :, 1]
+  else:
+    hidden = up * 0.5 * (1 + erf(up / 2**0.5))
+  return x + (hidden @ p['mlp']['fc2']['kernel'] + p['mlp']['fc2']['bias']) * p.get('ls2', 1.0)
