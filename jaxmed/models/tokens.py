@@ -1,13 +1,14 @@
 """What goes into an encoder's blocks and what comes out of them, and how images become patches."""
 
+import dataclasses
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Tokens:
   """Embedded patches with their positions added.
 
@@ -30,7 +31,8 @@ class Tokens:
                   None if self.valid is None else pick(self.valid), position)
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Features:
   """An encoder's output after the final norm.
 
@@ -42,7 +44,7 @@ class Features:
   registers: jax.Array | None
   patches: jax.Array
   valid: jax.Array | None = None
-  grid: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+  grid: tuple[int, ...] = dataclasses.field(default=(), metadata={'static': True})
 
   @property
   def mean(self) -> jax.Array:

@@ -122,7 +122,7 @@ class MAE:
     keep, order, visible, hidden = self._mask(mask_key, tokens, batch['channels'].shape[1])
     seen = tokens.take(keep)
     if tokens.valid is not None:
-      seen = seen.replace(valid=visible)
+      seen = dataclasses.replace(seen, valid=visible)
     latent = self.encoder.apply({'params': params['encoder']}, seen, train, method='encode',
                                 rngs={'dropout': drop_key})
     predicted = self.decoder.apply({'params': params['decoder']}, latent.cls, latent.patches, visible, order,

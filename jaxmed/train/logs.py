@@ -27,7 +27,8 @@ class Logs:
     from tensorboardX import SummaryWriter
     self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
     self._batch_size, self._steps = batch_size, steps
-    self._clock, self._last, self._waited = time.monotonic(), start, 0.0
+    self._clock: float | None = time.monotonic()
+    self._active, self._last, self._waited = 0.0, start, 0.0
     self._shown: dict[str, float] = {}
     self._bar = None
     self._quiet = quiet
@@ -39,25 +40,33 @@ class Logs:
     """Adds time that the loop spent waiting for data."""
     self._waited += seconds
 
-  def scalars(self, step: int, values: dict[str, Any], speed: bool = True) -> dict[str, float]:
-    """Writes a row; with `speed` adds images/s and the share of time spent waiting since the last such row."""
-    row = {k: float(v) for k, v in values.items()}
-    if speed:
-      now = time.monotonic()
-      elapsed = max(now - self._clock, 1e-9)
-      row['images_per_second'] = (step - self._last) * self._batch_size / elapsed
-      row['data_wait'] = min(self._waited / elapsed, 1.0)
-      self._clock, self._last, self._waited = now, step, 0.0
-    self._file.write(json.dumps({'step': step} | row) + '\n')
-    self._file.flush()
-    for name, value in row.items():
-      self._events.add_scalar(name, value, step)
-    self._show(step, row)
-    return row
+  def speed(self, step: int) -> dict[str, float]:
+    """Images per second and the share of time spent waiting for data since the last call, pauses left out."""
+    self.pause()
+    active, self._active = max(self._active, 1e-9), 0.0
+    values = {'images_per_second': (step - self._last) * self._batch_size / active,
+              'data_wait': min(self._waited / active, 1.0)}
+    self._last, self._waited = step, 0.0
+    self.go()
+    return values
 
   def pause(self) -> None:
-    """Leaves what went before (compilation, evaluation) out of the next speed."""
-    self._clock, self._waited = time.monotonic(), 0.0
+    """Stops the clock of `speed`, before an evaluation or a checkpoint."""
+    if self._clock is not None:
+      self._active += time.monotonic() - self._clock
+      self._clock = None
+
+  def go(self) -> None:
+    """Starts it again."""
+    self._clock = time.monotonic()
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Writes a row."""
+    self._file.write(json.dumps({'step': step} | values) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+    self._show(step, values)
 
   def _show(self, step: int, row: dict[str, float]) -> None:
     self._shown |= {k: row[k] for k in _SHOWN if k in row}

@@ -56,8 +56,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
     UserError: see `setup.resolve`. Stopped: a signal came; everything is saved.
   """
   out = pathlib.Path(out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
+  check_new(out)
   process.start()
   corpus, source = _open(user)
   label = str(dict(user.get('loader', {})).get('label', ''))
@@ -72,6 +71,13 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
     setup.build(config, spec)  # every option is checked before anything is written
     setup.save(out, config, spec)
   return _run(out, config, spec, corpus, source, quiet)
+
+
+def check_new(out: str | pathlib.Path) -> None:
+  """Raises a UserError when a run directory is there already (one that holds nothing but a corpus may be used)."""
+  out = pathlib.Path(out)
+  if out.exists() and (not out.is_dir() or any(f.name != 'corpus' for f in out.iterdir())):
+    raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
 
 
 def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _initialize(run: Run, shapes: Any) -> TrainState:
   if wrong:
     raise UserError(f'init={run.config.init} is another model than {run.config.model}: {wrong[0][0]} differs')
   put = lambda new, old: jax.device_put(new, old.sharding)
-  return state.replace(params=state.params | {'encoder': jax.tree.map(put, theirs, mine)})
+  return dataclasses.replace(state, params=state.params | {'encoder': jax.tree.map(put, theirs, mine)})
 
 
 def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[str, Any]:
@@ -170,24 +176,28 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
   try:
     if first == 0:
       _picture_views(run, state)
+    logs.go()
     for n in range(first + 1, config.steps + 1):
       clock = time.monotonic()
       batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
       logs.waited(time.monotonic() - clock)
       state, metrics = step(state, batch)
-      if n % config.log_every == 0 or n == config.steps:
-        pending.append((n, metrics))
-      if len(pending) > 1 or n == config.steps:  # read one row behind, so that the device never waits for the host
-        while len(pending) > (n < config.steps):
-          latest |= logs.scalars(*_fetch(pending.popleft()))
+      last = n == config.steps
+      if n % config.log_every == 0 or last:
+        pending.append((n, metrics, logs.speed(n)))
+      while len(pending) > (0 if last else 1):  # one row behind, so that the device never waits for the host
+        row, values, speed = pending.popleft()
+        latest |= {k: float(v) for k, v in jax.device_get(values).items()} | speed
+        logs.scalars(row, {k: latest[k] for k in (*values, *speed)})
         _check_finite(latest, checkpoints)
       stopping = process.any_process(bool(run.stop))
-      if (n % config.eval_every == 0 or n == config.steps) and not stopping:
+      logs.pause()
+      if (n % config.eval_every == 0 or last) and not stopping:
         latest |= _probe(probe, state, logs, n)
-      if n % config.checkpoint_every == 0 or n == config.steps or stopping or run.stop:
+      if n % config.checkpoint_every == 0 or last or stopping or run.stop:
         checkpoints.save(n, state, _plain(latest))
-        logs.pause()
-      if run.stop and n < config.steps:
+      logs.go()
+      if run.stop and not last:
         checkpoints.wait()
         raise Stopped(run.stop.name)
     checkpoints.wait()
@@ -209,17 +219,15 @@ def _batches(run: Run, first: int):
       threads=c.loader.threads, **classes)
 
 
-def _fetch(row: tuple[int, Any]) -> tuple[int, dict[str, float]]:
-  return row[0], {k: float(v) for k, v in jax.device_get(row[1]).items()}
-
-
 def _probe(probe: Probe, state: TrainState, logs: Logs, n: int) -> dict[str, float]:
   """Measures; a signal meanwhile leaves it unfinished, the loop saves and stops."""
   try:
     values = {k: v for k, v in probe(state).items() if np.isfinite(v)}
   except Stopped:
     return {}
-  return logs.scalars(n, values, speed=False) if values else {}
+  if values:
+    logs.scalars(n, values)
+  return values
 
 
 def _plain(values: Mapping[str, float]) -> dict[str, float]:
@@ -259,7 +267,8 @@ def _picture_end(run: Run, state: TrainState) -> None:
   plain = run.trainer.view.plain(batch)
   if hasattr(run.trainer.objective, 'pictures'):
     shown = run.trainer.objective.pictures(state.variables, plain, jax.random.key(0))
-    figures.reconstructions(*map(np.asarray, shown['reconstructions']), names, folder / 'reconstructions.png')
+    original, masked, filled = (np.asarray(x) for x in shown['reconstructions'])
+    figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
   encoder = encoder_of(run.trainer, run.config, run.spec, state)
   patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
   if encoder.model.per_channel:

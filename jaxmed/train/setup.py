@@ -210,5 +210,6 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
   if not (run / 'config.json').is_file():
     raise UserError(f'{run} is not a run: it has no config.json')
   config = config_lib.from_dict(files.read_json(run / 'config.json'))
-  values = files.read_json(run / 'data.json')
-  return config, DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+  values: dict[str, Any] = files.read_json(run / 'data.json')
+  fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  return config, DataSpec(**fields)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +15,8 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.optimizer import Optimizer
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
   """Everything that must survive a restart.
 
@@ -97,8 +97,8 @@ class Trainer:
     old = {name: getattr(state, name) for name in fresh}
     kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), fresh, old)
     bad = 1 - finite.astype(jnp.int32)
-    state = state.replace(step=state.step + 1, skipped=state.skipped + bad,
-                          skipped_in_row=(state.skipped_in_row + 1) * bad, **kept)
+    state = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + bad,
+                                skipped_in_row=(state.skipped_in_row + 1) * bad, **kept)
     metrics = dict(metrics, loss=loss, grad_norm=norm, learning_rate=self.optimizer.schedule(state.step - 1),
                    skipped=state.skipped, skipped_in_row=state.skipped_in_row, **norms)
     return state, metrics

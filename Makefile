@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: install demo test parity lint bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[demo]'
+	@touch $@
+
+# The road end to end on real images: prepare, train, export, load the export back, evaluate beside two baselines.
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/jaxmed prepare demo --out $(DEMO)/corpus
+	$(BIN)/jaxmed train experiments/demo.py --data $(DEMO)/corpus --out $(DEMO)/run
+	$(BIN)/jaxmed evaluate $(DEMO)/run --data $(DEMO)/corpus --label region --out $(DEMO)/evaluation.json > $(DEMO)/table.txt
+	$(BIN)/jaxmed export $(DEMO)/run --format channelvit --out $(DEMO)/encoder.safetensors
+	$(BIN)/jaxmed embed $(DEMO)/encoder.safetensors --data $(DEMO)/corpus --split test --out $(DEMO)/features.npz
+	@cat $(DEMO)/table.txt
+	@echo "exported file: $(DEMO)/encoder.safetensors (card: $(DEMO)/encoder.md)"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q tests --ignore tests/parity
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/pip install -q -e '.[test]'
+	@touch $@
+
+# Against the real PyTorch classes. The extra is large, so it has a target of its own.
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -q tests/parity
+
+$(VENV)/.parity: $(VENV)/.test
+	$(BIN)/pip install -q -e '.[test,parity]'
+	@touch $@
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy jaxmed
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(BIN)/pip install -q -e '.[lint]'
+	@touch $@
+
+bench: $(VENV)/.parity
+	$(BIN)/python tools/bench_step.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,173 @@
+"""The `jaxmed` command: parses words, calls one function of the room that does the work, prints what it returned.
+
+Exit codes: 0 done, 2 the user's mistake (one line says what), 75 stopped by a signal with everything saved,
+1 a defect of ours.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxmed import __version__
+from jaxmed.errors import Stopped, UserError, choose
+
+EXIT_USER, EXIT_STOPPED = 2, 75
+
+VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
+    'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
+    'train': ('pretrain an encoder', 'jaxmed train --data corpus --out run'),
+    'evaluate': ('judge frozen features beside two baselines', 'jaxmed evaluate run --data corpus --label diagnosis '
+                 '--out evaluation.json'),
+    'embed': ('write features of images', 'jaxmed embed run --data scans/ --out features.npz'),
+    'export': ('write the encoder for PyTorch', 'jaxmed export run --format timm --out encoder.safetensors'),
+    'import': ('take an encoder from PyTorch', 'jaxmed import vit.safetensors --format timm --out encoder.safetensors'),
+    'report': ('write report.html of a run again', 'jaxmed report run'),
+    'demo-data': ('write a few sample files to try the commands on', 'jaxmed demo-data samples'),
+    'list': ('show methods, models, formats and recipes', 'jaxmed list'),
+    'doctor': ('show versions, devices, memory and advice', 'jaxmed doctor'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  _quiet_libraries()
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    if argv and not argv[0].startswith('-'):
+      choose('command', argv[0], VERBS)
+    args = _parser().parse_args(argv)
+    verbs = importlib.import_module('jaxmed.verbs')  # only now: --help needs no JAX
+    result = getattr(verbs, {'import': 'import_', 'list': 'list_'}.get(args.verb, args.verb.replace('-', '_')))(args)
+    sys.stdout.write(json.dumps(result['json']) + '\n' if args.json else result.get('text', '') + '\n')
+    return 0
+  except UserError as e:
+    print(f'jaxmed: {" ".join(str(e).split())}', file=sys.stderr)
+    return EXIT_USER
+  except (Stopped, KeyboardInterrupt) as e:
+    print(f'jaxmed: stopped by {e or "Ctrl-C"}; everything is saved, go on with --resume', file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if isinstance(e, Stopped):
+      os._exit(EXIT_STOPPED)  # a compilation may still be running in a thread that nothing can end
+    return EXIT_STOPPED
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _quiet_libraries() -> None:
+  """Libraries below report through absl and warnings; what a user must know is said by us."""
+  import logging
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  logging.getLogger('jax').setLevel(logging.ERROR)
+
+
+class _Parser(argparse.ArgumentParser):
+  """argparse whose errors are one line that names the nearest verb or option."""
+
+  def error(self, message: str):
+    raise UserError(f'{message} (see {self.prog} --help)')
+
+
+def _wide(prog: str) -> argparse.HelpFormatter:
+  return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog='jaxmed', formatter_class=_wide,
+                   description='Pretrains encoders for medical images of any number of channels.')
+  parser.add_argument('--version', action='version', version=f'jaxmed {__version__}')
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  for name, (does, example) in VERBS.items():
+    verb = verbs.add_parser(name, help=does, description=does[0].upper() + does[1:] + '.',
+                            epilog=f'example:\n  {example}', formatter_class=_wide)
+    _OPTIONS[name](verb)
+    verb.add_argument('--json', action='store_true', help='print one JSON object on stdout')
+  return parser
+
+
+def _prepare(p: argparse.ArgumentParser) -> None:
+  p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' for the demo corpus")
+  p.add_argument('--out', required=True, help='the corpus to write')
+  p.add_argument('--table', help='CSV or Parquet with a column path, and subject, split, source, labels ...')
+  p.add_argument('--labels-from-folders', action='store_true', help="each file's folder is its label")
+  p.add_argument('--subject-pattern', help='regular expression whose first group in the path is the subject')
+  p.add_argument('--channels', help='names of the channels, comma-separated')
+  p.add_argument('--volumes', choices=('slices', 'volumes'), default='slices', help='cut volumes into slices or not')
+  p.add_argument('--splits', default='0.8,0.1,0.1', help='shares of train, val, test (by subject)')
+  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--max-bad', type=float, default=0.0, help='share of unreadable files that is put up with')
+  p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+  p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
+  p.add_argument('--data', help='a corpus, or a folder of images that is prepared first')
+  p.add_argument('--out', help='the run directory to make')
+  p.add_argument('--resume', metavar='RUN', help='go on with a run')
+
+
+def _which(p: argparse.ArgumentParser, what: str = 'a run or an exported file') -> None:
+  p.add_argument('path', metavar='RUN|FILE', help=what)
+  p.add_argument('--checkpoint', default='latest', help='of a run: latest, best or a step')
+
+
+def _evaluate(p: argparse.ArgumentParser) -> None:
+  _which(p)
+  p.add_argument('--data', required=True, help='a corpus with labels and splits')
+  p.add_argument('--label', required=True, metavar='COLUMN', help='column of the manifest')
+  p.add_argument('--out', help='file for the results; in a run also RUN/evaluation.json and the report')
+  p.add_argument('--feature', choices=('cls', 'mean'), help='the vector to judge; the method\'s own by default')
+  p.add_argument('--batch-size', type=int, default=64)
+  p.add_argument('--seed', type=int, default=0)
+
+
+def _embed(p: argparse.ArgumentParser) -> None:
+  _which(p)
+  p.add_argument('--data', required=True, help='a folder of images or a corpus')
+  p.add_argument('--out', required=True, metavar='FILE.npz', help='features [N, D] float32 and id [N]')
+  p.add_argument('--feature', choices=('cls', 'mean'))
+  p.add_argument('--split', help='of a corpus: only this split')
+  p.add_argument('--channels', help='names of the channels of a folder, comma-separated')
+  p.add_argument('--batch-size', type=int, default=64)
+
+
+def _export(p: argparse.ArgumentParser) -> None:
+  _which(p)
+  p.add_argument('--format', required=True, help='timm, channelvit or jaxmed')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors')
+
+
+def _import(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='FILE', help='safetensors with the weights of a PyTorch model')
+  p.add_argument('--format', required=True, help='timm or channelvit')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors')
+  p.add_argument('--num-heads', type=int, help='attention heads; width / 64 by default')
+  p.add_argument('--image-size', type=int, nargs='+', help='native size; square by default')
+  p.add_argument('--channels', help='names of the input channels, comma-separated')
+
+
+def _report(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='RUN')
+
+
+def _demo_data(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='FOLDER')
+
+
+def _nothing(p: argparse.ArgumentParser) -> None:
+  del p
+
+
+_OPTIONS: dict[str, Callable[[Any], None]] = {
+    'prepare': _prepare, 'train': _train, 'evaluate': _evaluate, 'embed': _embed, 'export': _export,
+    'import': _import, 'report': _report, 'demo-data': _demo_data, 'list': _nothing, 'doctor': _nothing,
+}
+
+
+if __name__ == '__main__':
+  sys.exit(main())

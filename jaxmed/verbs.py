@@ -1,0 +1,241 @@
+"""What each verb of the command does: it calls the rooms and returns {'json': ..., 'text': ...} to print."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmed import __version__, files
+from jaxmed.errors import UserError, choose
+
+EXTRAS = {'demo': ('nilearn', 'skimage'), 'parity': ('torch', 'timm')}
+EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export` accepts
+
+
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
+  """Turns folders into a corpus."""
+  from jaxmed.data.prepare import prepare as run
+  try:
+    splits = tuple(float(s) for s in args.splits.split(','))
+  except ValueError as e:
+    raise UserError(f'--splits {args.splits} must be three numbers, for example 0.8,0.1,0.1') from e
+  summary = run(args.inputs, args.out, table=args.table, labels_from_folders=args.labels_from_folders,
+                subject_pattern=args.subject_pattern, channels=_names(args.channels), volumes=args.volumes,
+                splits=splits, seed=args.seed, max_bad=args.max_bad, overwrite=args.overwrite,
+                progress=sys.stderr.isatty())
+  shares = ', '.join(f'{k} {v["records"]}' for k, v in summary['splits'].items())
+  text = (f'{summary["records"]} records of {summary["subjects"]} subjects ({shares}) in {args.out}\n'
+          f'channels: {", ".join(summary["channels"])}; {summary["rejected"]} files rejected, '
+          f'{summary["ignored"]} ignored')
+  return {'json': summary, 'text': text}
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+  """Starts a run, or goes on with one."""
+  from jaxmed import config
+  from jaxmed.train import loop
+  words = list(args.words)
+  user: dict[str, Any] = {}
+  if words and '=' not in words[0]:
+    user = config.load_file(words.pop(0))
+  changes = config.parse_overrides(words)
+  if args.data:
+    changes['data'] = args.data
+  if args.resume:
+    if args.out or user:
+      raise UserError('--resume RUN goes on with the config of the run: leave --out and the config file out')
+    summary = loop.resume(args.resume, changes)
+  else:
+    if not args.out:
+      raise UserError('give --out RUN, the directory to make, or --resume RUN')
+    user = config.merge(user, changes)
+    loop.check_new(args.out)
+    user['data'] = _corpus(str(user.get('data', '')), args.out)
+    summary = loop.train(user, args.out)
+  text = (f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s\n'
+          f'run: {summary["run"]}\nreport: {summary["run"]}/report.html')
+  return {'json': summary, 'text': text}
+
+
+def _corpus(data: str, out: str) -> str:
+  """The corpus itself, or one prepared in the run directory from a folder of images."""
+  if not data:
+    raise UserError('nothing to train on: give --data with a corpus or a folder of images')
+  place = pathlib.Path(data)
+  if not place.exists():
+    raise UserError(f'{data} does not exist: expected a corpus or a folder of images')
+  if (place / 'manifest.parquet').exists():
+    return data
+  from jaxmed.data.prepare import prepare as run
+  target = pathlib.Path(out) / 'corpus'
+  print(f'preparing {data} into {target}', file=sys.stderr)
+  run([data], target, progress=sys.stderr.isatty())
+  return str(target)
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+  """Judges frozen features."""
+  from jaxmed.data.sources import open_source
+  from jaxmed.evaluate import tables
+  from jaxmed.evaluate.report import write_report
+  from jaxmed.evaluate.run import evaluate as run
+  from jaxmed.load import load
+  source = open_source(args.data)
+  choose(f'column of {args.data}', args.label, source.table.column_names)
+  encoder = load(args.path, args.checkpoint)
+  result = run(encoder, source, args.label, untrained=encoder.untrained(args.seed),
+               feature=args.feature or encoder.feature, batch_size=args.batch_size, seed=args.seed)
+  if args.out:
+    files.write_json(args.out, result)
+  text = tables.text_table(result)
+  if pathlib.Path(args.path).is_dir():
+    files.write_json(pathlib.Path(args.path) / 'evaluation.json', result)
+    text += f'\nreport: {write_report(args.path)}'
+  return {'json': result, 'text': text}
+
+
+def embed(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes features of a corpus or a folder."""
+  from jaxmed.data.sources import open_source
+  from jaxmed.load import load
+  encoder = load(args.path, args.checkpoint)
+  feature = args.feature or encoder.feature
+  with tempfile.TemporaryDirectory() as scratch:
+    data = args.data
+    if pathlib.Path(data).exists() and not (pathlib.Path(data) / 'manifest.parquet').exists():
+      from jaxmed.data.prepare import prepare as run
+      data = str(pathlib.Path(scratch) / 'corpus')
+      run([args.data], data, channels=_names(args.channels), splits=(1.0, 0.0, 0.0), progress=False)
+    source = open_source(data)
+    source = source.select(split=args.split) if args.split else source
+    found = encoder.embed_source(source, args.batch_size)
+    if feature not in found:
+      raise UserError(f'the encoder has no feature {feature!r}: choose one of {", ".join(found)}')
+    ids = np.asarray(source.table.column('id').to_pylist())
+    with files.writing(args.out) as part, open(part, 'wb') as f:
+      np.savez(f, features=found[feature], id=ids)
+  shape = list(found[feature].shape)
+  return {'json': {'out': args.out, 'shape': shape, 'feature': feature},
+          'text': f'features {shape} ({feature}) in {args.out}'}
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the encoder for PyTorch, reads it back, compares, and writes the card."""
+  import jax
+  from jaxmed.interop import layouts, verify
+  from jaxmed.load import load
+  choose('format', args.format, layouts.FORMATS)
+  encoder = load(args.path, args.checkpoint)
+  model = encoder.model
+  info = encoder.info | {'channels': list(encoder.channels), 'normalize': encoder.normalize,
+                         'feature': encoder.feature}
+  layouts.export_file(args.out, args.format, model, encoder.params, info)
+  image = jax.random.normal(jax.random.key(0), (2, *model.image_size, model.in_channels))
+  difference = verify.verify_export(args.out, model, encoder.params, image)
+  if not difference <= EXPORT_TOLERANCE:
+    pathlib.Path(args.out).unlink()
+    raise RuntimeError(f'{args.out} did not give the features of the model back: largest difference {difference}')
+  run = pathlib.Path(args.path)
+  read = lambda name: files.read_json(run / name) if run.is_dir() and (run / name).exists() else None
+  result = read('evaluation.json')
+  card = pathlib.Path(args.out).with_suffix('.md')
+  files.write_text(card, verify.model_card(
+      args.format, model, info, file=pathlib.Path(args.out).name, title=f'{info.get("model", "encoder")} by jaxmed',
+      config=read('config.json'), data=(read('data.json') or {}).get('summary'),
+      metrics=result['rows'] if result else (), difference=difference))
+  return {'json': {'out': args.out, 'card': str(card), 'format': args.format, 'difference': difference},
+          'text': f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}\ncard: {card}'}
+
+
+def import_(args: argparse.Namespace) -> dict[str, Any]:
+  """Rewrites a PyTorch encoder as a file that `jaxmed.load` takes."""
+  from jaxmed.interop import layouts
+  from jaxmed.models import registry
+  size = tuple(args.image_size) if args.image_size else None
+  if size and len(size) == 1:
+    size = size * 2
+  model = layouts.import_file(args.path, choose('format', args.format, layouts.FORMATS), args.out, args.num_heads,
+                              size, _names(args.channels))
+  about = registry.describe(model)
+  return {'json': {'out': args.out, 'model': about},
+          'text': f'{about["family"]}, width {model.embed_dim}, depth {model.depth}, {model.num_heads} heads, patch '
+                  f'{model.patch_size}, {model.in_channels} channels in {args.out}'}
+
+
+def report(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the report of a run again."""
+  from jaxmed.evaluate.report import write_report
+  path = write_report(args.path)
+  return {'json': {'report': str(path)}, 'text': str(path)}
+
+
+def demo_data(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes sample files."""
+  from jaxmed.data.demo import demo_files
+  names = [str(p) for p in demo_files(args.path)]
+  return {'json': {'files': names}, 'text': '\n'.join(names)}
+
+
+def list_(args: argparse.Namespace) -> dict[str, Any]:
+  """Methods, models, formats, recipes."""
+  del args
+  from jaxmed import objectives
+  from jaxmed.interop.layouts import FORMATS
+  from jaxmed.models import list_models
+  first = lambda text: (text or '').strip().split('\n')[0]
+  recipes = {str(p): first(_docstring(p)) for p in sorted(pathlib.Path('experiments').glob('*.py'))}
+  out: dict[str, Any] = {
+      'methods': {name: first(sys.modules[cls.__module__].__doc__) for name, cls in objectives.METHODS.items()},
+      'models': list_models(), 'formats': {name: f.about for name, f in FORMATS.items()}, 'recipes': recipes}
+  lines = []
+  for title, entries in out.items():
+    lines.append(f'{title}:')
+    lines += [f'  {k:22} {v}' for k, v in entries.items()] if isinstance(entries, Mapping) else [
+        '  ' + ', '.join(entries)]
+  return {'json': out, 'text': '\n'.join(lines)}
+
+
+def _docstring(path: pathlib.Path) -> str:
+  import ast
+  return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+
+
+def doctor(args: argparse.Namespace) -> dict[str, Any]:
+  """Versions, devices, memory, disk, extras, advice."""
+  del args
+  import jax
+  import psutil
+  from jaxmed.parallel import mesh as mesh_lib
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy')
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  devices = jax.devices()
+  memory, disk = psutil.virtual_memory(), shutil.disk_usage('.')
+  missing = {extra: [m for m in modules if importlib.util.find_spec(m) is None] for extra, modules in EXTRAS.items()}
+  advice = [f"pip install 'jaxmed[{extra}]' adds {', '.join(m)}" for extra, m in missing.items() if m]
+  if devices[0].platform == 'cpu':
+    advice.append('no accelerator: models train with small defaults; pip install jax[cuda13] or jax[tpu] adds one')
+  if disk.free < 5e9:
+    advice.append(f'only {disk.free / 1e9:.1f} GB of disk are free here: checkpoints may not fit')
+  out = {
+      'jaxmed': __version__, 'python': platform.python_version(), 'versions': versions,
+      'devices': [f'{d.platform}:{d.id} {d.device_kind}' for d in devices], 'processes': jax.process_count(),
+      'mesh': dict(mesh_lib.make_mesh({'data': 0}).shape), 'memory_free_gb': round(memory.available / 1e9, 1),
+      'memory_gb': round(memory.total / 1e9, 1), 'disk_free_gb': round(disk.free / 1e9, 1), 'advice': advice}
+  stats = devices[0].memory_stats() if devices[0].platform != 'cpu' else None
+  if stats:
+    out['device_memory_gb'] = round(stats.get('bytes_limit', 0) / 1e9, 1)
+  lines = [f'{k:16} ' + (', '.join(f'{a} {b}' for a, b in v.items()) if isinstance(v, Mapping)
+                         else '; '.join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in out.items()]
+  return {'json': out, 'text': '\n'.join(lines)}
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+  return tuple(n.strip() for n in text.split(',')) if text else None
