@@ -99,7 +99,8 @@ class Writer:
     shards[-1][1] += little.nbytes
     self.stats.add(image, record['channels'], split)
     self.rows.append({
-      'id': record['id'], 'subject': record['subject'], 'source': record['source'], 'split': split, 'row': row,
+      'id': record['id'], 'subject': record['subject'], 'source': record['source'],
+      'split': split, 'row': row,
       'channels': record['channels'], 'shape': list(image.shape), 'dtype': image.dtype.name,
       'spacing': record['spacing'], 'path': path, 'sha256': sha256,
     } | extra)
@@ -147,7 +148,8 @@ class Writer:
     infos = []
     for split in sorted(self._shards, key=SPLITS.index):
       template = tfds.core.ShardedFileTemplate(
-        dataset_name=NAME, data_dir=self.folder, filetype_suffix='array_record', split=split, template=pattern)
+        dataset_name=NAME, data_dir=self.folder, filetype_suffix='array_record', split=split,
+        template=pattern)
       infos.append(tfds.core.SplitInfo(
         name=split, shard_lengths=[n for n, _ in self._shards[split]],
         num_bytes=sum(b for _, b in self._shards[split]), filename_template=template))

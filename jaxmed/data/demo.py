@@ -1,16 +1,17 @@
 """The demo corpus: real images that arrive inside ordinary packages (extra `demo`), cut into 48 x 48 pixels.
 
-Brain: the ICBM152 2009a template (nilearn), T1 and the probability maps of grey and white matter, 1 mm, as axial
-patches with three channels. This template is exactly symmetric: its right half is its left half mirrored, so it
-holds one hemisphere of data, and only the left one is used; training on one side and testing on the other would
-test on (mirrored) training images.
+Brain: the ICBM152 2009a template (nilearn), T1 and the probability maps of grey and white matter, 1 mm, as
+axial patches with three channels. This template is exactly symmetric: its right half is its left half
+mirrored, so it holds one hemisphere of data, and only the left one is used; training on one side and testing
+on the other would test on (mirrored) training images.
 
 The label, column `region`, is where the centre of a patch lies in MNI space: posterior / central / anterior
-(y edges -40 and 0 mm), inferior / superior (z edge 10 mm), lateral / medial (x edge -36 mm), 12 regions. Train,
-val and test are slabs of axial slices with four unused slices between them, so that no patch of one shows a
-voxel of another. What a result shows: how well features tell where in this one average brain an unseen slice
-was cut, when slices 5 mm away have been seen. It shows nothing about other people, diseases or scanners. There
-is one brain, so `subject` is a block of slab x 24 mm, and an interval over subjects is an interval over places.
+(y edges -40 and 0 mm), inferior / superior (z edge 10 mm), lateral / medial (x edge -36 mm), 12 regions.
+Train, val and test are slabs of axial slices with four unused slices between them, so that no patch of one
+shows a voxel of another. What a result shows: how well features tell where in this one average brain an
+unseen slice was cut, when slices 5 mm away have been seen. It shows nothing about other people, diseases or
+scanners. There is one brain, so `subject` is a block of slab x 24 mm, and an interval over subjects is an
+interval over places.
 
 Without labels, in train only: colour fundus (`retina.jpg`), immunohistochemistry of the colon (`ihc.png`),
 microaneurysms (the green channel of a fundus), a cell in quantitative phase (all scikit-image), and nuclei in
@@ -57,7 +58,7 @@ Cut = tuple[dict[str, Any], str, str, str, dict[str, Any]]
 
 
 def records() -> Iterator[Cut]:
-  """Yields (record, split, path, sha256 of the file, extra columns) of the whole demo corpus, in a fixed order.
+  """Yields (record, split, path, sha256 of the file, extra columns) of the whole corpus, in a fixed order.
 
   Raises:
     UserError: a package is not installed, or lacks the file.
@@ -70,8 +71,8 @@ def records() -> Iterator[Cut]:
 def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
   """Writes sample files cut from the same images, to try commands on, and returns their paths.
 
-  png/: 8-bit colour tiles of two tissues; tiff/: 16-bit slices with channels T1, GM, WM; nifti/: T1 volumes of 1
-  mm; npy/: arrays [48, 48, 3] uint8; table.csv: path, subject, split, label of all of them.
+  png/: 8-bit colour tiles of two tissues; tiff/: 16-bit slices with channels T1, GM, WM; nifti/: T1 volumes
+  of 1 mm; npy/: arrays [48, 48, 3] uint8; table.csv: path, subject, split, label of all of them.
   """
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -88,7 +89,8 @@ def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
   volume, _ = _volume()
   for i, y in enumerate((40, 90, 130)):
     part = volume[y:y + 64, 26:90]  # [y, x, z, C] of the left half
-    for path, pixels in ((f'tiff/slice-{i}.tif', part[:, :, 70]), (f'nifti/t1-{i}.nii.gz', part[:, :, 60:76, 0]),
+    for path, pixels in ((f'tiff/slice-{i}.tif', part[:, :, 70]),
+                         (f'nifti/t1-{i}.nii.gz', part[:, :, 60:76, 0]),
                          (f'npy/patch-{i}.npy', part[8:56, 8:56, 80])):
       _save(folder / path, pixels)
       rows.append((path, f'brain-{i}', SPLITS[i], 'brain'))
@@ -139,7 +141,7 @@ def _volume() -> tuple[np.ndarray, str]:
   import nibabel
 
   paths = [_find('nilearn', _ICBM.format(kind)) for kind in ('t1', 'gm', 'wm')]
-  volume = np.stack([np.asanyarray(nibabel.load(p).dataobj) for p in paths], axis=-1)
+  volume = np.stack([np.asanyarray(nibabel.nifti1.load(p).dataobj) for p in paths], axis=-1)
   return volume.transpose(1, 0, 2, 3), _sha256(paths[0])
 
 

@@ -1,8 +1,8 @@
 """Records -> batches, as a pure function of (seed, step).
 
-The chain is a Grain MapDataset, indexable at any step: no position is stored anywhere. With P processes, process
-p takes batches p, p + P, ... of batch_size / P elements, so that the processes' batches, one after the other, are
-the same global batch for every P.
+The chain is a Grain MapDataset, indexable at any step: no position is stored anywhere. With P processes,
+process p takes batches p, p + P, ... of batch_size / P elements, so that the processes' batches, one after
+the other, are the same global batch for every P.
 """
 
 import dataclasses
@@ -90,13 +90,13 @@ def train_batches(
     prefetch: batches read ahead; by default what fits into PREFETCH_BYTES, 2 to 16.
 
   Returns:
-    An iterator of dicts: image [b, *size, C] (uint8, uint16 or int16 if all records are, else float32), channels
-    [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32 (-1 where none), index [b] int32
-    (row of the source). C is the largest number of channels of the source.
+    An iterator of dicts: image [b, *size, C] (uint8, uint16 or int16 if all records are, else float32),
+    channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32 (-1 where none), index
+    [b] int32 (row of the source). C is the largest number of channels of the source.
 
   Raises:
-    UserError: nothing to read, a size of another rank than the images, a channel that is not in the vocabulary,
-      an unknown label column or value, a batch that the processes cannot share.
+    UserError: nothing to read, a size of another rank than the images, a channel that is not in the
+      vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
   elements = _elements(source, size, vocabulary, label, classes, fit, len(source))
   local = _share(batch_size, process_index, process_count)
@@ -108,9 +108,9 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Sequence[str], label: str | None = None,
-    classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0, process_count: int = 1,
-    threads: int = 2, prefetch: int | None = None,
+    source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Sequence[str],
+    label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
+    process_count: int = 1, threads: int = 2, prefetch: int | None = None,
 ) -> Iterator[Batch]:
   """Every row once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
 
@@ -150,8 +150,9 @@ def _check_rank(source: Source, size: tuple[int, ...]) -> None:
   other = pc.not_equal(rank, len(size))
   if pc.any(other).as_py():
     row = source.table.filter(other).slice(0, 1).to_pylist()[0]
-    raise UserError(f'size {"x".join(map(str, size))} has rank {len(size)}, but {row["id"]} in {source.path} is '
-                    f'{"x".join(map(str, row["shape"][:-1]))} of rank {len(row["shape"]) - 1}')
+    grid = row['shape'][:-1]
+    raise UserError(f'size {"x".join(map(str, size))} has rank {len(size)}, but {row["id"]} in '
+                    f'{source.path} is {"x".join(map(str, grid))} of rank {len(grid)}')
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

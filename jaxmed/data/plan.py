@@ -210,7 +210,8 @@ def _folder_splits(items: list[Item]) -> list[Item]:
   if not any(split):
     return items
   if not all(split):
-    raise UserError(f'some files lie in folders train, val or test, but {items[split.index(None)].rel} does not: '
+    outside = items[split.index(None)].rel
+    raise UserError(f'some files lie in folders train, val or test, but {outside} does not: '
                     'move it, or give splits in a table')
   return [dataclasses.replace(i, split=s) for i, s in zip(items, split)]
 

@@ -18,9 +18,10 @@ from jaxmed.errors import UserError
 
 def prepare(
     inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
-    labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
-    volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, max_bad: float = 0.0,
-    overwrite: bool = False, progress: bool = True,
+    labels_from_folders: bool = False, subject_pattern: str | None = None,
+    channels: Sequence[str] | None = None, volumes: str = 'slices',
+    splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, max_bad: float = 0.0, overwrite: bool = False,
+    progress: bool = True,
 ) -> dict[str, Any]:
   """Writes a corpus (see jaxmed.data.corpus) of every readable file under the inputs.
 
@@ -28,24 +29,27 @@ def prepare(
     inputs: folders or files; the word 'demo', where nothing of that name exists, is the demo corpus.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (relative to an input or to the table's folder) and optionally
-      `subject`, `split` and `source`; its other columns go to the manifest. Only files that it lists are read.
+      `subject`, `split` and `source`; its other columns go to the manifest. Only files that it lists are
+      read.
     labels_from_folders: the name of a file's folder becomes the column `label`.
     subject_pattern: a regular expression searched in the path relative to the input; its group `subject`, or
-      first group, or whole match is the subject. Without it (and without a table) the subject is the path without
-      suffix, and for NIfTI the file's stem.
+      first group, or whole match is the subject. Without it (and without a table) the subject is the path
+      without suffix, and for NIfTI the file's stem.
     channels: names for the channels of every file.
     volumes: 'slices' or 'whole'.
-    splits: fractions of subjects in train, val and test, drawn by a hash of (seed, subject). Folders train, val
-      and test right under an input, or the table, give splits instead.
+    splits: fractions of subjects in train, val and test, drawn by a hash of (seed, subject). Folders train,
+      val and test right under an input, or the table, give splits instead.
     max_bad: fraction of files that may be unreadable.
     overwrite: replace an existing corpus.
 
   Returns:
-    The summary: out, files, records, subjects, rejected, ignored, not_in_table, bytes, seconds; splits (records
-    and subjects of each), channels, shapes and dtypes (records of each), labels (values of each text column).
+    The summary: out, files, records, subjects, rejected, ignored, not_in_table, bytes, seconds; splits
+    (records and subjects of each), channels, shapes and dtypes (records of each), labels (values of each text
+    column).
 
   Raises:
-    UserError: see the module's tests for every case. After too many unreadable files OUT.rejects.csv lists them.
+    UserError: nothing to read, OUT in the way, a bad table or option, a subject in two splits, a full disk,
+      too many unreadable files (OUT.rejects.csv then lists them).
   """
   begin = time.monotonic()
   options = readers.Options(_channel_names(channels), volumes)
@@ -56,7 +60,8 @@ def prepare(
     writer = Writer(folder)
     if [str(i) for i in inputs] == ['demo'] and not os.path.exists('demo'):
       if table or labels_from_folders or subject_pattern or channels:
-        raise UserError("the demo corpus takes no table, labels, subject pattern or channels: 'demo' stands alone")
+        raise UserError("the demo corpus takes no table, labels, subject pattern or channels: "
+                        "'demo' stands alone")
       plan = _write_demo(writer)
     else:
       plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern)
@@ -78,7 +83,9 @@ def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
   return 'train' if u < splits[0] else 'val' if u < splits[0] + splits[1] else 'test'
 
 
-def _write_files(writer: Writer, plan: Plan, options: readers.Options, splits, seed: int, progress: bool) -> None:
+def _write_files(
+    writer: Writer, plan: Plan, options: readers.Options, splits: Sequence[float], seed: int, progress: bool,
+) -> None:
   given = given_splits(plan.items)
   seen: dict[str, tuple[str, str]] = {}
   read_items = []

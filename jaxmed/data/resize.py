@@ -38,7 +38,7 @@ def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return image
   out = image.astype(np.float32)
   for wanted in size:
-    # The first axis is resampled and becomes the last of the grid: after all of them the order is the old one.
+    # The first axis is resampled and becomes the grid's last: after all of them the order is the old one.
     # A few weights a row: the sparse product is ten times faster than a dense one, and starts no threads.
     if len(out) != wanted:
       out = (weights(len(out), wanted) @ out.reshape(len(out), -1)).reshape(wanted, *out.shape[1:])

@@ -71,7 +71,8 @@ class Source:
 
   def classes(self, label: str) -> tuple[str, ...]:
     """The values of a column as sorted text, nulls left out."""
-    return tuple(sorted(str(v) for v in pc.unique(_as_text(self.column(label), label)).to_pylist() if v is not None))
+    values = pc.unique(_as_text(self.column(label), label)).to_pylist()
+    return tuple(sorted(v for v in values if v is not None))
 
   def codes(self, label: str, classes: Sequence[str]) -> np.ndarray:
     """int32 [N]: the position of each row's value among `classes`, -1 where it has none.
@@ -150,7 +151,8 @@ def _open_shards(path: pathlib.Path, table: pa.Table) -> dict[str, Any]:
     raise UserError(f'{path} lacks the shard {os.path.basename(lost[0])}: prepare it again')
   wanted = {d['values']: d['counts'] for d in pc.value_counts(table['split']).to_pylist()}
   if counts != wanted:
-    raise UserError(f'{path} is damaged: the manifest has {wanted} records, the shards {counts}; prepare it again')
+    raise UserError(f'{path} is damaged: the manifest has {wanted} records, the shards {counts}; '
+                    'prepare it again')
   return {name: builder.as_data_source(split=name) for name in counts}
 
 

@@ -14,7 +14,7 @@ _PERCENTILES = (0.5, 99.5)
 
 @dataclasses.dataclass
 class Channel:
-  """A running summary of one channel: count, mean and sum of squared deviations (Chan et al. 1979), pixels drawn.
+  """A running summary of one channel: count, mean, sum of squared deviations (Chan et al. 1979), pixels.
 
   Every pixel has the same chance 2**-halvings of being among `drawn`, whichever image it came from.
   """
@@ -60,7 +60,7 @@ class Channel:
 
 
 def _moments(pixels: np.ndarray) -> tuple[float, float]:
-  """Mean and sum of squared deviations in float64; of small integers by counting, which is several times faster."""
+  """Mean and sum of squared deviations in float64; of small integers by counting, which is much faster."""
   if pixels.dtype in (np.uint8, np.uint16) and pixels.size > 1 << (8 * pixels.itemsize - 2):
     counts = np.bincount(pixels)
     values = np.arange(len(counts), dtype=np.float64)

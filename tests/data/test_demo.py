@@ -29,12 +29,17 @@ def place(name):
 def test_size_and_channels(made):
   summary, source = made
   sizes = {k: v['records'] for k, v in summary['splits'].items()}
-  assert 5000 < sizes['train'] < 6500 and 1000 <= sizes['test'] < 2500 and 800 < sizes['val'] < 1500
+  assert 5000 < sizes['train'] < 6500
+  assert 1000 <= sizes['test'] < 2500
+  assert 800 < sizes['val'] < 1500
   assert source.channels == ('T1', 'GM', 'WM', 'R', 'G', 'B', 'phase', 'DNA')
-  assert summary['rejected'] == 0 and len(source.classes('region')) == 12
+  assert summary['rejected'] == 0
+  assert len(source.classes('region')) == 12
   others = source.table.filter(pc.is_null(source.table['region']))
-  assert set(others['split'].to_pylist()) == {'train'} and 1000 < others.num_rows < 2000
-  assert set(others['source'].to_pylist()) == {'fundus', 'histology', 'microaneurysms', 'cell', 'fluorescence'}
+  assert set(others['split'].to_pylist()) == {'train'}
+  assert 1000 < others.num_rows < 2000
+  assert set(others['source'].to_pylist()) == {
+    'fundus', 'histology', 'microaneurysms', 'cell', 'fluorescence'}
 
 
 def test_splits_are_apart_and_regions_are_right(made):
@@ -54,7 +59,8 @@ def test_splits_are_apart_and_regions_are_right(made):
     assert min(abs(i - j) for i in slices[a] for j in slices[b]) == 5
   for split in ('train', 'val', 'test'):
     regions = [r['region'] for r in rows if r['split'] == split]
-    assert len(set(regions)) == 12 and min(regions.count(c) for c in set(regions)) > 20
+    assert len(set(regions)) == 12
+    assert min(regions.count(c) for c in set(regions)) > 20
 
 
 def test_pixels_are_those_of_the_template_which_is_symmetric(made):
@@ -81,14 +87,19 @@ def test_word_demo_stands_alone(tmp_path):
 
 def test_sample_files(tmp_path):
   paths = demo.demo_files(tmp_path / 'files')
-  assert all(p.is_file() for p in paths) and paths[-1].name == 'table.csv'
+  assert all(p.is_file() for p in paths)
+  assert paths[-1].name == 'table.csv'
   assert np.asarray(Image.open(tmp_path / 'files/png/fundus-0.png')).shape == (96, 96, 3)
-  summary = prepare([tmp_path / 'files'], tmp_path / 'c', table=tmp_path / 'files' / 'table.csv', progress=False)
-  assert summary['files'] == len(paths) - 1 and summary['rejected'] == summary['not_in_table'] == 0
-  assert set(summary['splits']) == {'train', 'val', 'test'} and summary['labels'] == {'label': 3}
+  table = tmp_path / 'files' / 'table.csv'
+  summary = prepare([tmp_path / 'files'], tmp_path / 'c', table=table, progress=False)
+  assert summary['files'] == len(paths) - 1
+  assert summary['rejected'] == summary['not_in_table'] == 0
+  assert set(summary['splits']) == {'train', 'val', 'test'}
+  assert summary['labels'] == {'label': 3}
   source = open_source(tmp_path / 'c')
   assert {'T1', 'GM', 'WM', 'R', 'G', 'B', 'gray'} <= set(source.channels)
   tiff = next(i for i, p in enumerate(source.table['path'].to_pylist()) if p.endswith('.tif'))
-  assert source[tiff]['image'].dtype == np.uint16 and source[tiff]['image'].max() > 2**15
+  assert source[tiff]['image'].dtype == np.uint16
+  assert source[tiff]['image'].max() > 2**15
   with pytest.raises(UserError, match='not empty'):
     demo.demo_files(tmp_path / 'files')

@@ -42,7 +42,8 @@ def take(count, **options):
 def equal(a, b):
   assert a.keys() == b.keys()
   for key in a:
-    assert a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]), key
+    assert a[key].dtype == b[key].dtype, key
+    assert np.array_equal(a[key], b[key]), key
 
 
 @pytest.mark.parametrize('fit', ['resize', 'crop'])
@@ -61,7 +62,8 @@ def test_every_epoch_is_a_permutation_of_its_own(source):
   rows = np.concatenate([b['index'] for b in take(11, source=source)])  # 88 elements are four epochs of 22
   epochs = rows.reshape(4, 22)
   assert (np.sort(epochs) == np.arange(22)).all()
-  assert len({tuple(e) for e in epochs}) == 4 and not (epochs[0] == np.arange(22)).all()
+  assert len({tuple(e) for e in epochs}) == 4
+  assert not (epochs[0] == np.arange(22)).all()
   other = np.concatenate([b['index'] for b in take(11, source=source, seed=4)])
   assert (rows != other).mean() > 0.8
 
@@ -96,7 +98,9 @@ def test_crops_are_windows_at_every_place(source):
       if row == 3:
         seen.add(places[0])
   # Row 3 is 12 x 11: 35 places, of which some 22 draws hit about 16.
-  assert len(seen) > 10 and {y for y, _ in seen} == set(range(7)) and {x for _, x in seen} == set(range(5))
+  assert len(seen) > 10
+  assert {y for y, _ in seen} == set(range(7))
+  assert {x for _, x in seen} == set(range(5))
 
 
 def test_crop_of_a_smaller_image_lies_amid_zeros(source):
@@ -104,19 +108,23 @@ def test_crop_of_a_smaller_image_lies_amid_zeros(source):
   for image, row in zip(batch['image'], batch['index']):
     h, _, c = source[row]['image'].shape
     top = (20 - h) // 2
-    assert image[top:top + h, :, :c].all() and not image[:top].any() and not image[top + h:].any()
+    assert image[top:top + h, :, :c].all()
+    assert not image[:top].any()
+    assert not image[top + h:].any()
 
 
 @pytest.mark.parametrize('fit', ['resize', 'crop'])
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_evaluation_sees_every_row_once(source, fit, processes):
   options = {'batch_size': 8, 'size': (6, 7), 'vocabulary': VOCABULARY, 'label': 'kind', 'fit': fit}
-  parts = [list(eval_batches(source, **options, process_index=p, process_count=processes)) for p in range(processes)]
+  parts = [list(eval_batches(source, **options, process_index=p, process_count=processes))
+           for p in range(processes)]
   assert [len(p) for p in parts] == [3] * processes
   joined = {k: np.concatenate([b[k] for step in zip(*parts) for b in step]) for k in parts[0][0]}
   assert joined['index'].tolist() == [*range(22), -1, -1]
   assert joined['label'].tolist() == [(-1, 0, 1)[i % 3] for i in range(22)] + [-1, -1]
-  assert not joined['image'][22:].any() and not joined['channel_mask'][22:].any()
+  assert not joined['image'][22:].any()
+  assert not joined['channel_mask'][22:].any()
   full = source[5]['image']
   expected = resize(full, (6, 7)) if fit == 'resize' else full[2:8, 0:7]  # 10 x 8: spare 4 and 1
   assert np.array_equal(joined['image'][5], expected)
@@ -129,7 +137,7 @@ def test_volumes(tmp_path):
   for image, row in zip(batch['image'], batch['index']):
     full = source[row]['image']
     assert np.array_equal(image[..., :full.shape[-1]], resize(full, (4, 6, 6)))
-  with pytest.raises(UserError, match='size 6x6 has rank 2, but 00.npz in .* is 5x9x8 of rank 3'):
+  with pytest.raises(UserError, match=r'size 6x6 has rank 2, but 00.npz in .* is 5x9x8 of rank 3'):
     take(1, source=source, size=(6, 6))
 
 

@@ -52,7 +52,8 @@ def test_tfds_reads_what_was_written(folder, tmp_path):
 
   save(folder / 'cat' / 's0_volume.npy', np.arange(20 * 18 * 17, dtype=np.uint16).reshape(20, 18, 17))
   summary = run([folder], tmp_path / 'c', subject_pattern=r's(\d+)_', volumes='whole', splits=(0.5, 0.2, 0.3))
-  assert summary['records'] == summary['files'] == 31 and summary['subjects'] == 10
+  assert summary['records'] == summary['files'] == 31
+  assert summary['subjects'] == 10
   assert summary['channels'] == {'B': 15, 'G': 15, 'R': 15, 'gray': 16}
   assert summary['shapes'] == {'20x18x17x1': 1, '8x9x1': 15, '8x9x3': 15}
   builder = tfds.builder_from_directory(tmp_path / 'c')
@@ -66,9 +67,11 @@ def test_tfds_reads_what_was_written(folder, tmp_path):
       expected = np.load(file) if file.suffix == '.npy' else np.asarray(Image.open(file))
       record = corpus.decode(example)
       assert np.array_equal(record['image'].squeeze(), expected.squeeze())
-      assert record['image'].dtype == expected.dtype and record['id'] == row['id'] == row['path']
+      assert record['image'].dtype == expected.dtype
+      assert record['id'] == row['id'] == row['path']
       assert row['sha256'] == hashlib.sha256(file.read_bytes()).hexdigest()
-      assert row['shape'] == list(record['image'].shape) and row['channels'] == record['channels']
+      assert row['shape'] == list(record['image'].shape)
+      assert row['channels'] == record['channels']
       assert row['split'] == split_of(row['subject'], 0, (0.5, 0.2, 0.3))
       total += 1
   assert total == 31
@@ -78,7 +81,8 @@ def test_same_input_gives_the_same_bytes(folder, tmp_path):
   for name in 'ab':
     code = (f"from jaxmed.data.prepare import prepare; prepare([{str(folder)!r}], {str(tmp_path / name)!r}, "
             'progress=False)')
-    subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'PYTHONHASHSEED': str(ord(name))})
+    env = os.environ | {'PYTHONHASHSEED': str(ord(name))}
+    subprocess.run([sys.executable, '-c', code], check=True, env=env)
   names = sorted(p.name for p in (tmp_path / 'a').iterdir())
   assert {'features.json', 'dataset_info.json', 'rejects.csv', 'stats.json'} < set(names)
   for name in names:
@@ -92,7 +96,8 @@ def test_shards_are_closed_at_their_size(folder, tmp_path, monkeypatch):
   run([folder], tmp_path / 'c', splits=(1, 0, 0))
   shards = sorted(p.name for p in (tmp_path / 'c').glob('*array_record*'))
   # 72 and 216 bytes in turn: 72 + 216 + 72 = 360, and 216 more are too many.
-  assert len(shards) == 10 and shards[3] == 'corpus-train.array_record-00003-of-00010'
+  assert len(shards) == 10
+  assert shards[3] == 'corpus-train.array_record-00003-of-00010'
   source = open_source(tmp_path / 'c')
   assert [source[i]['id'] for i in range(30)] == source.table['id'].to_pylist()
 
@@ -102,15 +107,17 @@ def test_statistics_equal_numpy(folder, tmp_path):
   stats = json.loads((tmp_path / 'c' / 'stats.json').read_text())
   train = [r for r in rows(tmp_path / 'c') if r['split'] == 'train']
   for name in ('gray', 'G'):
-    pixels = np.concatenate([np.asarray(Image.open(folder / r['path'])).reshape(72, -1)[:, r['channels'].index(name)]
-                             for r in train if name in r['channels']])
-    assert stats[name]['count'] == pixels.size and stats[name]['split'] == 'train'
+    images = [(np.asarray(Image.open(folder / r['path'])).reshape(72, -1), r['channels']) for r in train]
+    pixels = np.concatenate([image[:, names.index(name)] for image, names in images if name in names])
+    assert stats[name]['count'] == pixels.size
+    assert stats[name]['split'] == 'train'
     assert stats[name]['mean'] == pytest.approx(pixels.mean(), rel=1e-12)
     assert stats[name]['std'] == pytest.approx(pixels.std(), rel=1e-12)
     assert [stats[name]['low'], stats[name]['high']] == pytest.approx(np.percentile(pixels, [0.5, 99.5]))
 
 
-@pytest.mark.parametrize('dtype, n', [(np.uint8, 40), (np.uint8, 4000), (np.uint16, 30_000), (np.int16, 5000)])
+@pytest.mark.parametrize('dtype, n', [(np.uint8, 40), (np.uint8, 4000), (np.uint16, 30_000),
+                                      (np.int16, 5000)])
 def test_moments_of_integers(dtype, n):
   rng = np.random.default_rng(0)
   images = [rng.integers(0, min(np.iinfo(dtype).max, 9 ** (k + 2)), n).astype(dtype) for k in range(4)]
@@ -128,7 +135,8 @@ def test_percentiles_in_bounded_memory():
   channel = Channel(np.random.default_rng(1))
   for image in pixels:
     channel.add(image)
-  assert channel.held <= CAPACITY and channel.held > CAPACITY // 4
+  assert channel.held <= CAPACITY
+  assert channel.held > CAPACITY // 4
   summary = channel.summary()
   assert summary['mean'] == pytest.approx(pixels.mean(), rel=1e-12)
   assert summary['std'] == pytest.approx(pixels.std(), rel=1e-9)
@@ -143,19 +151,20 @@ def test_labels_and_splits_from_folders(tmp_path):
       save(tmp_path / 'in' / split / label / f'{split}{label}.png', pixels)
   run([tmp_path / 'in'], tmp_path / 'c', labels_from_folders=True)
   found = [(r['split'], r['label'], r['path']) for r in rows(tmp_path / 'c')]
-  assert found == [(s, c, f'{s}/{c}/{s}{c}.png') for s in ('test', 'train', 'val') for c in ('benign', 'malignant')]
+  assert found == [(s, c, f'{s}/{c}/{s}{c}.png') for s in ('test', 'train', 'val')
+                   for c in ('benign', 'malignant')]
   save(tmp_path / 'in' / 'other' / 'x.png', pixels)
-  with pytest.raises(UserError, match='other/x.png does not'):
+  with pytest.raises(UserError, match=r'other/x.png does not'):
     run([tmp_path / 'in'], tmp_path / 'd')
   save(tmp_path / 'flat' / 'x.png', pixels)
-  with pytest.raises(UserError, match='LABEL/x.png'):
+  with pytest.raises(UserError, match=r'LABEL/x.png'):
     run([tmp_path / 'flat'], tmp_path / 'd', labels_from_folders=True)
 
 
 @pytest.mark.parametrize('kind', ['csv', 'parquet'])
 def test_table(folder, tmp_path, kind):
-  text = 'path,subject,split,source,grade,age\ncat/s0_00.png,007,train,A,2,50.5\ndog/s0_01.png,008,test,B,,\n' \
-         'cat/s0_02.png,007,,A,high,61\n'
+  text = 'path,subject,split,source,grade,age\ncat/s0_00.png,007,train,A,2,50.5\n' \
+         'dog/s0_01.png,008,test,B,,\ncat/s0_02.png,007,,A,high,61\n'
   path = tmp_path / f'table.{kind}'
   if kind == 'csv':
     path.write_text(text)
@@ -165,7 +174,9 @@ def test_table(folder, tmp_path, kind):
       'split': ['train', 'test', None], 'source': ['A', 'B', 'A'], 'grade': ['2', None, 'high'],
       'age': [50.5, None, 61]}), path)
   summary = run([folder], tmp_path / 'c', table=path)
-  assert summary['not_in_table'] == 27 and summary['records'] == 3 and summary['labels'] == {'grade': 2}
+  assert summary['not_in_table'] == 27
+  assert summary['records'] == 3
+  assert summary['labels'] == {'grade': 2}
   found = [[r[k] for k in ('subject', 'split', 'source', 'grade', 'age')] for r in rows(tmp_path / 'c')]
   assert found == [['007', 'train', 'A', '2', 50.5], ['008', 'test', 'B', None, None],
                    ['007', 'train', 'A', 'high', 61.0]]
@@ -176,7 +187,8 @@ def bad_table(text, match):
 
 
 @pytest.mark.parametrize('text, match', [
-  bad_table('path,subject,split\ncat/s0_00.png,p,train\ncat/s0_02.png,p,test\n', "'p' is in two splits: train"),
+  bad_table('path,subject,split\ncat/s0_00.png,p,train\ncat/s0_02.png,p,test\n',
+            "'p' is in two splits: train"),
   bad_table('file,subject\ncat/s0_00.png,p\n', "'path'.*did you mean|'path'.*choose"),
   bad_table('path,split\ncat/s0_00.png,trian\n', "'trian': did you mean 'train'"),
   bad_table('path,id\ncat/s0_00.png,3\n', "column 'id'.*rename"),
@@ -190,7 +202,9 @@ def test_bad_tables(folder, tmp_path, text, match):
   (tmp_path / 't.csv').write_text(text)
   with pytest.raises(UserError, match=match) as e:
     run([folder], tmp_path / 'c', table=tmp_path / 't.csv')
-  assert '\n' not in str(e.value) and not (tmp_path / 'c').exists() and not (tmp_path / 'c.part').exists()
+  assert '\n' not in str(e.value)
+  assert not (tmp_path / 'c').exists()
+  assert not (tmp_path / 'c.part').exists()
 
 
 def spoil(folder):
@@ -207,20 +221,25 @@ def spoil(folder):
 
 def test_bad_files_stop_or_are_listed(folder, tmp_path):
   bad = spoil(folder)
-  with pytest.raises(UserError, match=r'^6 of 36 files are unreadable.*first a_zero.png: the file is empty') as e:
+  match = '^6 of 36 files are unreadable.*first a_zero.png: the file is empty'
+  with pytest.raises(UserError, match=match) as e:
     run([folder], tmp_path / 'c')
   listed = tmp_path / 'c.rejects.csv'
-  assert str(listed) in str(e.value) and '\n' not in str(e.value)
+  assert str(listed) in str(e.value)
+  assert '\n' not in str(e.value)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['c.rejects.csv', 'in']
   with open(listed, newline='') as f:
     assert sorted(r['path'] for r in csv.DictReader(f)) == bad
-  with pytest.raises(UserError, match='max_bad 0.15'):
+  with pytest.raises(UserError, match=r'max_bad 0.15'):
     run([folder], tmp_path / 'c', max_bad=0.15)
   summary = run([folder], tmp_path / 'c', max_bad=0.2)
-  assert summary['rejected'] == 6 and summary['records'] == 30
+  assert summary['rejected'] == 6
+  assert summary['records'] == 30
   with open(tmp_path / 'c' / 'rejects.csv', newline='') as f:
     reasons = {r['path']: r['reason'] for r in csv.DictReader(f)}
-  assert sorted(reasons) == bad and 'NaN' in reasons['d_nan.npy'] and all(reasons.values())
+  assert sorted(reasons) == bad
+  assert 'NaN' in reasons['d_nan.npy']
+  assert all(reasons.values())
 
 
 def test_all_bad_is_an_error_whatever_is_allowed(tmp_path):
@@ -231,7 +250,7 @@ def test_all_bad_is_an_error_whatever_is_allowed(tmp_path):
 
 
 def test_channel_names_for_all_files(folder, tmp_path):
-  with pytest.raises(UserError, match='15 of 30 .*dog/s0_01.png: has 3 channels, but 1 names'):
+  with pytest.raises(UserError, match=r'15 of 30 .*dog/s0_01.png: has 3 channels, but 1 names'):
     run([folder], tmp_path / 'c', channels=['T1'])
   run([folder / 'cat'], tmp_path / 'c', channels=['T1'])
   assert {tuple(r['channels']) for r in rows(tmp_path / 'c')} == {('T1',)}
@@ -273,7 +292,8 @@ def test_two_inputs_of_one_name(folder, tmp_path):
   summary = run([folder, tmp_path / 'more' / 'in'], tmp_path / 'c')
   assert summary['records'] == 31
   last = rows(tmp_path / 'c')[-1]
-  assert last['id'] == 'in-2/x.png' and last['source'] == 'in-2'
+  assert last['id'] == 'in-2/x.png'
+  assert last['source'] == 'in-2'
 
 
 def test_options(folder, tmp_path):
@@ -305,12 +325,13 @@ def test_full_disk(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(12):
       save(tmp_path / 'in' / f'{i}.png', rng.integers(0, 256, (256, 256, 3)).astype(np.uint8))
-    with pytest.raises(UserError, match='^the disk is full: nothing was kept of ') as e:
+    with pytest.raises(UserError, match=r'^the disk is full: nothing was kept of ') as e:
       run([tmp_path / 'in'], disk / 'c')
-    assert '\n' not in str(e.value) and list(disk.iterdir()) == []
+    assert '\n' not in str(e.value)
+    assert list(disk.iterdir()) == []
     # Shards that just fit leave no room for the rest.
-    with pytest.raises(UserError, match='^the disk is full'):
-      (disk / 'ballast').write_bytes(b'0' * (600 << 10))
+    (disk / 'ballast').write_bytes(b'0' * (600 << 10))
+    with pytest.raises(UserError, match=r'^the disk is full'):
       run([tmp_path / 'in' / '0.png', tmp_path / 'in' / '1.png'], disk / 'c', splits=(1, 0, 0))
     assert [p.name for p in disk.iterdir()] == ['ballast']
   finally:

@@ -12,7 +12,8 @@ from jaxmed.data.resize import resize, weights
 def test_equals_pillow(grid, size):
   image = np.random.default_rng(0).random((*grid, 2)).astype(np.float32)
   got = resize(image, size)
-  assert got.dtype == np.float32 and got.shape == (*size, 2)
+  assert got.dtype == np.float32
+  assert got.shape == (*size, 2)
   for c in range(2):
     pillow = Image.fromarray(image[..., c]).resize(size[::-1], Image.Resampling.BILINEAR)
     np.testing.assert_allclose(got[..., c], np.asarray(pillow), atol=1e-5)

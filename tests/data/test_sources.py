@@ -38,11 +38,14 @@ def copy(made, tmp_path):
 def test_records_in_any_order_and_after_pickling(made):
   path, images = made
   source = open_source(path)
-  assert len(source) == 12 and source.channels == ('CT', 'PET', 'MR')
+  assert len(source) == 12
+  assert source.channels == ('CT', 'PET', 'MR')
   for i in range(12):
     record = source[i]
-    assert np.array_equal(record['image'], images[i]) and record['image'].dtype == np.uint16
-    assert record['id'] == f'{i:02d}.npz' and record['spacing'] == [1.5, 2.0]
+    assert np.array_equal(record['image'], images[i])
+    assert record['image'].dtype == np.uint16
+    assert record['id'] == f'{i:02d}.npz'
+    assert record['spacing'] == [1.5, 2.0]
   order = [11, 3, 3, 0, -1, np.int64(7)]
   for other in (source, pickle.loads(pickle.dumps(source))):
     assert [r['id'] for r in other.__getitems__(order)] == [f'{i % 12:02d}.npz' for i in order]
@@ -57,7 +60,8 @@ def test_select(made):
   assert [test[i]['id'] for i in range(3)] == ['03.npz', '07.npz', '11.npz']
   known = source.select('train', label='finding')
   assert known.table['id'].to_pylist() == [f'{i:02d}.npz' for i in (1, 2, 4, 5, 8, 10)]
-  assert known[3]['id'] == '05.npz' and len(source.select('val')) == 0
+  assert known[3]['id'] == '05.npz'
+  assert len(source.select('val')) == 0
   assert source.select(label='finding').select('test').table['id'].to_pylist() == ['07.npz', '11.npz']
   with pytest.raises(UserError, match="'findings': did you mean 'finding'"):
     source.select('train', label='findings')
@@ -67,7 +71,8 @@ def test_select(made):
 
 def test_classes_and_codes(made):
   source = open_source(made[0])
-  assert source.classes('finding') == ('clear', 'tumour') and source.classes('grade') == ('0', '1', '2')
+  assert source.classes('finding') == ('clear', 'tumour')
+  assert source.classes('grade') == ('0', '1', '2')
   assert source.codes('finding', ('clear', 'tumour')).tolist() == [-1, 1, 0] * 4
   assert source.codes('grade', ('2', '1', '0')).tolist() == [2] * 4 + [1] * 4 + [0] * 4
   with pytest.raises(UserError, match="'tumour': did you mean 'tumor'"):
@@ -79,7 +84,7 @@ def test_classes_and_codes(made):
 def test_what_is_no_corpus(tmp_path, made):
   with pytest.raises(UserError, match='none does not exist: expected a corpus'):
     open_source(tmp_path / 'none')
-  with pytest.raises(UserError, match='is no corpus: it has no manifest.parquet'):
+  with pytest.raises(UserError, match=r'is no corpus: it has no manifest.parquet'):
     open_source(tmp_path)
 
 
@@ -87,7 +92,7 @@ def test_damaged_manifest(copy):
   data = (copy / 'manifest.parquet').read_bytes()
   for damaged in (b'', data[:len(data) // 2]):
     (copy / 'manifest.parquet').write_bytes(damaged)
-    with pytest.raises(UserError, match='manifest.parquet is damaged'):
+    with pytest.raises(UserError, match=r'manifest.parquet is damaged'):
       open_source(copy)
   table = pq.read_table(__import__('io').BytesIO(data))
   pq.write_table(table.drop_columns(['sha256']), copy / 'manifest.parquet')
@@ -105,7 +110,7 @@ def test_damaged_metadata_and_shards(copy):
     open_source(copy)
   (copy / 'dataset_info.json').write_text(info)
   (copy / 'stats.json').write_text('{')
-  with pytest.raises(UserError, match='stats.json as JSON'):
+  with pytest.raises(UserError, match=r'stats.json as JSON'):
     open_source(copy)
   (copy / 'stats.json').write_text('{}')
   shard = copy / 'corpus-test.array_record-00000-of-00001'

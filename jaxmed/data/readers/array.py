@@ -56,8 +56,8 @@ def _check_npz(store, key: str) -> None:
   """Reads only the header of a member: a zip can declare terabytes of zeros."""
   with store.zip.open(f'{key}.npy') as f:
     version = np.lib.format.read_magic(f)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(f)
+    lib = np.lib.format
+    shape, _, dtype = (lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0)(f)
   check_size(shape, dtype)
 
 

@@ -1,4 +1,4 @@
-"""PNG and JPEG, 8 and 16 bit, by Pillow; colour PNG of 16 bit by imagecodecs, as Pillow would halve its depth."""
+"""PNG and JPEG by Pillow; colour PNG of 16 bit by imagecodecs, as Pillow would halve its depth."""
 
 import os
 import pathlib
@@ -31,7 +31,8 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   else:
     image = _decode(path)
   names = numbered(1) if image.shape[-1] == 1 else _RGB
-  yield {'image': image, 'channels': names, 'spacing': None, 'subject': stem(path), 'source': 'image', 'part': ''}
+  yield {'image': image, 'channels': names, 'spacing': None, 'subject': stem(path), 'source': 'image',
+         'part': ''}
 
 
 def _decode(path: str | os.PathLike) -> np.ndarray:

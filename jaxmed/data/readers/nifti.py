@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,11 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   """
   import nibabel
 
-  image = nibabel.load(path)
+  image: Any = nibabel.load(path)
   shape = tuple(n for i, n in enumerate(image.shape) if i < 3 or n > 1)  # drop trailing axes of length one
   if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] > MAX_CHANNELS):
-    raise ValueError(f'shape {list(image.shape)}: expected a volume [X, Y, Z] with at most {MAX_CHANNELS} channels')
+    raise ValueError(f'shape {list(image.shape)}: expected a volume [X, Y, Z] with at most {MAX_CHANNELS} '
+                     'channels')
   check_size(shape, image.get_data_dtype())
   array = _pixels(image).reshape(*shape[:3], -1)
   to_ras = nibabel.orientations.io_orientation(image.affine)

@@ -74,7 +74,8 @@ def _ome_names(tif) -> list[str]:
   image = next((e for e in root.iter() if e.tag.endswith('}Image') or e.tag == 'Image'), None)
   if image is None:
     return []
-  return [e.get('Name') or '' for e in image.iter() if e.tag.endswith('Channel') and (e.get('Name') or e.get('ID'))]
+  channels = [e for e in image.iter() if e.tag.endswith('Channel')]
+  return [e.get('Name') or '' for e in channels if e.get('Name') or e.get('ID')]
 
 
 def _imagej_names(tif) -> list[str]:

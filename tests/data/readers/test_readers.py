@@ -1,6 +1,8 @@
 """Readers give the pixels, axes, names and spacing that independent code put into the files."""
 
+import io
 import struct
+import zipfile
 import zlib
 
 import nibabel
@@ -39,9 +41,11 @@ def test_png_pixels(tmp_path, rng, dtype, channels):
   pixels = rng.integers(0, np.iinfo(dtype).max, (5, 7, channels), dtype=dtype, endpoint=True)
   Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / 'a.png')
   record = one(tmp_path / 'a.png')
-  assert record['image'].dtype == dtype and np.array_equal(record['image'], pixels)
+  assert record['image'].dtype == dtype
+  assert np.array_equal(record['image'], pixels)
   assert record['channels'] == (['gray'] if channels == 1 else ['R', 'G', 'B'])
-  assert record['subject'] == 'a' and record['spacing'] is None
+  assert record['subject'] == 'a'
+  assert record['spacing'] is None
 
 
 @pytest.mark.parametrize('colour, samples, kept', [(2, 3, 3), (6, 4, 3), (4, 2, 1)])
@@ -93,7 +97,8 @@ def test_tiff_channel_names(tmp_path, rng, kind):
   else:
     tifffile.imwrite(tmp_path / 'a.ome.tif', pixels, metadata={'axes': 'CYX', 'Channel': {'Name': names}})
   record = one(next(tmp_path.iterdir()))
-  assert record['channels'] == names and np.array_equal(record['image'], np.moveaxis(pixels, 0, -1))
+  assert record['channels'] == names
+  assert np.array_equal(record['image'], np.moveaxis(pixels, 0, -1))
 
 
 def test_tiff_volume_and_colour_and_inversion(tmp_path, rng):
@@ -107,7 +112,8 @@ def test_tiff_volume_and_colour_and_inversion(tmp_path, rng):
   rgba = rng.integers(0, 255, (6, 7, 4)).astype(np.uint8)
   tifffile.imwrite(tmp_path / 'c.tif', rgba, photometric='rgb', extrasamples=['unassalpha'])
   record = one(tmp_path / 'c.tif')
-  assert record['channels'] == ['R', 'G', 'B'] and np.array_equal(record['image'], rgba[..., :3])
+  assert record['channels'] == ['R', 'G', 'B']
+  assert np.array_equal(record['image'], rgba[..., :3])
   tifffile.imwrite(tmp_path / 'w.tif', rgba[..., 0], photometric='miniswhite')
   assert np.array_equal(one(tmp_path / 'w.tif')['image'][..., 0], 255 - rgba[..., 0])
 
@@ -118,17 +124,23 @@ def test_arrays(tmp_path, rng):
     np.save(tmp_path / 'a.npy', array)
     return array, list(readers.read(tmp_path / 'a.npy', readers.Options(**options)))
   a, [r] = saved((5, 6), np.uint8)
-  assert np.array_equal(r['image'], a[..., None]) and r['image'].dtype == np.uint8
+  assert np.array_equal(r['image'], a[..., None])
+  assert r['image'].dtype == np.uint8
   a, [r] = saved((20, 21, 3), np.float64)
-  assert r['image'].dtype == np.float32 and np.array_equal(r['image'], a.astype(np.float32))
+  assert r['image'].dtype == np.float32
+  assert np.array_equal(r['image'], a.astype(np.float32))
   a, [r] = saved((20, 21, 22), np.int64, volumes='whole')
-  assert r['image'].dtype == np.int32 and np.array_equal(r['image'], a[..., None])
+  assert r['image'].dtype == np.int32
+  assert np.array_equal(r['image'], a[..., None])
   a, found = saved((20, 21, 22), '>i2')
-  assert len(found) == 20 and np.array_equal(found[7]['image'], a[7, ..., None])
+  assert len(found) == 20
+  assert np.array_equal(found[7]['image'], a[7, ..., None])
   a, found = saved((2, 9, 8, 3))
-  assert len(found) == 2 and found[1]['image'].shape == (9, 8, 3)
+  assert len(found) == 2
+  assert found[1]['image'].shape == (9, 8, 3)
   a, [r] = saved((3, 20, 21), channels=('a', 'b', 'c'))
-  assert np.array_equal(r['image'], np.moveaxis(a, 0, -1)) and r['channels'] == ['a', 'b', 'c']
+  assert np.array_equal(r['image'], np.moveaxis(a, 0, -1))
+  assert r['channels'] == ['a', 'b', 'c']
   with pytest.raises(ValueError, match='not clear'):
     saved((3, 20, 21))
   a, [r] = saved((4, 4), bool)
@@ -139,13 +151,14 @@ def test_npz(tmp_path, rng):
   image = rng.integers(0, 9, (20, 21, 2)).astype(np.int16)
   np.savez_compressed(tmp_path / 'a.npz', image=image, channels=['x', 'y'], spacing=[0.5, 0.25], other=image)
   record = one(tmp_path / 'a.npz')
-  assert np.array_equal(record['image'], image) and record['channels'] == ['x', 'y']
+  assert np.array_equal(record['image'], image)
+  assert record['channels'] == ['x', 'y']
   assert record['spacing'] == [0.5, 0.25]
   np.savez(tmp_path / 'b.npz', left=image, right=image)
-  with pytest.raises(ValueError, match='left.*right'):
+  with pytest.raises(ValueError, match=r'left.*right'):
     one(tmp_path / 'b.npz')
   np.save(tmp_path / 'p.npy', np.array([{}], object), allow_pickle=True)
-  with pytest.raises(ValueError, match='[Pp]ickle|object'):
+  with pytest.raises(ValueError, match=r'[Pp]ickle|object'):
     one(tmp_path / 'p.npy')
 
 
@@ -156,11 +169,15 @@ def test_nifti_is_turned_to_ras(tmp_path, rng):
   record = one(tmp_path / 'sub-1_T1w.nii.gz', volumes='whole')
   # [z, y, x]: z is the file's first axis, y its third reversed, x its second reversed.
   expected = pixels.transpose(0, 2, 1)[:, ::-1, ::-1]
-  assert record['image'].dtype == np.int16 and np.array_equal(record['image'][..., 0], expected)
-  assert record['spacing'] == [1.5, 3.0, 2.0] and record['subject'] == 'sub-1_T1w'
+  assert record['image'].dtype == np.int16
+  assert np.array_equal(record['image'][..., 0], expected)
+  assert record['spacing'] == [1.5, 3.0, 2.0]
+  assert record['subject'] == 'sub-1_T1w'
   slices = list(readers.read(tmp_path / 'sub-1_T1w.nii.gz'))
-  assert len(slices) == 4 and np.array_equal(slices[3]['image'][..., 0], expected[3])
-  assert slices[3]['spacing'] == [3.0, 2.0] and slices[3]['part'] == 'z003'
+  assert len(slices) == 4
+  assert np.array_equal(slices[3]['image'][..., 0], expected[3])
+  assert slices[3]['spacing'] == [3.0, 2.0]
+  assert slices[3]['part'] == 'z003'
 
 
 def test_nifti_scale_units_and_fourth_axis(tmp_path, rng):
@@ -171,7 +188,8 @@ def test_nifti_scale_units_and_fourth_axis(tmp_path, rng):
   nibabel.save(image, tmp_path / 'a.nii')
   record = one(tmp_path / 'a.nii', volumes='whole')
   stored = np.asarray(nibabel.load(tmp_path / 'a.nii').dataobj.get_unscaled())
-  assert record['image'].dtype == np.float32 and record['image'].shape == (6, 5, 4, 2)
+  assert record['image'].dtype == np.float32
+  assert record['image'].shape == (6, 5, 4, 2)
   np.testing.assert_allclose(record['image'], (stored * 0.5 - 3).transpose(2, 1, 0, 3), rtol=1e-6)
   np.testing.assert_allclose(record['spacing'], [0.03, 0.02, 0.01], rtol=1e-6)
 
@@ -207,8 +225,11 @@ def test_truncated_files_raise(tmp_path, rng, fraction):
 def test_garbage_raises(tmp_path, rng):
   for suffix in readers.SUFFIXES:
     (tmp_path / f'a{suffix}').write_bytes(rng.bytes(5000))
-    with pytest.raises(Exception):
-      list(readers.read(tmp_path / f'a{suffix}'))
+    try:
+      found = list(readers.read(tmp_path / f'a{suffix}'))
+    except Exception:
+      continue
+    pytest.fail(f'{suffix}: {len(found)} records from noise')
 
 
 def test_bombs_are_refused_before_decoding(tmp_path):
@@ -216,14 +237,13 @@ def test_bombs_are_refused_before_decoding(tmp_path):
     return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
   for depth, colour in ((8, 2), (16, 2)):
     head = struct.pack('>IIBBBBB', 60000, 60000, depth, colour, 0, 0, 0)
-    data = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'\0')) + chunk(b'IEND', b'')
-    (tmp_path / 'bomb.png').write_bytes(data)
+    body = chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'\0')) + chunk(b'IEND', b'')
+    (tmp_path / 'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n' + body)
     with pytest.raises(Image.DecompressionBombError):
       one(tmp_path / 'bomb.png')
-  import io
-  import zipfile
   header = io.BytesIO()
-  np.lib.format.write_array_header_1_0(header, {'descr': '<f4', 'fortran_order': False, 'shape': (10**5, 10**6)})
+  fields = {'descr': '<f4', 'fortran_order': False, 'shape': (10**5, 10**6)}
+  np.lib.format.write_array_header_1_0(header, fields)
   with zipfile.ZipFile(tmp_path / 'bomb.npz', 'w') as z:
     z.writestr('image.npy', header.getvalue())
   with pytest.raises(ValueError, match='GiB'):
