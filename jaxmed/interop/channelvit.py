@@ -1,10 +1,11 @@
-"""ChannelViT <-> the official ChannelVisionTransformer (insitro/ChannelViT), by tensor names and shapes alone.
+"""ChannelViT <-> the official ChannelVisionTransformer (insitro/ChannelViT), by tensor names and shapes.
 
 Two official classes share the name: channelvit/backbone/hcs_channel_vit.py keeps the channel embedding as
 `patch_embed.channel_embed.weight` [V, D], channelvit/backbone/channel_vit.py as `patch_embed.channel_embed`
-[1, D, V, 1, 1]. Both are read; the former is written. They compute the same, up to one rule: at the size where
-C * N equals the number of native patches (four channels at half the native size) both skip the resampling of
-positions and give each channel another part of the table. That is not repeated here: positions are always shared.
+[1, D, V, 1, 1]. Both are read; the former is written. They compute the same, up to one rule: at the size
+where C * N equals the number of native patches (four channels at half the native size) both skip the
+resampling of positions and give each channel another part of the table. That is not repeated here: positions
+are always shared.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from jaxmed.models.vit import ViT
 def to_channelvit(model: ViT, params: Params) -> dict[str, np.ndarray]:
   """The state dict of the official class (HCS) with the same features.
 
-  `patch_embed.proj.weight` is [D, 1, 1, p, p]. Fixed positions are written out as a table, absent ones as zeros.
+  `patch_embed.proj.weight` is [D, 1, 1, p, p]. Fixed positions are written out as a table, absent ones as
+  zeros.
 
   Raises:
     UserError: the class cannot hold the model; the text says what and which format can.
@@ -72,7 +74,8 @@ def from_channelvit(tensors: Mapping[str, np.ndarray], num_heads: int | None = N
   Prefixes such as 'module.' or 'teacher.backbone.' are stripped, the classifier is left out with a note.
 
   Args:
-    num_heads: None for the registered size of this width and depth, else width // 64 (tiny, small, base agree).
+    num_heads: None for the registered size of this width and depth, else width // 64 (tiny, small, base
+      agree).
     image_size: native size [H, W], only to be checked: the class is square.
   Raises:
     UserError: a tensor is missing, has another shape, or has no place.
@@ -95,5 +98,6 @@ def from_channelvit(tensors: Mapping[str, np.ndarray], num_heads: int | None = N
   blocks, fields = state_dict.read_blocks(state, dim, num_heads)
   p['transformer'] = {'blocks': blocks}
   state.finish()
-  model = ChannelViT(image_size=size, patch_size=tuple(patch), in_channels=len(embed), embed_dim=dim, **fields)
+  model = ChannelViT(image_size=size, patch_size=tuple(patch), in_channels=len(embed), embed_dim=dim,
+                     **fields)
   return model, p

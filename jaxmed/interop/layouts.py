@@ -1,11 +1,13 @@
 """The layouts that a model can be exported to and imported from, and the files that carry them.
 
-A file is safetensors. Its metadata has one entry, 'jaxmed': JSON with the layout, the model (`registry.describe`) and
-`info`, what a user of the encoder must know: 'channels' [{'name', 'mean', 'std'}], 'normalize' ('corpus', 'image' or
-'none'), 'feature' ('mean' or 'cls'), 'method'. So a file written here needs no other file and no further argument.
+A file is safetensors. Its metadata has one entry, 'jaxmed': JSON with the layout, the model
+(`registry.describe`) and `info`, what a user of the encoder must know: 'channels' [{'name', 'mean', 'std'}],
+'normalize' ('corpus', 'image' or 'none'), 'feature' ('mean' or 'cls'), 'method'. So a file written here needs
+no other file and no further argument.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +33,8 @@ METADATA = 'jaxmed'
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """One layout. `write(model, params)` gives its tensors; `read(tensors, num_heads, image_size)` the model and
-  parameters, None where tensors alone do not tell the model; `about` is a line for a list.
+  """One layout. `write(model, params)` gives its tensors; `read(tensors, num_heads, image_size)` the model
+  and parameters, None where tensors alone do not tell the model; `about` is a line for a list.
   """
 
   about: str
@@ -41,23 +43,26 @@ class Format:
 
 
 def to_flat(model: ViT, params: Params) -> dict[str, np.ndarray]:
-  """Our own layout: parameter names joined by '/', e.g. 'transformer/blocks/attn/qkv/kernel' [L, D, 3, H, Dh]."""
+  """Our own layout: parameter names joined by '/', as 'transformer/blocks/mlp/fc1/kernel' [L, D, F]."""
   del model
   return flax.traverse_util.flatten_dict(state_dict.host(params), sep='/')
 
 
 FORMATS: dict[str, Format] = {
     'timm': Format('ViT as timm.models.vision_transformer.VisionTransformer', to_timm, from_timm),
-    'channelvit': Format('ChannelViT as the official ChannelVisionTransformer', to_channelvit, from_channelvit),
+    'channelvit': Format('ChannelViT as the official ChannelVisionTransformer', to_channelvit,
+                          from_channelvit),
     'jaxmed': Format('any model, with the names of its own parameters', to_flat),
 }
 
 
-def export_file(path: str | os.PathLike, fmt: str, model: ViT, params: Params, info: Mapping[str, Any]) -> None:
+def export_file(path: str | os.PathLike, fmt: str, model: ViT, params: Params,
+                info: Mapping[str, Any]) -> None:
   """Writes model, parameters and info as one safetensors file in the layout `fmt`; whole or not at all.
 
   Raises:
-    UserError: unknown format, a model that the layout cannot hold, NaN weights, a place that cannot be written.
+    UserError: unknown format, a model that the layout cannot hold, NaN weights, a place that cannot be
+      written.
   """
   layout = FORMATS[choose('format', fmt, FORMATS)]
   check_params(model, params)
@@ -67,10 +72,11 @@ def export_file(path: str | os.PathLike, fmt: str, model: ViT, params: Params, i
 
 def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | None = None,
               image_size: tuple[int, ...] | None = None) -> tuple[ViT, Params, dict[str, Any]]:
-  """Reads an encoder: (model, params as jax arrays, info). Info is empty for a file that was not written here.
+  """Reads an encoder: (model, params as jax arrays, info). Info is empty for a file that was not written
+  here.
 
-  A file written here gives back exactly the exported model and parameters. For any other, `fmt` names the layout and
-  the rest is read off the tensors; `num_heads` and `image_size` say what they cannot.
+  A file written here gives back exactly the exported model and parameters. For any other, `fmt` names the
+  layout and the rest is read off the tensors; `num_heads` and `image_size` say what they cannot.
 
   Raises:
     UserError: missing, damaged or foreign file without `fmt`, arguments that contradict the file.
@@ -83,10 +89,12 @@ def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | 
   if fmt is None:
     likely = guess_format(tensors)
     hint = f'--format {likely} (its tensors look like it)' if likely else '--format'
-    raise UserError(f'{path} does not say its layout: pass {hint}; choose one of {", ".join(sorted(FORMATS))}')
+    choices = ', '.join(sorted(FORMATS))
+    raise UserError(f'{path} does not say its layout: pass {hint}; choose one of {choices}')
   read = FORMATS[fmt].read
   if read is None:
-    raise UserError(f'{path} has no {METADATA} metadata, which format {fmt!r} needs: expected a file written by export')
+    raise UserError(f'{path} has no {METADATA} metadata, which format {fmt!r} needs: expected a file '
+                    'written by export')
   try:
     model, params = read(tensors, num_heads, image_size)
     check_params(model, params)
@@ -102,8 +110,8 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   """Rewrites a foreign file in the same layout, with the metadata that makes it load without arguments.
 
   Args:
-    channels: one entry for each input channel, a name or {'name', 'mean', 'std'}; None for 'channel_0', ... . Names
-      alone mean that images are used as they are (mean 0, std 1, normalize 'none').
+    channels: one entry for each input channel, a name or {'name', 'mean', 'std'}; None for 'channel_0', ... .
+      Names alone mean that images are used as they are (mean 0, std 1, normalize 'none').
   Returns:
     The model.
   """
@@ -126,15 +134,21 @@ def guess_format(tensors: Mapping[str, np.ndarray]) -> str | None:
 
 def check_params(model: ViT, params: Params) -> None:
   """Raises a UserError that names the first parameter which is missing, too many, or of another shape."""
-  image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
-  want = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)['params'])
-  want = {k: v.shape for k, v in flax.traverse_util.flatten_dict(want, sep='/').items()}
+  want = _shapes(model)
   have = flax.traverse_util.flatten_dict(nn.meta.unbox(dict(params)), sep='/')
   have = {k: np.shape(v) for k, v in have.items()}
   for name in sorted(want.keys() | have.keys()):
     if want.get(name) != have.get(name):
       shape = lambda s: 'nothing' if s is None else list(s)
-      raise UserError(f'parameter {name!r} is {shape(have.get(name))}, expected {shape(want.get(name))} for this model')
+      raise UserError(f'parameter {name!r} is {shape(have.get(name))}, expected {shape(want.get(name))} for '
+                      'this model')
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(model: ViT) -> dict[str, tuple[int, ...]]:
+  image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
+  params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)['params'])
+  return {k: v.shape for k, v in flax.traverse_util.flatten_dict(params, sep='/').items()}
 
 
 def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[ViT, Params, dict[str, Any]]:
@@ -163,7 +177,7 @@ def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[ViT
 
 
 def _as_described(model: ViT, params: Params) -> Params:
-  """Undoes what a layout had to write out: positions that are no parameters, or that the class token has not."""
+  """Undoes what a layout had to write out: positions that are no parameters or that no class token has."""
   if model.pos != 'learned':
     params.pop('pos_embed', None)
   elif model.per_channel and model.no_embed_class:

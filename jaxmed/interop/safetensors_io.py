@@ -53,7 +53,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     raise UserError(f'cannot read {path} as safetensors, it is damaged or something else: {e}') from e
   odd = [name for name, kind in kinds.items() if kind.startswith('F') and kind not in _FLOATS]
   if odd:
-    raise UserError(f'{path}: tensor {odd[0]!r} is {kinds[odd[0]]}, expected float32, float16, bfloat16 or float64')
+    raise UserError(f'{path}: tensor {odd[0]!r} is {kinds[odd[0]]}, expected one of {", ".join(_FLOATS)}')
   if 'BF16' in kinds.values():
     tensors |= _read_bfloat16(path)
   for name, value in tensors.items():
@@ -73,7 +73,8 @@ def _read_bfloat16(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _check_container(path: pathlib.Path) -> None:
   if not path.is_file():
-    raise UserError(f'{path} is a folder, expected a .safetensors file' if path.is_dir() else f'{path} does not exist')
+    what = 'is a folder, expected a .safetensors file' if path.is_dir() else 'does not exist'
+    raise UserError(f'{path} {what}')
   try:
     with open(path, 'rb') as f:
       start = f.read(4)

@@ -1,8 +1,8 @@
-"""PyTorch state dicts of vision transformers: reading with every tensor accounted for, and the shared block layout.
+"""PyTorch state dicts of vision transformers, read with every tensor accounted for, and their block layout.
 
 timm's VisionTransformer and the official ChannelViT both descend from DeiT and name a block's tensors alike:
-`blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}.{weight,bias}`. A linear weight is [out, in] there and
-[in, *out] here.
+`blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}.{weight,bias}`. A linear weight is [out, in]
+there and [in, *out] here.
 """
 
 import logging
@@ -38,13 +38,13 @@ class StateDict:
     if name not in self.tensors:
       raise UserError(f'not weights in the {self.layout} layout: tensor {name!r} is missing')
     value = self.tensors.pop(name)
-    if len(value.shape) != len(shape) or any(a not in (-1, b) for a, b in zip(shape, value.shape, strict=True)):
+    if value.ndim != len(shape) or any(a not in (-1, b) for a, b in zip(shape, value.shape, strict=True)):
       want = [n if n >= 0 else 'any' for n in shape]
       raise UserError(f'tensor {name!r} has shape {list(value.shape)}, expected {want}')
     return value
 
   def finish(self) -> None:
-    """Drops the classifier with a note; any other tensor left over is an error, as it would change the features."""
+    """Drops the classifier with a note; any other tensor left over would change the features: an error."""
     heads = sorted(k for k in self.tensors if k.startswith(('head.', 'head_dist.')))
     rest = sorted(self.tensors.keys() - set(heads))
     if rest:
@@ -78,8 +78,8 @@ def host(params: Params) -> Params:
 
 
 def infer_heads(dim: int, depth: int, num_heads: int | None) -> int:
-  """Heads, which no tensor's shape tells: as given; else those of the registered size with this width and depth
-  (giant 16, huge 16, ...); else dim // 64, noted.
+  """Heads, which no tensor's shape tells: as given; else those of the registered size with this width and
+  depth (giant 16, huge 16, ...); else dim // 64, noted.
   """
   if num_heads is None:
     known = [s['num_heads'] for s in SIZES.values() if (s['embed_dim'], s['depth']) == (dim, depth)]
@@ -94,7 +94,8 @@ def infer_heads(dim: int, depth: int, num_heads: int | None) -> int:
   return num_heads
 
 
-def infer_size(name: str, count: int, patch: tuple[int, ...], image_size: tuple[int, ...] | None) -> tuple[int, ...]:
+def infer_size(name: str, count: int, patch: tuple[int, ...],
+               image_size: tuple[int, ...] | None) -> tuple[int, ...]:
   """Image size of `count` patches: the given one, checked, or a square."""
   if image_size is None:
     side = math.isqrt(count)
@@ -103,8 +104,8 @@ def infer_size(name: str, count: int, patch: tuple[int, ...], image_size: tuple[
     return tuple(side * p for p in patch)
   if len(image_size) != len(patch) or any(n % p for n, p in zip(image_size, patch, strict=True)) or math.prod(
       n // p for n, p in zip(image_size, patch, strict=True)) != count:
-    raise UserError(f'{name} has {count} patch positions, which image size {tuple(image_size)} with patches of '
-                    f'{patch} does not have')
+    raise UserError(f'{name} has {count} patch positions, which image size {tuple(image_size)} with '
+                    f'patches of {patch} does not have')
   return tuple(image_size)
 
 
@@ -115,7 +116,7 @@ def ratio_of(hidden: int, dim: int) -> float:
 
 
 def write_blocks(blocks: Params) -> dict[str, np.ndarray]:
-  """Stacked blocks [L, ...] -> one set of tensors a block; SwiGLU as timm's SwiGLUPacked (gate, then value)."""
+  """Stacked blocks [L, ...] -> tensors of each block; SwiGLU as timm's SwiGLUPacked (gate, then value)."""
   depth = blocks['norm1']['scale'].shape[0]
   out = {}
   for i in range(depth):
@@ -138,7 +139,8 @@ def write_blocks(blocks: Params) -> dict[str, np.ndarray]:
 def read_blocks(state: StateDict, dim: int, num_heads: int | None) -> tuple[Params, dict[str, Any]]:
   """The inverse of `write_blocks`: stacked parameters, and the model fields that they imply.
 
-  SwiGLU is recognised packed (`mlp.fc1` twice as wide as `mlp.fc2` reads) and split (`mlp.fc1_g`, `mlp.fc1_x`).
+  SwiGLU is recognised packed (`mlp.fc1` twice as wide as `mlp.fc2` reads) and split (`mlp.fc1_g`,
+  `mlp.fc1_x`).
   """
   depth = 0
   while f'blocks.{depth}.norm1.weight' in state:
@@ -159,7 +161,8 @@ def read_blocks(state: StateDict, dim: int, num_heads: int | None) -> tuple[Para
 
 
 def _read_block(state: StateDict, at: str, dim: int, heads: int) -> Params:
-  norm = lambda name: {'scale': state.take(f'{at}{name}.weight', dim), 'bias': state.take(f'{at}{name}.bias', dim)}
+  norm = lambda name: {'scale': state.take(f'{at}{name}.weight', dim),
+                       'bias': state.take(f'{at}{name}.bias', dim)}
   shape = (3, heads, dim // heads)
   qkv = {'kernel': state.take(f'{at}attn.qkv.weight', 3 * dim, dim).T.reshape(dim, *shape)}
   if f'{at}attn.qkv.bias' in state:
@@ -184,8 +187,8 @@ def _read_mlp(state: StateDict, at: str, dim: int) -> Params:
   if width == 2 * hidden:  # timm's SwiGLUPacked: the gate first
     fc1 = {'kernel': fc1['kernel'].reshape(dim, 2, hidden), 'bias': fc1['bias'].reshape(2, hidden)}
   elif width != hidden:
-    raise UserError(f'tensor {at}fc1.weight makes {width} features and {at}fc2.weight reads {hidden}: expected '
-                    f'{hidden} (GELU) or {2 * hidden} (SwiGLU)')
+    raise UserError(f'tensor {at}fc1.weight makes {width} features and {at}fc2.weight reads {hidden}: '
+                    f'expected {hidden} (GELU) or {2 * hidden} (SwiGLU)')
   return {'fc1': fc1, 'fc2': fc2}
 
 

@@ -1,7 +1,7 @@
 """ViT <-> timm's VisionTransformer (timm.models.vision_transformer), by tensor names and shapes alone.
 
-The class is meant with `num_classes=0, global_pool=''`, so that its output is [B, prefix + N, D] after the final norm,
-and with `dynamic_img_size=True` where images have other sizes than the native one.
+The class is meant with `num_classes=0, global_pool=''`, so that its output is [B, prefix + N, D] after the
+final norm, and with `dynamic_img_size=True` where images have other sizes than the native one.
 """
 
 import math
@@ -21,8 +21,8 @@ from jaxmed.models.vit import ViT
 def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:
   """The state dict of the timm VisionTransformer with the same features.
 
-  `patch_embed.proj.weight` is [D, C, ph, pw]; SwiGLU is in the layout of timm.layers.SwiGLUPacked. Fixed positions
-  are written out as a table, absent ones as zeros.
+  `patch_embed.proj.weight` is [D, C, ph, pw]; SwiGLU is in the layout of timm.layers.SwiGLUPacked. Fixed
+  positions are written out as a table, absent ones as zeros.
 
   Raises:
     UserError: the class cannot hold the model (rotary positions, three axes, one token a channel).
@@ -53,16 +53,18 @@ def check_timm(model: ViT) -> None:
 
 def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
               image_size: tuple[int, ...] | None = None) -> tuple[ViT, Params]:
-  """The model and parameters of a state dict of timm's VisionTransformer, all of it read off names and shapes.
+  """The model and parameters of a state dict of timm's VisionTransformer, all of it read off names and
+  shapes.
 
   Prefixes such as 'module.' or 'teacher.backbone.' are stripped, the classifier is left out with a note.
 
   Args:
-    num_heads: None for the registered size of this width and depth, else width // 64 (tiny, small, base, large agree).
+    num_heads: None for the registered size of this width and depth, else width // 64 (tiny, small, base,
+      large agree).
     image_size: native size [H, W]; None for a square.
   Raises:
-    UserError: a tensor is missing, has another shape, or belongs to a model that this is not (q_norm, norm_pre,
-      fc_norm, attn_pool, ...).
+    UserError: a tensor is missing, has another shape, or belongs to a model that this is not (q_norm,
+      norm_pre, fc_norm, attn_pool, ...).
   """
   state = StateDict(tensors, 'timm')
   weight = state.take('patch_embed.proj.weight', -1, -1, -1, -1)
@@ -79,7 +81,8 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
   fields: dict[str, Any] = {'pos': 'none', 'no_embed_class': False}
   if 'pos_embed' in state:
     table = p['pos_embed'] = state.take('pos_embed', 1, -1, dim)[0]
-    fields = {'pos': 'learned'} | _embedded_prefix(len(table), class_token + registers, tuple(patch), image_size)
+    prefix = class_token + registers
+    fields = {'pos': 'learned'} | _embedded_prefix(len(table), prefix, tuple(patch), image_size)
   elif image_size is None:
     raise UserError('the weights have no pos_embed, which would tell the image size: pass --image-size')
   else:
@@ -120,7 +123,8 @@ def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
     state_dict.infer_size('pos_embed', rows - prefix, patch, image_size)  # raises
   if len(fits) > 1:
     sizes = ' or '.join('x'.join(map(str, f['image_size'])) for f in fits)
-    raise UserError(f'pos_embed has {rows} rows, which fits more than one image size: pass --image-size {sizes}')
+    raise UserError(f'pos_embed has {rows} rows, which fits more than one image size: pass --image-size '
+                    f'{sizes}')
   return fits[0]
 
 

@@ -24,8 +24,8 @@ def verify_export(path: str | os.PathLike, model: ViT, params: Params, image: ja
                   channels: jax.Array | None = None) -> float:
   """Reloads an exported file and compares its features with the model's, in float32.
 
-  The file is read twice: as itself, and as a foreign file of its layout, where the model too must follow from the
-  tensors (and the number of heads and the image size), as it must in PyTorch.
+  The file is read twice: as itself, and as a foreign file of its layout, where the model too must follow from
+  the tensors (and the number of heads and the image size), as it must in PyTorch.
 
   Args:
     image: [B, *size, C] normalised float.
@@ -82,7 +82,7 @@ def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
             f'encoder.eval()\n')
   if fmt == 'channelvit':
     return (f'import functools, safetensors.torch, torch\n'
-            f'from channelvit.backbone.hcs_channel_vit import ChannelVisionTransformer  # insitro/ChannelViT\n'
+            f'from channelvit.backbone.hcs_channel_vit import ChannelVisionTransformer\n'
             f'encoder = ChannelVisionTransformer(\n'
             f'    img_size=[{size[0]}], patch_size={patch[0]}, in_chans={model.in_channels}, {shape},\n'
             f'    enable_sample=False, norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6))\n'
@@ -104,14 +104,15 @@ def _torch_ratio(model: ViT) -> float:
 def _call_lines(fmt: str, model: ViT) -> str:
   prefix = model.num_prefix_tokens
   if fmt == 'timm':
-    return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, and returns '
-            f'tokens [B, {prefix} + N, {model.embed_dim}] after the final norm'
+    return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, '
+            f'and returns tokens [B, {prefix} + N, {model.embed_dim}] after the final norm'
             + (': the class token first' if model.class_token else '')
             + (f', then {model.num_registers} registers' if model.num_registers else '')
             + ', then the patches row by row.')
   if fmt == 'channelvit':
-    return (f"`encoder(images, {{'channels': ids}})` takes float32 images [B, C, H, W], normalised as below, and ids "
-            f'[B, C], the row of each channel in the table below, and returns the class token [B, {model.embed_dim}]. '
+    return (f"`encoder(images, {{'channels': ids}})` takes float32 images [B, C, H, W], normalised as below, "
+            'and ids [B, C], the row of each channel in the table below, and returns the class token '
+            f'[B, {model.embed_dim}]. The class is in the repository insitro/ChannelViT; '
             '`encoder.get_intermediate_layers` returns all tokens, channel by channel.')
   return '`encoder.embed(images, channels=names)` returns class, mean-pooled and patch features.'
 
@@ -121,18 +122,20 @@ def limits(fmt: str, model: ViT) -> list[str]:
   out = []
   native = 'x'.join(map(str, model.image_size))
   if fmt == 'timm' and model.pos != 'none' and model.pos_interpolation != 'antialias':
-    out.append(f'At image sizes other than {native} timm resamples positions with antialiasing; this model was '
-               'trained without, so features differ slightly there.')
+    out.append(f'At image sizes other than {native} timm resamples positions with antialiasing; this '
+               'model was trained without, so features differ slightly there.')
   if fmt == 'channelvit' and model.pos != 'none':
-    out.append(f'With k channels at a square size whose patches times k equal those of {native} (four channels at half '
-               'the size), the official class does not share positions between channels; this model does.')
+    out.append(f'With k channels at a square size whose patches times k equal those of {native} '
+               '(four channels at half the size), the official class does not share positions between '
+               'channels; this model does.')
   if fmt != 'jaxmed' and model.dtype != 'float32':
     out.append(f'The model was trained with {model.dtype} compute; the file and the check are float32.')
   return out
 
 
-def model_card(fmt: str, model: ViT, info: Mapping[str, Any], *, file: str | os.PathLike = 'model.safetensors',
-               title: str = 'Image encoder', config: Mapping[str, Any] | None = None,
+def model_card(fmt: str, model: ViT, info: Mapping[str, Any], *,
+               file: str | os.PathLike = 'model.safetensors', title: str = 'Image encoder',
+               config: Mapping[str, Any] | None = None,
                data: Mapping[str, Any] | None = None, metrics: Sequence[Mapping[str, Any]] = (),
                difference: float | None = None) -> str:
   """The Markdown card of an exported file.
@@ -155,7 +158,8 @@ def model_card(fmt: str, model: ViT, info: Mapping[str, Any], *, file: str | os.
   if data:
     parts += ['## Data', '\n'.join(f'- {k}: {_text(v)}' for k, v in data.items())]
   if config:
-    parts += ['## Configuration', f'```json\n{json.dumps(dict(config), indent=2, sort_keys=True, default=str)}\n```']
+    text = json.dumps(dict(config), indent=2, sort_keys=True, default=str)
+    parts += ['## Configuration', f'```json\n{text}\n```']
   return '\n\n'.join(parts) + '\n'
 
 
@@ -174,7 +178,7 @@ def _summary(fmt: str, model: ViT, info: Mapping[str, Any], difference: float | 
 
 
 def _preprocessing(model: ViT, info: Mapping[str, Any]) -> str:
-  how = {'corpus': 'Each channel: (value - mean) / std, with the values below in the native units of the data.',
+  how = {'corpus': 'Each channel: (value - mean) / std, with the values below in native units.',
          'image': 'Each channel of each image: (value - its mean) / its standard deviation over the image.',
          'none': 'Images are used as they are.'}
   lines = [how.get(info.get('normalize', ''), f'Normalisation: {info.get("normalize", "not recorded")}.')]

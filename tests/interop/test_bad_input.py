@@ -62,8 +62,10 @@ def test_truncated(tmp_path, vit, keep):
   fails(['x.safetensors', 'damaged'], interop.load_file, path)
 
 
-@pytest.mark.parametrize('name,content', [
-    ('w.pth', b'PK\x03\x04rest'), ('w.pt', pickle.dumps({'a': 1})), ('w.safetensors', b'PK\x03\x04rest')])
+@pytest.mark.parametrize(
+  'name,content',
+  [('w.pth', b'PK\x03\x04rest'), ('w.pt', pickle.dumps({'a': 1})), ('w.safetensors', b'PK\x03\x04rest')],
+)
 def test_torch_pickle(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   fails([name, 'PyTorch pickle', 'torch.load', 'save_file'], interop.load_file, tmp_path / name, 'timm')
@@ -111,12 +113,19 @@ def test_options_that_contradict_the_file(tmp_path, vit):
   assert interop.load_file(path, 'timm', 4, (16, 16))[0] == vit[0]
 
 
-@pytest.mark.parametrize('change', [
-    lambda m: '{', lambda m: '[]', lambda m: json.dumps(m | {'format': 'other'}), lambda m: json.dumps({'format': 'timm'}),
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda m: '{',
+    lambda m: '[]',
+    lambda m: json.dumps(m | {'format': 'other'}),
+    lambda m: json.dumps({'format': 'timm'}),
     lambda m: json.dumps(m | {'model': m['model'] | {'family': 'cnn'}}),
     lambda m: json.dumps(m | {'model': m['model'] | {'new_field': 1}}),
     lambda m: json.dumps(m | {'model': m['model'] | {'depth': 3}}),
-    lambda m: json.dumps(m | {'model': m['model'] | {'in_channels': 3}})])
+    lambda m: json.dumps(m | {'model': m['model'] | {'in_channels': 3}}),
+  ],
+)
 def test_damaged_metadata(tmp_path, vit, change):
   path = tmp_path / 'x.safetensors'
   interop.export_file(path, 'timm', *vit, {})
@@ -126,22 +135,43 @@ def test_damaged_metadata(tmp_path, vit, change):
   fails('x.safetensors', interop.load_file, path)
 
 
-@pytest.mark.parametrize('name', ['pos_embed', 'norm.bias', 'blocks.0.norm1.weight', 'blocks.1.mlp.fc2.bias',
-                                  'patch_embed.proj.weight', 'patch_embed.proj.bias', 'blocks.1.attn.qkv.weight'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'pos_embed',
+    'norm.bias',
+    'blocks.0.norm1.weight',
+    'blocks.1.mlp.fc2.bias',
+    'patch_embed.proj.weight',
+    'patch_embed.proj.bias',
+    'blocks.1.attn.qkv.weight',
+  ],
+)
 def test_missing_tensor(tensors, name):
   del tensors[name]
   words = {'pos_embed': 'pass --image-size'}.get(name, f'{name!r} is missing')
   fails(words, from_timm, tensors)
 
 
-@pytest.mark.parametrize('name', ['norm.weight', 'blocks.1.mlp.fc2.weight', 'cls_token', 'blocks.0.attn.qkv.bias'])
+@pytest.mark.parametrize(
+  'name', ['norm.weight', 'blocks.1.mlp.fc2.weight', 'cls_token', 'blocks.0.attn.qkv.bias']
+)
 def test_wrong_shape(tensors, name):
   tensors[name] = np.zeros((3, 5), np.float32)
   fails([f'{name!r} has shape [3, 5]', 'expected'], from_timm, tensors)
 
 
-@pytest.mark.parametrize('name', ['blocks.0.attn.q_norm.weight', 'norm_pre.weight', 'fc_norm.weight', 'attn_pool.q.weight',
-                                  'blocks.2.attn.qkv.weight', 'rope.freqs'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'blocks.0.attn.q_norm.weight',
+    'norm_pre.weight',
+    'fc_norm.weight',
+    'attn_pool.q.weight',
+    'blocks.2.attn.qkv.weight',
+    'rope.freqs',
+  ],
+)
 def test_tensor_without_a_place(tensors, name):
   tensors[name] = np.zeros(3, np.float32)
   fails([repr(name), 'no place'], from_timm, tensors)
@@ -181,16 +211,21 @@ def test_width_that_tells_no_heads(tensors):
   assert from_timm(narrow, 3)[0].num_heads == 3
 
 
-@pytest.mark.parametrize('name,size,options,words', [
+@pytest.mark.parametrize(
+  'name,size,options,words',
+  [
     ('channel_vit_micro/8', 16, {}, '--format channelvit'),
     ('vit_micro/8', 16, dict(pos='rope'), "pos='rope'"),
     ('vit_micro/8', (16, 16, 16), {}, '2D'),
-])
+  ],
+)
 def test_what_timm_cannot_hold(name, size, options, words):
   fails(["format 'timm'", words], to_timm, *build(name, size, options))
 
 
-@pytest.mark.parametrize('name,size,options,words', [
+@pytest.mark.parametrize(
+  'name,size,options,words',
+  [
     ('vit_micro/8', 16, {}, '--format timm'),
     ('channel_vit_micro/8', 16, dict(pos='rope'), "pos='rope'"),
     ('channel_vit_micro/8', 16, dict(pos_interpolation='antialias'), "'offset' only"),
@@ -201,7 +236,8 @@ def test_what_timm_cannot_hold(name, size, options, words):
     ('channel_vit_micro/8', 16, dict(class_token=False), 'one class token'),
     ('channel_vit_micro/8', 16, dict(layer_scale=0.1), 'LayerScale'),
     ('channel_vit_micro/8', 16, dict(mlp='swiglu'), 'swiglu'),
-])
+  ],
+)
 def test_what_the_official_channelvit_cannot_hold(name, size, options, words):
   fails(["format 'channelvit'", words], to_channelvit, *build(name, size, options))
 
@@ -216,8 +252,15 @@ def test_official_class_is_square():
 def test_params_of_another_model(tmp_path, vit):
   model, params = vit
   out = tmp_path / 'x.safetensors'
-  fails(["'pos_embed'", '[5, 128]', '[10, 128]'], interop.export_file, out, 'jaxmed', model.clone(image_size=(24, 24)),
-        params, {})
+  fails(
+    ["'pos_embed'", '[5, 128]', '[10, 128]'],
+    interop.export_file,
+    out,
+    'jaxmed',
+    model.clone(image_size=(24, 24)),
+    params,
+    {},
+  )
   del params['norm']
   fails(["'norm/bias' is nothing"], interop.export_file, out, 'timm', model, params, {})
   assert not out.exists()
@@ -232,7 +275,14 @@ def test_channel_names(tmp_path, tensors):
 
 def test_place_that_cannot_be_written(tmp_path, vit):
   (tmp_path / 'file').write_text('x')
-  fails(['cannot write', 'file/x.safetensors'], interop.export_file, tmp_path / 'file' / 'x.safetensors', 'timm', *vit, {})
+  fails(
+    ['cannot write', 'file/x.safetensors'],
+    interop.export_file,
+    tmp_path / 'file' / 'x.safetensors',
+    'timm',
+    *vit,
+    {},
+  )
 
 
 def test_full_disk(tmp_path, vit, monkeypatch):

@@ -1,5 +1,6 @@
 """Files that give back what went in, and layouts checked entry by entry against hand-written indexing."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -15,26 +16,39 @@ from jaxmed.interop.channelvit import from_channelvit, to_channelvit
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models import create_model
 
-INFO = {'channels': [{'name': 'T1', 'mean': 103.5, 'std': 41.25}, {'name': 'grey', 'mean': 0.5, 'std': 0.25}],
-        'normalize': 'corpus', 'feature': 'mean', 'method': 'mae'}
-MODELS = {
-    ('timm', 'plain'): ('vit_micro/8', 16, dict()),
-    ('timm', 'registers'): ('vit_micro/8', (16, 24), dict(num_registers=3, no_embed_class=True, layer_scale=0.3)),
-    ('timm', 'swiglu'): ('vit_micro/8', 16, dict(mlp='swiglu', mlp_ratio=8 / 3, qkv_bias=False)),
-    ('timm', 'sincos'): ('vit_micro/4x8', (16, 32), dict(pos='sincos', class_token=False)),
-    ('timm', 'none'): ('vit_micro/8', 16, dict(pos='none', dtype='bfloat16')),
-    ('channelvit', 'plain'): ('channel_vit_micro/8', 24, dict()),
-    ('channelvit', 'sincos'): ('channel_vit_micro/8', 24, dict(pos='sincos', remat='full', drop_path=0.1)),
-    ('channelvit', 'bare class token'): ('channel_vit_micro/8', 24, dict(no_embed_class=True, qkv_bias=False)),
-    ('jaxmed', 'volume'): ('vit_micro/4x8x8', (8, 16, 16), dict(pos='rope')),
-    ('jaxmed', 'channels'): ('channel_vit_micro/8', (16, 24), dict(num_registers=2, mlp='swiglu')),
+INFO = {
+  'channels': [{'name': 'T1', 'mean': 103.5, 'std': 41.25}, {'name': 'grey', 'mean': 0.5, 'std': 0.25}],
+  'normalize': 'corpus',
+  'feature': 'mean',
+  'method': 'mae',
 }
+MODELS = {
+  ('timm', 'plain'): ('vit_micro/8', 16, dict()),
+  ('timm', 'registers'): (
+    'vit_micro/8',
+    (16, 24),
+    dict(num_registers=3, no_embed_class=True, layer_scale=0.3),
+  ),
+  ('timm', 'swiglu'): ('vit_micro/8', 16, dict(mlp='swiglu', mlp_ratio=8 / 3, qkv_bias=False)),
+  ('timm', 'sincos'): ('vit_micro/4x8', (16, 32), dict(pos='sincos', class_token=False)),
+  ('timm', 'none'): ('vit_micro/8', 16, dict(pos='none', dtype='bfloat16')),
+  ('channelvit', 'plain'): ('channel_vit_micro/8', 24, dict()),
+  ('channelvit', 'sincos'): ('channel_vit_micro/8', 24, dict(pos='sincos', remat='full', drop_path=0.1)),
+  ('channelvit', 'bare class token'): ('channel_vit_micro/8', 24, dict(no_embed_class=True, qkv_bias=False)),
+  ('jaxmed', 'volume'): ('vit_micro/4x8x8', (8, 16, 16), dict(pos='rope')),
+  ('jaxmed', 'channels'): ('channel_vit_micro/8', (16, 24), dict(num_registers=2, mlp='swiglu')),
+}
+
+
+@functools.cache
+def shapes_of(model):
+  image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
+  return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)['params'])
 
 
 def build(name, size, options, channels=2, seed=0):
   model = create_model(name, size, channels, **({'depth': 2} | options))
-  image = jax.ShapeDtypeStruct((1, *model.image_size, channels), jnp.float32)
-  shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)['params'])
+  shapes = shapes_of(model)
   rng = np.random.default_rng(seed)
   return model, jax.tree.map(lambda s: (0.1 * rng.normal(size=s.shape)).astype(np.float32), shapes)
 
@@ -69,8 +83,17 @@ def test_tensors_alone_give_back_an_equal_encoder(key):
   assert again.keys() == tensors.keys()
   for name in tensors:
     np.testing.assert_array_equal(again[name], tensors[name])
-  for field in ('image_size', 'patch_size', 'in_channels', 'embed_dim', 'qkv_bias', 'mlp', 'class_token',
-                'num_registers', 'depth'):
+  for field in (
+    'image_size',
+    'patch_size',
+    'in_channels',
+    'embed_dim',
+    'qkv_bias',
+    'mlp',
+    'class_token',
+    'num_registers',
+    'depth',
+  ):
     assert getattr(other, field) == getattr(model, field), field
   assert int(128 * other.mlp_ratio) == int(128 * model.mlp_ratio)
   assert bool(other.layer_scale) == bool(model.layer_scale)
@@ -78,7 +101,9 @@ def test_tensors_alone_give_back_an_equal_encoder(key):
 
 
 def test_timm_layout_entry_by_entry():
-  model, params = build('vit_micro/4x8', (8, 16), dict(mlp='swiglu', num_registers=2, layer_scale=1.0), channels=3)
+  model, params = build(
+    'vit_micro/4x8', (8, 16), dict(mlp='swiglu', num_registers=2, layer_scale=1.0), channels=3
+  )
   t = to_timm(model, params)
   blocks, hidden = params['transformer']['blocks'], 512
   assert t['patch_embed.proj.weight'].shape == (128, 3, 4, 8)
@@ -89,7 +114,9 @@ def test_timm_layout_entry_by_entry():
     assert t['blocks.1.attn.qkv.weight'][row, d] == blocks['attn']['qkv']['kernel'][1, d, part, head, e]
     assert t['blocks.0.attn.qkv.bias'][row] == blocks['attn']['qkv']['bias'][0, part, head, e]
   for which, j, d in ((0, 3, 9), (1, 511, 2)):  # the gate first, then the value
-    assert t['blocks.1.mlp.fc1.weight'][which * hidden + j, d] == blocks['mlp']['fc1']['kernel'][1, d, which, j]
+    assert (
+      t['blocks.1.mlp.fc1.weight'][which * hidden + j, d] == blocks['mlp']['fc1']['kernel'][1, d, which, j]
+    )
   np.testing.assert_array_equal(t['blocks.0.attn.proj.weight'], blocks['attn']['proj']['kernel'][0].T)
   np.testing.assert_array_equal(t['blocks.1.ls2.gamma'], blocks['ls2'][1])
   np.testing.assert_array_equal(t['reg_token'][0], params['register_tokens'])
@@ -115,7 +142,9 @@ def test_fixed_positions_are_written_out():
   assert not table[0].any()
 
 
-@pytest.mark.parametrize('prefix', ['module.', 'backbone.', 'model.', 'teacher.backbone.', 'module.student.backbone.'])
+@pytest.mark.parametrize(
+  'prefix', ['module.', 'backbone.', 'model.', 'teacher.backbone.', 'module.student.backbone.']
+)
 def test_wrappers_are_stripped(prefix, caplog):
   model, params = build('vit_micro/8', 16, {})
   wrapped = {prefix + k: v for k, v in to_timm(model, params).items()}
@@ -127,12 +156,19 @@ def test_wrappers_are_stripped(prefix, caplog):
 def test_of_student_and_teacher_the_teacher():
   model, params = build('vit_micro/8', 16, {})
   t = to_timm(model, params)
-  both = {f'student.backbone.{k}': v + 1 for k, v in t.items()} | {f'teacher.backbone.{k}': v for k, v in t.items()}
+  both = {f'student.backbone.{k}': v + 1 for k, v in t.items()} | {
+    f'teacher.backbone.{k}': v for k, v in t.items()
+  }
   same(from_timm(both, 4)[1], params)
 
 
 def test_heads():
-  assert [state_dict.infer_heads(d, n, None) for d, n in ((192, 12), (384, 12), (768, 12), (1024, 24))] == [3, 6, 12, 16]
+  assert [state_dict.infer_heads(d, n, None) for d, n in ((192, 12), (384, 12), (768, 12), (1024, 24))] == [
+    3,
+    6,
+    12,
+    16,
+  ]
   assert [state_dict.infer_heads(d, n, None) for d, n in ((1280, 32), (1408, 40), (1536, 40))] == [16, 16, 24]
   assert state_dict.infer_heads(768, 6, None) == 12 and state_dict.infer_heads(768, 6, 8) == 8
 
@@ -188,9 +224,15 @@ def test_metadata_is_plain_json(tmp_path):
 def test_model_card():
   model, _ = build(*MODELS['channelvit', 'plain'])
   card = interop.model_card(
-      'channelvit', model, INFO, file='/somewhere/e.safetensors', config={'steps': 10, 'optim': {'lr': 1e-3}},
-      data={'images': 1200, 'subjects': 40}, difference=2.5e-6,
-      metrics=[{'method': 'kNN', 'metric': 'accuracy', 'value': 0.912345678, 'low': 0.88, 'high': 0.94}])
+    'channelvit',
+    model,
+    INFO,
+    file='/somewhere/e.safetensors',
+    config={'steps': 10, 'optim': {'lr': 1e-3}},
+    data={'images': 1200, 'subjects': 40},
+    difference=2.5e-6,
+    metrics=[{'method': 'kNN', 'metric': 'accuracy', 'value': 0.912345678, 'low': 0.88, 'high': 0.94}],
+  )
   assert '| kNN | accuracy | 0.912346 | 0.88 | 0.94 |' in card
   assert '| 0 | T1 | 103.5 | 41.25 |' in card and '2.5e-06' in card and '- subjects: 40' in card
   assert "load_file('e.safetensors')" in card and '/somewhere' not in card

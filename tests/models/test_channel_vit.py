@@ -17,7 +17,7 @@ def test_masked_channels_give_the_smaller_image(pos):
   mask = np.zeros((len(SUBSETS), 4), bool)
   for row, subset in zip(mask, SUBSETS, strict=True):
     row[subset] = True
-  holes = np.where(mask[:, None, None, :], image, np.nan)  # what a missing channel's slot holds must not matter
+  holes = np.where(mask[:, None, None, :], image, np.nan)  # what a missing channel holds
   got = features(model, params, jnp.asarray(holes), None, jnp.asarray(mask))
   for i, subset in enumerate(SUBSETS):
     one = features(model, params, jnp.asarray(image[i : i + 1][..., subset]), jnp.asarray([subset]))
@@ -49,7 +49,9 @@ def test_channel_order_does_not_matter():
   a = features(model, params, image, ids)
   b = features(model, params, image[..., order], ids[:, order])
   np.testing.assert_allclose(a.cls, b.cls, atol=1e-5)
-  np.testing.assert_allclose(a.patches.reshape(2, 3, 6, 48)[:, order], b.patches.reshape(2, 3, 6, 48), atol=1e-5)
+  np.testing.assert_allclose(
+    a.patches.reshape(2, 3, 6, 48)[:, order], b.patches.reshape(2, 3, 6, 48), atol=1e-5
+  )
   c = features(model, params, image, ids[:, order])  # other channels in the same slots are another image
   assert np.abs(a.cls - c.cls).max() > 1e-2
   assert a.grid == (3, 2, 3)

@@ -31,8 +31,10 @@ def cubic_at(values, x, a, stretch, drop_outside):
 @pytest.mark.parametrize('n,m', [(4, 7), (7, 4), (14, 3), (5, 5), (2, 9), (1, 3)])
 def test_resample_in_one_dimension(n, m):
   values = np.asarray(normal((n, 1)), np.float64)
-  got = {mode: np.asarray(positions.resample(jnp.asarray(values, jnp.float32), (n,), (m,), mode))[:, 0]
-         for mode in ('antialias', 'offset')}
+  got = {
+    mode: np.asarray(positions.resample(jnp.asarray(values, jnp.float32), (n,), (m,), mode))[:, 0]
+    for mode in ('antialias', 'offset')
+  }
   scale = n / (m + 0.1)
   want = [cubic_at(values[:, 0], (i + 0.5) * scale - 0.5, -0.75, 1.0, False) for i in range(m)]
   np.testing.assert_allclose(got['offset'], want, atol=2e-6)
@@ -45,8 +47,10 @@ def test_resample_is_separable_and_keeps_constants(mode):
   rows, cols, deep = (np.asarray(normal((n,), n)) for n in (3, 4, 5))
   table = np.einsum('a,b,c->abc', rows, cols, deep).reshape(-1, 1)
   got = positions.resample(jnp.asarray(table), (3, 4, 5), (6, 2, 7), mode)
-  one = [np.asarray(positions.resample(jnp.asarray(v[:, None]), (len(v),), (m,), mode))[:, 0]
-         for v, m in zip((rows, cols, deep), (6, 2, 7), strict=True)]
+  one = [
+    np.asarray(positions.resample(jnp.asarray(v[:, None]), (len(v),), (m,), mode))[:, 0]
+    for v, m in zip((rows, cols, deep), (6, 2, 7), strict=True)
+  ]
   np.testing.assert_allclose(got[:, 0], np.einsum('a,b,c->abc', *one).ravel(), atol=1e-5)
   ones = positions.resample(jnp.ones((60, 2)), (3, 4, 5), (6, 2, 7), mode)
   np.testing.assert_allclose(ones, 1.0, atol=1e-6)

@@ -1,11 +1,13 @@
-"""The forward pass of the official ChannelViT, stated again in torch from its definition, with the same state dict.
+"""The forward pass of the official ChannelViT, stated again in torch from its definition, with the same state
+dict.
 
 For images [B, C, H, W] and channel ids [B, C]:
 1. every channel's p x p patches go through one linear map (kept as a convolution kernel [D, 1, 1, p, p]);
 2. the embedding of its channel is added to each token; tokens are channel-major, a class token comes first;
-3. positions are added. If the count of patch tokens (over all channels) equals the rows of the table and the image is
-   square, the table is added as it is. Otherwise its patch part is resized, bicubic without antialiasing, by the scale
-   factors (h + 0.1) / g and (w + 0.1) / g, to h x w tokens, and shared by all channels;
+3. positions are added. If the count of patch tokens (over all channels) equals the rows of the table and the
+   image is square, the table is added as it is. Otherwise its patch part is resized, bicubic without
+   antialiasing, by the scale factors (h + 0.1) / g and (w + 0.1) / g, to h x w tokens, and shared by all
+   channels;
 4. pre-norm blocks with exact GELU, then a final norm. LayerNorm's epsilon is an argument of the caller.
 """
 
@@ -15,7 +17,6 @@ from torch import nn
 
 
 class _Embed(nn.Module):
-
   def __init__(self, patch_size, in_chans, embed_dim):
     super().__init__()
     self.patch = patch_size
@@ -24,14 +25,14 @@ class _Embed(nn.Module):
 
   def forward(self, images, ids):
     batch, count, height, width = images.shape
-    cut = F.unfold(images.reshape(batch * count, 1, height, width), self.patch, stride=self.patch)  # [BC, pp, N]
+    flat = images.reshape(batch * count, 1, height, width)
+    cut = F.unfold(flat, self.patch, stride=self.patch)  # [BC, pp, N]
     tokens = cut.transpose(1, 2) @ self.proj.weight.flatten(1).T + self.proj.bias
     tokens = tokens.reshape(batch, count, -1, tokens.shape[-1]) + self.channel_embed(ids)[:, :, None]
     return tokens.flatten(1, 2)
 
 
 class _Attention(nn.Module):
-
   def __init__(self, dim, heads, bias):
     super().__init__()
     self.heads = heads
@@ -45,7 +46,6 @@ class _Attention(nn.Module):
 
 
 class _MLP(nn.Module):
-
   def __init__(self, dim, hidden):
     super().__init__()
     self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
@@ -56,7 +56,6 @@ class _MLP(nn.Module):
 
 
 class _Block(nn.Module):
-
   def __init__(self, dim, heads, ratio, bias, norm_layer):
     super().__init__()
     self.norm1, self.norm2 = norm_layer(dim), norm_layer(dim)
@@ -71,15 +70,28 @@ class _Block(nn.Module):
 class ChannelVisionTransformer(nn.Module):
   """`forward(images, {'channels': ids})` -> class token [B, D]; `tokens` -> all tokens [B, 1 + C * N, D]."""
 
-  def __init__(self, img_size=(224,), patch_size=16, in_chans=3, embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0,
-               qkv_bias=False, norm_layer=nn.LayerNorm, enable_sample=True):
+  def __init__(
+    self,
+    img_size=(224,),
+    patch_size=16,
+    in_chans=3,
+    embed_dim=768,
+    depth=12,
+    num_heads=12,
+    mlp_ratio=4.0,
+    qkv_bias=False,
+    norm_layer=nn.LayerNorm,
+    enable_sample=True,
+  ):
     super().__init__()
     del enable_sample  # channels are sampled in training only
     self.grid = img_size[0] // patch_size
     self.patch_embed = _Embed(patch_size, in_chans, embed_dim)
     self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
     self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + self.grid**2, embed_dim))
-    self.blocks = nn.ModuleList(_Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_layer) for _ in range(depth))
+    self.blocks = nn.ModuleList(
+      _Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_layer) for _ in range(depth)
+    )
     self.norm = norm_layer(embed_dim)
 
   def positions(self, count, height, width):

@@ -11,7 +11,7 @@ from jaxmed.models import create_model
 
 
 def build(name, size, channels, **options):
-  """A model and random parameters: every tensor around its usual scale, so that a swapped or forgotten one shows."""
+  """A model with every tensor random around its usual scale, so that a swapped or forgotten one shows."""
   model = create_model(name, size, channels, **options)
   example = jax.ShapeDtypeStruct((1, *model.image_size, channels), jnp.float32)
   shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), example)['params'])
@@ -47,7 +47,7 @@ def tokens(model, params, x, channels=None):
 
 
 def assert_same(have, want):
-  """The bar: 1e-4 for the largest absolute difference, 1e-5 for the mean difference relative to the mean size."""
+  """The bar: 1e-4 for the largest absolute difference, 1e-5 for the mean one relative to the mean size."""
   assert have.shape == want.shape
   difference = np.abs(have.astype(np.float64) - want.astype(np.float64))
   assert difference.max() <= 1e-4, difference.max()

@@ -1,10 +1,9 @@
-"""Exported ChannelViTs in the official class (stated again in channelvit_torch), for channel subsets and sizes."""
+"""Exported ChannelViTs in the official class (stated again in channelvit_torch): channel subsets, sizes."""
 
 import functools
 import sys
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,12 +17,12 @@ from . import common
 from .common import assert_same, image, tokens
 
 MODELS = {
-    'tiny/8, 5 channels': ('channel_vit_tiny/8', 32, 5, dict(depth=4)),
-    'small/16, 3 channels': ('channel_vit_small/16', 96, 3, dict(depth=3)),
-    '1 channel': ('channel_vit_tiny/8', 32, 1, dict(depth=3)),
-    'fixed positions': ('channel_vit_tiny/8', 40, 4, dict(depth=3, pos='sincos')),
-    'no positions, no qkv bias': ('channel_vit_tiny/8', 40, 4, dict(depth=3, pos='none', qkv_bias=False)),
-    'no class position': ('channel_vit_tiny/8', 40, 4, dict(depth=2, no_embed_class=True, mlp_ratio=3.0)),
+  'tiny/8, 5 channels': ('channel_vit_tiny/8', 32, 5, dict(depth=4)),
+  'small/16, 3 channels': ('channel_vit_small/16', 96, 3, dict(depth=3)),
+  '1 channel': ('channel_vit_tiny/8', 32, 1, dict(depth=3)),
+  'fixed positions': ('channel_vit_tiny/8', 40, 4, dict(depth=3, pos='sincos')),
+  'no positions, no qkv bias': ('channel_vit_tiny/8', 40, 4, dict(depth=3, pos='none', qkv_bias=False)),
+  'no class position': ('channel_vit_tiny/8', 40, 4, dict(depth=2, no_embed_class=True, mlp_ratio=3.0)),
 }
 
 
@@ -34,11 +33,13 @@ def build(name):
 
 
 def in_torch(model, params, folder, monkeypatch):
-  """The encoder that the printed code makes of the exported file, with our statement of the class under its name."""
+  """The encoder that the printed code makes of the exported file, our statement of the class in its place."""
   from . import channelvit_torch
-  for name in ('channelvit', 'channelvit.backbone', 'channelvit.backbone.hcs_channel_vit'):
+
+  official = 'channelvit.backbone.hcs_channel_vit'
+  for name in ('channelvit', 'channelvit.backbone', official):
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-  sys.modules['channelvit.backbone.hcs_channel_vit'].ChannelVisionTransformer = channelvit_torch.ChannelVisionTransformer
+  sys.modules[official].ChannelVisionTransformer = channelvit_torch.ChannelVisionTransformer
   file = folder / 'm.safetensors'
   interop.export_file(file, 'channelvit', model, params, {})
   scope = {}
@@ -48,6 +49,7 @@ def in_torch(model, params, folder, monkeypatch):
 
 def torch_tokens(encoder, x, ids):
   import torch
+
   with torch.no_grad():
     images, ids = torch.from_numpy(np.moveaxis(x, -1, 1).copy()), torch.from_numpy(ids)
     out = encoder.tokens(images, ids).numpy()
@@ -61,7 +63,12 @@ def test_features_are_the_official_ones(name, tmp_path, monkeypatch):
   encoder = in_torch(model, params, tmp_path, monkeypatch)
   native, patch, count = model.image_size[0], model.patch_size[0], model.in_channels
   subsets = [list(range(count)), list(range(count))[::-1], [count - 1], list(range(count))[1:3] or [0]]
-  sizes = [(native, native), (native + patch, native + patch), (native - patch, native), (2 * native, native + patch)]
+  sizes = [
+    (native, native),
+    (native + patch, native + patch),
+    (native - patch, native),
+    (2 * native, native + patch),
+  ]
   cases = [(sizes[0], subsets[0]), (sizes[0], subsets[2]), (sizes[2], subsets[3])]
   if name == 'tiny/8, 5 channels':
     cases = [(sizes[0], s) for s in subsets] + [(s, subsets[-1]) for s in sizes[1:]] + [(sizes[1], [0])]
@@ -108,6 +115,7 @@ def test_official_weights_here(prefix, hcs, tmp_path):
   import torch
 
   from .channelvit_torch import ChannelVisionTransformer
+
   torch.manual_seed(0)
   norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
   encoder = ChannelVisionTransformer([32], 8, 6, 192, 2, 3, qkv_bias=True, norm_layer=norm).eval()

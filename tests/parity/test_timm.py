@@ -1,4 +1,4 @@
-"""Exported ViTs in the real timm class, loaded by the code that the model card prints; and timm's weights here."""
+"""Exported ViTs in the real timm class, loaded by the code that the card prints; timm's weights here."""
 
 import functools
 import re
@@ -20,17 +20,17 @@ from . import common
 from .common import assert_same, image, tokens
 
 MODELS = {
-    'tiny/8': ('vit_tiny/8', 32, 3, {}),
-    'small/16': ('vit_small/16', 64, 3, dict(depth=4)),
-    'base/16': ('vit_base/16', 64, 1, dict(depth=2)),
-    'registers, LayerScale': ('vit_tiny/8', 32, 5, dict(depth=3, num_registers=4, layer_scale=0.1)),
-    'no_embed_class': ('vit_tiny/8', 32, 1, dict(depth=3, no_embed_class=True, num_registers=4)),
-    'SwiGLU': ('vit_tiny/8', 32, 3, dict(depth=3, mlp='swiglu', mlp_ratio=8 / 3)),
-    'no class token, no qkv bias': ('vit_tiny/8', 32, 3, dict(depth=3, class_token=False, qkv_bias=False)),
-    'anisotropic': ('vit_tiny/4x8', (24, 48), 3, dict(depth=3)),
-    'fixed positions': ('vit_tiny/8', 32, 3, dict(depth=3, pos='sincos')),
-    'no positions': ('vit_tiny/8', 32, 3, dict(depth=3, pos='none')),
-    '4 heads of 32, giant ratio': ('vit_micro/8', 32, 3, dict(depth=2, mlp_ratio=48 / 11)),
+  'tiny/8': ('vit_tiny/8', 32, 3, {}),
+  'small/16': ('vit_small/16', 64, 3, dict(depth=4)),
+  'base/16': ('vit_base/16', 64, 1, dict(depth=2)),
+  'registers, LayerScale': ('vit_tiny/8', 32, 5, dict(depth=3, num_registers=4, layer_scale=0.1)),
+  'no_embed_class': ('vit_tiny/8', 32, 1, dict(depth=3, no_embed_class=True, num_registers=4)),
+  'SwiGLU': ('vit_tiny/8', 32, 3, dict(depth=3, mlp='swiglu', mlp_ratio=8 / 3)),
+  'no class token, no qkv bias': ('vit_tiny/8', 32, 3, dict(depth=3, class_token=False, qkv_bias=False)),
+  'anisotropic': ('vit_tiny/4x8', (24, 48), 3, dict(depth=3)),
+  'fixed positions': ('vit_tiny/8', 32, 3, dict(depth=3, pos='sincos')),
+  'no positions': ('vit_tiny/8', 32, 3, dict(depth=3, pos='none')),
+  '4 heads of 32, giant ratio': ('vit_micro/8', 32, 3, dict(depth=2, mlp_ratio=48 / 11)),
 }
 
 
@@ -51,6 +51,7 @@ def in_torch(model, params, folder):
 
 def torch_tokens(encoder, x):
   import torch
+
   with torch.no_grad():
     return encoder(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).numpy()
 
@@ -77,11 +78,13 @@ def test_native_224(tmp_path):
 
 
 IMPORTS = {
-    'small/8': dict(embed_dim=384, num_heads=6, depth=2),
-    'dinov2 with registers': dict(embed_dim=192, num_heads=3, depth=2, reg_tokens=4, no_embed_class=True, init_values=0.5),
-    'packed': dict(embed_dim=192, num_heads=3, depth=2, mlp='SwiGLUPacked', mlp_ratio=16 / 3),
-    'split': dict(embed_dim=192, num_heads=3, depth=2, mlp='SwiGLU', mlp_ratio=8 / 3),
-    'classifier': dict(embed_dim=192, num_heads=3, depth=2, num_classes=7, global_pool='token'),
+  'small/8': dict(embed_dim=384, num_heads=6, depth=2),
+  'dinov2 with registers': dict(
+    embed_dim=192, num_heads=3, depth=2, reg_tokens=4, no_embed_class=True, init_values=0.5
+  ),
+  'packed': dict(embed_dim=192, num_heads=3, depth=2, mlp='SwiGLUPacked', mlp_ratio=16 / 3),
+  'split': dict(embed_dim=192, num_heads=3, depth=2, mlp='SwiGLU', mlp_ratio=8 / 3),
+  'classifier': dict(embed_dim=192, num_heads=3, depth=2, num_classes=7, global_pool='token'),
 }
 
 
@@ -90,13 +93,15 @@ def test_timms_weights_here(name, tmp_path):
   import safetensors.torch
   import timm
   import torch
+
   options = dict(IMPORTS[name])
   mlp = options.pop('mlp', None)
   options |= {'mlp_layer': getattr(timm.layers, mlp), 'act_layer': 'silu'} if mlp else {}
   options = {'num_classes': 0, 'global_pool': ''} | options
   torch.manual_seed(0)
   encoder = timm.models.vision_transformer.VisionTransformer(
-      img_size=32, patch_size=8, dynamic_img_size=True, **options).eval()
+    img_size=32, patch_size=8, dynamic_img_size=True, **options
+  ).eval()
   with torch.no_grad():
     for p in encoder.parameters():
       p.add_(0.05 * torch.randn_like(p))
@@ -119,19 +124,25 @@ def test_timms_weights_here(name, tmp_path):
 
 def test_average_pooled_weights_are_refused():
   import timm
+
   encoder = timm.models.vision_transformer.VisionTransformer(
-      img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0, global_pool='avg')
+    img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0, global_pool='avg'
+  )
   with pytest.raises(UserError, match=r"tensor 'norm.weight' is missing"):
     from_timm({k: v.numpy() for k, v in encoder.state_dict().items()})
 
 
 def test_bfloat16_and_half_files(tmp_path):
   import safetensors.torch
+
   model, params = build('tiny/8')
   state = to_timm(model, params)
   import torch
-  mixed = {k: torch.from_numpy(v.copy()).to(torch.bfloat16 if i % 2 else torch.float16)
-           for i, (k, v) in enumerate(state.items())}
+
+  mixed = {
+    k: torch.from_numpy(v.copy()).to(torch.bfloat16 if i % 2 else torch.float16)
+    for i, (k, v) in enumerate(state.items())
+  }
   safetensors.torch.save_file(mixed, tmp_path / 'm.safetensors')
   have = to_timm(*interop.load_file(tmp_path / 'm.safetensors', 'timm')[:2])
   for key, value in mixed.items():
@@ -141,6 +152,7 @@ def test_bfloat16_and_half_files(tmp_path):
 @pytest.mark.parametrize('wrap', [None, 'state_dict', 'model'])
 def test_the_conversion_line_works(wrap, tmp_path):
   import torch
+
   model, params = build('tiny/8')
   state = {f'module.{k}': torch.from_numpy(v.copy()) for k, v in to_timm(model, params).items()}
   path = tmp_path / 'w.pth'
@@ -153,10 +165,13 @@ def test_the_conversion_line_works(wrap, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, have, params)
 
 
-@pytest.mark.parametrize('old,new', [((4, 4), (7, 5)), ((14, 14), (6, 20)), ((8, 6), (3, 4)), ((2, 3), (9, 9))])
+@pytest.mark.parametrize(
+  'old,new', [((4, 4), (7, 5)), ((14, 14), (6, 20)), ((8, 6), (3, 4)), ((2, 3), (9, 9))]
+)
 def test_resampled_positions_are_torchs(old, new):
   import torch
   import torch.nn.functional as F
+
   table = image((old[0] * old[1], 16))
   as_image = torch.from_numpy(table.reshape(1, *old, 16)).permute(0, 3, 1, 2)
   antialias = F.interpolate(as_image, size=new, mode='bicubic', antialias=True)
