@@ -159,7 +159,9 @@ def test_of_student_and_teacher_the_teacher():
   both = {f'student.backbone.{k}': v + 1 for k, v in t.items()} | {
     f'teacher.backbone.{k}': v for k, v in t.items()
   }
-  same(from_timm(both, 4)[1], params)
+  taken = from_timm(both, 4)[1]
+  assert (taken['cls_token'] == params['cls_token']).all()
+  same(taken, params)
 
 
 def test_heads():
