@@ -17,10 +17,10 @@ from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process
-from jaxmed.train import setup
+from jaxmed.train import pictures, setup
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
-from jaxmed.train.probe import Probe, fitted, thin
+from jaxmed.train.probe import Probe, fitted
 from jaxmed.train.signals import StopFlag, interruptible, stop_on_signals
 from jaxmed.train.step import TrainState
 
@@ -175,7 +175,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
   begun = time.monotonic()
   try:
     if first == 0:
-      _picture_views(run, state)
+      pictures.views(run, state)
     logs.go()
     for n in range(first + 1, config.steps + 1):
       clock = time.monotonic()
@@ -203,7 +203,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
     checkpoints.wait()
   finally:
     logs.close()
-  _picture_end(run, state)
+  pictures.end(run, state)
   seconds = time.monotonic() - begun
   return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
@@ -241,60 +241,3 @@ def _check_finite(latest: Mapping[str, float], checkpoints: Checkpoints) -> None
     raise UserError(f'loss or gradient was not finite {int(latest["skipped_in_row"])} steps in a row (loss '
                     f'{latest["loss"]:.3g}); the last good checkpoint is {checkpoints.steps()[-1:]} in '
                     f'{checkpoints.folder}: lower learning_rate or set optimizer.clip=1')
-
-
-def _picture_views(run: Run, state: TrainState) -> None:
-  """Saves the augmented views of the first batch."""
-  if not process.is_main() or jax.process_count() > 1:
-    return
-  from jaxmed.evaluate import figures
-  batch, names = _sample(run, 'train')
-  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
-  views = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
-  figures.image_grid(np.asarray(views['image']), names, run.folder / 'figures' / 'views.png',
-                     'Augmented views of the first records')
-
-
-def _picture_end(run: Run, state: TrainState) -> None:
-  """Saves what the objective can show of itself, patch features, and the curves."""
-  if not process.is_main() or jax.process_count() > 1:
-    return
-  from jaxmed.evaluate import figures
-  from jaxmed.evaluate.report import write_report
-  from jaxmed.train.run import encoder_of
-  folder = run.folder / 'figures'
-  batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
-  plain = run.trainer.view.plain(batch)
-  if hasattr(run.trainer.objective, 'pictures'):
-    shown = run.trainer.objective.pictures(state.variables, plain, jax.random.key(0))
-    original, masked, filled = (np.asarray(x) for x in shown['reconstructions'])
-    figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
-  encoder = encoder_of(run.trainer, run.config, run.spec, state)
-  patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
-  if encoder.model.per_channel:
-    patches = patches.mean(axis=1)
-  figures.patch_pca(np.asarray(plain['image']), patches, folder / 'patch_pca.png', names)
-  write_report(run.folder)
-
-
-def plain_input(batch: Mapping[str, Any], config: Any) -> Any:
-  """Stored intensities at the encoder's own size."""
-  image = batch['image']
-  if tuple(image.shape[1:-1]) == tuple(config.image_size):
-    return image
-  from jaxmed.data.resize import resize
-  return np.stack([resize(np.asarray(x), tuple(config.image_size)) for x in image])
-
-
-def _sample(run: Run, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-  """A few fixed records that share one channel set, as a batch without padding, and the channels' names."""
-  from jaxmed.data.pipeline import eval_batches
-  source = run.corpus.select(split=split)
-  sets = [tuple(row) for row in source.table.column('channels').to_pylist()]
-  names, _ = collections.Counter(s for s in sets if set(s) <= set(run.spec.vocabulary)).most_common(1)[0]
-  rows = np.asarray([i for i, s in enumerate(sets) if s == names])
-  source = thin(dataclasses.replace(source, table=source.table.take(rows)), 6)
-  batch = next(iter(eval_batches(source, batch_size=len(source), size=tuple(run.config.loader.load_size),
-                                 vocabulary=run.spec.vocabulary, fit=run.config.loader.fit)))
-  batch.pop('channel_mask')
-  return batch, names

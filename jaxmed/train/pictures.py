@@ -1,0 +1,73 @@
+"""The figures of a run: augmented views at its beginning, what the model sees and predicts at its end."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmed.parallel import process
+from jaxmed.train.probe import thin
+from jaxmed.train.step import TrainState
+
+
+def views(run: Any, state: TrainState) -> None:
+  """Saves the augmented views of the first batch."""
+  if not process.is_main() or jax.process_count() > 1:
+    return
+  from jaxmed.evaluate import figures
+  batch, names = _sample(run, 'train')
+  rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
+  shown = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
+  figures.image_grid(np.asarray(shown['image']), names, run.folder / 'figures' / 'views.png',
+                     'Augmented views of the first records')
+
+
+def end(run: Any, state: TrainState) -> None:
+  """Saves what the objective can show of itself, patch features, and the curves."""
+  if not process.is_main() or jax.process_count() > 1:
+    return
+  from jaxmed.evaluate import figures
+  from jaxmed.evaluate.report import write_report
+  from jaxmed.train.run import encoder_of
+  folder = run.folder / 'figures'
+  batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
+  plain = jax.jit(run.trainer.view.plain)(batch)
+  if hasattr(run.trainer.objective, 'pictures'):
+    shown = jax.jit(run.trainer.objective.pictures)(state.variables, plain, jax.random.key(0))
+    original, masked, filled = (np.asarray(x) for x in shown['reconstructions'])
+    figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
+  encoder = encoder_of(run.trainer, run.config, run.spec, state)
+  patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
+  if encoder.model.per_channel:
+    patches = patches.mean(axis=1)
+  figures.patch_pca(np.asarray(plain['image']), patches, folder / 'patch_pca.png', names)
+  write_report(run.folder)
+
+
+def plain_input(batch: Mapping[str, Any], config: Any) -> Any:
+  """Stored intensities at the encoder's own size."""
+  image = batch['image']
+  if tuple(image.shape[1:-1]) == tuple(config.image_size):
+    return image
+  from jaxmed.data.resize import resize
+  return np.stack([resize(np.asarray(x), tuple(config.image_size)) for x in image])
+
+
+def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """A few fixed records that share one channel set, as a batch without padding, and the channels' names."""
+  from jaxmed.data.pipeline import eval_batches
+  source = run.corpus.select(split=split)
+  sets = [tuple(row) for row in source.table.column('channels').to_pylist()]
+  known = collections.Counter(s for s in sets if set(s) <= set(run.spec.vocabulary))
+  if not known:  # nothing held out has channels that the model knows
+    return _sample(run, 'train')
+  names, _ = known.most_common(1)[0]
+  rows = np.asarray([i for i, s in enumerate(sets) if s == names])
+  source = thin(dataclasses.replace(source, table=source.table.take(rows)), 6)
+  batch = next(iter(eval_batches(source, batch_size=len(source), size=tuple(run.config.loader.load_size),
+                                 vocabulary=run.spec.vocabulary, fit=run.config.loader.fit)))
+  batch.pop('channel_mask')
+  return batch, names
