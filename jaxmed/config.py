@@ -83,6 +83,8 @@ def load_file(path: str) -> dict[str, Any]:
     config = module.get_config()
   except Exception as e:
     raise UserError(f'config file {path}: {type(e).__name__}: {e}') from e
+  if not isinstance(config, (ConfigDict, Mapping)):
+    raise UserError(f'config file {path}: get_config() must return a ConfigDict, not {config!r}')
   return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
 
 
@@ -97,6 +99,8 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     *parents, last = key.split('.')
     for parent in parents:
       section = section.setdefault(parent, {})
+      if not isinstance(section, dict):
+        raise UserError(f'{word!r}: {parent} was given a value before, so it cannot have the key {last!r} too')
     section[last] = _literal(text)
   return nested
 
@@ -126,7 +130,7 @@ def update(config: ConfigDict, values: Mapping[str, Any], prefix: str = '') -> N
   for key, value in values.items():
     name = prefix + key
     if key not in config:
-      choose('key', name, _all_keys(config, prefix))
+      choose('key', name, flat(config, prefix))
     default = config[key]
     if isinstance(default, ConfigDict):
       if not isinstance(value, Mapping):
@@ -137,19 +141,14 @@ def update(config: ConfigDict, values: Mapping[str, Any], prefix: str = '') -> N
         config[key] = _typed(name, value, default)
 
 
-def _all_keys(config: ConfigDict, prefix: str) -> list[str]:
-  keys = []
-  for key, value in config.items():
-    keys += _all_keys(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else [prefix + key]
-  return keys
-
-
 def _typed(name: str, value: Any, default: Any) -> Any:
   """`value` as the type of `default`, or a UserError that names the key and what it takes."""
   kind = type(default)
   if kind is tuple:
-    items = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple(items) if value != '' else ()
+    items = tuple(value) if isinstance(value, (tuple, list)) else () if value == '' else (value,)
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in items):
+      raise UserError(f'{name} takes numbers, not {value!r}; the default is {default!r}')
+    return items
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if kind is int and isinstance(value, float) and value == int(value):
@@ -162,6 +161,14 @@ def _typed(name: str, value: Any, default: Any) -> Any:
 
 
 _KINDS = {int: 'whole number', float: 'number', bool: 'True or False', str: 'text'}
+
+
+def flat(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """{'optimizer.clip': 0.0, ...}: every value by its full key."""
+  out: dict[str, Any] = {}
+  for key, value in config.items():
+    out |= flat(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else {prefix + key: value}
+  return out
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Logs:
     self.path = pathlib.Path(run) / 'metrics.jsonl'
     rows = [r for r in read_rows(self.path) if r['step'] <= start]  # a killed run may have gone on past its checkpoint
     write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
+    self.latest = {k: v for r in rows for k, v in r.items() if k != 'step'}  # the newest value of each metric
     self._file = open(self.path, 'a', encoding='utf-8')
     from tensorboardX import SummaryWriter
     self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)

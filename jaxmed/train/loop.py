@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmed import config as config_lib
@@ -27,7 +28,7 @@ from jaxmed.train.step import TrainState
 MOST_SKIPPED = 10  # non-finite updates in a row after which a run stops
 
 # What may change when a run goes on: nothing that alters the weights it ends with.
-RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'loader')
+RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'loader.threads')
 
 
 @dataclasses.dataclass
@@ -63,12 +64,14 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   spec = setup.data_spec(source, label)
   config = setup.resolve(user, spec)
   setup.check_channels(config.model, source)
+  # Every option is checked before anything is written.
+  abstract = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh_lib.make_mesh(config.mesh))
+  _given_weights(config, abstract)
   if process.is_main():
     try:
       out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
       raise UserError(f'cannot write {out}: {e.strerror or e}') from e
-    setup.build(config, spec)  # every option is checked before anything is written
     setup.save(out, config, spec)
   return _run(out, config, spec, corpus, source, quiet)
 
@@ -87,11 +90,13 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
   """
   process.start()
   config, spec = setup.load(out)
-  for key in changes or {}:
-    if key in config and key not in RESUMABLE:
-      raise UserError(f'{key} cannot change when a run goes on; these can: {", ".join(RESUMABLE)}')
+  before = config_lib.flat(config)
   config_lib.update(config, changes or {})
+  for key, value in config_lib.flat(config).items():
+    if value != before[key] and key not in RESUMABLE and key.partition('.')[0] not in RESUMABLE:
+      raise UserError(f'{key} cannot change when a run goes on; these can: {", ".join(RESUMABLE)}')
   corpus, source = _open(config_lib.to_dict(config))
+  setup.check_same(spec, source)
   return _run(pathlib.Path(out), config, spec, corpus, source, quiet)
 
 
@@ -101,8 +106,8 @@ def _open(user: Mapping[str, Any]) -> tuple[Any, Any]:
     raise UserError('nothing to train on: give --data CORPUS or data=CORPUS')
   loader = dict(user.get('loader', {}))
   corpus = open_source(str(user['data']))
-  needs_label = user.get('method') == 'supervised'
-  source = corpus.select(split=loader.get('split', 'train'), label=(loader.get('label') or None) if needs_label else None)
+  label = loader.get('label') if user.get('method') == 'supervised' else None
+  source = corpus.select(split=loader.get('split', 'train'), label=label or None)
   if not len(source):
     raise UserError(f'{user["data"]} has no records in split {loader.get("split", "train")!r}')
   return corpus, source
@@ -152,25 +157,35 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
 def _initialize(run: Run, shapes: Any) -> TrainState:
   """Fresh weights, or those of another run or file in the encoder."""
   state = run.trainer.initialize(shapes, run.mesh)
-  if not run.config.init:
+  given = _given_weights(run.config, state)
+  if given is None:
     return state
-  from jaxmed.load import load
-  other = load(run.config.init)
-  mine, theirs = state.params['encoder'], other.params
-  shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-  wrong = sorted(set(shape(mine).items()) ^ set(shape(theirs).items()))
-  if wrong:
-    raise UserError(f'init={run.config.init} is another model than {run.config.model}: {wrong[0][0]} differs')
   put = lambda new, old: jax.device_put(new, old.sharding)
-  return dataclasses.replace(state, params=state.params | {'encoder': jax.tree.map(put, theirs, mine)})
+  params = state.params | {'encoder': jax.tree.map(put, given, state.params['encoder'])}
+  average = jax.tree.map(jnp.copy, params) if run.trainer.ema else {}
+  return dataclasses.replace(state, params=params, average=average)
+
+
+def _given_weights(config: Any, state: TrainState) -> Any | None:
+  """The encoder's weights that `init` names, or None. A UserError tells of another model's."""
+  if not config.init:
+    return None
+  from jaxmed.load import load
+  other = load(config.init).params
+  shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+  wrong = sorted(set(shape(state.params['encoder']).items()) ^ set(shape(other).items()))
+  if wrong:
+    raise UserError(f'init={config.init} is another model than {config.model}: {wrong[0][0]} differs')
+  return other
 
 
 def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[str, Any]:
   config, first = run.config, int(state.step)
   batches = _batches(run, first)
-  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, run.stop.check)
+  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh,
+                run.stop.check if jax.process_count() == 1 else lambda: None)  # a probe is collective
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet or not process.is_main())
-  latest: dict[str, float] = {}
+  latest = dict(logs.latest)
   pending: collections.deque = collections.deque()
   begun = time.monotonic()
   try:
@@ -185,21 +200,23 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
       last = n == config.steps
       if n % config.log_every == 0 or last:
         pending.append((n, metrics, logs.speed(n)))
-      while len(pending) > (0 if last else 1):  # one row behind, so that the device never waits for the host
+      stopping, due = _stopping(run, n), last or n % config.checkpoint_every == 0
+      # One row behind, so that the device never waits for the host; but a checkpoint has all rows before it.
+      while len(pending) > (0 if due or stopping else 1):
         row, values, speed = pending.popleft()
         latest |= {k: float(v) for k, v in jax.device_get(values).items()} | speed
         logs.scalars(row, {k: latest[k] for k in (*values, *speed)})
         _check_finite(latest, checkpoints)
-      stopping = process.any_process(bool(run.stop))
       logs.pause()
       if (n % config.eval_every == 0 or last) and not stopping:
         latest |= _probe(probe, state, logs, n)
-      if n % config.checkpoint_every == 0 or last or stopping or run.stop:
+        stopping = _stopping(run, n)
+      if due or stopping:
         checkpoints.save(n, state, _plain(latest))
       logs.go()
-      if run.stop and not last:
+      if stopping and not last:
         checkpoints.wait()
-        raise Stopped(run.stop.name)
+        raise Stopped(run.stop.name or 'a signal to another process')
     checkpoints.wait()
   finally:
     logs.close()
@@ -208,6 +225,14 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
   return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
           **{k: latest[k] for k in ('val_loss', 'knn') if k in latest}}
+
+
+def _stopping(run: Run, n: int) -> bool:
+  """Whether a signal came; several processes ask each other only where they write a row or a checkpoint."""
+  if jax.process_count() == 1:
+    return bool(run.stop)
+  c = run.config
+  return any(n % every == 0 for every in (c.log_every, c.checkpoint_every)) and process.any_process(bool(run.stop))
 
 
 def _batches(run: Run, first: int):
@@ -238,6 +263,7 @@ def _check_finite(latest: Mapping[str, float], checkpoints: Checkpoints) -> None
   """Ends a run whose updates are all left out; the weights are those before the first of them."""
   if latest.get('skipped_in_row', 0) >= MOST_SKIPPED:
     checkpoints.wait()
+    steps = checkpoints.steps()
+    kept = f'{checkpoints.folder / str(steps[-1])} is the last good checkpoint' if steps else 'no checkpoint was due'
     raise UserError(f'loss or gradient was not finite {int(latest["skipped_in_row"])} steps in a row (loss '
-                    f'{latest["loss"]:.3g}); the last good checkpoint is {checkpoints.steps()[-1:]} in '
-                    f'{checkpoints.folder}: lower learning_rate or set optimizer.clip=1')
+                    f'{latest["loss"]:.3g}); {kept}: lower learning_rate or set optimizer.clip=1')

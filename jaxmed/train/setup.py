@@ -14,6 +14,7 @@ from jaxmed import config as config_lib
 from jaxmed import files, objectives
 from jaxmed.augment.intensity import NORMALIZE
 from jaxmed.augment.views import ViewMaker
+from jaxmed.data.pipeline import FITS
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
@@ -60,10 +61,38 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   config.encoder = ConfigDict(registry.default_options(model))
   for values in (objective.DEFAULTS, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
+  _check_values(config)
   _fill_sizes(config, objective, spec, on_cpu)
   _fill_objective(config, spec)
-  choose('loader.normalize', config.loader.normalize, NORMALIZE)
   return config
+
+
+# Smallest and largest values; zero of the first ones means "chosen here".
+_RANGES: dict[str, tuple[float, float]] = {
+    'steps': (0, math.inf), 'epochs': (0, math.inf), 'batch_size': (0, math.inf), 'learning_rate': (0, math.inf),
+    'checkpoint_every': (0, math.inf), 'eval_every': (0, math.inf), 'seed': (0, 2**31 - 1), 'log_every': (1, math.inf),
+    'loader.threads': (1, 256), 'checkpoint.keep': (1, math.inf), 'optimizer.accumulate': (1, math.inf),
+    'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
+    'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
+    'optimizer.final_learning_rate': (0, math.inf),
+}
+
+
+def _check_values(config: ConfigDict) -> None:
+  """Ranges and choices of what no other part checks when it is built."""
+  values = config_lib.flat(config)
+  for key, (low, high) in _RANGES.items():
+    if not low <= values[key] <= high:
+      wanted = f'at least {low}' if math.isinf(high) else f'between {low} and {round(high, 6)}'
+      raise UserError(f'{key} must be {wanted}, not {values[key]}')
+  choose('loader.normalize', config.loader.normalize, NORMALIZE)
+  choose('loader.fit', config.loader.fit, FITS)
+  choose('checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
+  size = config.loader.load_size
+  config.loader.load_size = size * len(config.image_size) if len(size) == 1 else size
+  rank = len(config.image_size)
+  if size and (len(config.loader.load_size) != rank or not all(type(n) is int and n > 0 for n in size)):
+    raise UserError(f'loader.load_size takes {rank} positive whole numbers, not {size}')
 
 
 def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
@@ -114,9 +143,6 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   if not config.loader.load_size:
     fit = [min(n, max(s, round(1.5 * s))) for n, s in zip(spec.size, config.image_size, strict=True)]
     config.loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
-  for key in ('steps', 'batch_size', 'checkpoint_every', 'eval_every', 'log_every'):
-    if config[key] < 1:
-      raise UserError(f'{key} must be at least 1, not {config[key]}')
 
 
 def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
@@ -171,6 +197,14 @@ def check_channels(model: str, source: Any) -> None:
     shown = ' and '.join('+'.join(s) for s in sorted(sets, key=len)[:2])
     raise UserError(f'model {model} needs the same channels in every image, but the corpus has {shown}: '
                     f'use channel_{model} or prepare them separately')
+
+
+def check_same(spec: DataSpec, source: Any) -> None:
+  """A run goes on only with the records that it began with: their order depends on how many there are."""
+  if len(source) != spec.rows or set(source.channels) != set(spec.vocabulary):
+    tell = lambda rows, names: f'{rows} records to train on with channels {", ".join(names)}'
+    raise UserError(f'{source.path} has {tell(len(source), source.channels)}, but the run began with '
+                    f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Trainer:

@@ -1,0 +1,95 @@
+"""What all tests share: the CPU, one cache of compiled programs, a tiny corpus of real images, a tiny run."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before JAX is imported, and for every process that a test starts: programs are compiled once.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+_CACHE = tempfile.mkdtemp(prefix='jaxmed-test-cache-')
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+
+import csv  # noqa: E402
+import pathlib  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+TILE = 24
+# Size of the run that tests train: a step takes milliseconds.
+TINY = {
+    'model': 'channel_vit_micro/8', 'image_size': 16, 'batch_size': 8, 'steps': 20, 'learning_rate': 1e-3,
+    'log_every': 1, 'checkpoint_every': 5, 'eval_every': 10, 'loader': {'threads': 1},
+    'encoder': {'embed_dim': 32, 'depth': 2, 'num_heads': 2},
+    'objective': {'decoder_dim': 32, 'decoder_depth': 1, 'decoder_heads': 2},
+}
+SUPERVISED = TINY | {'method': 'supervised', 'objective': {}, 'loader': {'threads': 1, 'label': 'tissue'}}
+
+
+def _skimage(name: str) -> np.ndarray:
+  import skimage
+  with Image.open(pathlib.Path(skimage.__file__).parent / 'data' / name) as image:
+    return np.asarray(image)
+
+
+def _tiles(image: np.ndarray, count: int, step: int) -> list[np.ndarray]:
+  """Square tiles from the middle of an image, where there is something to see."""
+  low = image.shape[0] // 4
+  per_row = image.shape[1] // 2 // step
+  at = [(low + step * (i // per_row), image.shape[1] // 4 + step * (i % per_row)) for i in range(count)]
+  return [image[y : y + TILE, x : x + TILE] for y, x in at]
+
+
+@pytest.fixture(scope='session')
+def tiles(tmp_path_factory) -> pathlib.Path:
+  """A folder of 96 real RGB tiles (stained colon, retina), with table.csv: path, subject, split, tissue."""
+  place = tmp_path_factory.mktemp('tiles')
+  rows = []
+  for tissue, name, step in (('colon', 'ihc.png', 24), ('retina', 'retina.jpg', 48)):
+    for i, tile in enumerate(_tiles(_skimage(name), 48, step)):
+      path = f'{tissue}{i:02}.png'
+      Image.fromarray(tile).save(place / path)
+      split = ('train', 'train', 'train', 'train', 'val', 'test')[i // 2 % 6]
+      rows.append({'path': path, 'subject': f'{tissue}{i // 2}', 'split': split, 'tissue': tissue})
+  with open(place / 'table.csv', 'w', newline='', encoding='utf-8') as f:
+    table = csv.DictWriter(f, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+  return place
+
+
+def _prepare(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+  from jaxmed.data.prepare import prepare
+  prepare([folder], out, table=folder / 'table.csv', progress=False)
+  return out
+
+
+@pytest.fixture(scope='session')
+def corpus(tiles, tmp_path_factory) -> pathlib.Path:
+  """The tiles as a corpus: 64 train, 16 val, 16 test records of 3 channels, label 'tissue'."""
+  return _prepare(tiles, tmp_path_factory.mktemp('corpora') / 'rgb')
+
+
+@pytest.fixture(scope='session')
+def mixed_corpus(tiles, tmp_path_factory) -> pathlib.Path:
+  """The same with every second tile as a single grey channel."""
+  place = tmp_path_factory.mktemp('mixed')
+  shutil.copy(tiles / 'table.csv', place)
+  for i, path in enumerate(sorted(tiles.glob('*.png'))):
+    with Image.open(path) as image:
+      (image.convert('L') if i % 2 else image).save(place / path.name)
+  return _prepare(place, tmp_path_factory.mktemp('corpora') / 'mixed')
+
+
+@pytest.fixture(scope='session')
+def trained(corpus, tmp_path_factory) -> pathlib.Path:
+  """A run of TINY, trained to its end. Tests that write into a run copy it first."""
+  from jaxmed.train import loop
+  out = tmp_path_factory.mktemp('runs') / 'trained'
+  loop.train(TINY | {'data': str(corpus)}, out, quiet=True)
+  return out

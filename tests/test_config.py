@@ -1,0 +1,205 @@
+"""Configs: types, unknown keys, overrides, files, and the copy that is saved beside a run."""
+
+import json
+import pathlib
+
+import pytest
+
+from jaxmed import config as c
+from jaxmed.errors import UserError
+from jaxmed.train import setup
+
+EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
+
+
+def fails(words, f, *args):
+  with pytest.raises(UserError) as e:
+    f(*args)
+  text = str(e.value)
+  assert '\n' not in text
+  for word in words:
+    assert word in text, text
+
+
+def set_to(words):
+  config = c.base()
+  c.update(config, c.parse_overrides(words))
+  return config
+
+
+@pytest.mark.parametrize('word, key, value', [
+    ('batch_size=64', 'batch_size', 64),
+    ('batch_size=64.0', 'batch_size', 64),
+    ('learning_rate=1', 'learning_rate', 1.0),
+    ('learning_rate=1e-4', 'learning_rate', 1e-4),
+    ('data=corpus', 'data', 'corpus'),
+    ('data=2024', 'data', '2024'),
+    ('image_size=48', 'image_size', (48,)),
+    ('image_size=48,32', 'image_size', (48, 32)),
+    ('image_size=(4, 48, 32)', 'image_size', (4, 48, 32)),
+    ('image_size=[48]', 'image_size', (48,)),
+    ('augment.flip=', 'augment.flip', ()),
+    ('optimizer.clip=3', 'optimizer.clip', 3.0),
+    ('mesh.fsdp=8', 'mesh.fsdp', 8),
+    ('data=a=b', 'data', 'a=b'),
+])
+def test_override(word, key, value):
+  got = c.flat(set_to([word]))[key]
+  assert got == value
+  assert type(got) is type(value)
+
+
+@pytest.mark.parametrize('word, expected', [
+    ('batch_size=many', ['batch_size', 'whole number', "'many'", 'default is 0']),
+    ('batch_size=2.5', ['batch_size', 'whole number', '2.5']),
+    ('batch_size=True', ['batch_size', 'whole number', 'True']),
+    ('learning_rate=fast', ['learning_rate', 'number', "'fast'"]),
+    ('learning_rate=nan', ['learning_rate', 'number', 'nan']),
+    ('learning_rate=1e999', ['learning_rate', 'number', 'inf']),
+    ('optimizer.b2=None', ['optimizer.b2', 'number', 'None']),
+    ('augment.channel_sampling=True', ['augment.channel_sampling', 'text', 'True']),
+    ('batchsize=64', ["'batchsize'", "'batch_size'"]),
+    ('optimizer.weightdecay=0', ["'optimizer.weightdecay'", "'optimizer.weight_decay'"]),
+    ('optimiser.clip=1', ["'optimiser", 'optimizer.']),
+    ('optimizer=1', ['optimizer is a section', 'optimizer.']),
+    ('batch_size.x=1', ['batch_size', 'whole number']),
+])
+def test_refused(word, expected):
+  fails(expected, set_to, [word])
+
+
+@pytest.mark.parametrize('word', ['batch_size', '=4', '', 'a b'])
+def test_not_an_override(word):
+  fails(['key=value', repr(word)], c.parse_overrides, [word])
+
+
+def test_a_key_and_its_section_contradict():
+  fails(['optimizer'], c.parse_overrides, ['optimizer=1', 'optimizer.clip=2'])
+
+
+def test_later_words_win_and_others_stay():
+  config = set_to(['optimizer.clip=1', 'optimizer.b2=0.9', 'optimizer.clip=2'])
+  assert (config.optimizer.clip, config.optimizer.b2, config.optimizer.b1) == (2.0, 0.9, 0.9)
+
+
+def test_merge_is_deep():
+  assert c.merge({'a': {'x': 1, 'y': 2}, 'b': 3}, {'a': {'y': 4}}) == {'a': {'x': 1, 'y': 4}, 'b': 3}
+
+
+def test_round_trip_through_json():
+  config = set_to(['image_size=48,32', 'augment.scale=0.5,1.0'])
+  back = c.from_dict(json.loads(json.dumps(c.to_dict(config))))
+  assert back.to_dict() == config.to_dict()
+  assert back.image_size == (48, 32)
+  assert isinstance(back.augment.scale, tuple)
+  assert isinstance(back.augment.flip, tuple)
+
+
+def test_flat_has_every_key_once():
+  flat = c.flat(c.base())
+  assert flat['optimizer.accumulate'] == 1
+  assert flat['mesh.data'] == 0
+  assert 'optimizer' not in flat
+  assert {'method', 'model', 'steps', 'epochs', 'batch_size', 'image_size', 'learning_rate', 'seed', 'checkpoint_every',
+          'eval_every'} <= set(flat)  # words that scripts rely on
+
+
+@pytest.mark.parametrize('text, expected', [
+    (None, ['does not exist']),
+    ('def get_config(:', ['SyntaxError']),
+    ('x = 1', ['get_config']),
+    ('def get_config():\n  return 1 / 0', ['ZeroDivisionError']),
+    ('def get_config():\n  return 5', ['get_config', 'ConfigDict']),
+    ('import no_such_module', ['ModuleNotFoundError', 'no_such_module']),
+])
+def test_bad_file(tmp_path, text, expected):
+  path = tmp_path / 'recipe.py'
+  if text is not None:
+    path.write_text(text)
+  fails(['recipe.py', *expected], c.load_file, str(path))
+
+
+def test_file_of_another_kind(tmp_path):
+  (tmp_path / 'recipe.txt').write_text('steps: 3')
+  fails(['recipe.txt', 'Python file'], c.load_file, str(tmp_path / 'recipe.txt'))
+
+
+@pytest.mark.parametrize('value', ["{'steps': 3, 'encoder': {'depth': 2}}",
+                                   "ConfigDict({'steps': 3, 'encoder': {'depth': 2}})"])
+def test_file(tmp_path, value):
+  path = tmp_path / 'recipe.py'
+  path.write_text(f'from ml_collections import ConfigDict\ndef get_config():\n  return {value}\n')
+  assert c.load_file(str(path)) == {'steps': 3, 'encoder': {'depth': 2}}
+
+
+def spec(**changes):
+  fields = dict(channels=({'name': 'a', 'mean': 1.0, 'std': 2.0}, {'name': 'b', 'mean': 1.0, 'std': 2.0}), slots=2,
+                masked=False, dtype='uint8', rows=1000, size=(64, 48), classes=('no', 'yes'))
+  return setup.DataSpec(**fields | changes)
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_recipe_resolves(path):
+  values = c.load_file(str(path))
+  config = setup.resolve(values, spec())
+  for key, value in c.flat(c.from_dict(c.merge(values))).items():
+    if key != 'image_size':
+      assert c.flat(config)[key] == value, key
+  assert setup.build(config, spec()).objective.encoder.in_channels == 2
+
+
+def test_what_is_chosen_from_the_data():
+  config = setup.resolve({'epochs': 4.0, 'batch_size': 128}, spec())
+  assert config.image_size == (64, 48)
+  assert config.steps == 32  # ceil(4 * 1000 / 128)
+  assert config.epochs == pytest.approx(32 * 128 / 1000)
+  assert config.learning_rate == pytest.approx(2.4e-3 * (128 / 4096) ** 0.5)
+  assert config.optimizer.warmup_steps == 3
+  assert config.optimizer.b2 == 0.95  # the method's
+  assert config.encoder.pos == 'sincos'
+  assert config.model.startswith('channel_vit_')
+  assert setup.resolve({'optimizer': {'b2': 0.5}}, spec()).optimizer.b2 == 0.5  # the user's wins
+
+
+@pytest.mark.parametrize('user, expected', [
+    ({'method': 'maee'}, ["'maee'", "'mae'"]),
+    ({'model': 'vit_tinny/8'}, ["'vit_tinny'", "'vit_tiny'"]),
+    ({'model': 'vit_tiny'}, ['patch size', 'vit_tiny/16']),
+    ({'model': 'vit_tiny/7'}, ['image_size', 'nearest is 63x49']),
+    ({'encoder': {'dept': 3}}, ["'encoder.dept'", "'encoder.depth'"]),
+    ({'objective': {'mask_ration': 0.5}}, ["'objective.mask_ration'", "'objective.mask_ratio'"]),
+    ({'objective': {'mask_ratio': 1.5}}, ['objective.mask_ratio', '1.5']),
+    ({'batch_size': 2000}, ['batch_size 2000', '1000']),
+    ({'batch_size': -8}, ['batch_size']),
+    ({'steps': -1}, ['steps']),
+    ({'epochs': -1.0}, ['epochs']),
+    ({'learning_rate': -1.0}, ['learning_rate']),
+    ({'log_every': -5}, ['log_every']),
+    ({'image_size': (16, 16, 16)}, ['image_size', '3 axes']),
+    ({'image_size': -16}, ['image_size']),
+    ({'mesh': {'data': 3}}, ['mesh', 'data=3', '1 devices']),
+    ({'optimizer': {'accumulate': 3}, 'batch_size': 64}, ['batch_size 64', 'nearest is 63']),
+    ({'optimizer': {'accumulate': 0}}, ['optimizer.accumulate']),
+    ({'optimizer': {'clip_scope': 'modul'}}, ["'modul'", "'module'"]),
+    ({'optimizer': {'layer_decay': 0.0}}, ['optimizer.layer_decay']),
+    ({'optimizer': {'ema': 1.5}}, ['optimizer.ema']),
+    ({'optimizer': {'b1': 1.0}}, ['optimizer.b1']),
+    ({'augment': {'scale': (0.5,)}}, ['augment.scale']),
+    ({'augment': {'scale': ('a', 'b')}}, ['augment.scale']),
+    ({'augment': {'flip': (0.5,)}}, ['augment.flip', '2 axes']),
+    ({'augment': {'channel_sampling': 'hsc'}}, ["'hsc'", "'hcs'"]),
+    ({'loader': {'normalize': 'corpsu'}}, ["'corpsu'", "'corpus'"]),
+    ({'loader': {'load_size': (8, 8, 8)}}, ['loader.load_size']),
+    ({'loader': {'load_size': 40}}, None),
+    ({'loader': {'fit': 'pad'}}, ["'pad'", 'crop']),
+    ({'loader': {'threads': 0}}, ['loader.threads']),
+    ({'method': 'supervised'}, ['supervised', 'loader.label']),
+    ({'checkpoint': {'keep': 0}}, ['checkpoint.keep']),
+    ({'checkpoint': {'best_mode': 'minn'}}, ["'minn'", "'min'"]),
+])
+def test_resolve_refuses(user, expected):
+  resolve = lambda: setup.build(setup.resolve(user, spec()), spec())
+  if expected is None:
+    resolve()
+  else:
+    fails(expected, resolve)
