@@ -1,0 +1,186 @@
+"""AdamW against optax, and its masks, rates and clipping against NumPy loops over unstacked layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmed.errors import UserError
+from jaxmed.train.optimizer import Optimizer, clip_gradients, decays, layer_scale
+
+DEPTH = 3
+
+
+def tree(seed, scale=1.0):
+  """Parameters as a run has them: encoder with stacked blocks, decoder, head."""
+  shapes = {
+      'encoder': {
+          'patch_embed': {'kernel': (12, 8), 'bias': (8,)}, 'cls_token': (1, 1, 8), 'channel_embed': (3, 8),
+          'transformer': {'blocks': {'norm1': {'scale': (DEPTH, 8), 'bias': (DEPTH, 8)},
+                                     'mlp': {'kernel': (DEPTH, 8, 16), 'bias': (DEPTH, 16)}}},
+          'norm': {'scale': (8,), 'bias': (8,)},
+      },
+      'decoder': {'transformer': {'blocks': {'mlp': {'kernel': (2, 8, 4)}}}, 'mask_token': (1, 1, 8)},
+      'head': {'kernel': (8, 2), 'bias': (2,)},
+  }
+  rng = np.random.default_rng(seed)
+  make = lambda s: jnp.asarray(scale * rng.normal(size=s), jnp.float32)
+  return jax.tree.map(make, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def run(optimizer, steps, scale=1.0):
+  params = tree(0)
+  moments = optimizer.init(params)
+  for i in range(steps):
+    params, moments = optimizer.update(tree(i + 1, scale), moments, params, jnp.asarray(i))
+  return params
+
+
+def close(a, b, tolerance=1e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_equals_optax_adamw():
+  mine = Optimizer(3e-2, 20, 4, 1e-3, 0.9, 0.95, 0.05)
+  theirs = optax.adamw(
+      optax.warmup_cosine_decay_schedule(0.0, 3e-2, 4, 20, 1e-3), 0.9, 0.95, weight_decay=0.05,
+      mask=lambda p: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', p))
+  params, state = tree(0), theirs.init(tree(0))
+  for i in range(8):
+    updates, state = theirs.update(tree(i + 1), state, params)
+    params = optax.apply_updates(params, updates)
+  close(run(mine, 8), params)
+
+
+def test_adam_by_hand():
+  """Two steps of one weight, written out (Loshchilov and Hutter 2019, algorithm 2, with the rate on both terms)."""
+  o = Optimizer(0.1, 100, 0, 0.1, 0.9, 0.99, 0.2)
+  w, m, v = 2.0, 0.0, 0.0
+  params = {'head': {'kernel': jnp.asarray([w])}}
+  moments = o.init(params)
+  for t, g in enumerate((0.5, -3.0), 1):
+    params, moments = o.update({'head': {'kernel': jnp.asarray([g])}}, moments, params, jnp.asarray(t - 1))
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    w -= 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8) + 0.2 * w)
+    assert float(params['head']['kernel'][0]) == pytest.approx(w, rel=1e-6)
+
+
+@pytest.mark.parametrize('step, value', [
+    (0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (12, 0.55), (20, 0.1), (99, 0.1),
+    (8, 0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2),
+])
+def test_schedule(step, value):
+  assert float(Optimizer(1.0, 20, 4, 0.1).schedule(step)) == pytest.approx(value, abs=1e-6)
+
+
+def test_schedule_without_warm_up_starts_at_the_peak():
+  assert float(Optimizer(0.5, 20).schedule(0)) == 0.5
+  assert float(Optimizer(0.5, 1, 5).schedule(0)) == 0.5  # a warm-up longer than the run leaves the peak
+
+
+def test_which_parameters_decay():
+  paths = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in
+           jax.tree_util.tree_leaves_with_path(tree(0)) if decays(p)}
+  assert paths == {'encoder/patch_embed/kernel', 'encoder/transformer/blocks/mlp/kernel',
+                   'decoder/transformer/blocks/mlp/kernel', 'head/kernel'}
+
+
+def test_decay_of_a_real_model():
+  """Every dense kernel of the models ends in 'kernel', and nothing else of rank 2 or more in it decays."""
+  from jaxmed import create_model
+  model = create_model('channel_vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2, layer_scale=0.1, num_registers=2)
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
+  names = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in jax.tree_util.tree_leaves_with_path(
+      jax.tree.map(lambda x: x.value if hasattr(x, 'value') else x, params, is_leaf=lambda x: hasattr(x, 'names')))
+           if decays(p)}
+  assert len(names) == 5  # patch embedding, qkv, projection, two of the MLP
+  assert all(n.endswith('/kernel') for n in names)
+
+
+def test_layer_decay_equals_factors_of_single_layers():
+  """BEiT: patch embedding and tokens d^(L+1), block i (from 0) d^(L-i), norm and what is outside 1."""
+  d = 0.5
+  plain, scaled = (run(Optimizer(0.1, 10, weight_decay=0.0, layer_decay=x), 1) for x in (1.0, d))
+  start = tree(0)
+  ratio = jax.tree.map(lambda a, b, s: (b - s) / (a - s), plain, scaled, start)
+  encoder = ratio['encoder']
+  want = {'patch_embed': d ** (DEPTH + 1), 'cls_token': d ** (DEPTH + 1), 'channel_embed': d ** (DEPTH + 1), 'norm': 1}
+  for name, factor in want.items():
+    for leaf in jax.tree.leaves(encoder[name]):
+      np.testing.assert_allclose(leaf, factor, rtol=1e-3, err_msg=name)
+  for leaf in jax.tree.leaves(encoder['transformer']):
+    for i in range(DEPTH):
+      np.testing.assert_allclose(leaf[i], d ** (DEPTH - i), rtol=1e-3)
+  for leaf in jax.tree.leaves([ratio['decoder'], ratio['head']]):
+    np.testing.assert_allclose(leaf, 1, rtol=1e-3)
+
+
+def test_layer_scale_has_the_rank_of_its_parameter():
+  path = tuple(jax.tree_util.DictKey(k) for k in ('encoder', 'transformer', 'blocks', 'mlp', 'kernel'))
+  scale = layer_scale(path, (DEPTH, 8, 16), 0.5, DEPTH)
+  assert scale.shape == (DEPTH, 1, 1)
+  np.testing.assert_allclose(np.ravel(scale), [0.125, 0.25, 0.5])
+
+
+def norm(*leaves):
+  return np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in leaves))
+
+
+def test_clip_global():
+  grads = tree(1)
+  whole = norm(*jax.tree.leaves(grads))
+  close(clip_gradients(grads, 2.0, 'global'), jax.tree.map(lambda g: g * 2.0 / whole, grads), 1e-5)
+
+
+def test_clip_module():
+  grads = tree(1)
+  got = clip_gradients(grads, 2.0, 'module')
+  for name, part in grads.items():
+    size = norm(*jax.tree.leaves(part))
+    assert size > 2
+    close(got[name], jax.tree.map(lambda g, size=size: g * 2.0 / size, part), 1e-5)
+
+
+def test_clip_tensor_layer_by_layer():
+  grads = tree(1)
+  got = clip_gradients(grads, 2.0, 'tensor')
+
+  def check(path, g, c):
+    stacked = 'blocks' in jax.tree_util.keystr(path)
+    for a, b in zip(g, c, strict=True) if stacked else [(g, c)]:
+      np.testing.assert_allclose(b, a * min(1.0, 2.0 / norm(a)), rtol=1e-5)
+
+  jax.tree_util.tree_map_with_path(check, grads, got)
+  kernel = got['encoder']['transformer']['blocks']['mlp']['kernel']
+  np.testing.assert_allclose([norm(x) for x in kernel], 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize('scope', ['global', 'module', 'tensor'])
+def test_small_gradients_are_left_alone(scope):
+  grads = tree(1, 1e-3)
+  close(clip_gradients(grads, 10.0, scope), grads, 0)
+
+
+def test_clipping_acts_before_the_moments():
+  """Adam forgets a common factor of all gradients, but not one that differs from step to step."""
+  optimizer = lambda clip: Optimizer(0.1, 10, weight_decay=0.0, clip=clip)
+  params = {'head': {'kernel': jnp.zeros(1)}}
+
+  def end(o, sizes):
+    p, m = params, o.init(params)
+    for i, g in enumerate(sizes):
+      p, m = o.update({'head': {'kernel': jnp.asarray([g])}}, m, p, jnp.asarray(i))
+    return float(p['head']['kernel'][0])
+
+  assert end(optimizer(1.0), (100.0, 1.0)) == pytest.approx(end(optimizer(0.0), (1.0, 1.0)), rel=1e-4)
+  assert end(optimizer(0.0), (100.0, 1.0)) != pytest.approx(end(optimizer(0.0), (1.0, 1.0)), rel=1e-2)
+
+
+@pytest.mark.parametrize('fields, words', [
+    (dict(learning_rate=0.0), 'learning_rate'), (dict(layer_decay=1.1), 'layer_decay'),
+    (dict(clip_scope='tensors'), "'tensor'"),
+])
+def test_refused(fields, words):
+  with pytest.raises(UserError, match=words):
+    Optimizer(**{'learning_rate': 0.1, 'steps': 10} | fields)

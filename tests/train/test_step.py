@@ -1,0 +1,202 @@
+"""The one jitted step: accumulation, averages, updates that are left out, and what it does not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmed.config import merge
+from jaxmed.data.pipeline import train_batches
+from jaxmed.data.sources import open_source
+from jaxmed.errors import UserError
+from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import loop, setup
+from jaxmed.train.checkpoint import Checkpoints
+from jaxmed.train.logs import read_rows
+from jaxmed.train.probe import fitted
+from tests.conftest import SUPERVISED, TINY
+
+# Nothing random but the order of the data: then a batch may be cut into parts.
+PLAIN = merge(SUPERVISED, {
+    'encoder': {'drop_path': 0.0}, 'image_size': 24,
+    'augment': {'scale': (1.0, 1.0), 'flip': (0.0, 0.0)}})
+
+
+class Bench:
+  """A trainer with its state and batches, outside of the loop."""
+
+  def __init__(self, corpus, user):
+    user = merge(user, {'data': str(corpus)})
+    self.source = open_source(corpus).select(split='train')
+    self.spec = setup.data_spec(self.source, user['loader'].get('label', ''))
+    self.config = setup.resolve(user, self.spec)
+    self.trainer = setup.build(self.config, self.spec)
+    self.mesh = mesh_lib.make_mesh(self.config.mesh)
+    self.shapes = setup.batch_shapes(self.config, self.spec, self.mesh)
+
+  def state(self):
+    return self.trainer.initialize(self.shapes, self.mesh)
+
+  def batches(self, count):
+    classes = {'label': self.config.loader.label, 'classes': self.spec.classes} if self.spec.classes else {}
+    it = train_batches(self.source, batch_size=self.config.batch_size, size=tuple(self.config.loader.load_size),
+                       vocabulary=self.spec.vocabulary, seed=0, threads=1, **classes)
+    return [mesh_lib.put_batch(fitted(next(it), self.spec), self.mesh) for _ in range(count)]
+
+  def step(self):
+    return jax.jit(self.trainer.step)
+
+
+def host(tree):
+  return jax.tree.map(lambda x: np.array(x), tree)
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
+
+
+def close(a, b, tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), host(a), host(b))
+
+
+def test_accumulation_equals_one_batch(corpus):
+  one, four = (Bench(corpus, merge(PLAIN, {'optimizer': {'accumulate': n}})) for n in (1, 4))
+  state = one.state()
+  same(state, four.state())
+  key = jax.random.key(0)
+  for batch in one.batches(2):
+    (loss, (metrics, _)), grads = jax.jit(one.trainer._gradients)(state, batch, key)
+    (loss4, (metrics4, _)), grads4 = jax.jit(four.trainer._gradients)(state, batch, key)
+    assert float(loss) == pytest.approx(float(loss4), rel=1e-5)
+    close(grads, grads4, 1e-5)
+    close(metrics, metrics4, 1e-5)
+  a, _ = one.step()(state, batch)
+  b, _ = four.step()(state, batch)
+  close(a.moments, b.moments, 1e-5)
+
+
+def test_supervised_gradient_equals_finite_differences(corpus):
+  """The step's gradient along its own direction against the loss itself."""
+  bench = Bench(corpus, PLAIN)
+  state, batch, key = bench.state(), bench.batches(1)[0], jax.random.key(0)
+  gradients = jax.jit(bench.trainer._gradients)
+  grads = gradients(state, batch, key)[1]
+  size = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
+  loss = lambda h: float(gradients(dataclasses.replace(
+      state, params=jax.tree.map(lambda p, g: p + h / size * g, state.params, grads)), batch, key)[0][0])
+  assert (loss(1e-2) - loss(-1e-2)) / 2e-2 == pytest.approx(size, rel=0.01)
+
+
+def test_average_follows_the_weights(corpus):
+  bench = Bench(corpus, merge(TINY, {'optimizer': {'ema': 0.7}}))
+  state, step = bench.state(), bench.step()
+  same(state.average, state.params)
+  want = host(state.params)
+  for batch in bench.batches(3):
+    state, _ = step(state, batch)
+    want = jax.tree.map(lambda a, p: np.float32(0.7) * a + np.float32(0.3) * np.asarray(p), want, state.params)
+  close(state.average, want, 1e-6)
+  assert not np.allclose(jax.tree.leaves(want['encoder']['patch_embed'])[-1],
+                         jax.tree.leaves(state.params['encoder']['patch_embed'])[-1])
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_a_batch_that_is_not_finite_changes_nothing(corpus, accumulate):
+  bench = Bench(corpus, merge(TINY, {'optimizer': {'ema': 0.9, 'accumulate': accumulate}}))
+  bench.spec = dataclasses.replace(bench.spec, dtype='float32')
+  step, state = bench.step(), bench.state()
+  good, bad = bench.batches(2)
+  bad = dict(bad, image=bad['image'].at[3].set(jnp.nan))
+  state, _ = step(state, good)
+  before = host(state)
+  for row in (1, 2):
+    state, metrics = step(state, bad)
+    for name in ('params', 'moments', 'average', 'target', 'extra', 'rng'):
+      same(getattr(state, name), getattr(before, name))
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_row)) == (1 + row, row, row)
+    assert not np.isfinite(float(metrics['loss']))
+  state, metrics = step(state, good)
+  assert (int(state.step), int(state.skipped), int(state.skipped_in_row)) == (4, 2, 0)
+  assert int(metrics['skipped']) == 2
+  assert np.isfinite(float(metrics['loss']))
+  assert not np.array_equal(host(state.params)['encoder']['channel_embed'], before.params['encoder']['channel_embed'])
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(corpus):
+  """A finite loss with an infinite gradient: sqrt at zero."""
+  bench = Bench(corpus, TINY)
+
+  class Bad(type(bench.trainer.objective)):
+    def loss(self, variables, *args, **kwargs):
+      loss, rest = super().loss(variables, *args, **kwargs)
+      return loss + jnp.sqrt((variables['params']['encoder']['channel_embed'] * 0.0).sum()), rest
+
+  fields = {f.name: getattr(bench.trainer.objective, f.name) for f in dataclasses.fields(bench.trainer.objective)}
+  bench.trainer = dataclasses.replace(bench.trainer, objective=Bad(**fields))
+  state = bench.state()
+  after, metrics = bench.step()(state, bench.batches(1)[0])
+  assert np.isfinite(float(metrics['loss']))
+  assert int(after.skipped) == 1
+  same(after.params, state.params)
+
+
+def test_the_state_starts_the_same_from_a_seed_alone(corpus):
+  a, b, c = (Bench(corpus, merge(TINY, {'seed': s})).state() for s in (0, 0, 1))
+  same(a, b)
+  assert not np.array_equal(host(a.params)['encoder']['channel_embed'], host(c.params)['encoder']['channel_embed'])
+
+
+def test_metrics_say_what_was_done(corpus):
+  bench = Bench(corpus, merge(TINY, {'optimizer': {'warmup_steps': 4}}))
+  state, step = bench.state(), bench.step()
+  rates = []
+  for batch in bench.batches(3):
+    grads = jax.jit(bench.trainer._gradients)(state, batch, jax.random.fold_in(
+        jax.random.wrap_key_data(state.rng), state.step))[1]
+    state, metrics = step(state, batch)
+    rates.append(float(metrics['learning_rate']))
+    want = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(grads)))
+    assert float(metrics['grad_norm']) == pytest.approx(want, rel=1e-5)
+    parts = sum(float(v) ** 2 for k, v in metrics.items() if k.startswith('grad_norm/'))
+    assert parts == pytest.approx(want**2, rel=1e-4)
+  np.testing.assert_allclose(rates, [0, 2.5e-4, 5e-4], rtol=1e-5)
+
+
+def test_ten_in_a_row_end_the_run(corpus, tmp_path, monkeypatch):
+  """The loss is NaN from step 8 on: the run ends at 17, and its checkpoint holds the weights of step 7."""
+  monkeypatch.setattr(loop.setup, 'build', _poisoned(loop.setup.build))
+  with pytest.raises(UserError) as e:
+    loop.train(merge(TINY, {'data': str(corpus), 'steps': 40, 'eval_every': 100}), tmp_path / 'run', quiet=True)
+  assert '10 steps in a row' in str(e.value)
+  assert str(tmp_path / 'run' / 'checkpoints' / '15') in str(e.value)
+  rows = [r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl') if 'skipped' in r]
+  assert [r['skipped'] for r in rows] == [0] * 7 + list(range(1, 11))
+  config, spec = setup.load(tmp_path / 'run')
+  trainer = setup.build(config, spec)
+  checkpoints = Checkpoints(tmp_path / 'run', read_only=True)
+  abstract = trainer.abstract(setup.batch_shapes(config, spec), mesh_lib.make_mesh({'data': 0}))
+  kept = checkpoints.restore(abstract)
+  assert int(kept.step) == 15
+  assert int(kept.skipped_in_row) == 8
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(host(kept)))
+  bench = Bench(corpus, merge(TINY, {'steps': 40}))
+  state, step = bench.state(), bench.step()
+  for batch in bench.batches(7):
+    state, _ = step(state, batch)
+  close(kept.params, state.params, 1e-6)
+
+
+def _poisoned(build):
+  def poisoned(config, spec):
+    trainer = build(config, spec)
+
+    class Bad(type(trainer.objective)):
+      def loss(self, variables, batch, rng, step, train=True):
+        loss, rest = super().loss(variables, batch, rng, step, train)
+        return jnp.where(step >= 7, jnp.nan, loss), rest
+
+    fields = {f.name: getattr(trainer.objective, f.name) for f in dataclasses.fields(trainer.objective)}
+    return dataclasses.replace(trainer, objective=Bad(**fields))
+  return poisoned
