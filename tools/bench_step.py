@@ -1,0 +1,414 @@
+"""Times one training step of jaxmed beside PyTorch's on the same CPU cores, alternating, and prints median ratios.
+
+Each side lives in a process of its own and waits on a pipe while the other computes, so neither's idle threads take
+the other's cores. A step is forward, loss, backward and AdamW in float32 on images that are already in memory;
+augmentation is off, dropout and stochastic depth are 0 on both sides. jaxmed runs `Trainer.compile` as training does
+(which also counts gradient norms and skips non-finite updates). PyTorch runs eager, with its fused attention
+(scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer, and MAE and ChannelViT stated here in
+torch from their definitions on timm's blocks.
+
+The bound is what the step would take if its matrix products alone ran at the better of the two sides' rates for a
+product of 2048 x 2048 x 2048, measured in the same rounds.
+
+Example:
+  python tools/bench_step.py --cases vit_tiny,vit_tiny_mae --rounds 7 --json bench.json
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+CLASSES = 1000
+LABEL_SMOOTHING = 0.1
+RATE, DECAY, BETAS = 1e-3, 0.05, (0.9, 0.999)
+DECODER = dict(dim=512, depth=8, heads=16)
+MASK_RATIO = 0.75
+GEMM = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One comparison: a model at 224 px with patches of 16."""
+
+  model: str
+  dim: int
+  heads: int
+  batch: int
+  channels: int = 3
+  mae: bool = False
+  depth: int = 12
+  size: int = 224
+  patch: int = 16
+
+  @property
+  def tokens(self) -> int:
+    """Patch tokens of a sample."""
+    return (self.size // self.patch) ** 2 * (self.channels if self.per_channel else 1)
+
+  @property
+  def per_channel(self) -> bool:
+    """Whether each channel has tokens of its own."""
+    return self.model.startswith('channel_vit')
+
+  @property
+  def flops(self) -> float:
+    """Operations of the matrix products of a step: 2 a multiply-add, the backward pass counted as two forward."""
+    pixels = self.patch**2 * (1 if self.per_channel else self.channels)
+    shown = 1 + (int(self.tokens * (1 - MASK_RATIO)) if self.mae else self.tokens)
+    forward = _transformer(shown, self.dim, self.depth)
+    embed = self.tokens * pixels * self.dim  # its input needs no gradient
+    if self.mae:
+      wide = DECODER['dim']
+      forward += shown * self.dim * wide + _transformer(1 + self.tokens, wide, DECODER['depth'])
+      forward += self.tokens * wide * pixels
+    else:
+      forward += self.dim * CLASSES
+    return 2.0 * self.batch * (3 * forward + 2 * embed)
+
+
+def _transformer(tokens: int, dim: int, depth: int) -> int:
+  return depth * (12 * tokens * dim * dim + 2 * tokens * tokens * dim)
+
+
+CASES = {
+    'vit_tiny': Case('vit_tiny/16', 192, 3, 16),
+    'vit_small': Case('vit_small/16', 384, 6, 8),
+    'vit_tiny_mae': Case('vit_tiny/16', 192, 3, 8, mae=True),
+    'vit_small_mae': Case('vit_small/16', 384, 6, 8, mae=True),
+    'channel_vit_small_3': Case('channel_vit_small/16', 384, 6, 2, channels=3),
+    'channel_vit_small_8': Case('channel_vit_small/16', 384, 6, 1, channels=8),
+}
+
+
+# The two sides. Each returns a function that runs one step and waits for its end.
+
+
+def jax_step(case: Case) -> Callable[[], None]:
+  """jaxmed's own training step, compiled as a run compiles it."""
+  import jax
+  import numpy as np
+
+  from jaxmed.augment.views import ViewMaker
+  from jaxmed.models import create_model
+  from jaxmed.objectives import MAE, Supervised
+  from jaxmed.parallel import mesh as mesh_lib
+  from jaxmed.train.optimizer import Optimizer
+  from jaxmed.train.step import Trainer
+
+  size = (case.size, case.size)
+  if case.mae:
+    encoder = create_model(case.model, size, case.channels, pos='sincos', kernel_init='xavier_uniform')
+    objective = MAE(encoder, MASK_RATIO, True, 'independent', DECODER['dim'], DECODER['depth'], DECODER['heads'])
+  else:
+    objective = Supervised(create_model(case.model, size, case.channels), CLASSES, label_smoothing=LABEL_SMOOTHING)
+  optimizer = Optimizer(RATE, 1000, b1=BETAS[0], b2=BETAS[1], weight_decay=DECAY)
+  zeros, ones = (0.0,) * case.channels, (1.0,) * case.channels
+  view = ViewMaker(size, zeros, ones, 'corpus', scale=(1.0, 1.0), flip=(0.0, 0.0))
+  trainer = Trainer(objective, optimizer, view)
+  image, label = data(case)
+  channels = np.broadcast_to(np.arange(case.channels, dtype=np.int32), (case.batch, case.channels))
+  mesh = mesh_lib.make_mesh({'data': 0})
+  batch = mesh_lib.put_batch({'image': image, 'channels': channels, 'label': label}, mesh)
+  box = [trainer.initialize(batch, mesh)]
+  step = trainer.compile(trainer.abstract(batch, mesh), batch, mesh)
+
+  def run():
+    box[0], metrics = step(box[0], batch)
+    jax.block_until_ready((box[0], metrics))
+    if not np.isfinite(metrics['loss']):
+      raise FloatingPointError(f'{case.model}: loss is {metrics["loss"]}')
+
+  return run
+
+
+def torch_step(case: Case) -> Callable[[], None]:
+  """The same step in PyTorch."""
+  import torch
+  from torch.nn import functional
+
+  torch.manual_seed(0)
+  image, label = (torch.from_numpy(a) for a in data(case))
+  image = image.permute(0, 3, 1, 2).contiguous()
+  if case.mae:
+    model = _torch_mae(case)
+    loss = lambda: model(image)
+  else:
+    model = _torch_channel_vit(case) if case.per_channel else _torch_vit(case)
+    loss = lambda: functional.cross_entropy(model(image), label, label_smoothing=LABEL_SMOOTHING)
+  decayed = [p for p in model.parameters() if p.ndim > 1]
+  plain = [p for p in model.parameters() if p.ndim <= 1]
+  groups = [{'params': decayed, 'weight_decay': DECAY}, {'params': plain, 'weight_decay': 0.0}]
+  optimizer = torch.optim.AdamW(groups, RATE, BETAS, fused=True)
+
+  def run():
+    optimizer.zero_grad(set_to_none=True)
+    value = loss()
+    value.backward()
+    optimizer.step()
+    if not torch.isfinite(value):
+      raise FloatingPointError(f'{case.model}: loss is {value}')
+
+  return run
+
+
+def _torch_vit(case: Case) -> Any:
+  from timm.models.vision_transformer import VisionTransformer
+
+  return VisionTransformer(img_size=case.size, patch_size=case.patch, in_chans=case.channels, embed_dim=case.dim,
+                           depth=case.depth, num_heads=case.heads, num_classes=CLASSES)
+
+
+def _torch_channel_vit(case: Case) -> Any:
+  """ChannelViT with a linear head: a shared projection, channel embeddings, positions shared by all channels."""
+  import torch
+  from timm.models.vision_transformer import Block
+  from torch import nn
+
+  class ChannelViT(nn.Module):
+    def __init__(self):
+      super().__init__()
+      tokens = case.tokens // case.channels
+      self.project = nn.Conv3d(1, case.dim, (1, case.patch, case.patch), (1, case.patch, case.patch))
+      self.channel = nn.Embedding(case.channels, case.dim)
+      self.cls = nn.Parameter(0.02 * torch.randn(1, 1, case.dim))
+      self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + tokens, case.dim))
+      self.blocks = nn.Sequential(*(Block(case.dim, case.heads, qkv_bias=True) for _ in range(case.depth)))
+      self.norm = nn.LayerNorm(case.dim, eps=1e-6)
+      self.head = nn.Linear(case.dim, CLASSES)
+
+    def table(self):
+      """Positions resampled at the native size too, as the official class does for more than one channel."""
+      side = case.size // case.patch
+      grid = self.positions[:, 1:].mT.unflatten(-1, (side, side))
+      grid = nn.functional.interpolate(grid, scale_factor=(side + 0.1) / side, mode='bicubic')
+      return grid.flatten(2).mT[:, None]  # [1, 1, N, D]
+
+    def forward(self, image):
+      x = self.project(image[:, None]).flatten(3).permute(0, 2, 3, 1)  # [B, C, N, D]
+      x = x + self.channel.weight[None, :, None] + self.table()
+      start = (self.cls + self.positions[:, :1]).expand(len(image), -1, -1)
+      x = torch.cat([start, x.flatten(1, 2)], dim=1)
+      return self.head(self.norm(self.blocks(x))[:, 0])
+
+  return ChannelViT()
+
+
+def _torch_mae(case: Case) -> Any:
+  """Masked autoencoder on timm's blocks: random masks a sample, norm-pixel loss over hidden patches."""
+  import torch
+  from timm.models.vision_transformer import Block
+  from torch import nn
+
+  from jaxmed.models.positions import sincos  # a NumPy table
+
+  grid, pixels = (case.size // case.patch,) * 2, case.patch**2 * case.channels
+  wide, shown = DECODER['dim'], int(case.tokens * (1 - MASK_RATIO))
+
+  def blocks(dim, heads, depth):
+    return nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
+
+  def pick(x, index):
+    return torch.gather(x, 1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+  class Autoencoder(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.project = nn.Conv2d(case.channels, case.dim, case.patch, case.patch)
+      self.register_buffer('positions', torch.from_numpy(sincos(grid, case.dim)))
+      self.register_buffer('decoder_positions', torch.from_numpy(sincos(grid, wide)))
+      self.cls = nn.Parameter(0.02 * torch.randn(1, 1, case.dim))
+      self.hole = nn.Parameter(0.02 * torch.randn(1, 1, wide))
+      self.encoder = blocks(case.dim, case.heads, case.depth)
+      self.norm = nn.LayerNorm(case.dim, eps=1e-6)
+      self.embed = nn.Linear(case.dim, wide)
+      self.decoder = blocks(wide, DECODER['heads'], DECODER['depth'])
+      self.decoder_norm = nn.LayerNorm(wide, eps=1e-6)
+      self.predict = nn.Linear(wide, pixels)
+
+    def target(self, image):
+      side, patch = grid[0], case.patch
+      x = image.unflatten(2, (side, patch)).unflatten(4, (side, patch))  # [B, C, g, p, g, p]
+      x = x.permute(0, 2, 4, 3, 5, 1).reshape(len(image), side * side, -1)
+      return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+
+    def forward(self, image):
+      batch = len(image)
+      x = self.project(image).flatten(2).mT + self.positions
+      shuffle = torch.rand(batch, case.tokens).argsort(dim=1)
+      order = shuffle.argsort(dim=1)
+      x = torch.cat([self.cls.expand(batch, -1, -1), pick(x, shuffle[:, :shown])], dim=1)
+      x = self.embed(self.norm(self.encoder(x)))
+      holes = self.hole.expand(batch, case.tokens - shown, -1)
+      y = pick(torch.cat([x[:, 1:], holes], dim=1), order) + self.decoder_positions
+      y = self.decoder_norm(self.decoder(torch.cat([x[:, :1], y], dim=1)))
+      error = (self.predict(y[:, 1:]) - self.target(image)).square().mean(-1)
+      hidden = (order >= shown).float()
+      return (error * hidden).sum() / hidden.sum()
+
+  return Autoencoder()
+
+
+def data(case: Case) -> tuple[Any, Any]:
+  """Images [B, H, W, C] float32 and labels [B] int64, the same for both sides."""
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(case.batch, case.size, case.size, case.channels)).astype(np.float32)
+  return image, rng.integers(0, CLASSES, case.batch)
+
+
+def jax_gemm() -> Callable[[], None]:
+  """One large product, to measure the rate."""
+  import jax
+  import jax.numpy as jnp
+
+  a = jnp.full((GEMM, GEMM), 0.5)
+  product = jax.jit(jnp.matmul)
+  return lambda: jax.block_until_ready(product(a, a))
+
+
+def torch_gemm() -> Callable[[], None]:
+  """The same in PyTorch."""
+  import torch
+
+  a = torch.full((GEMM, GEMM), 0.5)
+  return lambda: torch.mm(a, a)
+
+
+# The protocol: the parent writes one JSON line, the worker answers with one.
+
+
+def worker(side: str, threads: int) -> None:
+  """Serves 'load NAME' and 'run N' until its input ends."""
+  answers, sys.stdout = sys.stdout, sys.stderr
+  _limit(threads)
+  if side == 'torch':
+    import torch
+
+    torch.set_num_threads(threads)
+  steps = {'jax': jax_step, 'torch': torch_step}[side]
+  gemm = {'jax': jax_gemm, 'torch': torch_gemm}[side]()
+  run: Callable[[], None] = gemm
+  for line in sys.stdin:
+    verb, value = json.loads(line)
+    begun = time.perf_counter()
+    if verb == 'load':
+      run = gemm  # lets go of the case before
+      run = gemm if value == 'gemm' else steps(CASES[value])
+      run(), run()
+      times = [time.perf_counter() - begun]
+    else:
+      times = []
+      for _ in range(value):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    print(json.dumps(times), file=answers, flush=True)
+
+
+def _limit(threads: int) -> None:
+  """Keeps this process on `threads` cores; XLA sizes its pool by them."""
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+class Worker:
+  """One side's process."""
+
+  def __init__(self, side: str, threads: int):
+    names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
+    env = dict(os.environ, JAX_PLATFORMS='cpu', OMP_WAIT_POLICY='PASSIVE', **{n: str(threads) for n in names})
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    env['PYTHONPATH'] = os.pathsep.join(filter(None, [root, env.get('PYTHONPATH')]))
+    command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads)]
+    self.side = side
+    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+  def ask(self, verb: str, value: str | int) -> list[float]:
+    """Sends a request and waits for the seconds."""
+    assert self.process.stdin is not None
+    assert self.process.stdout is not None
+    self.process.stdin.write(json.dumps([verb, value]) + '\n')
+    self.process.stdin.flush()
+    line = self.process.stdout.readline()
+    if not line:
+      sys.exit(f'the {self.side} side ended during {verb} {value}, see above')
+    return json.loads(line)
+
+  def close(self) -> None:
+    """Ends the process."""
+    assert self.process.stdin is not None
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def compare(name: str, sides: list[Worker], rounds: int, each: int) -> dict[str, Any]:
+  """Alternates the sides for `rounds` rounds of `each` steps; which goes first alternates too."""
+  case = CASES[name]
+  rates = {s.side: 0.0 for s in sides}
+  for s in sides:
+    s.ask('load', 'gemm')
+    rates[s.side] = 2e-9 * GEMM**3 / min(s.ask('run', 3))
+  compile_seconds = {s.side: s.ask('load', name)[0] for s in sides}
+  seconds: dict[str, list[float]] = {s.side: [] for s in sides}
+  for r in range(rounds):
+    for s in sides if r % 2 == 0 else sides[::-1]:
+      seconds[s.side].append(min(s.ask('run', each)))
+  pairs = sorted(t / j for t, j in zip(seconds['torch'], seconds['jax'], strict=True))
+  mid = {side: statistics.median(times) for side, times in seconds.items()}
+  return {
+      'case': name, 'batch': case.batch, 'tokens': case.tokens, 'channels': case.channels, 'gflop': case.flops / 1e9,
+      'ratio': statistics.median(pairs), 'ratio_low': pairs[0], 'ratio_high': pairs[-1],
+      'jax_seconds': mid['jax'], 'torch_seconds': mid['torch'],
+      'jax_images_per_second': case.batch / mid['jax'], 'torch_images_per_second': case.batch / mid['torch'],
+      'gemm_gflops': rates, 'bound_seconds': case.flops / 1e9 / max(rates.values()),
+      'load_seconds': compile_seconds, 'all_seconds': seconds,
+  }
+
+
+def main() -> None:
+  """Runs the chosen cases and prints a table."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--cases', default=','.join(CASES), help='comma-separated, of: ' + ', '.join(CASES))
+  parser.add_argument('--rounds', type=int, default=7, help='alternations a case (default 7)')
+  parser.add_argument('--each', type=int, default=2, help='steps a round, of which the faster counts (default 2)')
+  parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='cores of each side')
+  parser.add_argument('--json', default='', help='write the results here')
+  parser.add_argument('--worker', choices=('jax', 'torch'), help=argparse.SUPPRESS)
+  options = parser.parse_args()
+  if options.worker:
+    worker(options.worker, options.threads)
+    return
+  names = options.cases.split(',')
+  unknown = [n for n in names if n not in CASES]
+  if unknown:
+    parser.error(f'unknown case {unknown[0]!r}: choose of {", ".join(CASES)}')
+  sides = [Worker('jax', options.threads), Worker('torch', options.threads)]
+  print(f'float32, {options.threads} threads a side, {options.rounds} alternating rounds; ratio > 1: jaxmed is faster')
+  print(f'{"case":20} {"batch":>5} {"ratio":>6} {"(range)":>13} {"jaxmed s":>9} {"torch s":>8} {"jaxmed/s":>9} '
+        f'{"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
+  rows = []
+  for name in names:
+    r = compare(name, sides, options.rounds, options.each)
+    rows.append(r)
+    spread = f'{r["ratio_low"]:.2f}-{r["ratio_high"]:.2f}'
+    print(f'{name:20} {r["batch"]:5} {r["ratio"]:6.2f} {spread:>13} {r["jax_seconds"]:9.3f} {r["torch_seconds"]:8.3f} '
+          f'{r["jax_images_per_second"]:9.2f} {r["torch_images_per_second"]:8.2f} {r["gflop"]:6.0f} '
+          f'{r["bound_seconds"]:8.3f}', flush=True)
+  for s in sides:
+    s.close()
+  if options.json:
+    from jaxmed.files import write_json
+
+    write_json(options.json, {'threads': options.threads, 'rounds': options.rounds, 'cases': rows})
+
+
+if __name__ == '__main__':
+  main()
