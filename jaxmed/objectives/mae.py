@@ -84,7 +84,8 @@ class MAE:
     del step
     predicted, hidden = self._predict(variables['params'], batch, rng, train)
     error = jnp.square(predicted.astype(jnp.float32) - self.target(batch['image'])).mean(axis=-1)  # [B, N]
-    loss = (error * hidden).sum() / jnp.maximum(hidden.sum(), 1.0)
+    error = jnp.where(hidden > 0, error, 0.0)  # a missing channel may hold anything, NaN included
+    loss = error.sum() / jnp.maximum(hidden.sum(), 1.0)
     return loss, ({'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}, variables['extra'])
 
   def target(self, image: jax.Array) -> jax.Array:

@@ -1,0 +1,152 @@
+"""Masked autoencoding: the loss against NumPy in float64, what must carry no gradient, masks by channel."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmed.errors import UserError
+from jaxmed.models import create_model
+from jaxmed.objectives.mae import MAE
+
+RNG = np.random.default_rng(3)
+TINY = dict(embed_dim=16, depth=1, num_heads=2, pos='sincos')
+CASES = {  # name, image size, channels
+    'patch 2D': ('vit_micro/4', (12, 16), 3), 'patch 3D': ('vit_micro/2x4x4', (4, 8, 8), 2),
+    'channel 2D': ('channel_vit_micro/4', (12, 16), 3), 'channel video': ('channel_vit_micro/2x4x4', (4, 8, 8), 2),
+}
+
+
+def make(case, **options):
+  name, size, channels = CASES[case]
+  encoder = create_model(name, size, channels, **TINY)
+  objective = MAE(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2, **options)
+  batch = {'image': jnp.asarray(RNG.normal(size=(5, *size, channels)), jnp.float32),
+           'channels': jnp.tile(jnp.arange(channels), (5, 1))}
+  variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
+  return objective, variables, batch
+
+
+def hidden_of(objective, variables, batch, key):
+  return np.asarray(jax.jit(lambda v, b: objective._predict(v['params'], b, key, True)[1])(variables, batch))
+
+
+def reference_patches(image, patch, per_channel):
+  """Pixels of each token [B, N, P] by plain loops."""
+  image = np.asarray(image, np.float64)
+  grid = [n // p for n, p in zip(image.shape[1:-1], patch)]
+  cut = []
+  for cell in np.ndindex(*grid):
+    window = tuple(slice(i * p, (i + 1) * p) for i, p in zip(cell, patch))
+    cut.append(image[(slice(None), *window)])
+  x = np.stack(cut, axis=1)  # [B, N, *patch, C]
+  if per_channel:
+    x = np.moveaxis(x, -1, 1)  # [B, C, N, *patch]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
+  return x.reshape(*x.shape[:2], -1)
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('norm_pixels', [True, False])
+def test_loss_is_the_numpy_reference(case, norm_pixels):
+  objective, variables, batch = make(case, norm_pixels=norm_pixels)
+  key = jax.random.key(5)
+  loss, (metrics, _) = jax.jit(objective.loss)(variables, batch, key, 0)
+  predicted, hidden = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+  target = reference_patches(batch['image'], objective.encoder.patch_size, objective.encoder.per_channel)
+  if norm_pixels:
+    target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+  error = ((np.asarray(predicted, np.float64) - target) ** 2).mean(-1)
+  hidden = np.asarray(hidden, np.float64)
+  want = (error * hidden).sum() / hidden.sum()
+  assert abs(float(loss) - want) < 1e-5 * want
+  count = hidden.shape[1]
+  np.testing.assert_array_equal(hidden.sum(axis=1), count - int(count * 0.25))
+  assert float(metrics['hidden_tokens']) == count - int(count * 0.25)
+  assert len({tuple(row) for row in hidden}) >= 3  # each sample draws its own mask
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_no_gradient_reaches_a_hidden_pixel(case):
+  objective, variables, batch = make(case)
+  key = jax.random.key(5)
+  hidden = hidden_of(objective, variables, batch, key)
+  loss = lambda image: objective.loss(variables, dict(batch, image=image), key, 0)[0]
+  gradient = jax.jit(jax.grad(loss))(batch['image'])
+  encoder = objective.encoder
+  size = np.abs(reference_patches(gradient, encoder.patch_size, encoder.per_channel)).max(axis=-1)
+  assert (size[np.asarray(hidden) > 0] == 0).all()
+  assert (size[np.asarray(hidden) == 0] > 0).all()
+
+
+def test_shared_masks_hide_the_same_places_in_every_channel():
+  objective, variables, batch = make('channel 2D', mask_channels='shared')
+  hidden = hidden_of(objective, variables, batch, jax.random.key(1))
+  hidden = np.asarray(hidden).reshape(5, 3, -1)
+  np.testing.assert_array_equal(hidden[:, 0], hidden[:, 1])
+  np.testing.assert_array_equal(hidden[:, 0], hidden[:, 2])
+  np.testing.assert_array_equal(hidden.sum(axis=(1, 2)), 3 * (12 - 3))
+  objective, variables, batch = make('channel 2D')
+  hidden = hidden_of(objective, variables, batch, jax.random.key(1)).reshape(5, 3, -1)
+  assert not np.array_equal(hidden[:, 0], hidden[:, 1])
+
+
+@pytest.mark.parametrize('mask_channels', ['independent', 'shared'])
+def test_missing_channels_are_neither_shown_nor_reconstructed(mask_channels):
+  objective, variables, batch = make('channel 2D', mask_channels=mask_channels)
+  mask = jnp.array([[True, True, True], [True, False, True], [False, True, False], [True, True, False], [True] * 3])
+  batch = dict(batch, channel_mask=mask)
+  key = jax.random.key(2)
+  hidden = hidden_of(objective, variables, batch, key)
+  hidden = np.asarray(hidden).reshape(5, 3, 12)
+  assert (hidden[~np.asarray(mask)] == 0).all()
+  np.testing.assert_array_equal(hidden.sum(axis=(1, 2)), mask.sum(axis=1) * 9)
+  loss = jax.jit(lambda image: objective.loss(variables, dict(batch, image=image), key, 0)[0])
+  noise = jnp.where(mask[:, None, None, :], batch['image'], jnp.nan)
+  assert float(loss(noise)) == float(loss(batch['image']))
+  gradient = np.asarray(jax.jit(jax.grad(loss))(batch['image']))
+  assert (np.moveaxis(gradient, -1, 1)[~np.asarray(mask)] == 0).all()
+
+
+def test_the_loss_falls_when_it_is_minimised():
+  objective, variables, batch = make('channel 2D')
+  adam = optax.adam(1e-2)
+
+  @jax.jit
+  def step(params, moments):
+    loss, grads = jax.value_and_grad(
+        lambda p: objective.loss({'params': p, 'extra': {}}, batch, jax.random.key(0), 0)[0])(params)
+    updates, moments = adam.update(grads, moments)
+    return optax.apply_updates(params, updates), moments, loss
+
+  params, moments = variables['params'], adam.init(variables['params'])
+  losses = []
+  for _ in range(60):
+    params, moments, loss = step(params, moments)
+    losses.append(float(loss))
+  assert losses[-1] < 0.85 * losses[0]
+
+
+def test_pictures_keep_what_was_seen_and_undo_the_patch_normalisation():
+  objective, variables, batch = make('patch 2D')
+  original, masked, filled = map(np.asarray, objective.pictures(variables, batch, jax.random.key(0))['reconstructions'])
+  seen = ~np.isnan(masked)
+  assert 0.2 < seen.mean() < 0.3
+  np.testing.assert_array_equal(filled[seen], original[seen])
+  patches = reference_patches(filled, objective.encoder.patch_size, False)
+  want = reference_patches(original, objective.encoder.patch_size, False)
+  assert np.isfinite(patches).all() and np.abs(patches - want).max() < 20
+
+
+@pytest.mark.parametrize('options,word', [
+    (dict(mask_ratio=1.0), 'mask_ratio'), (dict(mask_channels='share'), "'shared'"), (dict(mask_ratio=0.999), 'hides all')])
+def test_bad_options_are_named(options, word):
+  with pytest.raises(UserError, match=word):
+    make('patch 2D', **options)
+
+
+def test_decoder_heads_must_divide():
+  with pytest.raises(UserError, match='decoder_heads'):
+    MAE(create_model('vit_micro/4', 8, 1), decoder_dim=10, decoder_heads=4)
