@@ -130,6 +130,7 @@ def embed(args: argparse.Namespace) -> dict[str, Any]:
 def export(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the encoder for PyTorch, reads it back, compares, and writes the card."""
   import jax
+
   from jaxmed.interop import layouts, verify
   from jaxmed.load import load
   choose('format', args.format, layouts.FORMATS)
@@ -213,6 +214,7 @@ def doctor(args: argparse.Namespace) -> dict[str, Any]:
   del args
   import jax
   import psutil
+
   from jaxmed.parallel import mesh as mesh_lib
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy')
   versions = {name: importlib.metadata.version(name) for name in packages}

@@ -88,8 +88,8 @@ def infer_heads(dim: int, depth: int, num_heads: int | None) -> int:
     num_heads = known[0] if known else dim // 64
     logger.info('width %d, depth %d: took %d heads', dim, depth, num_heads)
   if num_heads < 1 or dim % num_heads:
-    near = [n for n in range(1, dim + 1) if dim % n == 0]
-    near = min(near, key=lambda n: abs(n - num_heads))
+    divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+    near = min(divisors, key=lambda n: abs(n - num_heads))
     raise UserError(f'num_heads {num_heads} does not divide the width {dim}: nearest is {near}')
   return num_heads
 

@@ -111,7 +111,7 @@ def position_table(model: ViT, params: Params) -> np.ndarray:
 def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
                      image_size: tuple[int, ...] | None) -> dict[str, Any]:
   """Whether the table of `rows` has rows for the prefix tokens, and the image size that is left."""
-  fits = []
+  fits: list[dict[str, Any]] = []
   for no_embed_class in (False, True) if prefix else (False,):
     count = rows if no_embed_class else rows - prefix
     try:

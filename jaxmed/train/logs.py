@@ -24,7 +24,7 @@ class Logs:
     rows = [r for r in read_rows(self.path) if r['step'] <= start]  # a killed run may have gone on past its checkpoint
     write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
     self.latest = {k: v for r in rows for k, v in r.items() if k != 'step'}  # the newest value of each metric
-    self._file = open(self.path, 'a', encoding='utf-8')
+    self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
     from tensorboardX import SummaryWriter
     self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
     self._batch_size, self._steps = batch_size, steps

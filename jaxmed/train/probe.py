@@ -53,7 +53,8 @@ class Probe:
 
   def _loss(self, state: TrainState, source: Any) -> float:
     """The objective's loss without augmentation, always with the same random masks."""
-    size = min(self.config.batch_size, len(source) // mesh_lib.batch_shards(self.mesh) * mesh_lib.batch_shards(self.mesh))
+    shards = mesh_lib.batch_shards(self.mesh)
+    size = min(self.config.batch_size, len(source) // shards * shards)
     if size < 1:
       return float('nan')
     losses = []

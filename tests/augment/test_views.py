@@ -106,7 +106,8 @@ def test_volumes_are_cropped_and_flipped_along_any_axis():
 
 
 @pytest.mark.parametrize('options,word', [
-    (dict(scale=(0.0, 1.0)), 'augment.scale'), (dict(ratio=(2.0, 1.0)), 'augment.ratio'), (dict(flip=(0.5,)), 'augment.flip'),
+    (dict(scale=(0.0, 1.0)), 'augment.scale'), (dict(ratio=(2.0, 1.0)), 'augment.ratio'),
+    (dict(flip=(0.5,)), 'augment.flip'),
     (dict(channel_sampling='hsc'), "'hcs'"), (dict(normalize='corpse'), "'corpus'")])
 def test_bad_options_are_named(options, word):
   with pytest.raises(UserError, match=word):

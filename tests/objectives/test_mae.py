@@ -141,7 +141,8 @@ def test_pictures_keep_what_was_seen_and_undo_the_patch_normalisation():
 
 
 @pytest.mark.parametrize('options,word', [
-    (dict(mask_ratio=1.0), 'mask_ratio'), (dict(mask_channels='share'), "'shared'"), (dict(mask_ratio=0.999), 'hides all')])
+    (dict(mask_ratio=1.0), 'mask_ratio'), (dict(mask_channels='share'), "'shared'"),
+    (dict(mask_ratio=0.999), 'hides all')])
 def test_bad_options_are_named(options, word):
   with pytest.raises(UserError, match=word):
     make('patch 2D', **options)

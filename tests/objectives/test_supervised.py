@@ -16,8 +16,8 @@ RNG = np.random.default_rng(0)
 def make(**options):
   encoder = create_model('channel_vit_micro/4', (8, 8), 2, embed_dim=16, depth=1, num_heads=2)
   objective = Supervised(encoder, num_classes=3, **options)
-  batch = {'image': jnp.asarray(RNG.normal(size=(6, 8, 8, 2)), jnp.float32), 'channels': jnp.tile(jnp.arange(2), (6, 1)),
-           'label': jnp.array([0, 2, 1, -1, 2, 0])}
+  batch = {'image': jnp.asarray(RNG.normal(size=(6, 8, 8, 2)), jnp.float32),
+           'channels': jnp.tile(jnp.arange(2), (6, 1)), 'label': jnp.array([0, 2, 1, -1, 2, 0])}
   return objective, nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch)), batch
 
 
