@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxmed import __version__
 from jaxmed.errors import Stopped, UserError, choose
+from jaxmed.train.signals import raising_on_sigterm
 
 EXIT_USER, EXIT_STOPPED = 2, 75
 
@@ -41,18 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and not argv[0].startswith('-'):
       choose('command', argv[0], VERBS)
     args = _parser().parse_args(argv)
-    verbs = importlib.import_module('jaxmed.verbs')  # only now: --help needs no JAX
-    result = getattr(verbs, {'import': 'import_', 'list': 'list_'}.get(args.verb, args.verb.replace('-', '_')))(args)
+    with raising_on_sigterm():
+      verbs = importlib.import_module('jaxmed.verbs')  # only now: --help needs no JAX
+      result = getattr(verbs, {'import': 'import_', 'list': 'list_'}.get(args.verb, args.verb.replace('-', '_')))(args)
     sys.stdout.write(json.dumps(result['json']) + '\n' if args.json else result.get('text', '') + '\n')
     return 0
   except UserError as e:
     print(f'jaxmed: {" ".join(str(e).split())}', file=sys.stderr)
     return EXIT_USER
-  except (Stopped, KeyboardInterrupt) as e:
-    print(f'jaxmed: stopped by {e or "Ctrl-C"}; everything is saved, go on with --resume', file=sys.stderr, flush=True)
+  except Stopped as e:
+    print(f'jaxmed: stopped by {e}', file=sys.stderr, flush=True)
     sys.stdout.flush()
-    if isinstance(e, Stopped):
-      os._exit(EXIT_STOPPED)  # a compilation may still be running in a thread that nothing can end
+    os._exit(EXIT_STOPPED)  # a compilation may still be running in a thread that nothing can end
+  except KeyboardInterrupt:
+    print('jaxmed: stopped by Ctrl-C; nothing is left half-written', file=sys.stderr, flush=True)
     return EXIT_STOPPED
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +100,7 @@ def _prepare(p: argparse.ArgumentParser) -> None:
   p.add_argument('--labels-from-folders', action='store_true', help="each file's folder is its label")
   p.add_argument('--subject-pattern', help='regular expression whose first group in the path is the subject')
   p.add_argument('--channels', help='names of the channels, comma-separated')
-  p.add_argument('--volumes', choices=('slices', 'volumes'), default='slices', help='cut volumes into slices or not')
+  p.add_argument('--volumes', choices=('slices', 'whole'), default='slices', help='cut volumes into slices or not')
   p.add_argument('--splits', default='0.8,0.1,0.1', help='shares of train, val, test (by subject)')
   p.add_argument('--seed', type=int, default=0)
   p.add_argument('--max-bad', type=float, default=0.0, help='share of unreadable files that is put up with')
