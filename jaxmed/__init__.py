@@ -6,14 +6,14 @@ __version__ = '0.1.0'
 __all__ = ['create_model', 'load']
 
 if TYPE_CHECKING:
-  from jaxmed.load import load
+  from jaxmed.loading import load
   from jaxmed.models import create_model
 
 
 def __getattr__(name: str) -> Any:
   """Imports on first use, so that `jaxmed --help` does not wait for JAX."""
   if name == 'load':
-    from jaxmed.load import load
+    from jaxmed.loading import load
     return load
   if name == 'create_model':
     from jaxmed.models import create_model

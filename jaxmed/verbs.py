@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.evaluate import tables
   from jaxmed.evaluate.report import write_report
   from jaxmed.evaluate.run import evaluate as run
-  from jaxmed.load import load
+  from jaxmed.loading import load
   source = open_source(args.data)
   choose(f'column of {args.data}', args.label, source.table.column_names)
   encoder = load(args.path, args.checkpoint)
@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def embed(args: argparse.Namespace) -> dict[str, Any]:
   """Writes features of a corpus or a folder."""
   from jaxmed.data.sources import open_source
-  from jaxmed.load import load
+  from jaxmed.loading import load
   encoder = load(args.path, args.checkpoint)
   feature = args.feature or encoder.feature
   with tempfile.TemporaryDirectory() as scratch:
@@ -132,7 +132,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
   import jax
 
   from jaxmed.interop import layouts, verify
-  from jaxmed.load import load
+  from jaxmed.loading import load
   choose('format', args.format, layouts.FORMATS)
   encoder = load(args.path, args.checkpoint)
   model = encoder.model

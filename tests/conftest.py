@@ -95,3 +95,12 @@ def trained(corpus, tmp_path_factory) -> pathlib.Path:
   out = tmp_path_factory.mktemp('runs') / 'trained'
   loop.train(TINY | {'data': str(corpus)}, out, quiet=True)
   return out
+
+
+@pytest.fixture(scope='session')
+def server():
+  """Starts real processes of the command quickly, see tests/forks.py."""
+  from tests.forks import Server
+  server = Server()
+  yield server
+  server.close()

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -30,6 +31,7 @@ class Checkpoints:
         preservation_policy=policy, best_fn=lambda m: m.get(best, worst), best_mode=best_mode, read_only=read_only,
         create=not read_only, cleanup_tmp_directories=not read_only)
     self._manager = ocp.CheckpointManager(self.folder, options=options)
+    self._read_only = read_only
 
   def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
     """Starts to save; returns once the state is copied. An existing checkpoint of that step stays."""
@@ -65,16 +67,19 @@ class Checkpoints:
       UserError: nothing readable, or the checkpoint belongs to another model.
     """
     steps = self.steps()
-    if which == 'best' and self.best_step() is not None:
-      steps = [self.best_step()]
+    best = self.best_step()
+    if which == 'best' and best is not None:
+      steps = [best]
     elif which not in ('latest', 'best'):
       if not str(which).isdigit() or int(which) not in steps:
         raise UserError(f'{self.folder} has no checkpoint {which!r}: choose latest, best or one of {steps}')
       steps = [int(which)]
     for step in reversed(steps):
       try:
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-      except (ValueError, OSError, KeyError, TypeError) as e:
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        self._set_aside([s for s in steps if s > step])
+        return state
+      except Exception as e:  # the storage below raises kinds of its own for damaged files
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         mismatch = 'shape' in str(e) or 'structure' in str(e) or 'tree' in str(e).lower()
         if mismatch and len(steps) == 1:
@@ -84,6 +89,15 @@ class Checkpoints:
     if steps:
       raise UserError(f'no checkpoint in {self.folder} is readable: tried {steps}')
     return None
+
+  def _set_aside(self, damaged: list[int]) -> None:
+    """Renames checkpoints that could not be read, so that the run can write those steps again."""
+    if damaged and not self._read_only:
+      for step in damaged:
+        place = self.folder.parent / 'damaged' / f'{step}-{time.time_ns()}'
+        place.parent.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(place)
+      self._manager.reload()
 
   def close(self) -> None:
     """Waits and releases the threads."""

@@ -123,6 +123,8 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
     try:
       state, step = _start(run, checkpoints)
       return _loop(run, state, step, checkpoints)
+    except Stopped as e:
+      raise Stopped(f'{e}; everything is saved, go on with --resume {out}') from e
     finally:
       checkpoints.close()
 
@@ -170,7 +172,7 @@ def _given_weights(config: Any, state: TrainState) -> Any | None:
   """The encoder's weights that `init` names, or None. A UserError tells of another model's."""
   if not config.init:
     return None
-  from jaxmed.load import load
+  from jaxmed.loading import load
   other = load(config.init).params
   shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
   wrong = sorted(set(shape(state.params['encoder']).items()) ^ set(shape(other).items()))

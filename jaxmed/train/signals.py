@@ -46,6 +46,23 @@ def stop_on_signals() -> Iterator[StopFlag]:
       signal.signal(n, handler)
 
 
+@contextlib.contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+  """SIGTERM raises Stopped at once, as Ctrl-C raises KeyboardInterrupt: for work that leaves nothing half-written."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def stop(number: int, frame: Any) -> None:
+    raise Stopped('SIGTERM; nothing is left half-written')
+
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def interruptible(work: Callable[[], Any], flag: StopFlag) -> Any:
   """Runs `work` (a compilation, which no signal handler interrupts) in a thread and returns its result.
 

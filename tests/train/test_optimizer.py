@@ -1,5 +1,6 @@
 """AdamW against optax, and its masks, rates and clipping against NumPy loops over unstacked layers."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,9 +92,8 @@ def test_decay_of_a_real_model():
   from jaxmed import create_model
   model = create_model('channel_vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2, layer_scale=0.1, num_registers=2)
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
-  names = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in jax.tree_util.tree_leaves_with_path(
-      jax.tree.map(lambda x: x.value if hasattr(x, 'value') else x, params, is_leaf=lambda x: hasattr(x, 'names')))
-           if decays(p)}
+  leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(params))
+  names = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in leaves if decays(p)}
   assert len(names) == 5  # patch embedding, qkv, projection, two of the MLP
   assert all(n.endswith('/kernel') for n in names)
 

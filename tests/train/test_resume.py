@@ -1,0 +1,210 @@
+"""A run that was stopped, killed or damaged ends with the weights of one that was not, bit for bit."""
+
+import os
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmed import load
+from jaxmed.data.sources import open_source
+from jaxmed.errors import Stopped, UserError
+from jaxmed.train import loop
+from jaxmed.train.logs import read_rows
+from tests.common import record_indices, same, saved_state, saved_steps, start, words
+from tests.conftest import TINY
+
+LONG = TINY | {'steps': 60, 'checkpoint_every': 4, 'eval_every': 13}
+
+
+def rows_of(run, key='loss'):
+  return [r['step'] for r in read_rows(run / 'metrics.jsonl') if key in r]
+
+
+@pytest.fixture(scope='module')
+def long(corpus, tmp_path_factory):
+  """A run of LONG in one go."""
+  out = tmp_path_factory.mktemp('long') / 'run'
+  start(corpus, out, LONG)
+  return out
+
+
+@pytest.mark.parametrize('changes', [{}, {'method': 'supervised', 'objective': {'mixup': 0.8, 'cutmix': 1.0},
+                                          'loader': {'label': 'tissue'}, 'optimizer': {'ema': 0.9}}],
+                         ids=['mae', 'supervised'])
+def test_7_and_13_equal_20(corpus, tmp_path, monkeypatch, changes):
+  """Parameters, moments, averages, random state, counts, data order and the rows that were logged."""
+  user = TINY | ({'objective': {}} if changes else {})
+  with monkeypatch.context() as m:
+    whole = record_indices(m)
+    start(corpus, tmp_path / 'whole', user, **changes)
+  with monkeypatch.context() as m:
+    first = record_indices(m, stop_at=7)
+    with pytest.raises(Stopped, match='SIGTERM'):
+      start(corpus, tmp_path / 'parts', user, **changes)
+  assert saved_steps(tmp_path / 'parts')[-1] == 7
+  with monkeypatch.context() as m:
+    second = record_indices(m)
+    loop.resume(tmp_path / 'parts', quiet=True)
+  assert min(second) == 8
+  seen = {n: first.get(n) or second[n] for n in range(1, 21)}
+  assert {n: whole[n] for n in seen} == seen
+  same(saved_state(tmp_path / 'whole'), saved_state(tmp_path / 'parts'))
+  losses = [[(r['step'], r['loss']) for r in read_rows(tmp_path / p / 'metrics.jsonl') if 'loss' in r]
+            for p in ('whole', 'parts')]
+  assert losses[0] == losses[1]
+  assert rows_of(tmp_path / 'parts') == list(range(1, 21))
+  assert rows_of(tmp_path / 'parts', 'val_loss') == [10, 20]
+
+
+def test_every_epoch_sees_every_record_once(corpus, tmp_path, monkeypatch):
+  seen = record_indices(monkeypatch)
+  start(corpus, tmp_path / 'run', TINY, steps=16)
+  epochs = [[i for n in range(first, first + 8) for i in seen[n]] for first in (1, 9)]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(64))
+  assert epochs[0] != epochs[1]
+
+
+def test_ten_kills_at_random_moments(server, corpus, long, tmp_path):
+  run, rng = tmp_path / 'run', np.random.default_rng(0)
+  log, argv = run / 'metrics.jsonl', ['train', '--data', corpus, '--out', run, *words(LONG)]
+  steps = []
+  for kill in range(10):
+    fork = server.start(argv, tmp_path)
+    if kill in (1, 5):  # also while it starts: reads, restores, compiles
+      fork.wait_for('device(s)')
+    else:
+      rows = rng.integers(1, 8)
+      begin = max([r['step'] for r in read_rows(log)], default=0)
+      fork.wait_for(f'step {min(begin + rows, 60)}/60')
+    time.sleep(float(rng.uniform(0, 0.15)))
+    fork.signal(signal.SIGKILL)
+    assert fork.wait() in (-9, 0)
+    steps.append(max([r['step'] for r in read_rows(log)], default=0))
+    argv = ['train', '--resume', run]
+  assert server.run(argv, tmp_path)[0] == 0
+  same(saved_state(run), saved_state(long))
+  assert rows_of(run) == list(range(1, 61)), steps
+  assert rows_of(run, 'val_loss') == [13, 26, 39, 52, 60]
+  assert len(set(steps)) > 4  # the kills did fall at different places
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=['SIGTERM', 'Ctrl-C'])
+@pytest.mark.parametrize('moment', ['device(s)', 'step 3/60'], ids=['compiling', 'training'])
+def test_a_signal_to_the_command(server, corpus, long, tmp_path, number, moment):
+  run = tmp_path / 'run'
+  fork = server.start(['train', '--data', corpus, '--out', run, *words(LONG)], tmp_path)
+  fork.wait_for(moment)
+  fork.signal(number)
+  assert fork.wait() == 75
+  last = fork.err.read_text().splitlines()[-1]
+  assert last == f'jaxmed: stopped by {number.name}; everything is saved, go on with --resume {run}'
+  step = saved_steps(run)[-1]
+  assert rows_of(run) == list(range(1, step + 1))
+  if moment == 'device(s)':
+    assert step == 0
+    loop.resume(run, quiet=True)
+    same(saved_state(run), saved_state(long))
+
+
+def test_a_signal_before_training_begins(server, corpus, tmp_path):
+  fork = server.start(['train', '--data', corpus, '--out', tmp_path / 'run', *words(LONG)], tmp_path)
+  fork.signal(signal.SIGTERM)
+  assert fork.wait() in (75, -signal.SIGTERM)  # the fork may not have reached our first line yet
+  assert 'Traceback' not in fork.err.read_text()
+
+
+@pytest.mark.parametrize('where', ['compile', 'probe'])
+def test_a_signal_while_it_compiles_or_evaluates(corpus, trained, tmp_path, monkeypatch, where):
+  def signalled(f):
+    def g(*args, **kwargs):
+      signal.raise_signal(signal.SIGTERM)
+      return f(*args, **kwargs)
+    return g
+
+  with monkeypatch.context() as m:
+    if where == 'compile':  # the handler runs in the main thread, which waits for the compiler's
+      compile_ = loop.setup.Trainer.compile
+      m.setattr(loop.setup.Trainer, 'compile', lambda *a: os.kill(os.getpid(), signal.SIGTERM) or compile_(*a))
+    else:
+      m.setattr(loop.Probe, '_loss', signalled(loop.Probe._loss))
+    with pytest.raises(Stopped, match='SIGTERM'):
+      start(corpus, tmp_path / 'run', TINY)
+  assert saved_steps(tmp_path / 'run')[-1] == {'compile': 0, 'probe': 10}[where]
+  loop.resume(tmp_path / 'run', quiet=True)
+  same(saved_state(tmp_path / 'run'), saved_state(trained))
+
+
+def test_a_finished_run_is_left_as_it_is(trained, tmp_path):
+  run = shutil.copytree(trained, tmp_path / 'run')
+  before = saved_state(run)
+  summary = loop.resume(run, quiet=True)
+  assert summary['steps'] == 20
+  last = [r['loss'] for r in read_rows(run / 'metrics.jsonl') if 'loss' in r][-1]
+  assert summary['loss'] == last
+  same(saved_state(run), before)
+  assert rows_of(run) == list(range(1, 21))
+
+
+@pytest.mark.parametrize('changes, expected', [
+    ({'seed': 1}, 'seed cannot change'), ({'optimizer': {'clip': 1.0}}, 'optimizer.clip cannot change'),
+    ({'loader': {'fit': 'crop'}}, 'loader.fit cannot change'), ({'steps': 30}, 'steps cannot change'),
+    ({'stepps': 30}, "'stepps'.*'steps'"),
+])
+def test_what_may_not_change(trained, tmp_path, changes, expected):
+  before = sorted((p, p.stat().st_mtime_ns) for p in trained.rglob('*'))
+  with pytest.raises(UserError, match=expected):
+    loop.resume(trained, changes, quiet=True)
+  assert sorted((p, p.stat().st_mtime_ns) for p in trained.rglob('*')) == before
+
+
+def test_another_corpus_is_refused(trained, mixed_corpus):
+  with pytest.raises(UserError, match='64 records to train on with channels R, G, B'):
+    loop.resume(trained, {'data': str(mixed_corpus)}, quiet=True)
+
+
+def test_no_run(tmp_path):
+  with pytest.raises(UserError, match=r'is not a run: it has no config.json'):
+    loop.resume(tmp_path, quiet=True)
+
+
+def test_what_may_change(corpus, trained, tmp_path):
+  """A moved corpus, other intervals and threads: the weights stay the same."""
+  run = shutil.copytree(trained, tmp_path / 'run')
+  shutil.rmtree(run / 'checkpoints' / '20')
+  moved = shutil.copytree(corpus, tmp_path / 'moved')
+  loop.resume(run, {'data': str(moved), 'checkpoint_every': 2, 'loader': {'threads': 2}, 'log_every': 1.0}, quiet=True)
+  same(saved_state(run), saved_state(trained))
+
+
+def test_a_run_is_readable_without_its_corpus(corpus, tmp_path):
+  copy = shutil.copytree(corpus, tmp_path / 'corpus')
+  start(copy, tmp_path / 'run', TINY, steps=2)
+  images = np.stack([open_source(corpus)[i]['image'] for i in range(3)])[:, :16, :16]
+  before = load(tmp_path / 'run').embed(images)
+  shutil.rmtree(copy)
+  after = load(tmp_path / 'run').embed(images)
+  assert sorted(before) == ['cls', 'mean', 'patches']
+  same(before, after)
+
+
+def test_init_copies_the_encoder(corpus, trained, tmp_path):
+  """Also into the average of the weights, which is the product of a run that has one."""
+  rate = {'learning_rate': 1e-12, 'optimizer': {'ema': 0.5, 'weight_decay': 0.0}}
+  start(corpus, tmp_path / 'run', TINY, steps=1, init=str(trained), seed=5, **rate)
+  old, new = saved_state(trained), saved_state(tmp_path / 'run')
+  for tree in (new.params, new.average):
+    for path in ('patch_embed', 'channel_embed', 'transformer', 'norm'):
+      close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9)
+      jax.tree.map(close, old.params['encoder'][path], tree['encoder'][path])
+  assert not np.allclose(old.params['decoder']['mask_token'], new.params['decoder']['mask_token'])
+
+
+def test_init_of_another_model(corpus, trained, tmp_path):
+  with pytest.raises(UserError, match='is another model than channel_vit_micro/8') as e:
+    start(corpus, tmp_path / 'run', TINY, init=str(trained), encoder={'embed_dim': 16})
+  assert str(trained) in str(e.value)
+  assert not (tmp_path / 'run').exists()
