@@ -56,7 +56,7 @@ class ViewMaker:
   def __call__(self, rng: jax.Array, batch: dict) -> dict:
     """An augmented view of the batch: image [B, *size, C] float32, other entries as they are.
 
-    `channel_mask` [B, C] is added when channels are sampled.
+    When channels are sampled, `channel_mask` [B, C] says which are shown and `channel_there` which there are.
     """
     crop_key, flip_key, jitter_key, channel_key = jax.random.split(rng, 4)
     image = self._normalized(batch)
@@ -67,6 +67,7 @@ class ViewMaker:
     if self.channel_sampling == 'hcs':
       mask = batch.get('channel_mask')
       mask = jnp.ones(batch['channels'].shape, bool) if mask is None else mask
+      out['channel_there'] = mask
       out['channel_mask'] = channel_lib.hierarchical_channel_sampling(channel_key, mask)
     return out
 

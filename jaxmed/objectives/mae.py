@@ -13,6 +13,7 @@ from jaxmed.models.tokens import Tokens, grid_of, patchify, unpatchify
 from jaxmed.models.vit import ViT
 
 MASK_CHANNELS = ('independent', 'shared')
+UNSAMPLED = ('drop', 'predict')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,8 @@ class MAE:
     mask_ratio: share of a sample's tokens that is hidden.
     norm_pixels: targets are (x - mean) / sqrt(var + 1e-6) of each patch, with the unbiased variance.
     mask_channels: for channel tokens, 'independent' masks a channel, or 'shared' the same positions in all.
+    unsampled: what becomes of channels that channel sampling left out: 'drop', as HCS defines it, or 'predict', so
+      that they are reconstructed from the others (channel masking as in CA-MAE and ChA-MAEViT).
     decoder_*: the decoder, 512 wide with 8 blocks of 16 heads as published.
   """
 
@@ -30,6 +33,7 @@ class MAE:
   mask_ratio: float = 0.75
   norm_pixels: bool = True
   mask_channels: str = 'independent'
+  unsampled: str = 'drop'
   decoder_dim: int = 512
   decoder_depth: int = 8
   decoder_heads: int = 16
@@ -44,6 +48,7 @@ class MAE:
 
   def __post_init__(self):
     choose('objective.mask_channels', self.mask_channels, MASK_CHANNELS)
+    choose('objective.unsampled', self.unsampled, UNSAMPLED)
     if not 0 < self.mask_ratio < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} must lie between 0 and 1')
     if self.decoder_dim % self.decoder_heads:
@@ -69,10 +74,10 @@ class MAE:
     mask = batch.get('channel_mask')
     encoder = self.encoder.init(encoder_key, image, channels, mask)['params']
     tokens = self._tokens(nn.unbox(encoder), batch)
-    _, order, visible, _ = self._mask(mask_key, tokens, batch['channels'].shape[1])
+    _, order, visible, _, there = self._mask(mask_key, tokens, batch)
     latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
     cls = latent[:, :1] if self.encoder.class_token else None
-    decoder = self.decoder.init(decoder_key, cls, latent, visible, order, channels, tokens.valid)['params']
+    decoder = self.decoder.init(decoder_key, cls, latent, visible, order, channels, there)['params']
     return {'params': {'encoder': encoder, 'decoder': decoder}, 'target': {}, 'extra': {}}
 
   def encoder_params(self, variables: dict) -> Any:
@@ -120,34 +125,39 @@ class MAE:
     """Predicted pixels [B, N, P] of every token and which tokens were hidden, [B, N] float."""
     mask_key, drop_key = jax.random.split(rng)
     tokens = self._tokens(params['encoder'], batch)
-    keep, order, visible, hidden = self._mask(mask_key, tokens, batch['channels'].shape[1])
+    keep, order, visible, hidden, there = self._mask(mask_key, tokens, batch)
     seen = tokens.take(keep)
     if tokens.valid is not None:
       seen = dataclasses.replace(seen, valid=visible)
     latent = self.encoder.apply({'params': params['encoder']}, seen, train, method='encode',
                                 rngs={'dropout': drop_key})
     predicted = self.decoder.apply({'params': params['decoder']}, latent.cls, latent.patches, visible, order,
-                                   batch['channels'], tokens.valid)
+                                   batch['channels'], there)
     return predicted, hidden
 
-  def _mask(self, rng: jax.Array, tokens: Tokens, channels: int):
+  def _mask(self, rng: jax.Array, tokens: Tokens, batch: dict):
     """Draws what each sample shows, by sorting noise as the official code does.
 
     Returns:
       keep [B, K] indices of the shown tokens, order [B, N] rank of each token, visible [B, K] bool (False where a
-      sample with missing channels shows fewer than K), hidden [B, N] float.
+      sample with missing channels shows fewer than K), hidden [B, N] float, there [B, N] bool or None: the tokens
+      that the decoder sees.
     """
-    batch, count = tokens.x.shape[:2]
-    together = channels if self.encoder.per_channel and self.mask_channels == 'shared' else 1
+    size, count = tokens.x.shape[:2]
+    together = batch['channels'].shape[1] if self.encoder.per_channel and self.mask_channels == 'shared' else 1
     shown = together * int(count // together * (1 - self.mask_ratio))
     if shown < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} hides all {count} tokens: lower it or the patch size')
-    noise = jnp.tile(jax.random.uniform(rng, (batch, count // together)), (1, together))
-    exists = jnp.ones((batch, count), bool) if tokens.valid is None else tokens.valid
-    noise = jnp.where(exists, noise, jnp.inf)
+    noise = jnp.tile(jax.random.uniform(rng, (size, count // together)), (1, together))
+    sampled = jnp.ones((size, count), bool) if tokens.valid is None else tokens.valid
+    there = tokens.valid
+    if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
+      there = jnp.repeat(batch['channel_there'], count // batch['channels'].shape[1], axis=1)
+    exists = sampled if there is None else there
+    noise = noise + 2.0 * ~sampled + 2.0 * ~exists  # first what may be shown, then what is only predicted
     shuffle = jnp.argsort(noise, axis=1)
     order = jnp.argsort(shuffle, axis=1)
-    quota = exists.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
+    quota = sampled.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
     visible = jnp.arange(shown)[None] < quota
     hidden = (order >= quota) & exists
-    return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32)
+    return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32), there

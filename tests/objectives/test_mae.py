@@ -151,3 +151,19 @@ def test_bad_options_are_named(options, word):
 def test_decoder_heads_must_divide():
   with pytest.raises(UserError, match='decoder_heads'):
     MAE(create_model('vit_micro/4', 8, 1), decoder_dim=10, decoder_heads=4)
+
+
+def test_channels_left_out_by_sampling_can_be_predicted_from_the_others():
+  objective, variables, batch = make('channel 2D', unsampled='predict')
+  there = jnp.array([[True] * 3, [True] * 3, [True, True, False], [True] * 3, [False, True, True]])
+  shown = jnp.array([[True, False, False], [True] * 3, [False, True, False], [True, True, False], [False, True, False]])
+  batch = dict(batch, channel_mask=shown, channel_there=there)
+  key = jax.random.key(4)
+  hidden = hidden_of(objective, variables, batch, key).reshape(5, 3, 12)
+  assert (hidden[~np.asarray(there)] == 0).all()
+  assert (hidden[np.asarray(there & ~shown)] == 1).all()  # all of a channel that is there and was not shown
+  np.testing.assert_array_equal(hidden.sum(axis=(1, 2)), there.sum(axis=1) * 12 - shown.sum(axis=1) * 3)
+  loss = jax.jit(jax.grad(lambda image: objective.loss(variables, dict(batch, image=image), key, 0)[0]))
+  gradient = np.moveaxis(np.asarray(loss(batch['image'])), -1, 1)
+  assert (gradient[~np.asarray(shown)] == 0).all()  # what was not shown is not looked at
+  assert (np.abs(gradient[np.asarray(shown)]).max(axis=(1, 2)) > 0).all()
