@@ -38,7 +38,8 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     try:
-      self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+      args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+      self._manager.save(step, args=args, metrics=metrics, force=True)
     except OSError as e:
       raise UserError(f'cannot write checkpoint {self.folder / str(step)}: {e.strerror or e}') from e
 
@@ -74,21 +75,25 @@ class Checkpoints:
       if not str(which).isdigit() or int(which) not in steps:
         raise UserError(f'{self.folder} has no checkpoint {which!r}: choose latest, best or one of {steps}')
       steps = [int(which)]
+    failed: dict[int, str] = {}
     for step in reversed(steps):
       try:
-        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        self._set_aside([s for s in steps if s > step])
-        return state
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state = self._manager.restore(step, args=args)['state']
       except Exception as e:  # the storage below raises kinds of its own for damaged files
-        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-        mismatch = 'shape' in str(e) or 'structure' in str(e) or 'tree' in str(e).lower()
-        if mismatch and len(steps) == 1:
-          raise UserError(f'checkpoint {self.folder / str(step)} belongs to another model or method: {reason}') from e
-        print(f'warning: checkpoint {self.folder / str(step)} is not readable, trying the one before it: {reason}',
+        failed[step] = ' '.join(str(e).split())[:200] or type(e).__name__
+        continue
+      for bad, reason in failed.items():
+        print(f'warning: checkpoint {self.folder / str(bad)} is not readable, trying the one before it: {reason}',
               file=sys.stderr)
-    if steps:
-      raise UserError(f'no checkpoint in {self.folder} is readable: tried {steps}')
-    return None
+      self._set_aside(list(failed))
+      return state
+    if not steps:
+      return None
+    step, reason = next(iter(failed.items()))
+    if all(any(word in r.lower() for word in ('shape', 'structure', 'tree')) for r in failed.values()):
+      raise UserError(f'checkpoint {self.folder / str(step)} belongs to another model or method: {reason}')
+    raise UserError(f'no checkpoint in {self.folder} is readable (tried {sorted(failed)}): {reason}')
 
   def _set_aside(self, damaged: list[int]) -> None:
     """Renames checkpoints that could not be read, so that the run can write those steps again."""

@@ -1,5 +1,6 @@
 """Which checkpoints stay, that they hold what the step held, and what becomes of damaged ones."""
 
+import dataclasses
 import itertools
 import shutil
 
@@ -75,13 +76,13 @@ def truncate(path, keep=0.5):
 
 
 DAMAGES = {
-    'array cut': lambda f: [truncate(p) for p in (f / 'default' / 'ocdbt.process_0' / 'd').iterdir()],
-    'arrays lost': lambda f: shutil.rmtree(f / 'default' / 'ocdbt.process_0'),
-    'data lost': lambda f: [shutil.rmtree(f / 'default' / 'd'), shutil.rmtree(f / 'default' / 'ocdbt.process_0' / 'd')],
-    'manifest empty': lambda f: truncate(f / 'default' / 'manifest.ocdbt', 0),
-    'metadata cut': lambda f: truncate(f / 'default' / '_METADATA'),
-    'metadata lost': lambda f: (f / 'default' / '_METADATA').unlink(),
-    'state lost': lambda f: shutil.rmtree(f / 'default'),
+    'array cut': lambda f: [truncate(p) for p in (f / 'state' / 'ocdbt.process_0' / 'd').iterdir()],
+    'arrays lost': lambda f: shutil.rmtree(f / 'state' / 'ocdbt.process_0'),
+    'data lost': lambda f: [shutil.rmtree(f / 'state' / 'd'), shutil.rmtree(f / 'state' / 'ocdbt.process_0' / 'd')],
+    'manifest empty': lambda f: truncate(f / 'state' / 'manifest.ocdbt', 0),
+    'metadata cut': lambda f: truncate(f / 'state' / '_METADATA'),
+    'metadata lost': lambda f: (f / 'state' / '_METADATA').unlink(),
+    'state lost': lambda f: shutil.rmtree(f / 'state'),
 }
 
 
@@ -121,14 +122,23 @@ def test_half_written_folders_are_ignored(run, trained):
   same(saved_state(run), saved_state(trained))
 
 
-def test_another_models_checkpoint(run, tmp_path, corpus):
-  start(corpus, tmp_path / 'other', TINY, steps=1, encoder={'embed_dim': 16})
-  for step in (15, 20):
-    shutil.rmtree(run / 'checkpoints' / str(step))
-  shutil.copytree(tmp_path / 'other' / 'checkpoints' / '1', run / 'checkpoints' / '1')
+@pytest.mark.parametrize('change', ['width', 'depth', 'method'])
+def test_another_models_checkpoint(run, change):
+  state = saved_state(run)
+  if change == 'method':
+    state = dataclasses.replace(state, params={'encoder': state.params['encoder'], 'head': {'bias': np.zeros(2)}})
+  else:
+    cut = (lambda x: x[:1]) if change == 'depth' else lambda x: x[..., :8]
+    state = dataclasses.replace(state, params=jax.tree.map(cut, state.params))
+  shutil.rmtree(run / 'checkpoints')
+  checkpoints = Checkpoints(run)
+  for step in (1, 2):
+    checkpoints.save(step, jax.tree.map(jnp.asarray, state), {})
+  checkpoints.close()
   with pytest.raises(UserError, match='belongs to another model') as e:
     load(run)
   assert '\n' not in str(e.value)
+  assert str(run / 'checkpoints' / '2') in str(e.value)
 
 
 def test_a_run_without_checkpoints(run):

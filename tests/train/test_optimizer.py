@@ -90,7 +90,8 @@ def test_which_parameters_decay():
 def test_decay_of_a_real_model():
   """Every dense kernel of the models ends in 'kernel', and nothing else of rank 2 or more in it decays."""
   from jaxmed import create_model
-  model = create_model('channel_vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2, layer_scale=0.1, num_registers=2)
+  model = create_model('channel_vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2, layer_scale=0.1,
+                       num_registers=2)
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
   leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(params))
   names = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in leaves if decays(p)}
