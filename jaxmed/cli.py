@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake (one line says what), 75 stopped by a s
 """
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ from jaxmed.errors import Stopped, UserError, choose
 from jaxmed.train.signals import raising_on_sigterm
 
 EXIT_USER, EXIT_STOPPED = 2, 75
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if argv and not argv[0].startswith('-'):
       choose('command', argv[0], VERBS)
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     with raising_on_sigterm():
       verbs = importlib.import_module('jaxmed.verbs')  # only now: --help needs no JAX
       result = getattr(verbs, {'import': 'import_', 'list': 'list_'}.get(args.verb, args.verb.replace('-', '_')))(args)
@@ -50,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UserError as e:
     print(f'jaxmed: {" ".join(str(e).split())}', file=sys.stderr)
     return EXIT_USER
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except OSError as e:
+    if e.errno not in _DISK:
+      raise
+    print(f'jaxmed: cannot write {e.filename or "to disk"}: {e.strerror}', file=sys.stderr)
+    return EXIT_USER
   except Stopped as e:
     print(f'jaxmed: stopped by {e}', file=sys.stderr, flush=True)
     sys.stdout.flush()
@@ -57,16 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print('jaxmed: stopped by Ctrl-C; nothing is left half-written', file=sys.stderr, flush=True)
     return EXIT_STOPPED
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _quiet_libraries() -> None:
   """Libraries below report through absl and warnings; what a user must know is said by us."""
   import logging
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   logging.getLogger('jax').setLevel(logging.ERROR)
+
+
+def _positive(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise ValueError
+  return value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,6 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     _OPTIONS[name](verb)
     verb.add_argument('--json', action='store_true', help='print one JSON object on stdout')
   return parser
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+  """argparse gives a list of words up at the first option; here they may stand on both sides of it."""
+  args, rest = _parser().parse_known_args(argv)
+  if args.verb == 'train':
+    args.words += [word for word in rest if not word.startswith('-')]
+    rest = [word for word in rest if word.startswith('-')]
+  if rest:
+    raise UserError(f'{args.verb} does not know {" ".join(rest)} (see jaxmed {args.verb} --help)')
+  return args
 
 
 def _prepare(p: argparse.ArgumentParser) -> None:
@@ -125,7 +150,7 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
   p.add_argument('--label', required=True, metavar='COLUMN', help='column of the manifest')
   p.add_argument('--out', help='file for the results; in a run also RUN/evaluation.json and the report')
   p.add_argument('--feature', choices=('cls', 'mean'), help='the vector to judge; the method\'s own by default')
-  p.add_argument('--batch-size', type=int, default=64)
+  p.add_argument('--batch-size', type=_positive, default=64)
   p.add_argument('--seed', type=int, default=0)
 
 
@@ -136,7 +161,7 @@ def _embed(p: argparse.ArgumentParser) -> None:
   p.add_argument('--feature', choices=('cls', 'mean'))
   p.add_argument('--split', help='of a corpus: only this split')
   p.add_argument('--channels', help='names of the channels of a folder, comma-separated')
-  p.add_argument('--batch-size', type=int, default=64)
+  p.add_argument('--batch-size', type=_positive, default=64)
 
 
 def _export(p: argparse.ArgumentParser) -> None:

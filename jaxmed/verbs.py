@@ -58,8 +58,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
       raise UserError('give --out RUN, the directory to make, or --resume RUN')
     user = config.merge(user, changes)
     loop.check_new(args.out)
-    user['data'] = _corpus(str(user.get('data', '')), args.out)
-    summary = loop.train(user, args.out)
+    given = str(user.get('data', ''))
+    user['data'] = _corpus(given, args.out)
+    try:
+      summary = loop.train(user, args.out)
+    finally:
+      if user['data'] != given and not (pathlib.Path(args.out) / 'config.json').exists():
+        shutil.rmtree(args.out)  # the run never began: the corrected command finds the place free
   text = (f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s\n'
           f'run: {summary["run"]}\nreport: {summary["run"]}/report.html')
   return {'json': summary, 'text': text}
@@ -76,8 +81,10 @@ def _corpus(data: str, out: str) -> str:
     return data
   from jaxmed.data.prepare import prepare as run
   target = pathlib.Path(out) / 'corpus'
-  print(f'preparing {data} into {target}', file=sys.stderr)
-  run([data], target, progress=sys.stderr.isatty())
+  if target.exists():
+    raise UserError(f'{target} exists: give --data {target} to train on it, or remove it')
+  summary = run([data], target, progress=sys.stderr.isatty())
+  print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
   return str(target)
 
 
@@ -174,6 +181,8 @@ def import_(args: argparse.Namespace) -> dict[str, Any]:
 def report(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the report of a run again."""
   from jaxmed.evaluate.report import write_report
+  from jaxmed.train import setup
+  setup.load(args.path)
   path = write_report(args.path)
   return {'json': {'report': str(path)}, 'text': str(path)}
 

@@ -88,6 +88,9 @@ class Encoder:
     Rows are resized to the native grid; they may have different channels.
     """
     rows: dict[str, list[np.ndarray]] = {}
+    sets = {tuple(names) for names in source.table.column('channels').to_pylist()}
+    for names in sets if not self.model.per_channel else ():
+      self.channel_ids(names, len(names))
     batch_size = min(batch_size, max(len(source), 1))
     batches = eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.vocabulary)
     for batch in batches:

@@ -1,10 +1,12 @@
 """Orbax checkpoints of a run: asynchronous, atomic, the latest and the best kept, a damaged one passed over."""
 
 import pathlib
+import shutil
 import sys
 import time
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -37,6 +39,10 @@ class Checkpoints:
     """Starts to save; returns once the state is copied. An existing checkpoint of that step stays."""
     if step in self._manager.all_steps():
       return
+    size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
+    if size > free:  # told before the storage below fails in its own words, half-way
+      raise UserError(f'No space left for checkpoint {self.folder / str(step)}: it takes {size / 1e6:.1f} MB, '
+                      f'{free / 1e6:.1f} MB are free; make room, then go on with --resume {self.folder.parent}')
     try:
       args = ocp.args.Composite(state=ocp.args.StandardSave(state))
       self._manager.save(step, args=args, metrics=metrics, force=True)

@@ -1,5 +1,6 @@
 """What people see of a run: metrics.jsonl, TensorBoard events, a progress bar or plain lines."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -83,7 +84,8 @@ class Logs:
   def close(self) -> None:
     """Flushes everything."""
     self._file.close()
-    self._events.close()
+    with contextlib.suppress(OSError):  # a full disk: the rows are in metrics.jsonl
+      self._events.close()
     if self._bar is not None:
       self._bar.close()
 

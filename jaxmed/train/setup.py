@@ -21,6 +21,9 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
+# Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator.
+CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
@@ -131,7 +134,7 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
                     f'microbatches: nearest is {near}')
   config.batch_size = batch
   if not config.steps:
-    budget = 20_000 if on_cpu else 5_000_000  # images seen
+    budget = CPU_IMAGES if on_cpu else ACCELERATOR_IMAGES
     config.epochs = config.epochs or float(np.clip(budget / spec.rows, 1, 400))
     config.steps = max(1, math.ceil(config.epochs * spec.rows / batch))
   config.epochs = config.steps * batch / spec.rows
@@ -243,7 +246,14 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
   run = pathlib.Path(run)
   if not (run / 'config.json').is_file():
     raise UserError(f'{run} is not a run: it has no config.json')
-  config = config_lib.from_dict(files.read_json(run / 'config.json'))
-  values: dict[str, Any] = files.read_json(run / 'data.json')
-  fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-  return config, DataSpec(**fields)
+  values = files.read_json(run / 'config.json')
+  have = config_lib.flat(config_lib.from_dict(values)) if isinstance(values, dict) else {}
+  lost = [key for key in config_lib.flat(config_lib.base()) if key not in have]
+  if lost:
+    raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
+  data = files.read_json(run / 'data.json')
+  try:
+    spec = DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+  except (TypeError, AttributeError) as e:
+    raise UserError(f'{run / "data.json"} is damaged or of another version: {e}') from e
+  return config_lib.from_dict(values), spec
