@@ -26,7 +26,8 @@ class MAE:
     mask_channels: for channel tokens, 'independent' masks a channel, or 'shared' the same positions in all.
     unsampled: what becomes of channels that channel sampling left out: 'drop', as HCS defines it, or 'predict', so
       that they are reconstructed from the others (channel masking as in CA-MAE and ChA-MAEViT).
-    decoder_*: the decoder, 512 wide with 8 blocks of 16 heads as published.
+    decoder_*: width, blocks and heads of the decoder. 0 follows the encoder: 512, 8 and 16 as published where it is
+      768 wide or more; its own width, 4 blocks (2 below 384) and heads of 32 where it is narrower.
   """
 
   encoder: ViT
@@ -34,9 +35,9 @@ class MAE:
   norm_pixels: bool = True
   mask_channels: str = 'independent'
   unsampled: str = 'drop'
-  decoder_dim: int = 512
-  decoder_depth: int = 8
-  decoder_heads: int = 16
+  decoder_dim: int = 0
+  decoder_depth: int = 0
+  decoder_heads: int = 0
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
   FEATURE: ClassVar[str] = 'mean'
@@ -51,20 +52,29 @@ class MAE:
     choose('objective.unsampled', self.unsampled, UNSAMPLED)
     if not 0 < self.mask_ratio < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} must lie between 0 and 1')
-    if self.decoder_dim % self.decoder_heads:
-      raise UserError(f'objective.decoder_heads {self.decoder_heads} does not divide decoder_dim {self.decoder_dim}')
+    dim, _, heads = self._decoder_size
+    if dim % heads:
+      raise UserError(f'objective.decoder_heads {heads} does not divide decoder_dim {dim}')
+
+  @property
+  def _decoder_size(self) -> tuple[int, int, int]:
+    width = self.encoder.embed_dim
+    dim = self.decoder_dim or min(width, 512)
+    depth = self.decoder_depth or (8 if width >= 768 else 4 if width >= 384 else 2)
+    return dim, depth, self.decoder_heads or max(dim // 32, 1)
 
   @property
   def decoder(self) -> Decoder:
     """The decoder that goes with the encoder."""
     e = self.encoder
+    dim, depth, heads = self._decoder_size
     pixels = 1
     for n in e.patch_size:
       pixels *= n
     return Decoder(
         grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
-        vocabulary=e.in_channels if e.per_channel else 0, embed_dim=self.decoder_dim, depth=self.decoder_depth,
-        num_heads=self.decoder_heads, kernel_init=e.kernel_init, remat=e.remat, dtype=e.dtype)
+        vocabulary=e.in_channels if e.per_channel else 0, embed_dim=dim, depth=depth, num_heads=heads,
+        kernel_init=e.kernel_init, remat=e.remat, dtype=e.dtype)
 
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views."""
