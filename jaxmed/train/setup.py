@@ -253,7 +253,8 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
     raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
   data = files.read_json(run / 'data.json')
   try:
-    spec = DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    spec = DataSpec(**fields)
   except (TypeError, AttributeError) as e:
     raise UserError(f'{run / "data.json"} is damaged or of another version: {e}') from e
   return config_lib.from_dict(values), spec
