@@ -1,6 +1,7 @@
 """What each verb of the command does: it calls the rooms and returns {'json': ..., 'text': ...} to print."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -8,7 +9,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,34 +59,38 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
       raise UserError('give --out RUN, the directory to make, or --resume RUN')
     user = config.merge(user, changes)
     loop.check_new(args.out)
-    given = str(user.get('data', ''))
-    user['data'] = _corpus(given, args.out)
-    try:
-      summary = loop.train(user, args.out)
-    finally:
-      if user['data'] != given and not (pathlib.Path(args.out) / 'config.json').exists():
-        shutil.rmtree(args.out)  # the run never began: the corrected command finds the place free
+    with _corpus(str(user.get('data', '')), pathlib.Path(args.out)) as corpus:
+      summary = loop.train(user | {'data': corpus}, args.out)
   text = (f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s\n'
           f'run: {summary["run"]}\nreport: {summary["run"]}/report.html')
   return {'json': summary, 'text': text}
 
 
-def _corpus(data: str, out: str) -> str:
-  """The corpus itself, or one prepared in the run directory from a folder of images."""
+@contextlib.contextmanager
+def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
+  """The corpus itself, or one prepared in the run directory from a folder of images.
+
+  That one is removed when the run does not begin, so that the corrected command finds the place free.
+  """
   if not data:
     raise UserError('nothing to train on: give --data with a corpus or a folder of images')
-  place = pathlib.Path(data)
+  place, target = pathlib.Path(data), run / 'corpus'
   if not place.exists():
     raise UserError(f'{data} does not exist: expected a corpus or a folder of images')
   if (place / 'manifest.parquet').exists():
-    return data
-  from jaxmed.data.prepare import prepare as run
-  target = pathlib.Path(out) / 'corpus'
+    yield data
+    return
   if target.exists():
     raise UserError(f'{target} exists: give --data {target} to train on it, or remove it')
-  summary = run([data], target, progress=sys.stderr.isatty())
-  print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
-  return str(target)
+  from jaxmed.data.prepare import prepare as prepare_
+  new = not run.exists()
+  try:
+    summary = prepare_([data], target, progress=sys.stderr.isatty())
+    print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
+    yield str(target)
+  finally:
+    if not (run / 'config.json').exists():
+      shutil.rmtree(run if new else target, ignore_errors=True)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
