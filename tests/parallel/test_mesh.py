@@ -1,0 +1,70 @@
+"""How logical axes become shardings: pure functions of sizes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from jaxmed.errors import UserError
+from jaxmed.parallel import mesh as m
+from jaxmed.parallel import process
+
+
+@pytest.mark.parametrize('sizes', [{'data': 0}, {'data': 1}, {'replica': 1, 'data': 0, 'fsdp': 1, 'tensor': 1}, {}])
+def test_one_device(sizes):
+  mesh = m.make_mesh(sizes)
+  assert dict(mesh.shape) == {'replica': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
+  assert m.batch_shards(mesh) == 1
+
+
+@pytest.mark.parametrize('sizes', [{'data': 2}, {'data': 0, 'fsdp': 0}, {'tensor': 8}, {'data': -1}, {'data': 0, 'fsdp': 3}])
+def test_what_does_not_fit(sizes):
+  with pytest.raises(UserError, match=r'mesh .* does not fit 1 devices: the sizes must multiply to 1'):
+    m.make_mesh(sizes)
+
+
+def spec(names, shape, **sizes):
+  """The sharding of one parameter on a mesh that need not exist."""
+  mesh = AbstractMesh(tuple(({a: 1 for a in m.AXES} | sizes).values()), m.AXES)
+  boxed = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+  return m.shardings({'x': boxed}, mesh)['x'].spec
+
+
+@pytest.mark.parametrize('names, shape, sizes, want', [
+    (('embed', 'mlp'), (8, 32), dict(fsdp=4, tensor=2), P('fsdp', 'tensor')),
+    (('embed', 'mlp'), (8, 32), dict(fsdp=4), P('fsdp', None)),
+    (('embed', 'mlp'), (6, 32), dict(fsdp=4, tensor=2), P(None, 'tensor')),  # 6 does not divide by 4
+    (('layers', 'embed', 'heads', None), (3, 8, 4, 2), dict(fsdp=4, tensor=4), P(None, 'fsdp', 'tensor', None)),
+    (('embed', 'embed'), (8, 8), dict(fsdp=4), P('fsdp', None)),  # an axis is used once
+    ((None, 'somewhere'), (8, 8), dict(fsdp=4, tensor=2), P(None, None)),
+    (('embed',), (8,), dict(data=8), P(None)),
+])
+def test_rules(names, shape, sizes, want):
+  assert spec(names, shape, **sizes) == want
+
+
+def test_plain_leaves_are_everywhere():
+  mesh = AbstractMesh((1, 2, 2, 1), m.AXES)
+  got = m.shardings({'step': jax.ShapeDtypeStruct((), jnp.int32)}, mesh)
+  assert got['step'].spec == P()
+  assert m.batch_shards(mesh) == 4
+
+
+def test_put_batch():
+  mesh = m.make_mesh({'data': 0})
+  batch = {'image': np.arange(24, dtype=np.uint8).reshape(4, 2, 3), 'label': np.arange(4, dtype=np.int32)}
+  got = m.put_batch(batch, mesh)
+  assert got['image'].sharding == m.batch_sharding(mesh)
+  assert got['image'].dtype == np.uint8
+  jax.tree.map(np.testing.assert_array_equal, got, batch)
+
+
+def test_one_process():
+  process.start()  # nothing to join
+  assert jax.process_count() == 1
+  assert process.is_main()
+  assert process.any_process(True) is True
+  assert process.any_process(False) is False
