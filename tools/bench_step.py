@@ -105,9 +105,10 @@ def jax_step(case: Case) -> Callable[[], None]:
   size = (case.size, case.size)
   if case.mae:
     encoder = create_model(case.model, size, case.channels, pos='sincos', kernel_init='xavier_uniform')
-    objective = MAE(encoder, MASK_RATIO, True, 'independent', DECODER['dim'], DECODER['depth'], DECODER['heads'])
+    objective = MAE(encoder, mask_ratio=MASK_RATIO, **{f'decoder_{k}': v for k, v in DECODER.items()})
   else:
-    objective = Supervised(create_model(case.model, size, case.channels), CLASSES, label_smoothing=LABEL_SMOOTHING)
+    objective = Supervised(create_model(case.model, size, case.channels), num_classes=CLASSES,
+                           label_smoothing=LABEL_SMOOTHING)
   optimizer = Optimizer(RATE, 1000, b1=BETAS[0], b2=BETAS[1], weight_decay=DECAY)
   zeros, ones = (0.0,) * case.channels, (1.0,) * case.channels
   view = ViewMaker(size, zeros, ones, 'corpus', scale=(1.0, 1.0), flip=(0.0, 0.0))

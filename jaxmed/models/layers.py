@@ -82,10 +82,11 @@ class Attention(nn.Module):
     head_dim = dim // self.num_heads
     qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
                 self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    if angles is not None:
-      q, k = pos.rotate(q, angles), pos.rotate(k, angles)
-    out = kernels.attention(q, k, v, mask)  # [B, N, H, Dh]
+    if angles is None:
+      out = kernels.self_attention(qkv, mask)  # [B, N, H, Dh]
+    else:
+      q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+      out = kernels.attention(pos.rotate(q, angles), pos.rotate(k, angles), v, mask)
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
 
 
