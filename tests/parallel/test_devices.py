@@ -69,7 +69,7 @@ def losses(run):
 
 
 def alike(a, b):
-  """Equal moments and, but for a few, weights: where a gradient is zero (biases of keys), Adam's step is its rounding."""
+  """Equal moments and, but for few, weights: where a gradient is zero (biases of keys), Adam's step is its rounding."""
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), a.moments, b.moments)
   off = np.concatenate([np.ravel(np.abs(x - y)) for x, y in zip(
       jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)])
