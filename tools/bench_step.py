@@ -1,14 +1,18 @@
-"""Times one training step of jaxmed beside PyTorch's on the same CPU cores, alternating, and prints median ratios.
+"""Times one training step of jaxmed beside PyTorch's on the same CPU cores, alternating; prints median ratios.
 
-Each side lives in a process of its own and waits on a pipe while the other computes, so neither's idle threads take
-the other's cores. A step is forward, loss, backward and AdamW in float32 on images that are already in memory;
-augmentation is off, dropout and stochastic depth are 0 on both sides. jaxmed runs `Trainer.compile` as training does
-(which also counts gradient norms and skips non-finite updates). PyTorch runs eager, with its fused attention
-(scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer, and MAE and ChannelViT stated here in
-torch from their definitions on timm's blocks.
+Each side lives in a process of its own and waits on a pipe while the other computes, so neither's idle threads
+take the other's cores. A step is forward, loss, backward and AdamW in float32 on images that are already in
+memory; augmentation is off, dropout and stochastic depth are 0 on both sides. jaxmed runs `Trainer.compile` as
+training does (which also takes gradient norms and skips non-finite updates). PyTorch runs eager, with its fused
+attention (scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer, and MAE and ChannelViT
+stated here in torch from their definitions on timm's blocks.
 
-The bound is what the step would take if its matrix products alone ran at the better of the two sides' rates for a
-product of 2048 x 2048 x 2048, measured in the same rounds.
+The bound is what the step would take if its matrix products alone ran at the better of the two sides' rates for
+a product of 2048 x 2048 x 2048, measured just before.
+
+XLA asks for its scratch memory anew at each step, and Linux hands it over page by page; --huge-pages sets
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for both sides, which makes the pages 512 times fewer. The setting works for
+training too, put before the command.
 
 Example:
   python tools/bench_step.py --cases vit_tiny,vit_tiny_mae --rounds 7 --json bench.json
@@ -59,7 +63,7 @@ class Case:
 
   @property
   def flops(self) -> float:
-    """Operations of the matrix products of a step: 2 a multiply-add, the backward pass counted as two forward."""
+    """Operations of the matrix products of a step: 2 a multiply-add, backward counted as two forward."""
     pixels = self.patch**2 * (1 if self.per_channel else self.channels)
     shown = 1 + (int(self.tokens * (1 - MASK_RATIO)) if self.mae else self.tokens)
     forward = _transformer(shown, self.dim, self.depth)
@@ -80,8 +84,8 @@ def _transformer(tokens: int, dim: int, depth: int) -> int:
 CASES = {
     'vit_tiny': Case('vit_tiny/16', 192, 3, 16),
     'vit_small': Case('vit_small/16', 384, 6, 8),
-    'vit_tiny_mae': Case('vit_tiny/16', 192, 3, 8, mae=True),
-    'vit_small_mae': Case('vit_small/16', 384, 6, 8, mae=True),
+    'vit_tiny_mae': Case('vit_tiny/16', 192, 3, 4, mae=True),
+    'vit_small_mae': Case('vit_small/16', 384, 6, 4, mae=True),
     'channel_vit_small_3': Case('channel_vit_small/16', 384, 6, 2, channels=3),
     'channel_vit_small_8': Case('channel_vit_small/16', 384, 6, 1, channels=8),
 }
@@ -162,12 +166,13 @@ def torch_step(case: Case) -> Callable[[], None]:
 def _torch_vit(case: Case) -> Any:
   from timm.models.vision_transformer import VisionTransformer
 
-  return VisionTransformer(img_size=case.size, patch_size=case.patch, in_chans=case.channels, embed_dim=case.dim,
-                           depth=case.depth, num_heads=case.heads, num_classes=CLASSES)
+  return VisionTransformer(
+      img_size=case.size, patch_size=case.patch, in_chans=case.channels, embed_dim=case.dim, depth=case.depth,
+      num_heads=case.heads, num_classes=CLASSES)
 
 
 def _torch_channel_vit(case: Case) -> Any:
-  """ChannelViT with a linear head: a shared projection, channel embeddings, positions shared by all channels."""
+  """ChannelViT with a linear head: projection and positions shared by all channels, channel embeddings."""
   import torch
   from timm.models.vision_transformer import Block
   from torch import nn
@@ -323,14 +328,17 @@ def _limit(threads: int) -> None:
 class Worker:
   """One side's process."""
 
-  def __init__(self, side: str, threads: int):
+  def __init__(self, side: str, threads: int, huge_pages: bool):
     names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
     env = dict(os.environ, JAX_PLATFORMS='cpu', OMP_WAIT_POLICY='PASSIVE', **{n: str(threads) for n in names})
+    if huge_pages:
+      env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env['PYTHONPATH'] = os.pathsep.join(filter(None, [root, env.get('PYTHONPATH')]))
     command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads)]
     self.side = side
-    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    self.process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
   def ask(self, verb: str, value: str | int) -> list[float]:
     """Sends a request and waits for the seconds."""
@@ -365,7 +373,8 @@ def compare(name: str, sides: list[Worker], rounds: int, each: int) -> dict[str,
   pairs = sorted(t / j for t, j in zip(seconds['torch'], seconds['jax'], strict=True))
   mid = {side: statistics.median(times) for side, times in seconds.items()}
   return {
-      'case': name, 'batch': case.batch, 'tokens': case.tokens, 'channels': case.channels, 'gflop': case.flops / 1e9,
+      'case': name, 'batch': case.batch, 'tokens': case.tokens, 'channels': case.channels,
+      'gflop': case.flops / 1e9,
       'ratio': statistics.median(pairs), 'ratio_low': pairs[0], 'ratio_high': pairs[-1],
       'jax_seconds': mid['jax'], 'torch_seconds': mid['torch'],
       'jax_images_per_second': case.batch / mid['jax'], 'torch_images_per_second': case.batch / mid['torch'],
@@ -378,9 +387,10 @@ def main() -> None:
   """Runs the chosen cases and prints a table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--cases', default=','.join(CASES), help='comma-separated, of: ' + ', '.join(CASES))
-  parser.add_argument('--rounds', type=int, default=7, help='alternations a case (default 7)')
-  parser.add_argument('--each', type=int, default=2, help='steps a round, of which the faster counts (default 2)')
+  parser.add_argument('--rounds', type=int, default=5, help='alternations a case (default 5)')
+  parser.add_argument('--each', type=int, default=2, help='steps a round; the faster counts (default 2)')
   parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='cores of each side')
+  parser.add_argument('--huge-pages', action='store_true', help='both sides use huge pages (Linux, glibc)')
   parser.add_argument('--json', default='', help='write the results here')
   parser.add_argument('--worker', choices=('jax', 'torch'), help=argparse.SUPPRESS)
   options = parser.parse_args()
@@ -391,24 +401,27 @@ def main() -> None:
   unknown = [n for n in names if n not in CASES]
   if unknown:
     parser.error(f'unknown case {unknown[0]!r}: choose of {", ".join(CASES)}')
-  sides = [Worker('jax', options.threads), Worker('torch', options.threads)]
-  print(f'float32, {options.threads} threads a side, {options.rounds} alternating rounds; ratio > 1: jaxmed is faster')
-  print(f'{"case":20} {"batch":>5} {"ratio":>6} {"(range)":>13} {"jaxmed s":>9} {"torch s":>8} {"jaxmed/s":>9} '
-        f'{"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
+  sides = [Worker(side, options.threads, options.huge_pages) for side in ('jax', 'torch')]
+  pages = ', huge pages' if options.huge_pages else ''
+  print(f'float32, {options.threads} threads a side, {options.rounds} alternating rounds{pages}; '
+        'ratio > 1: jaxmed is faster')
+  print(f'{"case":20} {"batch":>5} {"ratio":>6} {"(range)":>13} {"jaxmed s":>9} {"torch s":>8} '
+        f'{"jaxmed/s":>9} {"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
   rows = []
   for name in names:
     r = compare(name, sides, options.rounds, options.each)
     rows.append(r)
     spread = f'{r["ratio_low"]:.2f}-{r["ratio_high"]:.2f}'
-    print(f'{name:20} {r["batch"]:5} {r["ratio"]:6.2f} {spread:>13} {r["jax_seconds"]:9.3f} {r["torch_seconds"]:8.3f} '
-          f'{r["jax_images_per_second"]:9.2f} {r["torch_images_per_second"]:8.2f} {r["gflop"]:6.0f} '
-          f'{r["bound_seconds"]:8.3f}', flush=True)
+    print(f'{name:20} {r["batch"]:5} {r["ratio"]:6.2f} {spread:>13} {r["jax_seconds"]:9.3f} '
+          f'{r["torch_seconds"]:8.3f} {r["jax_images_per_second"]:9.2f} {r["torch_images_per_second"]:8.2f} '
+          f'{r["gflop"]:6.0f} {r["bound_seconds"]:8.3f}', flush=True)
   for s in sides:
     s.close()
   if options.json:
     from jaxmed.files import write_json
 
-    write_json(options.json, {'threads': options.threads, 'rounds': options.rounds, 'cases': rows})
+    write_json(options.json, {
+        'threads': options.threads, 'rounds': options.rounds, 'huge_pages': options.huge_pages, 'cases': rows})
 
 
 if __name__ == '__main__':
