@@ -1,8 +1,8 @@
 """The few array functions in which a transformer spends its time: dense product, GELU, attention, layer norm.
 
-Every model calls these and nothing else for that work, so a faster form for one backend is one change here. The
-forms are chosen when a program is lowered for its platform, not when it is traced, so that a program compiled on a
-CPU host for a TPU is the TPU's.
+Every model calls these and nothing else for that work, so a faster form for one backend is one change here.
+The forms are chosen when a program is lowered for its platform, not when it is traced, so that a program
+compiled on a CPU host for a TPU is the TPU's.
 """
 
 import functools
@@ -71,8 +71,8 @@ def self_attention(qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   return _attention(qkv.transpose(2, 0, 3, 1, 4), mask).swapaxes(1, 2)
 
 
-# From here on operands are [B, H, N, Dh]. XLA:CPU multiplies batches fast where the contracted axis is the last
-# of the left operand, and up to three times slower where it is the one before.
+# From here on operands are [B, H, N, Dh]. XLA:CPU multiplies batches fast where the contracted axis is the
+# last of the left operand, and up to three times slower where it is the one before.
 
 
 @jax.custom_vjp
@@ -124,7 +124,7 @@ def _weights(q, k, mask, offset):
 
 
 def _attend(q, k, v, mask):
-  """(output in the dtype of q, largest logit, sum of weights, weights); the middle two [B, H, N, 1] float32."""
+  """(output in the dtype of q, largest logit, sum of weights, weights); the middle two [B, H, N, 1]."""
   top = _logits(q, k, mask).max(axis=-1, keepdims=True)
   weights = _once(_weights(q, k, mask, top))
   total = jnp.maximum(weights.sum(axis=-1, keepdims=True), _TINY)
@@ -154,7 +154,7 @@ def _gradients(q, k, v, weights, g, delta):
 
 
 def _chunked(q, k, *rows):
-  """The arrays of `rows` [B, H, N, ...] as [chunks, B, H, n, ...] padded with zeros, whose logits fit a cache."""
+  """Cuts each of `rows` [B, H, N, D] -> [chunks, B, H, n, D], zeros at the end: logits that fit a cache."""
   batch, heads, count = q.shape[:3]
   size = max(CHUNK_BYTES // (4 * batch * heads * k.shape[2]), 64)
   chunks = -(-count // size)
@@ -207,7 +207,7 @@ def _layer_norm(epsilon, x, scale, bias):
 
 
 def _layer_norm_fwd(epsilon, x, scale, bias):
-  """Keeps x and two numbers a row; differentiating it as it is written would keep three arrays of x's size."""
+  """Keeps x and two numbers a row; differentiated as it is written it would keep three arrays like x."""
   wide = x.astype(jnp.float32)
   mean = wide.mean(axis=-1, keepdims=True)
   inverse = lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
