@@ -1,14 +1,14 @@
 """Times one training step of jaxmed beside PyTorch's on the same CPU cores, alternating; prints ratios.
 
-Each side lives in a process of its own and waits on a pipe while the other computes, so neither's idle threads
-take the other's cores. A step is forward, loss, backward and AdamW in float32 on images already in memory;
-augmentation is off, dropout and stochastic depth are 0 on both sides. jaxmed runs `Trainer.compile` as training
-does (which also takes gradient norms and skips non-finite updates). PyTorch runs eager, with its fused attention
-(scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer, and MAE and ChannelViT stated here
-in torch from their definitions on timm's blocks.
+Each side lives in a process of its own and waits on a pipe while the other computes, so neither's idle
+threads take the other's cores. A step is forward, loss, backward and AdamW in float32 on images already in
+memory; augmentation is off, dropout and stochastic depth are 0 on both sides. jaxmed runs `Trainer.compile`
+as training does (which also takes gradient norms and skips non-finite updates). PyTorch runs eager, with its
+fused attention (scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer, and MAE and
+ChannelViT stated here in torch from their definitions on timm's blocks.
 
-The bound is what the step would take if its matrix products alone ran at the better of the two sides' rates for
-a product of 2048 x 2048 x 2048, measured just before.
+The bound is what the step would take if its matrix products alone ran at the better of the two sides' rates
+for a product of 2048 x 2048 x 2048, measured just before.
 
 XLA asks for its scratch memory anew at each step, and Linux hands it over page by page; --huge-pages sets
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for both sides, which makes the pages 512 times fewer. The setting works
