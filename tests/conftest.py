@@ -23,7 +23,8 @@ import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
 TILE = 24
-# Size of the run that tests train: a step takes milliseconds.
+# The run that tests train. Its step takes milliseconds and is compiled once, also for other processes; other values
+# of what the step is made of (steps and learning rate among them) cost a compilation.
 TINY = {
     'model': 'channel_vit_micro/8', 'image_size': 16, 'batch_size': 8, 'steps': 20, 'learning_rate': 1e-3,
     'log_every': 1, 'checkpoint_every': 5, 'eval_every': 10, 'loader': {'threads': 1},

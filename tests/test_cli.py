@@ -160,10 +160,10 @@ def _smaller(init):
 
 def test_a_recipe_with_overrides(corpus, ok, tmp_path):
   recipe = tmp_path / 'recipe.py'
-  recipe.write_text(f'def get_config():\n  return {TINY | {"steps": 3}!r}\n')
-  ok('train', recipe, '--data', corpus, '--out', tmp_path / 'run', 'steps=1', 'optimizer.clip=1', '--json')
+  recipe.write_text(f'def get_config():\n  return {TINY | {"eval_every": 3}!r}\n')
+  ok('train', recipe, '--data', corpus, '--out', tmp_path / 'run', 'eval_every=20', 'checkpoint.keep=1', '--json')
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert (config['steps'], config['optimizer']['clip'], config['batch_size']) == (1, 1.0, 8)
+  assert (config['eval_every'], config['checkpoint']['keep'], config['batch_size']) == (20, 1, 8)
   assert config['data'] == str(corpus)
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from jaxmed.config import merge
 from jaxmed.train.logs import read_rows
-from tests.common import saved_state, start
+from tests.common import saved_state
 from tests.conftest import TINY
 
-USER = merge(TINY, {'steps': 6, 'checkpoint_every': 6, 'eval_every': 100})
 MESHES = {'data=8': {}, 'fsdp=8': {'fsdp': 8}, 'data=4 tensor=2': {'tensor': 2}}
 
 
@@ -40,22 +39,10 @@ def answers(processes, asks):
 
 
 @pytest.fixture(scope='module')
-def one(corpus, tmp_path_factory):
-  """The run on one device."""
-  out = tmp_path_factory.mktemp('one') / 'run'
-  with pytest.MonkeyPatch.context() as m:
-    from jaxmed.train import pictures
-    m.setattr(pictures, 'views', lambda run, state: None)
-    m.setattr(pictures, 'end', lambda run, state: None)
-    start(corpus, out, USER)
-  return out
-
-
-@pytest.fixture(scope='module')
 def eight(corpus, tmp_path_factory):
   """Runs and refusals with eight devices, all from one process."""
   place = tmp_path_factory.mktemp('eight')
-  user = USER | {'data': str(corpus)}
+  user = TINY | {'data': str(corpus)}
   asks = {name: merge(user, {'mesh': mesh}) for name, mesh in MESHES.items()} | {
       'batch': merge(user, {'batch_size': 12}), 'mesh': merge(user, {'mesh': {'tensor': 3}}),
       'two rests': merge(user, {'mesh': {'fsdp': 0}}), 'small': merge(user, {'batch_size': 4}),
@@ -74,15 +61,15 @@ def alike(a, b):
   off = np.concatenate([np.ravel(np.abs(x - y)) for x, y in zip(
       jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)])
   assert np.quantile(off, 0.99) < 1e-5
-  assert off.max() < 6 * 2 * USER['learning_rate']
+  assert off.max() < 20 * 2 * TINY['learning_rate']
 
 
 @pytest.mark.parametrize('mesh', MESHES)
-def test_eight_devices_give_the_curve_of_one(one, eight, mesh):
+def test_eight_devices_give_the_curve_of_one(trained, eight, mesh):
   place, curves = eight
-  assert len(curves[mesh]) == 6
-  np.testing.assert_allclose(curves[mesh], losses(one), rtol=1e-5)
-  want, got = saved_state(one), saved_state(place / mesh)
+  assert len(curves[mesh]) == 20
+  np.testing.assert_allclose(curves[mesh], losses(trained), rtol=1e-5)
+  want, got = saved_state(trained), saved_state(place / mesh)
   assert int(got.skipped) == 0
   alike(want, got)
 
@@ -98,17 +85,17 @@ def test_what_does_not_fit_eight_devices(eight):
   assert sorted(p.name for p in place.iterdir()) == sorted(MESHES)
 
 
-def test_two_processes_give_the_curve_of_one(one, corpus, tmp_path):
+def test_two_processes_give_the_curve_of_one(trained, corpus, tmp_path):
   """Two processes of four devices each, joined as a launcher would, write one run."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
   both = [process(4, JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(i))
           for i in range(2)]
-  said = answers(both, [(USER | {'data': str(corpus), 'eval_every': 3}, str(tmp_path / 'run'), True)])
-  np.testing.assert_allclose(said[0][0], losses(one), rtol=1e-5)
+  said = answers(both, [(TINY | {'data': str(corpus)}, str(tmp_path / 'run'), True)])
+  np.testing.assert_allclose(said[0][0], losses(trained), rtol=1e-5)
   rows = read_rows(tmp_path / 'run' / 'metrics.jsonl')
-  assert [r['step'] for r in rows if 'loss' in r] == list(range(1, 7))
-  assert [r['step'] for r in rows if 'val_loss' in r] == [3, 6]
-  want, got = saved_state(one), saved_state(tmp_path / 'run')
+  assert [r['step'] for r in rows if 'loss' in r] == list(range(1, 21))
+  assert [r['step'] for r in rows if 'val_loss' in r] == [10, 20]
+  want, got = saved_state(trained), saved_state(tmp_path / 'run')
   alike(want, got)

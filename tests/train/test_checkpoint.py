@@ -56,8 +56,8 @@ def test_saved_while_training_goes_on(corpus, tmp_path, monkeypatch):
     save(self, step, state, metrics)
 
   monkeypatch.setattr(Checkpoints, 'save', recorded)
-  start(corpus, tmp_path / 'run', TINY, steps=9, checkpoint_every=1, checkpoint={'keep': 99})
-  assert sorted(copies) == list(range(1, 10))
+  start(corpus, tmp_path / 'run', TINY, checkpoint_every=2, checkpoint={'keep': 99})
+  assert sorted(copies) == list(range(2, 21, 2))
   for step, copy in copies.items():
     assert int(copy.step) == step
     same(saved_state(tmp_path / 'run', step), copy)
@@ -66,8 +66,8 @@ def test_saved_while_training_goes_on(corpus, tmp_path, monkeypatch):
 
 
 def test_the_last_step_is_saved_also_between_two_dates(corpus, tmp_path):
-  start(corpus, tmp_path / 'run', TINY, steps=8, checkpoint_every=3, checkpoint={'best': 'none'})
-  assert saved_steps(tmp_path / 'run') == [6, 8]
+  start(corpus, tmp_path / 'run', TINY, checkpoint_every=7, checkpoint={'best': 'none'})
+  assert saved_steps(tmp_path / 'run') == [14, 20]
 
 
 def truncate(path, keep=0.5):

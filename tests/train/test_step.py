@@ -12,16 +12,16 @@ from jaxmed.data.pipeline import train_batches
 from jaxmed.data.sources import open_source
 from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import loop, setup
-from jaxmed.train.checkpoint import Checkpoints
+from jaxmed.train import setup
 from jaxmed.train.logs import read_rows
 from jaxmed.train.probe import fitted
+from tests.common import host, same, saved_state, saved_steps, start
 from tests.conftest import SUPERVISED, TINY
 
 # Nothing random but the order of the data: then a batch may be cut into parts.
-PLAIN = merge(SUPERVISED, {
-    'encoder': {'drop_path': 0.0}, 'image_size': 24,
-    'augment': {'scale': (1.0, 1.0), 'flip': (0.0, 0.0)}})
+FIXED = {'encoder': {'drop_path': 0.0}, 'image_size': 24, 'augment': {'scale': (1.0, 1.0), 'flip': (0.0, 0.0)}}
+PLAIN = merge(SUPERVISED, FIXED)
+LEAN = merge(TINY, FIXED)
 
 
 class Bench:
@@ -47,14 +47,6 @@ class Bench:
 
   def step(self):
     return jax.jit(self.trainer.step)
-
-
-def host(tree):
-  return jax.tree.map(lambda x: np.array(x), tree)
-
-
-def same(a, b):
-  jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
 
 
 def close(a, b, tolerance):
@@ -90,7 +82,7 @@ def test_supervised_gradient_equals_finite_differences(corpus):
 
 
 def test_average_follows_the_weights(corpus):
-  bench = Bench(corpus, merge(TINY, {'optimizer': {'ema': 0.7}}))
+  bench = Bench(corpus, merge(LEAN, {'optimizer': {'ema': 0.7}}))
   state, step = bench.state(), bench.step()
   same(state.average, state.params)
   want = host(state.params)
@@ -104,7 +96,7 @@ def test_average_follows_the_weights(corpus):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_a_batch_that_is_not_finite_changes_nothing(corpus, accumulate):
-  bench = Bench(corpus, merge(TINY, {'optimizer': {'ema': 0.9, 'accumulate': accumulate}}))
+  bench = Bench(corpus, merge(LEAN, {'optimizer': {'ema': 0.9, 'accumulate': accumulate}}))
   bench.spec = dataclasses.replace(bench.spec, dtype='float32')
   step, state = bench.step(), bench.state()
   good, bad = bench.batches(2)
@@ -126,7 +118,7 @@ def test_a_batch_that_is_not_finite_changes_nothing(corpus, accumulate):
 
 def test_a_gradient_that_is_not_finite_changes_nothing(corpus):
   """A finite loss with an infinite gradient: sqrt at zero."""
-  bench = Bench(corpus, TINY)
+  bench = Bench(corpus, LEAN)
 
   class Bad(type(bench.trainer.objective)):
     def loss(self, variables, *args, **kwargs):
@@ -143,13 +135,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(corpus):
 
 
 def test_the_state_starts_the_same_from_a_seed_alone(corpus):
-  a, b, c = (Bench(corpus, merge(TINY, {'seed': s})).state() for s in (0, 0, 1))
+  a, b, c = (Bench(corpus, merge(LEAN, {'seed': s})).state() for s in (0, 0, 1))
   same(a, b)
   assert not np.array_equal(host(a.params)['encoder']['channel_embed'], host(c.params)['encoder']['channel_embed'])
 
 
 def test_metrics_say_what_was_done(corpus):
-  bench = Bench(corpus, merge(TINY, {'optimizer': {'warmup_steps': 4}}))
+  bench = Bench(corpus, merge(LEAN, {'optimizer': {'warmup_steps': 4}}))
   state, step = bench.state(), bench.step()
   rates = []
   for batch in bench.batches(3):
@@ -165,27 +157,24 @@ def test_metrics_say_what_was_done(corpus):
 
 
 def test_ten_in_a_row_end_the_run(corpus, tmp_path, monkeypatch):
-  """The loss is NaN from step 8 on: the run ends at 17, and its checkpoint holds the weights of step 7."""
-  monkeypatch.setattr(loop.setup, 'build', _poisoned(loop.setup.build))
+  """The loss is NaN from step 8 on: the run ends at 17, and its last checkpoint holds the weights of step 7."""
+  monkeypatch.setattr(setup, 'build', _poisoned(setup.build))
+  run = tmp_path / 'run'
   with pytest.raises(UserError) as e:
-    loop.train(merge(TINY, {'data': str(corpus), 'steps': 40, 'eval_every': 100}), tmp_path / 'run', quiet=True)
+    start(corpus, run, LEAN, eval_every=100, checkpoint_every=1, checkpoint={'keep': 99})
   assert '10 steps in a row' in str(e.value)
-  assert str(tmp_path / 'run' / 'checkpoints' / '15') in str(e.value)
-  rows = [r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl') if 'skipped' in r]
+  assert '\n' not in str(e.value)
+  rows = [r for r in read_rows(run / 'metrics.jsonl') if 'skipped' in r]
   assert [r['skipped'] for r in rows] == [0] * 7 + list(range(1, 11))
-  config, spec = setup.load(tmp_path / 'run')
-  trainer = setup.build(config, spec)
-  checkpoints = Checkpoints(tmp_path / 'run', read_only=True)
-  abstract = trainer.abstract(setup.batch_shapes(config, spec), mesh_lib.make_mesh({'data': 0}))
-  kept = checkpoints.restore(abstract)
-  assert int(kept.step) == 15
-  assert int(kept.skipped_in_row) == 8
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(host(kept)))
-  bench = Bench(corpus, merge(TINY, {'steps': 40}))
-  state, step = bench.state(), bench.step()
-  for batch in bench.batches(7):
-    state, _ = step(state, batch)
-  close(kept.params, state.params, 1e-6)
+  last = saved_steps(run)[-1]
+  assert last in (16, 17)
+  assert str(run / 'checkpoints' / str(last)) in str(e.value)
+  kept, good = saved_state(run), saved_state(run, 7)
+  assert int(kept.skipped_in_row) == last - 7
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
+  same((kept.params, kept.moments), (good.params, good.moments))
+  with pytest.raises(AssertionError):
+    same(good.params, saved_state(run, 6).params)
 
 
 def _poisoned(build):
