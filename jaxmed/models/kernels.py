@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-KEEP = 512  # keys up to which attention keeps its probabilities; with more, it computes them again going back
+KEEP = 1024  # keys up to which attention keeps its probabilities; with more, it computes them again going back
 CHUNK_BYTES = 2**24  # of logits that attention on CPU makes at a time where it does not keep them
 _MASKED = -1e30  # logit of a key that may not be looked at
 _TINY = 1e-30  # in place of the sum of no probabilities

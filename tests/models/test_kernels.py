@@ -230,7 +230,7 @@ def parallel():
   """Run by the test below in a process with 8 devices: samples over devices, for both ways of going back."""
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   rows, same = NamedSharding(mesh, P('data')), NamedSharding(mesh, P())
-  for kernels.KEEP in (512, 0):
+  for kernels.KEEP in (1024, 0):
     kernels.CHUNK_BYTES = 1
     f = jax.jit(jax.value_and_grad(lambda x, w, mask: total(x, w, mask), (0, 1)))
     x, w, mask = sample()
