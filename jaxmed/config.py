@@ -30,7 +30,7 @@ def base() -> ConfigDict:
       'image_size': (),  # one number means a square
       'learning_rate': 0.0,  # peak, for the whole batch
       'checkpoint_every': 0,  # steps
-      'eval_every': 0,  # steps; probes on the labelled splits, where data.label is set
+      'eval_every': 0,  # steps; probes on the labelled splits, where loader.label is set
       'log_every': 10,
       'init': '',  # a run or file whose encoder training starts from
       'encoder': {},

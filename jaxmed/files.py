@@ -59,6 +59,27 @@ def read_json(path: str | os.PathLike) -> Any:
     raise UserError(f'cannot read {path} as JSON: {e}') from e
 
 
+def read_json_lines(path: str | os.PathLike) -> tuple[list[Any], int]:
+  """The values of a file of JSON lines, and how many lines are damaged, as a kill leaves the last one.
+
+  A missing file has none; a UserError names one that cannot be read.
+  """
+  try:
+    lines = pathlib.Path(path).read_bytes().decode('utf-8', 'replace').splitlines()
+  except FileNotFoundError:
+    return [], 0
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  values, damaged = [], 0
+  for line in lines:
+    if line.strip():
+      try:
+        values.append(json.loads(line))
+      except ValueError:
+        damaged += 1
+  return values, damaged
+
+
 def _umask() -> int:
   mask = os.umask(0)
   os.umask(mask)

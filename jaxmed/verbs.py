@@ -72,12 +72,13 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
 
   That one is removed when the run does not begin, so that the corrected command finds the place free.
   """
+  from jaxmed.data.corpus import is_corpus
   if not data:
     raise UserError('nothing to train on: give --data with a corpus or a folder of images')
   place, target = pathlib.Path(data), run / 'corpus'
   if not place.exists():
     raise UserError(f'{data} does not exist: expected a corpus or a folder of images')
-  if (place / 'manifest.parquet').exists():
+  if is_corpus(place):
     yield data
     return
   if target.exists():
@@ -116,13 +117,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def embed(args: argparse.Namespace) -> dict[str, Any]:
   """Writes features of a corpus or a folder."""
+  from jaxmed.data.corpus import is_corpus
   from jaxmed.data.sources import open_source
   from jaxmed.loading import load
   encoder = load(args.path, args.checkpoint)
   feature = args.feature or encoder.feature
   with tempfile.TemporaryDirectory() as scratch:
     data = args.data
-    if pathlib.Path(data).exists() and not (pathlib.Path(data) / 'manifest.parquet').exists():
+    if pathlib.Path(data).exists() and not is_corpus(data):
       from jaxmed.data.prepare import prepare as run
       data = str(pathlib.Path(scratch) / 'corpus')
       run([args.data], data, channels=_names(args.channels), splits=(1.0, 0.0, 0.0), progress=False)

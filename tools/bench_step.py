@@ -121,8 +121,9 @@ def jax_step(case: Case) -> Callable[[], None]:
   channels = np.broadcast_to(np.arange(case.channels, dtype=np.int32), (case.batch, case.channels))
   mesh = mesh_lib.make_mesh({'data': 0})
   batch = mesh_lib.put_batch({'image': image, 'channels': channels, 'label': label}, mesh)
-  box = [trainer.initialize(batch, mesh)]
-  step = trainer.compile(trainer.abstract(batch, mesh), batch, mesh)
+  abstract = trainer.abstract(batch, mesh)
+  box = [trainer.initialize(abstract, batch)]
+  step = trainer.compile(abstract, batch, mesh)
 
   def run():
     box[0], metrics = step(box[0], batch)

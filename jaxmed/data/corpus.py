@@ -43,6 +43,11 @@ COLUMNS = pa.schema([
 ])
 
 
+def is_corpus(folder: str | os.PathLike) -> bool:
+  """Whether a folder is what `prepare` writes, judged by its manifest."""
+  return pathlib.Path(folder, MANIFEST).is_file()
+
+
 def features():
   """The TFDS features of a corpus."""
   import tensorflow_datasets as tfds
@@ -213,7 +218,7 @@ def _check_free(out: pathlib.Path, overwrite: bool) -> None:
   if not overwrite:
     raise UserError(f'{out} exists: choose another folder, or say overwrite')
   empty = out.is_dir() and not any(out.iterdir())
-  if not empty and not (out / MANIFEST).is_file():
+  if not empty and not is_corpus(out):
     raise UserError(f'{out} is no corpus, so it is not overwritten: choose another folder, or remove it')
 
 

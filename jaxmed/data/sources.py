@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmed import files
-from jaxmed.data.corpus import COLUMNS, MANIFEST, SPLITS, decode
+from jaxmed.data.corpus import COLUMNS, MANIFEST, SPLITS, decode, is_corpus
 from jaxmed.errors import UserError, choose
 
 
@@ -125,7 +125,7 @@ def open_source(uri: str | os.PathLike) -> Source:
   path = pathlib.Path(uri)
   if not path.exists():
     raise UserError(f'{path} does not exist: expected a corpus (a folder that `jaxmed prepare` writes)')
-  if not (path / MANIFEST).is_file():
+  if not is_corpus(path):
     raise UserError(f'{path} is no corpus: it has no {MANIFEST}; make one with `jaxmed prepare`')
   try:
     table = pq.read_table(path / MANIFEST)

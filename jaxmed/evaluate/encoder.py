@@ -88,18 +88,15 @@ class Encoder:
     Rows are resized to the native grid; they may have different channels.
     """
     rows: dict[str, list[np.ndarray]] = {}
-    sets = {tuple(names) for names in source.table.column('channels').to_pylist()}
-    for names in sets if not self.model.per_channel else ():
-      self.channel_ids(names, len(names))
+    if not self.model.per_channel:
+      for names in {tuple(names) for names in source.table.column('channels').to_pylist()}:
+        self.channel_ids(names, len(names))
     batch_size = min(batch_size, max(len(source), 1))
     batches = eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.vocabulary)
     for batch in batches:
-      mask = None if batch['channel_mask'].all() else batch['channel_mask']
       real = batch['index'] >= 0
-      if mask is not None:
-        mask = np.where(real[:, None], mask, True)
-        mask = None if mask.all() else mask
-      out = self._apply(batch['image'], batch['channels'], mask, patches=False)
+      mask = np.where(real[:, None], batch['channel_mask'], True)
+      out = self._apply(batch['image'], batch['channels'], None if mask.all() else mask, patches=False)
       for name, value in out.items():
         rows.setdefault(name, []).append(np.asarray(value)[real])
     return {k: np.concatenate(v) for k, v in rows.items()}

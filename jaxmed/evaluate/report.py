@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxmed.errors import UserError
 from jaxmed.evaluate import figures, run, tables
-from jaxmed.files import read_json, write_text
+from jaxmed.files import read_json, read_json_lines, write_text
 
 CAPTIONS = {
   'loss': 'Training curves, one point a logged step.',
@@ -79,21 +79,9 @@ def read_metrics(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
   Lines of the same step are merged, the later one winning: a resumed run repeats steps. A missing file has
   no rows.
   """
-  try:
-    lines = pathlib.Path(path).read_bytes().decode('utf-8', 'replace').splitlines()
-  except FileNotFoundError:
-    return [], 0
-  except OSError as e:
-    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  found, damaged = read_json_lines(path)
   by_step: dict[float, dict[str, Any]] = {}
-  damaged = 0
-  for line in lines:
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except ValueError:
-      row = None
+  for row in found:
     step = row.get('step') if isinstance(row, dict) else None
     if isinstance(row, dict) and isinstance(step, (int, float)) and math.isfinite(step):
       by_step.setdefault(step, {}).update(row)

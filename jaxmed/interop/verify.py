@@ -14,7 +14,7 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.interop.layouts import FORMATS, METADATA, load_file
 from jaxmed.interop.safetensors_io import read_tensors
-from jaxmed.interop.state_dict import Params
+from jaxmed.interop.state_dict import Params, ratio_of
 from jaxmed.models.vit import ViT
 
 _DIGITS = 6
@@ -34,11 +34,12 @@ def verify_export(path: str | os.PathLike, model: ViT, params: Params, image: ja
     The largest absolute difference over class token and patch features; NaN where a feature is not finite.
   """
   want = _features(model, params, image, channels)
-  meta = json.loads(read_tensors(path)[1].get(METADATA, '{}'))
+  tensors, metadata = read_tensors(path)
+  meta = json.loads(metadata.get(METADATA, '{}'))
   loaded = [load_file(path, meta.get('format'))[:2]]
   read = FORMATS[meta['format']].read if 'format' in meta else None
   if read is not None:
-    loaded.append(read(read_tensors(path)[0], model.num_heads, tuple(model.image_size)))
+    loaded.append(read(tensors, model.num_heads, tuple(model.image_size)))
   pairs = [pair for other, other_params in loaded
            for pair in zip(want, _features(other, other_params, image, channels), strict=True)]
   return float(np.max([np.abs(a - b).max() for a, b in pairs]))  # NaN if any is
@@ -97,8 +98,7 @@ def _torch_ratio(model: ViT) -> float:
   timm's SwiGLUPacked counts gate and value together.
   """
   width = int(model.embed_dim * model.mlp_ratio) * (2 if model.mlp == 'swiglu' else 1)
-  ratio = width / model.embed_dim
-  return ratio if int(model.embed_dim * ratio) == width else (width + 0.5) / model.embed_dim
+  return ratio_of(width, model.embed_dim)
 
 
 def _call_lines(fmt: str, model: ViT) -> str:

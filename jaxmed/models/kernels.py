@@ -137,12 +137,17 @@ def _again(q, k, v, mask, g, total, delta):
   return q, k, v, _weights(q, k, mask, total).astype(v.dtype), g, delta
 
 
+def _slope(q, v, weights, g, delta):
+  """Gradient of the products of queries and keys, [B, H, N, M]."""
+  return _once(weights * (_product('bhnd,bhmd->bhnm', g, v) - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
+
+
 def _gradients(q, k, v, weights, g, delta):
   """Gradients of q, k and v, [B, H, N, Dh] float32.
 
   With weights that do not sum to one, g and delta (sum of g * output) are divided by their sum.
   """
-  slope = _once(weights * (_product('bhnd,bhmd->bhnm', g, v) - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
+  slope = _slope(q, v, weights, g, delta)
   if q.shape[-1] >= 64:  # then the copies cost less than they save
     turned = 'bhmn,bhnd->bhmd'
     dk = _product(turned, _once(slope.swapaxes(2, 3)), q)
@@ -186,7 +191,7 @@ def _gradients_chunks(q, k, v, mask, g, total, delta):
   def body(sums, part):
     q, g, total, delta = part
     weights = _once(_weights(q, k, mask, total)).astype(v.dtype)
-    slope = _once(weights * (_product('bhnd,bhmd->bhnm', g, v) - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
+    slope = _slope(q, v, weights, g, delta)
     dk = sums[0] + _product('bhdn,bhnm->bhdm', q.swapaxes(2, 3), slope)
     dv = sums[1] + _product('bhdn,bhnm->bhdm', g.swapaxes(2, 3), weights)
     return (dk, dv), _product('bhnm,bhmd->bhnd', slope, k)

@@ -1,6 +1,7 @@
 """What goes into an encoder's blocks and what comes out of them, and how images become patches."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -86,9 +87,7 @@ def patchify(image: jax.Array, patch_size: tuple[int, ...], per_channel: bool = 
   split = [n for pair in zip(grid, patch_size, strict=True) for n in pair]
   x = image.reshape(batch, *split, channels)  # [B, g0, p0, g1, p1, ..., C]
   g, p, c = list(range(1, 2 * rank, 2)), list(range(2, 2 * rank + 1, 2)), 2 * rank + 1
-  count = 1
-  for n in grid:
-    count *= n
+  count = math.prod(grid)
   if per_channel:
     return x.transpose(0, c, *g, *p).reshape(batch, channels, count, -1)
   return x.transpose(0, *g, *p, c).reshape(batch, count, -1)

@@ -1,6 +1,7 @@
 """Masked autoencoding (He et al. 2022; facebookresearch/mae, models_mae.py) for patch and channel tokens."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -68,9 +69,7 @@ class MAE:
     """The decoder that goes with the encoder."""
     e = self.encoder
     dim, depth, heads = self._decoder_size
-    pixels = 1
-    for n in e.patch_size:
-      pixels *= n
+    pixels = math.prod(e.patch_size)
     return Decoder(
         grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
         vocabulary=e.in_channels if e.per_channel else 0, embed_dim=dim, depth=depth, num_heads=heads,

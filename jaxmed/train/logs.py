@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from jaxmed.files import write_text
+from jaxmed.files import read_json_lines, write_text
 
 _SHOWN = ('loss', 'val_loss', 'knn', 'images_per_second', 'data_wait')
 
@@ -92,11 +92,4 @@ class Logs:
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The whole rows of a metrics.jsonl; a last line cut off by a kill is left out."""
-  rows = []
-  if pathlib.Path(path).exists():
-    for line in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
-      try:
-        rows.append(json.loads(line))
-      except ValueError:
-        continue
-  return rows
+  return read_json_lines(path)[0]

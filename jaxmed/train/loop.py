@@ -147,7 +147,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   abstract = run.trainer.abstract(shapes, run.mesh)
   state = checkpoints.restore(abstract)
   if state is None:
-    state = _initialize(run, shapes)
+    state = _initialize(run, abstract, shapes)
   try:
     return state, interruptible(lambda: run.trainer.compile(abstract, shapes, run.mesh), run.stop)
   except Stopped:
@@ -156,9 +156,9 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
     raise
 
 
-def _initialize(run: Run, shapes: Any) -> TrainState:
+def _initialize(run: Run, abstract: TrainState, shapes: Any) -> TrainState:
   """Fresh weights, or those of another run or file in the encoder."""
-  state = run.trainer.initialize(shapes, run.mesh)
+  state = run.trainer.initialize(abstract, shapes)
   given = _given_weights(run.config, state)
   if given is None:
     return state
@@ -238,18 +238,15 @@ def _stopping(run: Run, n: int) -> bool:
 
 
 def _batches(run: Run, first: int):
-  c, s = run.config, run.spec
-  classes = {'label': c.loader.label, 'classes': s.classes} if s.classes else {}
-  return train_batches(
-      run.source, batch_size=c.batch_size, size=tuple(c.loader.load_size), vocabulary=s.vocabulary, seed=c.seed,
-      start_step=first, process_index=jax.process_index(), process_count=jax.process_count(), fit=c.loader.fit,
-      threads=c.loader.threads, **classes)
+  c = run.config
+  return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
+                       **setup.reading(c, run.spec))
 
 
 def _probe(probe: Probe, state: TrainState, logs: Logs, n: int) -> dict[str, float]:
   """Measures; a signal meanwhile leaves it unfinished, the loop saves and stops."""
   try:
-    values = {k: v for k, v in probe(state).items() if np.isfinite(v)}
+    values = _plain(probe(state))
   except Stopped:
     return {}
   if values:

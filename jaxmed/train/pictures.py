@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmed.parallel import process
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
 
 
 def views(run: Any, state: TrainState) -> None:
   """Saves the augmented views of the first batch."""
-  if not process.is_main() or jax.process_count() > 1:
+  if jax.process_count() > 1:
     return
   from jaxmed.evaluate import figures
   batch, names = _sample(run, 'train')
@@ -27,7 +26,7 @@ def views(run: Any, state: TrainState) -> None:
 
 def end(run: Any, state: TrainState) -> None:
   """Saves what the objective can show of itself, patch features, and the curves."""
-  if not process.is_main() or jax.process_count() > 1:
+  if jax.process_count() > 1:
     return
   from jaxmed.evaluate import figures
   from jaxmed.evaluate.report import write_report

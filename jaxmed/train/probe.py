@@ -1,6 +1,7 @@
 """What a run measures of itself while it trains: the loss on held-out records, and kNN on labelled ones."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,21 +36,28 @@ class Probe:
   def __call__(self, state: TrainState) -> dict[str, float]:
     """{'val_loss', 'knn'}, each where the corpus allows it."""
     out = {}
-    val = thin(self._known(self.source.select(split='val')), PROBE_ROWS)
-    if len(val):
-      out['val_loss'] = self._loss(state, val)
-    label = self.config.loader.label
-    if label:
-      train, val = (thin(self.source.select(split=s, label=label), PROBE_ROWS) for s in ('train', 'val'))
-      if len(train) and len(val):
-        out['knn'] = self._knn(state, train, val, label)
+    if len(self._val):
+      out['val_loss'] = self._loss(state, self._val)
+    train, val = self._labelled
+    if len(train) and len(val):
+      out['knn'] = self._knn(state, train, val, self.config.loader.label)
     return out
 
-  def _known(self, source: Any) -> Any:
-    """Rows whose channels are all in the vocabulary."""
-    known = set(self.spec.vocabulary)
+  @functools.cached_property
+  def _val(self) -> Any:
+    """Held-out rows whose channels are all in the vocabulary."""
+    source, known = self.source.select(split='val'), set(self.spec.vocabulary)
     keep = [known.issuperset(names) for names in source.table.column('channels').to_pylist()]
-    return dataclasses.replace(source, table=source.table.filter(pa.array(keep, pa.bool_())))
+    return thin(dataclasses.replace(source, table=source.table.filter(pa.array(keep, pa.bool_()))), PROBE_ROWS)
+
+  @functools.cached_property
+  def _labelled(self) -> tuple[Any, Any]:
+    """Labelled rows of train and val; none without a label."""
+    label = self.config.loader.label
+    if not label:
+      return (), ()
+    train, val = (thin(self.source.select(split=s, label=label), PROBE_ROWS) for s in ('train', 'val'))
+    return train, val
 
   def _loss(self, state: TrainState, source: Any) -> float:
     """The objective's loss without augmentation, always with the same random masks."""
@@ -66,10 +74,7 @@ class Probe:
     return float(np.mean(jax.device_get(losses))) if losses else float('nan')
 
   def _batches(self, source: Any, size: int):
-    classes = {'label': self.config.loader.label, 'classes': self.spec.classes} if self.spec.classes else {}
-    for batch in eval_batches(source, batch_size=size, size=tuple(self.config.loader.load_size),
-                              vocabulary=self.spec.vocabulary, fit=self.config.loader.fit,
-                              process_index=jax.process_index(), process_count=jax.process_count(), **classes):
+    for batch in eval_batches(source, batch_size=size, **setup.reading(self.config, self.spec)):
       yield fitted(batch, self.spec)
 
   def _knn(self, state: TrainState, train: Any, val: Any, label: str) -> float:

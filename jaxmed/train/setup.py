@@ -1,9 +1,10 @@
 """From what the user wrote to everything that a run is made of."""
 
+import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -178,19 +179,17 @@ def data_spec(source: Any, label: str) -> DataSpec:
 
 def _summary(source: Any, names: list, shapes: list) -> dict[str, Any]:
   """The corpus in a few numbers, for the report."""
-  count = lambda column: {str(k): int(n) for k, n in zip(
-      *np.unique([str(v) for v in source.table.column(column).to_pylist()], return_counts=True), strict=True)}
   return {
       'records': len(names), 'subjects': len(set(source.table.column('subject').to_pylist())),
-      'sources': count('source'), 'channel_sets': _counts(['+'.join(n) for n in names]),
-      'sizes': _counts(['x'.join(map(str, s[:-1])) for s in shapes]),
+      'sources': dict(collections.Counter(map(str, source.table.column('source').to_pylist()))),
+      'channel_sets': _commonest('+'.join(n) for n in names),
+      'sizes': _commonest('x'.join(map(str, s[:-1])) for s in shapes),
   }
 
 
-def _counts(values: list[str]) -> dict[str, int]:
-  keys, numbers = np.unique(values, return_counts=True)
-  order = np.argsort(-numbers)[:10]
-  return {str(keys[i]): int(numbers[i]) for i in order}
+def _commonest(values: Iterable[str]) -> dict[str, int]:
+  """The ten most frequent values; equal ones by name."""
+  return dict(collections.Counter(sorted(values)).most_common(10))
 
 
 def check_channels(model: str, source: Any) -> None:
@@ -235,6 +234,13 @@ def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[s
   return out | ({'channel_mask': shape((b, c), 'bool')} if spec.masked else {})
 
 
+def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
+  """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
+  classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
+  return dict(size=tuple(config.loader.load_size), vocabulary=spec.vocabulary, fit=config.loader.fit,
+              process_index=jax.process_index(), process_count=jax.process_count(), **classes)
+
+
 def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:
   """Writes RUN/config.json and RUN/data.json."""
   files.write_json(run / 'data.json', dataclasses.asdict(spec))
@@ -247,7 +253,8 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
   if not (run / 'config.json').is_file():
     raise UserError(f'{run} is not a run: it has no config.json')
   values = files.read_json(run / 'config.json')
-  have = config_lib.flat(config_lib.from_dict(values)) if isinstance(values, dict) else {}
+  config = config_lib.from_dict(values if isinstance(values, dict) else {})
+  have = config_lib.flat(config)
   lost = [key for key in config_lib.flat(config_lib.base()) if key not in have]
   if lost:
     raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
@@ -257,4 +264,4 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
     spec = DataSpec(**fields)
   except (TypeError, AttributeError) as e:
     raise UserError(f'{run / "data.json"} is damaged or of another version: {e}') from e
-  return config_lib.from_dict(values), spec
+  return config, spec

@@ -31,36 +31,35 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-  """Yields a flag that SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) set; handlers are put back afterwards."""
-  flag = StopFlag()
+def _handled(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+  """Handles signals in the main thread (no other may); the handlers before are put back afterwards."""
   if threading.current_thread() is not threading.main_thread():
-    yield flag
+    yield
     return
-  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-  before = {n: signal.signal(n, flag.set) for n in numbers}
+  before = {n: signal.signal(n, handler) for n in numbers}
   try:
-    yield flag
+    yield
   finally:
-    for n, handler in before.items():
-      signal.signal(n, handler)
+    for n, previous in before.items():
+      signal.signal(n, previous)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+  """Yields a flag that SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) set."""
+  flag = StopFlag()
+  with _handled(flag.set, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    yield flag
 
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
   """SIGTERM raises Stopped at once, as Ctrl-C raises KeyboardInterrupt: for work that leaves nothing half-written."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-
   def stop(number: int, frame: Any) -> None:
     raise Stopped('SIGTERM; nothing is left half-written')
 
-  before = signal.signal(signal.SIGTERM, stop)
-  try:
+  with _handled(stop, signal.SIGTERM):
     yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def interruptible(work: Callable[[], Any], flag: StopFlag) -> Any:

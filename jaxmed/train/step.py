@@ -71,9 +71,9 @@ class Trainer:
     put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(put, nn.unbox(boxed), where)
 
-  def initialize(self, batch: Any, mesh: Mesh) -> TrainState:
-    """The initial state, made on the devices that will hold it."""
-    where = jax.tree.map(lambda x: x.sharding, self.abstract(batch, mesh))
+  def initialize(self, abstract: TrainState, batch: Any) -> TrainState:
+    """The initial state, made on the devices that will hold it, as `abstract` says."""
+    where = jax.tree.map(lambda x: x.sharding, abstract)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.jit(lambda: nn.unbox(self.create(zeros())), out_shardings=where)()

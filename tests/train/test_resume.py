@@ -202,7 +202,8 @@ def test_init_reaches_the_average_of_the_weights(corpus, trained, tmp_path):
   config.optimizer.ema, config.init = 0.9, str(trained)
   run = types.SimpleNamespace(config=config, trainer=loop.setup.build(config, spec),
                               mesh=loop.mesh_lib.make_mesh(config.mesh))
-  state = loop._initialize(run, loop.setup.batch_shapes(config, spec, run.mesh))
+  shapes = loop.setup.batch_shapes(config, spec, run.mesh)
+  state = loop._initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
   same(state.average, state.params)
   same(state.average['encoder'], saved_state(trained).params['encoder'])
 

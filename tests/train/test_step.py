@@ -37,12 +37,11 @@ class Bench:
     self.shapes = setup.batch_shapes(self.config, self.spec, self.mesh)
 
   def state(self):
-    return self.trainer.initialize(self.shapes, self.mesh)
+    return self.trainer.initialize(self.trainer.abstract(self.shapes, self.mesh), self.shapes)
 
   def batches(self, count):
-    classes = {'label': self.config.loader.label, 'classes': self.spec.classes} if self.spec.classes else {}
-    it = train_batches(self.source, batch_size=self.config.batch_size, size=tuple(self.config.loader.load_size),
-                       vocabulary=self.spec.vocabulary, seed=0, threads=1, **classes)
+    it = train_batches(self.source, batch_size=self.config.batch_size, seed=0, threads=1,
+                       **setup.reading(self.config, self.spec))
     return [mesh_lib.put_batch(fitted(next(it), self.spec), self.mesh) for _ in range(count)]
 
   def step(self):
