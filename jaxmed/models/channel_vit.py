@@ -30,12 +30,13 @@ class ChannelViT(ViT):
     self.channel_embed = self.param('channel_embed', init, (self.in_channels, self.embed_dim), jnp.float32)
 
   def embed_patches(self, image: jax.Array, channels: jax.Array | None = None,
-                    channel_mask: jax.Array | None = None) -> Tokens:
+                    channel_mask: jax.Array | None = None, hidden: jax.Array | None = None) -> Tokens:
     """Embeds images [B, *size, C], normalised float, as C * N patch tokens with positions.
 
     Args:
       channels: [B, C] int, each channel's row in the vocabulary; None for 0 .. C-1.
       channel_mask: [B, C] bool, True where a channel is there; None for all.
+      hidden: [B, C * N] bool, tokens whose patch becomes the mask token; None for none.
     """
     batch, *size, count = image.shape
     grid = grid_of(tuple(size), self.patch_size)
@@ -44,6 +45,7 @@ class ChannelViT(ViT):
     if channel_mask is not None:  # what a missing channel's slot holds must not matter, NaN included
       image = jnp.where(channel_mask.reshape(batch, *[1] * len(grid), count), image, 0)
     x = self.patch_embed(patchify(image, self.patch_size, per_channel=True))  # [B, C, N, D]
+    x = self._hide(x, None if hidden is None else hidden.reshape(x.shape[:3]))
     x = x + self.channel_embed[channels][:, :, None].astype(x.dtype)
     x = x + self._channel_positions(grid, count, channel_mask).astype(x.dtype)
     x = x.reshape(batch, -1, x.shape[-1])  # [B, C * N, D]

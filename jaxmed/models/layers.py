@@ -19,11 +19,16 @@ REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
 
 
 def initializer(name: str) -> nn.initializers.Initializer:
-  """Initialiser of a dense kernel by name: 'trunc_normal' (std 0.02) or 'xavier_uniform' (as MAE)."""
+  """Initialiser of a dense kernel by name.
+
+  'trunc_normal' (std 0.02), 'xavier_uniform' (as MAE), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default).
+  """
   if name == 'trunc_normal':
     return nn.initializers.truncated_normal(0.02)
   if name == 'xavier_uniform':
     return _xavier_uniform
+  if name == 'torch_uniform':
+    return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=0, out_axis=-1)
   raise ValueError(f'unknown kernel_init {name!r}')
 
 

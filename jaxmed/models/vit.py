@@ -1,5 +1,6 @@
 """Vision transformer on a token grid of any rank (Dosovitskiy et al. 2021), in timm's vocabulary."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,8 @@ class ViT(nn.Module):
     layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
     pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.
     pos_interpolation: how a learned or fixed table follows other sizes, see `positions.resample`.
+    mask_token: whether there is a learned token that `hidden` patches are replaced by; methods that hide patches
+      from the encoder set it.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
   """
 
@@ -45,6 +48,7 @@ class ViT(nn.Module):
   pos_interpolation: str = 'antialias'
   rope_base: float = 100.0
   kernel_init: str = 'trunc_normal'
+  mask_token: bool = False
   remat: str = 'none'
   dtype: Any = 'float32'
 
@@ -60,10 +64,10 @@ class ViT(nn.Module):
     if self.num_registers:
       self.register_tokens = self.param(
           'register_tokens', table(None), (self.num_registers, self.embed_dim), jnp.float32)
+    if self.mask_token:
+      self.mask = self.param('mask_token', table(None), (1, self.embed_dim), jnp.float32)
     if self.pos == 'learned':
-      count = 1
-      for n in grid_of(self.image_size, self.patch_size):
-        count *= n
+      count = math.prod(grid_of(self.image_size, self.patch_size))
       self.pos_embed = self.param(
           'pos_embed', table('positions'), (count + self._embedded_prefix, self.embed_dim), jnp.float32)
     self.transformer = Transformer(
@@ -95,11 +99,12 @@ class ViT(nn.Module):
     return jnp.asarray(pos.coordinates(grid))[None] if self.pos == 'rope' else None
 
   def embed_patches(self, image: jax.Array, channels: jax.Array | None = None,
-                    channel_mask: jax.Array | None = None) -> Tokens:
+                    channel_mask: jax.Array | None = None, hidden: jax.Array | None = None) -> Tokens:
     """Embeds images [B, *size, C], normalised float, as patch tokens with positions.
 
     `channels` is not used: the order is fixed. Channels that `channel_mask` [B, C] rules out are zeroed and the
-    rest scaled by C / n, the ViT baseline of ChannelViT's authors.
+    rest scaled by C / n, the ViT baseline of ChannelViT's authors. Patches that are `hidden` [B, N] become the mask
+    token, at their own positions.
     """
     del channels
     if channel_mask is not None:
@@ -107,8 +112,12 @@ class ViT(nn.Module):
       scale = channel_mask / jnp.maximum(share, 1e-6)
       image = image * scale.reshape(image.shape[0], *[1] * len(self.patch_size), -1)
     grid = grid_of(image.shape[1:-1], self.patch_size)
-    x = self.patch_embed(patchify(image, self.patch_size))  # [B, N, D]
+    x = self._hide(self.patch_embed(patchify(image, self.patch_size)), hidden)  # [B, N, D]
     return Tokens(x + self._position_table(grid).astype(x.dtype), None, self._coordinates(grid))
+
+  def _hide(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:
+    """x [..., D] with the mask token where `hidden` [...]."""
+    return x if hidden is None else jnp.where(hidden[..., None], self.mask.astype(x.dtype), x)
 
   def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = ()) -> Features:
     """Runs prefix and patch tokens through the blocks and the final norm."""
@@ -133,9 +142,10 @@ class ViT(nn.Module):
     return Features(cls, registers, x[:, count:], tokens.valid, grid)
 
   def __call__(self, image: jax.Array, channels: jax.Array | None = None,
-               channel_mask: jax.Array | None = None, train: bool = False) -> Features:
+               channel_mask: jax.Array | None = None, train: bool = False,
+               hidden: jax.Array | None = None) -> Features:
     """Features of images [B, *size, C]; see `embed_patches`."""
     grid = grid_of(image.shape[1:-1], self.patch_size)
     if self.per_channel:
       grid = (image.shape[-1], *grid)
-    return self.encode(self.embed_patches(image, channels, channel_mask), train, grid)
+    return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, grid)

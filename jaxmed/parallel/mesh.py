@@ -16,7 +16,7 @@ AXES = ('replica', 'data', 'fsdp', 'tensor')
 BATCH_AXES = ('replica', 'data', 'fsdp')
 
 # Logical axis -> mesh axis. Names that are not here are replicated, and so is a dimension that does not divide.
-RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor'}
+RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'prototypes': 'tensor'}
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:

@@ -1,0 +1,57 @@
+"""Batch normalisation whose running statistics are parameters that no gradient trains."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+STATS = 'stats'  # the collection that holds the new running statistics after a training pass
+
+
+class BatchNorm(nn.Module):
+  """Normalises over every axis but the last, with the statistics of the global batch, in float32 (Ioffe, Szegedy 2015).
+
+  The running statistics are the parameters `mean` and `var`. In training the new ones are put into the collection
+  'stats', and the training step writes them into the parameters; so a tree of parameters is a whole network.
+  `momentum` is the share of the old statistics that stays (1 - PyTorch's); the running variance is the unbiased one.
+  """
+
+  use_scale: bool = True
+  use_bias: bool = True
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False, where: jax.Array | None = None) -> jax.Array:
+    """Normalises x [..., D].
+
+    Args:
+      where: bool or 0/1, broadcastable to x [..., 1]; only these places count in the statistics.
+    """
+    size, boxed = x.shape[-1], nn.with_logical_partitioning
+    own = lambda name, init: self.param(name, boxed(init, ('embed',)), (size,), jnp.float32)
+    zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+    mean, var = jax.lax.stop_gradient((own('mean', zeros), own('var', ones)))
+    wide = x.astype(jnp.float32)
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      weight = None if where is None else jnp.broadcast_to(where, (*x.shape[:-1], 1)).astype(jnp.float32)
+      count = math.prod(x.shape[:-1]) if weight is None else jnp.maximum(weight.sum(), 1.0)
+      average = lambda y: (y if weight is None else y * weight).sum(axis=axes) / count
+      new_mean = average(wide)
+      new_var = average(jnp.square(wide - new_mean))
+      if self.is_mutable_collection(STATS):
+        keep = lambda name, old, new: self.put_variable(
+            STATS, name, jax.lax.stop_gradient(self.momentum * old + (1 - self.momentum) * new))
+        keep('mean', mean, new_mean)
+        keep('var', var, new_var * count / jnp.maximum(count - 1, 1))
+      mean, var = new_mean, new_var
+    y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
+    if self.use_scale:
+      y = y * own('scale', ones)
+    if self.use_bias:
+      y = y + own('bias', zeros)
+    return y.astype(self.dtype)

@@ -1,0 +1,65 @@
+"""What the objectives share: running a network, views as one batch, schedules."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.models.norm import STATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+  """The length of a run: steps, and steps an epoch. Filled in by the run; no option."""
+
+  steps: int = 1000
+  epoch: float = 100.0
+
+  def warmup(self, epochs: float, share: float = 0.3) -> float:
+    """Steps of a warm-up of so many epochs, but at most this share of the run (as short runs need)."""
+    return min(epochs * self.epoch, share * self.steps)
+
+
+def ramp(start: float, end: float, step: jax.Array, steps: float) -> jax.Array:
+  """Linear from start to end in so many steps, then constant."""
+  return start + (end - start) * jnp.clip(step / max(steps, 1e-9), 0.0, 1.0)
+
+
+def cosine(start: float, end: float, step: jax.Array, steps: float) -> jax.Array:
+  """Cosine from start to end in so many steps, then constant (facebookresearch/dino, utils.py:cosine_scheduler)."""
+  return end + 0.5 * (start - end) * (1 + jnp.cos(math.pi * jnp.clip(step / max(steps, 1e-9), 0.0, 1.0)))
+
+
+def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: Any = None,
+        **kwargs: Any) -> tuple[Any, Any]:
+  """Applies a module that takes `train`: (output, new running statistics by the paths of its parameters).
+
+  Statistics are {} outside of training and for modules without batch normalisation. An objective returns them as
+  metrics['stats'] = {'encoder': ..., 'projector': ...}; the training step writes them into the parameters.
+  """
+  if not train:
+    return module.apply({'params': params}, *args, train=False, rngs=rngs, **kwargs), {}
+  out, state = module.apply({'params': params}, *args, train=True, rngs=rngs, mutable=[STATS], **kwargs)
+  return out, state.get(STATS, {})
+
+
+def flat(group: dict) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """The views of a group [B, V, ...] as one batch, sample by sample: image [B * V, *size, C], channels, channel_mask.
+
+  The order keeps each sample's views together, so that a batch cut over devices stays where it is.
+  """
+  merge = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
+  return merge(group['image']), merge(group['channels']), merge(group.get('channel_mask'))
+
+
+def views(x: jax.Array, count: int) -> jax.Array:
+  """[B * V, ...] -> [B, V, ...], the inverse of `flat` for features."""
+  return x.reshape(-1, count, *x.shape[1:])
+
+
+def seen_by_teacher(group: dict) -> dict:
+  """The group as the teacher sees it: with `teacher_mask` in place of `channel_mask` where the view maker gave one."""
+  return group | ({'channel_mask': group['teacher_mask']} if 'teacher_mask' in group else {})
