@@ -38,10 +38,13 @@ def base() -> ConfigDict:
       'optimizer': {
           'b1': 0.9,
           'b2': 0.999,
+          'name': 'adamw',  # 'adamw' | 'lars' | 'sgd'
           'weight_decay': 0.05,
+          'final_weight_decay': -1.0,  # at the end of a cosine; negative: the same
           'warmup_steps': 0,  # 10 % of the steps
           'final_learning_rate': 0.0,
           'layer_decay': 1.0,
+          'patch_embed_scale': 1.0,  # factor on its learning rate
           'clip': 0.0,  # largest gradient norm, 0 for none
           'clip_scope': 'global',  # 'global' | 'module' | 'tensor'
           'accumulate': 1,  # microbatches a step
@@ -54,7 +57,14 @@ def base() -> ConfigDict:
           'brightness': 0.0,  # additive, in standard deviations
           'contrast': 0.0,  # multiplicative, +- this share
           'noise': 0.0,  # standard deviation of Gaussian noise
+          'views': 1,  # global views of an image; methods that compare views set it
+          'local_views': 0,  # small views that go with them
+          'local_size': (),  # their grid; 3/7 of image_size by default
+          'local_scale': (0.05, 0.4),
+          'gram_size': (),  # grid of the views of a Gram teacher
           'channel_sampling': 'none',  # 'none' | 'hcs'
+          'channel_views': 'each',  # which channels views show: 'each' its own, or 'shared'
+          'teacher_channels': 'all',  # 'all' | 'same': what a teacher sees where a student sees a sample
       },
       'loader': {
           'split': 'train',

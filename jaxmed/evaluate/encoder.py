@@ -77,7 +77,7 @@ class Encoder:
       names = self.vocabulary[:count]
     for name in names:
       choose('channel', name, self.vocabulary)
-    if len(names) != count or (not self.model.per_channel and tuple(names) != self.vocabulary):
+    if len(names) != count or len(set(names)) != count:
       raise UserError(f'the encoder takes the channels {", ".join(self.vocabulary)}; '
                       f'{count} channels came with the names {", ".join(names)}')
     return np.asarray([self.vocabulary.index(n) for n in names], np.int32)
@@ -88,9 +88,8 @@ class Encoder:
     Rows are resized to the native grid; they may have different channels.
     """
     rows: dict[str, list[np.ndarray]] = {}
-    if not self.model.per_channel:
-      for names in {tuple(names) for names in source.table.column('channels').to_pylist()}:
-        self.channel_ids(names, len(names))
+    for name in source.channels:
+      choose(f'channel of {source.path}', name, self.vocabulary)
     batch_size = min(batch_size, max(len(source), 1))
     batches = eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.vocabulary)
     for batch in batches:
@@ -114,9 +113,9 @@ class Encoder:
 
 
 def _features(model, tables, normalize, patches, params, image, ids, mask):
-  view = ViewMaker(image.shape[1:-1], *tables, normalize=normalize)
-  batch = view.plain({'image': image, 'channels': ids})
-  features = model.apply({'params': params}, batch['image'], ids, mask)
+  view = ViewMaker(image.shape[1:-1], *tables, normalize=normalize, place=0 if model.per_channel else len(tables[0]))
+  batch = view.plain({'image': image, 'channels': ids} | ({} if mask is None else {'channel_mask': mask}))
+  features = model.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'))
   out = {'mean': features.mean}
   if features.cls is not None:
     out['cls'] = features.cls.astype(jnp.float32)

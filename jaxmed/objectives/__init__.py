@@ -1,12 +1,18 @@
 """Training objectives, one file each, and the registry of their names.
 
 An objective is a frozen dataclass whose simple fields are its options:
-  init(rng, batch) -> variables {'params', 'target', 'extra'}: trained by gradient; following by EMA; the rest.
-  loss(variables, batch, rng, step, train) -> (loss, (metrics, extra)), over the global batch.
+  init(rng, batch) -> variables {'params', 'target', 'extra'}: trained by gradient; a part of params that follows by EMA;
+    the rest that must survive.
+  loss(variables, batch, rng, step, train) -> (loss, (metrics, extra)), over the global batch. metrics may hold 'stats',
+    new running statistics of batch normalisation by the paths of params.
+  momentum(step): of the EMA, where there is a target.
   encoder_params(variables): the weights of `encoder`, which is the product.
   DEFAULTS: what the method wants of the other config sections, used where the user says nothing.
   LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch.
-Optionally `pictures(variables, batch, rng)`, a dict of named image arrays for the report.
+  FEATURE: 'cls' or 'mean', the vector it recommends.
+Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`, a
+dict of named image arrays for the report. What the run fills in is no option: `clock` (its length) and `rows` (records).
+A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.
 """
 
 import dataclasses
@@ -24,6 +30,14 @@ def get(name: str) -> Any:
   return METHODS[choose('method', name, METHODS)]
 
 
+FILLED = ('encoder', 'clock', 'rows')  # fields that a run fills in
+
+
 def default_options(name: str) -> dict[str, Any]:
   """The options of a method that a config may set, with their defaults."""
-  return {f.name: f.default for f in dataclasses.fields(get(name)) if f.name != 'encoder'}
+  return {f.name: f.default for f in dataclasses.fields(get(name)) if f.name not in FILLED}
+
+
+def filled(method: Any, **known: Any) -> dict[str, Any]:
+  """Those of `known` that the method has a field for."""
+  return {f.name: known[f.name] for f in dataclasses.fields(method) if f.name in known}

@@ -97,18 +97,33 @@ class MAE:
     """Mean squared error over the hidden, existing tokens of the global batch."""
     del step
     predicted, hidden = self._predict(variables['params'], batch, rng, train)
-    error = jnp.square(predicted.astype(jnp.float32) - self.target(batch['image'])).mean(axis=-1)  # [B, N]
+    there = self._pixels_there(batch)
+    error = jnp.square(predicted.astype(jnp.float32) - self.target(batch['image'], there))
+    error = _mean(error, there)[..., 0]  # [B, N]
     error = jnp.where(hidden > 0, error, 0.0)  # a missing channel may hold anything, NaN included
     loss = error.sum() / jnp.maximum(hidden.sum(), 1.0)
     return loss, ({'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}, variables['extra'])
 
-  def target(self, image: jax.Array) -> jax.Array:
-    """Pixels of each token [B, N, P] in float32; no gradient flows through it."""
+  def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:
+    """Pixels of each token [B, N, P] in float32; no gradient flows through it.
+
+    `there` [B, 1, P] bool leaves the pixels of missing channels out of the patch's mean and variance.
+    """
     x = patchify(jax.lax.stop_gradient(image).astype(jnp.float32), self.encoder.patch_size, self.encoder.per_channel)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     if self.norm_pixels:
-      x = (x - x.mean(axis=-1, keepdims=True)) / jnp.sqrt(x.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
+      count = x.shape[-1] if there is None else jnp.maximum(there.sum(axis=-1, keepdims=True), 2)
+      centred = x - _mean(x, there)
+      variance = _mean(jnp.square(centred), there) * count / (count - 1)
+      x = centred / jnp.sqrt(variance + 1e-6)
     return x
+
+  def _pixels_there(self, batch: dict) -> jax.Array | None:
+    """[B, 1, P] bool, the pixels of a patch whose channel a sample has; None where patches are of one channel or whole."""
+    mask = batch.get('channel_there' if self.unsampled == 'predict' else 'channel_mask', batch.get('channel_mask'))
+    if self.encoder.per_channel or mask is None:
+      return None
+    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
 
   def pictures(self, variables: dict, batch: dict, rng: jax.Array) -> dict[str, Any]:
     """{'reconstructions': (original, masked, predicted)}, each [B, *size, C]; predictions in the patch's scale."""
@@ -170,3 +185,10 @@ class MAE:
     visible = jnp.arange(shown)[None] < quota
     hidden = (order >= quota) & exists
     return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32), there
+
+
+def _mean(x: jax.Array, there: jax.Array | None) -> jax.Array:
+  """Mean of [B, N, P] over the last axis, of the places that are there; keeps the axis."""
+  if there is None:
+    return x.mean(axis=-1, keepdims=True)
+  return jnp.where(there, x, 0.0).sum(axis=-1, keepdims=True) / jnp.maximum(there.sum(axis=-1, keepdims=True), 1)

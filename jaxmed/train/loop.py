@@ -63,7 +63,6 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   label = str(dict(user.get('loader', {})).get('label', ''))
   spec = setup.data_spec(source, label)
   config = setup.resolve(user, spec)
-  setup.check_channels(config.model, source)
   # Every option is checked before anything is written.
   abstract = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh_lib.make_mesh(config.mesh))
   _given_weights(config, abstract)
@@ -165,7 +164,8 @@ def _initialize(run: Run, abstract: TrainState, shapes: Any) -> TrainState:
   put = lambda new, old: jax.device_put(new, old.sharding)
   params = state.params | {'encoder': jax.tree.map(put, given, state.params['encoder'])}
   average = jax.tree.map(jnp.copy, params) if run.trainer.ema else {}
-  return dataclasses.replace(state, params=params, average=average)
+  target = {name: jax.tree.map(jnp.copy, params[name]) for name in state.target}
+  return dataclasses.replace(state, params=params, average=average, target=target)
 
 
 def _given_weights(config: Any, state: TrainState) -> Any | None:
@@ -173,9 +173,11 @@ def _given_weights(config: Any, state: TrainState) -> Any | None:
   if not config.init:
     return None
   from jaxmed.loading import load
+  own = state.params['encoder']
   other = load(config.init).params
+  other = other | {k: own[k] for k in ('mask_token',) if k in own and k not in other}  # no product has one
   shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-  wrong = sorted(set(shape(state.params['encoder']).items()) ^ set(shape(other).items()))
+  wrong = sorted(set(shape(own).items()) ^ set(shape(other).items()))
   if wrong:
     raise UserError(f'init={config.init} is another model than {config.model}: {wrong[0][0]} differs')
   return other

@@ -1,6 +1,7 @@
-"""AdamW as the methods use it: decay only of weight matrices, layer-wise rates, clipping by scope, one schedule."""
+"""AdamW, LARS and SGD as the methods use them: decay of weight matrices alone, rates by layer, clipping by scope."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,16 +11,22 @@ import optax
 from jaxmed.errors import UserError, choose
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
+NAMES = ('adamw', 'lars', 'sgd')
+TRUST = 0.001  # of LARS: share of a weight's norm that an update has, times the rate (You et al. 2017)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """AdamW with a warm-up and cosine schedule that depends on the step alone.
+  """An optimizer with warm-up and cosine schedules that depend on the step alone.
 
   Attributes:
+    name: 'adamw'; 'lars' (momentum on updates of the size of their weights, biases and norms as in SGD: the form of
+      facebookresearch/barlowtwins and vicreg) or 'sgd' (Nesterov), both with b1 as momentum and decay in the gradient.
     learning_rate: peak; `warmup_steps` linear from 0, then cosine to `final_learning_rate` at `steps`.
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
       d^(L-i), norm and everything outside of the encoder 1.
+    weight_decay, final_weight_decay: at the first and the last step, by a cosine; a negative final one means the same.
+    patch_embed_scale: factor on the rate of the patch embedding.
     clip, clip_scope: largest gradient norm, of all ('global'), of each part such as encoder and decoder
       ('module', as DINOv2), or of each tensor, layer by layer ('tensor', as DINO).
   """
@@ -31,11 +38,15 @@ class Optimizer:
   b1: float = 0.9
   b2: float = 0.999
   weight_decay: float = 0.05
+  final_weight_decay: float = -1.0
   layer_decay: float = 1.0
+  patch_embed_scale: float = 1.0
   clip: float = 0.0
   clip_scope: str = 'global'
+  name: str = 'adamw'
 
   def __post_init__(self):
+    choose('optimizer.name', self.name, NAMES)
     choose('optimizer.clip_scope', self.clip_scope, CLIP_SCOPES)
     if self.learning_rate <= 0:
       raise UserError(f'learning_rate {self.learning_rate} must be positive')
@@ -49,27 +60,79 @@ class Optimizer:
         0.0 if warmup else self.learning_rate, self.learning_rate, warmup, max(self.steps, warmup + 1),
         self.final_learning_rate)(step)
 
+  def decay(self, step: jax.Array) -> jax.Array | float:
+    """Weight decay at a step."""
+    end = self.final_weight_decay
+    if end < 0:
+      return self.weight_decay
+    turn = jnp.clip(step / max(self.steps, 1), 0.0, 1.0)
+    return end + 0.5 * (self.weight_decay - end) * (1 + jnp.cos(jnp.pi * turn))
+
   def init(self, params: Any) -> Any:
     """Moments, of the structure of params (boxed or not)."""
-    return self._adam.init(params)
+    return self._rule.init(params)
 
-  def update(self, grads: Any, moments: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:
-    """One step: (new params, new moments)."""
+  def update(self, grads: Any, moments: Any, params: Any, step: jax.Array,
+             frozen: Mapping[str, jax.Array] | None = None) -> tuple[Any, Any]:
+    """One step: (new params, new moments).
+
+    `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step.
+    """
+    still = lambda path: _frozen(path, frozen or {})
+    grads = jax.tree_util.tree_map_with_path(lambda path, g: _unless(still(path), g, jnp.zeros_like(g)), grads)
     if self.clip:
       grads = clip_gradients(grads, self.clip, self.clip_scope)
-    updates, moments = self._adam.update(grads, moments, params)
+    decay = self.decay(step)
+    if self.name != 'adamw':
+      pulled = lambda path, g, p: g + decay * p if decays(path) else g
+      grads = jax.tree_util.tree_map_with_path(pulled, grads, params)
+    if self.name == 'lars':
+      grads = jax.tree_util.tree_map_with_path(_trusted, grads, params)
+    updates, moments = self._rule.update(grads, moments, params)
     rate, depth = self.schedule(step), _depth(params)
 
     def apply(path, param, update):
-      if decays(path):
-        update = update + self.weight_decay * param
-      return param - rate * layer_scale(path, param.shape, self.layer_decay, depth) * update
+      if decays(path) and self.name == 'adamw':
+        update = update + decay * param
+      scale = layer_scale(path, param.shape, self.layer_decay, depth)
+      if path[0].key == 'encoder' and path[1].key == 'patch_embed':
+        scale = scale * self.patch_embed_scale
+      return _unless(still(path), param - rate * scale * update, param)
 
     return jax.tree_util.tree_map_with_path(apply, params, updates), moments
 
   @property
-  def _adam(self) -> optax.GradientTransformation:
-    return optax.scale_by_adam(self.b1, self.b2)
+  def _rule(self) -> optax.GradientTransformation:
+    if self.name == 'adamw':
+      return optax.scale_by_adam(self.b1, self.b2)
+    return optax.trace(self.b1, nesterov=self.name == 'sgd')
+
+
+def _trusted(path: tuple, grad: jax.Array, param: jax.Array) -> jax.Array:
+  """A gradient at TRUST times the size of its weight matrix (of each block where they are stacked)."""
+  if not decays(path):
+    return grad
+  axes = tuple(range(_stacked(path), grad.ndim))
+  norm = lambda x: jnp.sqrt(jnp.square(x).sum(axis=axes, keepdims=True))
+  weight, size = norm(param), norm(grad)
+  return grad * jnp.where((weight > 0) & (size > 0), TRUST * weight / jnp.maximum(size, 1e-30), 1.0)
+
+
+def _stacked(path: tuple) -> int:
+  """1 for parameters of scanned blocks, whose first axis is the block."""
+  return int(any(getattr(k, 'key', '') == 'blocks' for k in path))
+
+
+def _frozen(path: tuple, frozen: Mapping[str, jax.Array]) -> jax.Array | bool:
+  name = '/'.join(str(k.key) for k in path)
+  for prefix, value in frozen.items():
+    if name == prefix or name.startswith(prefix + '/'):
+      return value
+  return False
+
+
+def _unless(still: jax.Array | bool, moved: jax.Array, at_rest: jax.Array) -> jax.Array:
+  return moved if still is False else jnp.where(still, at_rest, moved)
 
 
 def decays(path: tuple) -> bool:
@@ -96,13 +159,12 @@ def _depth(params: Any) -> int:
 def clip_gradients(grads: Any, limit: float, scope: str) -> Any:
   """Scales gradients so that the norm over each scope is at most `limit`."""
   if scope == 'global':
-    return _scaled(grads, optax.global_norm(grads), limit)
+    return _scaled(grads, optax.tree.norm(grads), limit)
   if scope == 'module':
-    return {name: _scaled(part, optax.global_norm(part), limit) for name, part in grads.items()}
+    return {name: _scaled(part, optax.tree.norm(part), limit) for name, part in grads.items()}
 
   def one(path, grad):
-    stacked = any(getattr(k, 'key', '') == 'blocks' for k in path)
-    axes = tuple(range(1 if stacked else 0, grad.ndim))
+    axes = tuple(range(_stacked(path), grad.ndim))
     return _scaled(grad, jnp.sqrt(jnp.square(grad).sum(axis=axes, keepdims=True)), limit)
 
   return jax.tree_util.tree_map_with_path(one, grads)

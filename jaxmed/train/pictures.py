@@ -20,8 +20,19 @@ def views(run: Any, state: TrainState) -> None:
   batch, names = _sample(run, 'train')
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
   shown = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
-  figures.image_grid(np.asarray(shown['image']), names, run.folder / 'figures' / 'views.png',
+  image, channels = np.asarray(shown_image(shown)), np.asarray(batch['channels'][0])
+  if run.trainer.view.place:
+    image = image[..., channels]
+  figures.image_grid(image, names, run.folder / 'figures' / 'views.png',
                      'Augmented views of the first records')
+
+
+def shown_image(views: dict[str, Any]) -> Any:
+  """The images of a view maker's output: the view, or two of the global views of each sample, one below the other."""
+  if 'global' not in views:
+    return views['image']
+  image = views['global']['image'][:, :2]
+  return image.reshape(-1, *image.shape[2:])
 
 
 def end(run: Any, state: TrainState) -> None:

@@ -70,7 +70,7 @@ class Probe:
       self.check()
       if (batch['index'] < 0).any():
         break  # a partly blank batch would weigh differently
-      losses.append(_loss(self.trainer, state.variables, mesh_lib.put_batch(batch, self.mesh), i))
+      losses.append(_loss(self.trainer, state.variables, mesh_lib.put_batch(batch, self.mesh), i, state.step))
     return float(np.mean(jax.device_get(losses))) if losses else float('nan')
 
   def _batches(self, source: Any, size: int):
@@ -111,9 +111,9 @@ def fitted(batch: dict[str, np.ndarray], spec: setup.DataSpec) -> dict[str, np.n
   return out
 
 
-def _val_loss(trainer, variables, batch, seed):
-  rng = jax.random.fold_in(jax.random.key(0), seed)
-  return trainer.objective.loss(variables, trainer.view.plain(batch), rng, 0, False)[0]
+def _val_loss(trainer, variables, batch, seed, step):
+  view_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
+  return trainer.objective.loss(variables, trainer.view.held_out(view_key, batch), loss_key, step, False)[0]
 
 
 _loss = jax.jit(_val_loss, static_argnums=0)

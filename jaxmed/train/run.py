@@ -38,5 +38,8 @@ def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> E
   variables = state.variables | ({'params': state.average} if state.average else {})
   info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary}
-  return Encoder(trainer.objective.encoder, trainer.objective.encoder_params(variables), spec.channels,
-                 config.loader.normalize, trainer.objective.FEATURE, info)
+  model, params = trainer.objective.encoder, trainer.objective.encoder_params(variables)
+  if 'mask_token' in params:  # of use in training only
+    model, params = model.clone(mask_token=False), {k: v for k, v in params.items() if k != 'mask_token'}
+  return Encoder(model, params, spec.channels, config.loader.normalize,
+                 trainer.objective.FEATURE, info)

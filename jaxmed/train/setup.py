@@ -18,6 +18,7 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.data.pipeline import FITS
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
+from jaxmed.objectives.networks import Clock
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
@@ -31,7 +32,8 @@ class DataSpec:
   """What a run must know of its data, saved in RUN/data.json so that a run can be read without its corpus.
 
   channels: [{'name', 'mean', 'std'}], the vocabulary. slots: most channels of a record. masked: whether some
-  records have fewer. dtype: of batches. rows: records to train on. classes: of the label, () for none.
+  records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
+  classes: of the label, () for none.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -42,6 +44,7 @@ class DataSpec:
   size: tuple[int, ...]  # median grid of the records
   classes: tuple[str, ...] = ()
   summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+  mixed: bool = False
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -67,6 +70,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
     config_lib.update(config, values)
   _check_values(config)
   _fill_sizes(config, objective, spec, on_cpu)
+  _fill_views(config, objective)
   _fill_objective(config, spec)
   return config
 
@@ -78,7 +82,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'loader.threads': (1, 256), 'checkpoint.keep': (1, math.inf), 'optimizer.accumulate': (1, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
-    'optimizer.final_learning_rate': (0, math.inf),
+    'optimizer.final_learning_rate': (0, math.inf), 'optimizer.patch_embed_scale': (0, math.inf),
 }
 
 
@@ -149,6 +153,24 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
     config.loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
 
 
+def _fill_views(config: ConfigDict, objective: Any) -> None:
+  """Sizes of views; whether there are as many as the method needs."""
+  augment, rank = config.augment, len(config.image_size)
+  needs = objective.DEFAULTS.get('augment', {}).get('views', 1)
+  if (needs > 1) != (augment.views > 1) or (needs == 1 and augment.local_views):
+    takes = 'compares views: augment.views must be at least 2' if needs > 1 else 'takes one view and no local ones'
+    raise UserError(f'method {config.method} {takes}, not augment.views={augment.views} '
+                    f'local_views={augment.local_views}')
+  if augment.local_views and not augment.local_size:
+    patch = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder).patch_size
+    augment.local_size = tuple(max(round(n * 3 / 7 / p), 1) * p for n, p in zip(config.image_size, patch, strict=True))
+  for name in ('local_size', 'gram_size'):
+    size = augment[name] * rank if len(augment[name]) == 1 else augment[name]
+    if size and (len(size) != rank or not all(type(n) is int and n > 0 for n in size)):
+      raise UserError(f'augment.{name} takes {rank} positive whole numbers, not {augment[name]}')
+    augment[name] = size
+
+
 def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
   if 'num_classes' in config.objective:
     config.objective.num_classes = len(spec.classes)
@@ -174,7 +196,7 @@ def data_spec(source: Any, label: str) -> DataSpec:
   size = tuple(int(n) for n in np.median([s[:-1] for s in shapes], axis=0))
   classes = tuple(source.classes(label)) if label else ()
   return DataSpec(channels, max(counts), len(counts) > 1, dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32',
-                  len(names), size, classes, _summary(source, names, shapes))
+                  len(names), size, classes, _summary(source, names, shapes), len({tuple(row) for row in names}) > 1)
 
 
 def _summary(source: Any, names: list, shapes: list) -> dict[str, Any]:
@@ -192,15 +214,6 @@ def _commonest(values: Iterable[str]) -> dict[str, int]:
   return dict(collections.Counter(sorted(values)).most_common(10))
 
 
-def check_channels(model: str, source: Any) -> None:
-  """A ViT needs the same channels in the same order in every record."""
-  sets = {tuple(row) for row in source.table.column('channels').to_pylist()}
-  if not model.startswith('channel_vit') and len(sets) > 1:
-    shown = ' and '.join('+'.join(s) for s in sorted(sets, key=len)[:2])
-    raise UserError(f'model {model} needs the same channels in every image, but the corpus has {shown}: '
-                    f'use channel_{model} or prepare them separately')
-
-
 def check_same(spec: DataSpec, source: Any) -> None:
   """A run goes on only with the records that it began with: their order depends on how many there are."""
   if len(source) != spec.rows or set(source.channels) != set(spec.vocabulary):
@@ -212,14 +225,15 @@ def check_same(spec: DataSpec, source: Any) -> None:
 def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
   model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
-  objective = objectives.get(config.method)(encoder=model, **config.objective)
+  method = objectives.get(config.method)
+  clock = Clock(config.steps, spec.rows / config.batch_size)
+  objective = method(encoder=model, **config.objective, **objectives.filled(method, clock=clock, rows=spec.rows))
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
-  view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, **config.augment)
-  o = config.optimizer
-  optimizer = Optimizer(
-      config.learning_rate, config.steps, o.warmup_steps, o.final_learning_rate, o.b1, o.b2, o.weight_decay,
-      o.layer_decay, o.clip, o.clip_scope)
-  return Trainer(objective, optimizer, view, config.seed, o.accumulate, o.ema)
+  place = len(spec.channels) if spec.mixed and not model.per_channel else 0
+  view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place, **config.augment)
+  o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema')}
+  optimizer = Optimizer(config.learning_rate, config.steps, **o)
+  return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema)
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

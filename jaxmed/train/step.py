@@ -1,7 +1,7 @@
 """The training state and the one jitted step, for every objective and any mesh."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -88,12 +88,16 @@ class Trainer:
     """One update; left out, and counted, when the loss or a gradient is not finite."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, (metrics, extra)), grads = self._gradients(state, batch, rng)
-    norms = {f'grad_norm/{k}': optax.global_norm(g) for k, g in grads.items()}
-    norm = optax.global_norm(grads)
+    norms = {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    params, moments = self.optimizer.update(grads, state.moments, state.params, state.step)
+    stats = metrics.pop('stats', {})
+    frozen = self.objective.frozen(state.step) if hasattr(self.objective, 'frozen') else {}
+    params, moments = self.optimizer.update(grads, state.moments, state.params, state.step, frozen)
+    params = overlay(params, stats)
+    target = self._follow(state.target, params, state.step)
     average = jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, state.average, params) if self.ema else {}
-    fresh = dict(params=params, moments=moments, average=average, extra=extra)
+    fresh = dict(params=params, target=target, moments=moments, average=average, extra=extra)
     old = {name: getattr(state, name) for name in fresh}
     kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), fresh, old)
     bad = 1 - finite.astype(jnp.int32)
@@ -102,6 +106,13 @@ class Trainer:
     metrics = dict(metrics, loss=loss, grad_norm=norm, learning_rate=self.optimizer.schedule(state.step - 1),
                    skipped=state.skipped, skipped_in_row=state.skipped_in_row, **norms)
     return state, metrics
+
+  def _follow(self, target: Any, params: Any, step: jax.Array) -> Any:
+    """The target, a part of the parameters, one step of its moving average further."""
+    if not target:
+      return target
+    keep = self.objective.momentum(step)
+    return jax.tree.map(lambda t, p: keep * t + (1 - keep) * p, target, {k: params[k] for k in target})
 
   def _gradients(self, state: TrainState, batch: Any, rng: jax.Array):
     """Loss, metrics, extra and gradients, averaged over microbatches."""
@@ -126,3 +137,10 @@ class Trainer:
     (extra, grads), (values, metrics) = jax.lax.scan(body, start, (parts, jax.random.split(rng, count)))
     mean = lambda tree: jax.tree.map(lambda x: x.mean(axis=0), tree)
     return (mean(values), (mean(metrics), extra)), grads
+
+
+def overlay(params: Any, values: Any) -> Any:
+  """`params` with the leaves of `values`, a tree of some of the same paths, in place of its own."""
+  if not isinstance(values, Mapping):
+    return values
+  return params | {name: overlay(params[name], value) for name, value in values.items()}

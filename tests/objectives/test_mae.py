@@ -167,3 +167,21 @@ def test_channels_left_out_by_sampling_can_be_predicted_from_the_others():
   gradient = np.moveaxis(np.asarray(loss(batch['image'])), -1, 1)
   assert (gradient[~np.asarray(shown)] == 0).all()  # what was not shown is not looked at
   assert (np.abs(gradient[np.asarray(shown)]).max(axis=(1, 2)) > 0).all()
+
+
+def test_pixels_of_missing_channels_do_not_count_in_an_encoder_of_fixed_channels():
+  objective, variables, batch = make('patch 2D')
+  mask = jnp.array([[True, True, True], [True, False, True], [False, True, False], [True, True, False], [True] * 3])
+  image = jnp.where(mask[:, None, None], batch['image'], 0.0)
+  batch, key = dict(batch, image=image, channel_mask=mask), jax.random.key(2)
+  loss = float(jax.jit(objective.loss)(variables, batch, key, 0)[0])
+  predicted, hidden = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+  x = reference_patches(image, (4, 4), False)
+  there = np.tile(np.asarray(mask), (1, 16))
+  errors = []
+  for b in range(5):
+    own, guess = x[b][:, there[b]], np.asarray(predicted, np.float64)[b][:, there[b]]
+    target = (own - own.mean(-1, keepdims=True)) / np.sqrt(own.var(-1, ddof=1, keepdims=True) + 1e-6)
+    errors.append(((guess - target) ** 2).mean(-1))
+  want = (np.stack(errors) * np.asarray(hidden)).sum() / np.asarray(hidden).sum()
+  assert abs(loss - want) < 1e-5 * want
