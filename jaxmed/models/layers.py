@@ -137,6 +137,7 @@ class Block(nn.Module):
     x = x + self._residual(y, rate, 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
+    self.sow('intermediates', 'ffn', y)  # kept only where a caller asks for that collection
     return x + self._residual(y, rate, 'ls2'), None
 
   def _residual(self, y: jax.Array, rate: jax.Array, name: str) -> jax.Array:
@@ -173,7 +174,7 @@ class Transformer(nn.Module):
                train: bool = False) -> jax.Array:
     rates = jnp.linspace(0.0, self.drop_path, self.depth)
     scanned = nn.scan(
-        _remat(Block, self.remat), variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+        _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True, 'dropout': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale,
                      train and self.drop_path > 0, self.kernel_init, self.dtype, name='blocks')

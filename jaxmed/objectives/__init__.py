@@ -19,10 +19,16 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import choose
+from jaxmed.objectives.data2vec import Data2Vec
+from jaxmed.objectives.ijepa import IJEPA
 from jaxmed.objectives.mae import MAE
+from jaxmed.objectives.simmim import SimMIM
 from jaxmed.objectives.supervised import Supervised
 
-METHODS: dict[str, Any] = {'mae': MAE, 'supervised': Supervised}
+METHODS: dict[str, Any] = {
+    'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,
+    'supervised': Supervised,
+}
 
 
 def get(name: str) -> Any:

@@ -4,14 +4,13 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoder import Decoder
-from jaxmed.models.tokens import Tokens, grid_of, patchify, unpatchify
-from jaxmed.models.vit import ViT
+from jaxmed.models.tokens import grid_of, patchify, unpatchify
+from jaxmed.objectives.networks import encode_shown, token_slots
 
 MASK_CHANNELS = ('independent', 'shared')
 UNSAMPLED = ('drop', 'predict')
@@ -31,7 +30,7 @@ class MAE:
       768 wide or more; its own width, 4 blocks (2 below 384) and heads of 32 where it is narrower.
   """
 
-  encoder: ViT
+  encoder: Any
   mask_ratio: float = 0.75
   norm_pixels: bool = True
   mask_channels: str = 'independent'
@@ -73,7 +72,7 @@ class MAE:
     return Decoder(
         grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
         vocabulary=e.in_channels if e.per_channel else 0, embed_dim=dim, depth=depth, num_heads=heads,
-        kernel_init=e.kernel_init, remat=e.remat, dtype=e.dtype)
+        kernel_init='xavier_uniform', remat=getattr(e, 'remat', 'none'), dtype=e.dtype)
 
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views."""
@@ -82,8 +81,7 @@ class MAE:
     image, channels = batch['image'], batch['channels']
     mask = batch.get('channel_mask')
     encoder = self.encoder.init(encoder_key, image, channels, mask)['params']
-    tokens = self._tokens(nn.unbox(encoder), batch)
-    _, order, visible, _, there = self._mask(mask_key, tokens, batch)
+    _, order, visible, _, there = self._mask(mask_key, batch)
     latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
     cls = latent[:, :1] if self.encoder.class_token else None
     decoder = self.decoder.init(decoder_key, cls, latent, visible, order, channels, there)['params']
@@ -96,13 +94,14 @@ class MAE:
   def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean squared error over the hidden, existing tokens of the global batch."""
     del step
-    predicted, hidden = self._predict(variables['params'], batch, rng, train)
+    predicted, hidden, stats = self._predict(variables['params'], batch, rng, train)
     there = self._pixels_there(batch)
     error = jnp.square(predicted.astype(jnp.float32) - self.target(batch['image'], there))
     error = _mean(error, there)[..., 0]  # [B, N]
     error = jnp.where(hidden > 0, error, 0.0)  # a missing channel may hold anything, NaN included
     loss = error.sum() / jnp.maximum(hidden.sum(), 1.0)
-    return loss, ({'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}, variables['extra'])
+    metrics = {'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
+    return loss, (metrics | ({'stats': {'encoder': stats}} if stats else {}), variables['extra'])
 
   def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:
     """Pixels of each token [B, N, P] in float32; no gradient flows through it.
@@ -119,7 +118,7 @@ class MAE:
     return x
 
   def _pixels_there(self, batch: dict) -> jax.Array | None:
-    """[B, 1, P] bool, the pixels of a patch whose channel a sample has; None where patches are of one channel or whole."""
+    """[B, 1, P] bool, the pixels of a patch whose channel a sample has; None where all count."""
     mask = batch.get('channel_there' if self.unsampled == 'predict' else 'channel_mask', batch.get('channel_mask'))
     if self.encoder.per_channel or mask is None:
       return None
@@ -127,7 +126,7 @@ class MAE:
 
   def pictures(self, variables: dict, batch: dict, rng: jax.Array) -> dict[str, Any]:
     """{'reconstructions': (original, masked, predicted)}, each [B, *size, C]; predictions in the patch's scale."""
-    predicted, hidden = self._predict(variables['params'], batch, rng, False)
+    predicted, hidden, _ = self._predict(variables['params'], batch, rng, False)
     image = batch['image']
     e = self.encoder
     pixels = patchify(image, e.patch_size, e.per_channel)
@@ -141,25 +140,17 @@ class MAE:
     filled = jnp.where(hidden > 0, predicted, flat)
     return {'reconstructions': (image, back(masked), back(filled))}
 
-  def _tokens(self, params: Any, batch: dict) -> Tokens:
-    return self.encoder.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'),
-                              method='embed_patches')
-
-  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Predicted pixels [B, N, P] of every token and which tokens were hidden, [B, N] float."""
+  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
+    """Predicted pixels [B, N, P] of every token, which tokens were hidden [B, N] float, new running statistics."""
     mask_key, drop_key = jax.random.split(rng)
-    tokens = self._tokens(params['encoder'], batch)
-    keep, order, visible, hidden, there = self._mask(mask_key, tokens, batch)
-    seen = tokens.take(keep)
-    if tokens.valid is not None:
-      seen = dataclasses.replace(seen, valid=visible)
-    latent = self.encoder.apply({'params': params['encoder']}, seen, train, method='encode',
-                                rngs={'dropout': drop_key})
+    keep, order, visible, hidden, there = self._mask(mask_key, batch)
+    valid = visible if self.encoder.per_channel and 'channel_mask' in batch else None
+    latent, stats = encode_shown(self.encoder, params['encoder'], batch, keep, valid, train, {'dropout': drop_key})
     predicted = self.decoder.apply({'params': params['decoder']}, latent.cls, latent.patches, visible, order,
                                    batch['channels'], there)
-    return predicted, hidden
+    return predicted, hidden, stats
 
-  def _mask(self, rng: jax.Array, tokens: Tokens, batch: dict):
+  def _mask(self, rng: jax.Array, batch: dict):
     """Draws what each sample shows, by sorting noise as the official code does.
 
     Returns:
@@ -167,14 +158,14 @@ class MAE:
       sample with missing channels shows fewer than K), hidden [B, N] float, there [B, N] bool or None: the tokens
       that the decoder sees.
     """
-    size, count = tokens.x.shape[:2]
+    size, (_, count, valid) = batch['image'].shape[0], token_slots(self.encoder, batch)
     together = batch['channels'].shape[1] if self.encoder.per_channel and self.mask_channels == 'shared' else 1
     shown = together * int(count // together * (1 - self.mask_ratio))
     if shown < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} hides all {count} tokens: lower it or the patch size')
     noise = jnp.tile(jax.random.uniform(rng, (size, count // together)), (1, together))
-    sampled = jnp.ones((size, count), bool) if tokens.valid is None else tokens.valid
-    there = tokens.valid
+    sampled = jnp.ones((size, count), bool) if valid is None else valid
+    there = valid
     if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
       there = jnp.repeat(batch['channel_there'], count // batch['channels'].shape[1], axis=1)
     exists = sampled if there is None else there

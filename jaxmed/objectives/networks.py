@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.models.norm import STATS
+from jaxmed.models.tokens import Features, grid_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +64,38 @@ def views(x: jax.Array, count: int) -> jax.Array:
 def seen_by_teacher(group: dict) -> dict:
   """The group as the teacher sees it: with `teacher_mask` in place of `channel_mask` where the view maker gave one."""
   return group | ({'channel_mask': group['teacher_mask']} if 'teacher_mask' in group else {})
+
+
+def token_slots(encoder: Any, batch: dict) -> tuple[tuple[int, ...], int, jax.Array | None]:
+  """The tokens that an encoder makes of a batch: (grid of a channel, their number N, which exist [B, N] or None)."""
+  grid = grid_of(batch['image'].shape[1:-1], encoder.patch_size)
+  count, mask = math.prod(grid), batch.get('channel_mask')
+  if not encoder.per_channel:
+    return grid, count, None
+  return grid, count * batch['image'].shape[-1], None if mask is None else jnp.repeat(mask, count, axis=1)
+
+
+def encode_shown(encoder: Any, params: Any, batch: dict, shown: jax.Array, valid: jax.Array | None, train: bool,
+                 rngs: Any) -> tuple[Features, Any]:
+  """Features of some patches alone, and new running statistics.
+
+  Transformers never compute the others; convolutional encoders hide them (see their `masking`).
+
+  Args:
+    shown: [B, K] indices of tokens. valid: [B, K] bool, False where an index is padding; None for none.
+  Returns:
+    Features whose patches are the K shown ones.
+  """
+  image, channels, mask = batch['image'], batch['channels'], batch.get('channel_mask')
+  if hasattr(encoder, 'embed_patches'):
+    tokens = encoder.apply({'params': params}, image, channels, mask, method='embed_patches').take(shown)
+    if valid is not None:
+      tokens = dataclasses.replace(tokens, valid=valid)
+    return encoder.apply({'params': params}, tokens, train, method='encode', rngs=rngs), {}
+  count = token_slots(encoder, batch)[1]
+  seen = jnp.ones(shown.shape, bool) if valid is None else valid
+  rows = jnp.arange(shown.shape[0])[:, None]
+  hidden = jnp.ones((shown.shape[0], count + 1), bool).at[rows, jnp.where(seen, shown, count)].set(False)[:, :count]
+  features, stats = run(encoder, params, image, channels, mask, train=train, rngs=rngs, hidden=hidden)
+  patches = jnp.take_along_axis(features.patches, shown[..., None], axis=1)
+  return dataclasses.replace(features, patches=patches, valid=valid), stats

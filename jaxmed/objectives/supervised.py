@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmed.augment.mix import mix
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
-from jaxmed.models.vit import ViT
+from jaxmed.objectives.networks import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Supervised:
     mixup, cutmix: alpha of their Beta distributions, 0 for none.
   """
 
-  encoder: ViT
+  encoder: Any
   num_classes: int = 0
   feature: str = 'cls'
   label_smoothing: float = 0.1
@@ -71,11 +71,12 @@ class Supervised:
     image = batch['image']
     if train:
       image, target = mix(mix_key, image, target, batch['channels'], self.mixup, self.cutmix)
-    features = self.encoder.apply({'params': variables['params']['encoder']}, image, batch['channels'],
-                                  batch.get('channel_mask'), train, rngs={'dropout': drop_key})
+    features, stats = run(self.encoder, variables['params']['encoder'], image, batch['channels'],
+                          batch.get('channel_mask'), train=train, rngs={'dropout': drop_key})
     logits = self.head.apply({'params': variables['params']['head']}, features.pooled(self.feature))
     entropy = -(target * nn.log_softmax(logits)).sum(axis=-1)
     total = jnp.maximum(known.sum(), 1.0)
     loss = (entropy * known).sum() / total
     right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
-    return loss, ({'cross_entropy': loss, 'accuracy': right}, variables['extra'])
+    metrics = {'cross_entropy': loss, 'accuracy': right} | ({'stats': {'encoder': stats}} if stats else {})
+    return loss, (metrics, variables['extra'])

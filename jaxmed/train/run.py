@@ -37,7 +37,7 @@ def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> E
   """The encoder inside a training state; the averaged weights where there are some."""
   variables = state.variables | ({'params': state.average} if state.average else {})
   info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
-          'summary': spec.summary}
+          'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   model, params = trainer.objective.encoder, trainer.objective.encoder_params(variables)
   if 'mask_token' in params:  # of use in training only
     model, params = model.clone(mask_token=False), {k: v for k, v in params.items() if k != 'mask_token'}

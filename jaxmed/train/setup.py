@@ -66,7 +66,9 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   model = str(user.get('model', '')) or _choose_model(spec, size, on_cpu)
   config.objective = ConfigDict(objectives.default_options(method))
   config.encoder = ConfigDict(registry.default_options(model))
-  for values in (objective.DEFAULTS, user, {'method': method, 'model': model, 'image_size': size}):
+  wants = dict(objective.DEFAULTS)
+  wants['encoder'] = {k: v for k, v in wants.get('encoder', {}).items() if k in config.encoder}  # families differ
+  for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
   _check_values(config)
   _fill_sizes(config, objective, spec, on_cpu)

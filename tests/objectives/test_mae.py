@@ -54,7 +54,7 @@ def test_loss_is_the_numpy_reference(case, norm_pixels):
   objective, variables, batch = make(case, norm_pixels=norm_pixels)
   key = jax.random.key(5)
   loss, (metrics, _) = jax.jit(objective.loss)(variables, batch, key, 0)
-  predicted, hidden = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+  predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
   target = reference_patches(batch['image'], objective.encoder.patch_size, objective.encoder.per_channel)
   if norm_pixels:
     target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -175,7 +175,7 @@ def test_pixels_of_missing_channels_do_not_count_in_an_encoder_of_fixed_channels
   image = jnp.where(mask[:, None, None], batch['image'], 0.0)
   batch, key = dict(batch, image=image, channel_mask=mask), jax.random.key(2)
   loss = float(jax.jit(objective.loss)(variables, batch, key, 0)[0])
-  predicted, hidden = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+  predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
   x = reference_patches(image, (4, 4), False)
   there = np.tile(np.asarray(mask), (1, 16))
   errors = []

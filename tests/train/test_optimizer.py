@@ -185,3 +185,67 @@ def test_clipping_acts_before_the_moments():
 def test_refused(fields, words):
   with pytest.raises(UserError, match=words):
     Optimizer(**{'learning_rate': 0.1, 'steps': 10} | fields)
+
+
+def test_weight_decay_follows_a_cosine():
+  o = Optimizer(1.0, 20, weight_decay=0.04, final_weight_decay=0.4)
+  for step, want in ((0, 0.04), (10, 0.22), (20, 0.4), (30, 0.4)):
+    assert float(o.decay(jnp.asarray(step))) == pytest.approx(want, rel=1e-6)
+  assert Optimizer(1.0, 20, weight_decay=0.04).decay(jnp.asarray(7)) == 0.04
+  params = {'head': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}}
+  still = jax.tree.map(jnp.zeros_like, params)
+  out, _ = Optimizer(0.1, 20, 0, 0.1, weight_decay=0.04, final_weight_decay=0.4).update(
+      still, o.init(params), params, jnp.asarray(10))
+  np.testing.assert_allclose(out['head']['kernel'], 1 - 0.1 * 0.22, rtol=1e-6)
+  np.testing.assert_array_equal(out['head']['bias'], 1.0)
+
+
+def test_lars_by_hand():
+  """Barlow Twins' form: decay in the gradient, size 0.001 |w| / |g|, momentum, for matrices alone, block by block."""
+  o = Optimizer(0.2, 100, 0, 0.2, b1=0.9, weight_decay=1e-2, name='lars')
+  params, moments = tree(0), o.init(tree(0))
+  kernel = np.asarray(params['encoder']['transformer']['blocks']['mlp']['kernel'], np.float64)
+  bias = np.asarray(params['head']['bias'], np.float64)
+  speed, bias_speed = np.zeros_like(kernel), np.zeros_like(bias)
+  for i in range(3):
+    grads = tree(i + 1)
+    params, moments = o.update(grads, moments, params, jnp.asarray(i))
+    for layer in range(DEPTH):
+      g = np.asarray(grads['encoder']['transformer']['blocks']['mlp']['kernel'][layer], np.float64) + 1e-2 * kernel[layer]
+      g *= 0.001 * np.linalg.norm(kernel[layer]) / np.linalg.norm(g)
+      speed[layer] = 0.9 * speed[layer] + g
+    bias_speed = 0.9 * bias_speed + np.asarray(grads['head']['bias'])
+    kernel, bias = kernel - 0.2 * speed, bias - 0.2 * bias_speed
+  np.testing.assert_allclose(params['encoder']['transformer']['blocks']['mlp']['kernel'], kernel, rtol=1e-5)
+  np.testing.assert_allclose(params['head']['bias'], bias, rtol=1e-5)
+
+
+def test_sgd_equals_optax():
+  mine = Optimizer(0.1, 100, 0, 0.1, b1=0.9, weight_decay=0.0, name='sgd')
+  theirs = optax.sgd(0.1, 0.9, nesterov=True)
+  params, state = tree(0), theirs.init(tree(0))
+  for i in range(3):
+    updates, state = theirs.update(tree(i + 1), state, params)
+    params = optax.apply_updates(params, updates)
+  close(run(mine, 3), params)
+
+
+def test_frozen_parameters_rest_and_keep_no_memory_of_it():
+  o = Optimizer(0.1, 100, 0, 0.1)
+  params, moments = tree(0), o.init(tree(0))
+  for i in range(4):
+    before = params
+    params, moments = o.update(tree(i + 1), moments, params, jnp.asarray(i), {'head': jnp.asarray(i < 2)})
+    moved = float(jnp.abs(params['head']['kernel'] - before['head']['kernel']).max())
+    assert (moved == 0) == (i < 2)
+    assert float(jnp.abs(params['encoder']['norm']['scale'] - before['encoder']['norm']['scale']).max()) > 0
+    if i < 2:
+      assert not float(jnp.abs(moments.mu['head']['kernel']).max())
+
+
+def test_the_patch_embedding_has_a_rate_of_its_own():
+  one, fifth = (Optimizer(0.1, 100, 0, 0.1, weight_decay=0.0, patch_embed_scale=s) for s in (1.0, 0.2))
+  a, b, start = run(one, 1), run(fifth, 1), tree(0)
+  move = lambda x: np.asarray(x['encoder']['patch_embed']['kernel'] - start['encoder']['patch_embed']['kernel'])
+  np.testing.assert_allclose(move(b), 0.2 * move(a), rtol=1e-4)
+  np.testing.assert_array_equal(a['head']['kernel'], b['head']['kernel'])
