@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxmed.cli import main
+from jaxmed.cli import command
 
-sys.exit(main())
+sys.exit(command())

@@ -35,6 +35,14 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
 }
 
 
+def command() -> int:
+  """The installed `jaxmed`: `main`, for training in huge pages where the system has them (see parallel.memory)."""
+  if sys.argv[1:2] == ['train']:
+    from jaxmed.parallel.memory import restart_with_huge_pages
+    restart_with_huge_pages()
+  return main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

@@ -42,6 +42,11 @@ class Encoder:
     """The native grid."""
     return self.model.image_size
 
+  @property
+  def _fixed(self) -> bool:
+    """Whether every image must have all channels in their order: a model of fixed channels that never missed one."""
+    return not self.model.per_channel and not self.info.get('mixed')
+
   def embed(self, images: np.ndarray, channels: Sequence[str] | None = None,
             batch_size: int = 64) -> dict[str, np.ndarray]:
     """Features of images in stored intensities.
@@ -77,7 +82,7 @@ class Encoder:
       names = self.vocabulary[:count]
     for name in names:
       choose('channel', name, self.vocabulary)
-    if len(names) != count or len(set(names)) != count:
+    if len(names) != count or len(set(names)) != count or (self._fixed and tuple(names) != self.vocabulary):
       raise UserError(f'the encoder takes the channels {", ".join(self.vocabulary)}; '
                       f'{count} channels came with the names {", ".join(names)}')
     return np.asarray([self.vocabulary.index(n) for n in names], np.int32)
@@ -88,8 +93,9 @@ class Encoder:
     Rows are resized to the native grid; they may have different channels.
     """
     rows: dict[str, list[np.ndarray]] = {}
-    for name in source.channels:
-      choose(f'channel of {source.path}', name, self.vocabulary)
+    if self._fixed:
+      for names in {tuple(names) for names in source.table.column('channels').to_pylist()}:
+        self.channel_ids(names, len(names))
     batch_size = min(batch_size, max(len(source), 1))
     batches = eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.vocabulary)
     for batch in batches:
@@ -109,11 +115,13 @@ class Encoder:
 
   def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool) -> dict[str, jax.Array]:
     table = lambda key: tuple(float(c[key]) for c in self.channels)
-    return _forward(self.model, (table('mean'), table('std')), self.normalize, patches, self.params, image, ids, mask)
+    place = 0 if self._fixed or self.model.per_channel else len(self.channels)
+    return _forward(self.model, (table('mean'), table('std')), self.normalize, place, patches, self.params, image, ids,
+                    mask)
 
 
-def _features(model, tables, normalize, patches, params, image, ids, mask):
-  view = ViewMaker(image.shape[1:-1], *tables, normalize=normalize, place=0 if model.per_channel else len(tables[0]))
+def _features(model, tables, normalize, place, patches, params, image, ids, mask):
+  view = ViewMaker(image.shape[1:-1], *tables, normalize=normalize, place=place)
   batch = view.plain({'image': image, 'channels': ids} | ({} if mask is None else {'channel_mask': mask}))
   features = model.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'))
   out = {'mean': features.mean}
@@ -124,4 +132,4 @@ def _features(model, tables, normalize, patches, params, image, ids, mask):
   return out
 
 
-_forward = jax.jit(_features, static_argnums=(0, 1, 2, 3))
+_forward = jax.jit(_features, static_argnums=(0, 1, 2, 3, 4))
