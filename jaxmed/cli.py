@@ -23,6 +23,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
     'train': ('pretrain an encoder', 'jaxmed train --data corpus --out run'),
+    'compare': ('train several methods alike and set them side by side', 'jaxmed compare --data corpus --methods '
+                'mae,dino,simclr --model channel_vit_micro/16 --label diagnosis --out comparison'),
     'evaluate': ('judge frozen features beside two baselines', 'jaxmed evaluate run --data corpus --label diagnosis '
                  '--out evaluation.json'),
     'embed': ('write features of images', 'jaxmed embed run --data scans/ --out features.npz'),
@@ -37,7 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
 
 def command() -> int:
   """The installed `jaxmed`: `main`, for training in huge pages where the system has them (see parallel.memory)."""
-  if sys.argv[1:2] == ['train']:
+  if sys.argv[1:2] in (['train'], ['compare']):
     from jaxmed.parallel.memory import restart_with_huge_pages
     restart_with_huge_pages()
   return main()
@@ -118,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(argv: list[str]) -> argparse.Namespace:
   """argparse gives a list of words up at the first option; here they may stand on both sides of it."""
   args, rest = _parser().parse_known_args(argv)
-  if args.verb == 'train':
+  if args.verb in ('train', 'compare'):
     args.words += [word for word in rest if not word.startswith('-')]
     rest = [word for word in rest if word.startswith('-')]
   if rest:
@@ -145,6 +147,18 @@ def _train(p: argparse.ArgumentParser) -> None:
   p.add_argument('--data', help='a corpus, or a folder of images that is prepared first')
   p.add_argument('--out', help='the run directory to make')
   p.add_argument('--resume', metavar='RUN', help='go on with a run')
+
+
+def _compare(p: argparse.ArgumentParser) -> None:
+  p.add_argument('words', nargs='*', metavar='key=value',
+                 help='config values for all methods, or METHOD:key=value for one')
+  p.add_argument('--data', required=True, help='a corpus with labels and splits')
+  p.add_argument('--methods', required=True, help='names, comma-separated (see jaxmed list)')
+  p.add_argument('--model', required=True, help='for example channel_vit_micro/16')
+  p.add_argument('--label', required=True, metavar='COLUMN', help='column of the manifest to judge by')
+  p.add_argument('--out', required=True, help='folder of the runs, compare.md, compare.json and compare.png')
+  p.add_argument('--samples', type=_positive, default=20_000, help='images that each run sees')
+  p.add_argument('--seeds', type=_positive, default=3, help='runs a method')
 
 
 def _which(p: argparse.ArgumentParser, what: str = 'a run or an exported file') -> None:
@@ -200,8 +214,9 @@ def _nothing(p: argparse.ArgumentParser) -> None:
 
 
 _OPTIONS: dict[str, Callable[[Any], None]] = {
-    'prepare': _prepare, 'train': _train, 'evaluate': _evaluate, 'embed': _embed, 'export': _export,
-    'import': _import, 'report': _report, 'demo-data': _demo_data, 'list': _nothing, 'doctor': _nothing,
+    'prepare': _prepare, 'train': _train, 'compare': _compare, 'evaluate': _evaluate, 'embed': _embed,
+    'export': _export, 'import': _import, 'report': _report, 'demo-data': _demo_data, 'list': _nothing,
+    'doctor': _nothing,
 }
 
 

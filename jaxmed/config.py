@@ -32,6 +32,7 @@ def base() -> ConfigDict:
       'checkpoint_every': 0,  # steps
       'eval_every': 0,  # steps; probes on the labelled splits, where loader.label is set
       'log_every': 10,
+      'on_collapse': 'warn',  # 'warn' | 'stop' | 'rollback' (to the last healthy checkpoint, at half the rate)
       'init': '',  # a run or file whose encoder training starts from
       'encoder': {},
       'objective': {},
@@ -54,9 +55,23 @@ def base() -> ConfigDict:
           'scale': (0.2, 1.0),  # share of the area that a crop covers
           'ratio': (3 / 4, 4 / 3),
           'flip': (),  # probability an axis; last axis only by default
+          'rotate90': (0.0,),  # probability of quarter turns in the last two axes [1]
+          'rotate': 0.0,  # greatest angle in the plane of the last two axes, in degrees
           'brightness': 0.0,  # additive, in standard deviations
           'contrast': 0.0,  # multiplicative, +- this share
+          'jitter_probability': (1.0,),  # of brightness, contrast and color together [1]
           'noise': 0.0,  # standard deviation of Gaussian noise
+          'color': (),  # RGB only: greatest change of saturation, and of hue (half of it by default)
+          'grayscale': (0.0,),  # RGB only: probability [1]
+          'stain': 0.0,  # RGB only: greatest change of the stains of histology; HED-light is 0.05
+          'gamma': 0.0,  # exponents between 1 / (1 + gamma) and 1 + gamma
+          'gamma_probability': (1.0,),  # [1]
+          'bias': 0.0,  # largest coefficient of a smooth multiplicative field (MR)
+          'bias_probability': (1.0,),  # [1]
+          'blur': 0.0,  # largest standard deviation of a Gaussian blur, in pixels; the smallest is 0.1
+          'blur_probability': (0.5,),  # [1]
+          'solarize': (0.0,),  # probability of inverting what is above the middle [1]
+          # [1] one number, or three: for the first global view, the other global ones, the local ones
           'views': 1,  # global views of an image; methods that compare views set it
           'local_views': 0,  # small views that go with them
           'local_size': (),  # their grid; 3/7 of image_size by default
@@ -71,7 +86,7 @@ def base() -> ConfigDict:
           'label': '',
           'load_size': (),  # what a record is fitted to before the crop
           'fit': 'resize',  # 'resize' | 'crop'
-          'normalize': 'corpus',  # 'corpus' | 'image' | 'none'
+          'normalize': 'corpus',  # 'corpus' | 'image' | 'none' | 'window:LOW:HIGH' | 'percentile[:LOW:HIGH]' | 'full'
           'threads': 2,
       },
       'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'tensor': 1},  # 0: what is left of the devices

@@ -66,6 +66,25 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
   return {'json': summary, 'text': text}
 
 
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+  """Trains several methods alike."""
+  from jaxmed import config
+  from jaxmed.train.compare import Plan, markdown
+  from jaxmed.train.compare import compare as run
+  own: dict[str, list[str]] = {}
+  shared = []
+  for word in args.words:
+    method, colon, _ = word.partition('=')[0].partition(':')
+    if colon:
+      own.setdefault(method, []).append(word[len(method) + 1 :])
+    else:
+      shared.append(word)
+  plan = Plan(args.data, _names(args.methods) or (), args.model, args.label, args.samples, args.seeds,
+              config.parse_overrides(shared), {k: config.parse_overrides(v) for k, v in own.items()})
+  whole = run(plan, args.out)
+  return {'json': whole, 'text': f'{markdown(whole)}\nfigure: {args.out}/compare.png'}
+
+
 @contextlib.contextmanager
 def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
   """The corpus itself, or one prepared in the run directory from a folder of images.

@@ -1,18 +1,25 @@
 """The view maker: one batch of stored images -> one batch of normalised, augmented images."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxmed.augment import channels as channel_lib
-from jaxmed.augment import intensity
+from jaxmed.augment import color as color_lib
+from jaxmed.augment import intensity, warp
 from jaxmed.augment.resample import crop_resize
 from jaxmed.errors import UserError, choose
 
-
 CHANNEL_VIEWS = ('shared', 'each')
 TEACHER_CHANNELS = ('all', 'same')
+FIRST, OTHER, LOCAL = 0, 1, 2  # kinds of view: the first global one, the other global ones, the local ones
+CHANCES = ('rotate90', 'jitter_probability', 'grayscale', 'gamma_probability', 'bias_probability', 'blur_probability',
+           'solarize')
+STRENGTHS = ('rotate', 'brightness', 'contrast', 'noise', 'stain', 'gamma', 'bias', 'blur')
+
+Chance = Callable[[str], jax.Array | None]  # of an option in the view being made; None where it is off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +29,25 @@ class ViewMaker:
   Attributes:
     size: output grid. scale, ratio: of random resized crops (share of the area or volume, aspect).
     flip: probability of a flip along each axis; () flips the last one with 0.5.
+    rotate90: probability of one to three quarter turns in the last two axes, which must be equal. rotate: greatest
+      angle of a rotation in that plane, in degrees.
     mean, std: [V] float tables in native units, by channel id. normalize: see `intensity.normalize`.
+    brightness, contrast, noise: see `intensity.jitter`. jitter_probability: of brightness, contrast and color together.
+    color: greatest change of saturation (a share) and of hue (of a circle; half the saturation's if not given) of RGB.
+    grayscale: probability of RGB becoming gray. stain: strength of `color.jitter_stain`.
+    gamma, bias, blur: see `intensity.random_gamma`, `random_bias_field`, `random_blur` (pixels), with probabilities.
+    solarize: probability, see `intensity.solarize`.
+    rgb: ids of red, green and blue in the vocabulary, maybe of several such triples one after the other, see
+      `color.rgb_ids`; () leaves all colours as they are. top: the greatest value of the stored type, white.
     place: number of channel ids if every channel goes to the place of its id (an encoder of fixed channels), else 0.
     views: global views of a sample; with one and no local views a batch is just augmented, see `__call__`.
     local_views, local_size, local_scale: of the small crops that go with them.
     gram_size: grid of global crops without changes of intensity, at another resolution (DINOv3's Gram teacher).
     channel_sampling: 'none' or 'hcs'. channel_views: whether all views of a batch show the same channels ('shared') or
       each its own ('each'). teacher_channels: what the teacher sees meanwhile, 'all' channels or the 'same'.
+
+  A probability is one number, or three: of the first global view, of the other global ones, of the local ones. Changes
+  of intensity go in the order stain, colour, contrast, brightness, noise, gamma, bias field, grayscale, blur, solarize.
   """
 
   size: tuple[int, ...]
@@ -39,9 +58,22 @@ class ViewMaker:
   scale: tuple[float, float] = (0.2, 1.0)
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   flip: tuple[float, ...] = ()
+  rotate90: float | tuple[float, ...] = 0.0
+  rotate: float = 0.0
   brightness: float = 0.0
   contrast: float = 0.0
   noise: float = 0.0
+  jitter_probability: float | tuple[float, ...] = 1.0
+  color: float | tuple[float, ...] = ()
+  grayscale: float | tuple[float, ...] = 0.0
+  stain: float = 0.0
+  gamma: float = 0.0
+  gamma_probability: float | tuple[float, ...] = 1.0
+  bias: float = 0.0
+  bias_probability: float | tuple[float, ...] = 1.0
+  blur: float = 0.0
+  blur_probability: float | tuple[float, ...] = 0.5
+  solarize: float | tuple[float, ...] = 0.0
   views: int = 1
   local_views: int = 0
   local_size: tuple[int, ...] = ()
@@ -50,12 +82,13 @@ class ViewMaker:
   channel_sampling: str = 'none'
   channel_views: str = 'each'
   teacher_channels: str = 'all'
+  rgb: tuple[int, ...] = ()
+  top: float = 255.0
 
   def __post_init__(self):
     choose('augment.channel_sampling', self.channel_sampling, channel_lib.CHANNEL_SAMPLING)
     choose('augment.channel_views', self.channel_views, CHANNEL_VIEWS)
     choose('augment.teacher_channels', self.teacher_channels, TEACHER_CHANNELS)
-    choose('loader.normalize', self.normalize, intensity.NORMALIZE)
     for name in ('scale', 'local_scale'):
       value = getattr(self, name)
       if not (len(value) == 2 and 0 < value[0] <= value[1] <= 1):
@@ -66,6 +99,35 @@ class ViewMaker:
       raise UserError(f'augment.flip {self.flip} needs one probability for each of the {len(self.size)} axes')
     if self.views < 1 or self.local_views < 0:
       raise UserError(f'augment.views {self.views} must be at least 1, and local_views {self.local_views} at least 0')
+    self._check_changes()
+
+  def _check_changes(self):
+    """Options of rotations, intensity and colour."""
+    mode = intensity.parse_mode(self.normalize)[0]
+    for name in CHANCES:
+      value = _numbers(getattr(self, name))
+      if len(value) not in (1, 3) or not all(0 <= p <= 1 for p in value):
+        raise UserError(f'augment.{name} {getattr(self, name)} must be a probability, or three: of the first global '
+                        'view, of the other global views, of the local views')
+    for name in STRENGTHS:
+      if getattr(self, name) < 0:
+        raise UserError(f'augment.{name} {getattr(self, name)} must be at least 0')
+    if len(_numbers(self.color)) > 2 or min(self._color) < 0 or self._color[1] > 0.5:
+      raise UserError(f'augment.color {self.color} must be the change of saturation, or that and the change of hue, '
+                      'which is at most 0.5 of a circle')
+    for size in (self.size, self.local_size, self.gram_size):
+      if any(_numbers(self.rotate90)) and size and size[-1] != size[-2]:
+        raise UserError(f'augment.rotate90 needs views with two equal last axes, not {size}')
+    for name in ('color', 'grayscale', 'stain'):
+      if self.rgb and any(_numbers(getattr(self, name))) and mode not in ('corpus', 'full'):
+        raise UserError(f"augment.{name} works on stored colours: it needs loader.normalize 'corpus' or 'full', not "
+                        f'{self.normalize!r}')
+
+  @property
+  def _color(self) -> tuple[float, float]:
+    """Greatest change of saturation and of hue."""
+    given = _numbers(self.color) or (0.0,)
+    return given[0], given[1] if len(given) > 1 else given[0] / 2
 
   @property
   def many(self) -> bool:
@@ -97,36 +159,93 @@ class ViewMaker:
     image = self._normalized(batch)
     if not self.many:
       view_key, channel_key = jax.random.split(rng)
-      out = dict(batch, image=self._view(view_key, image, self.size, self.scale)[0])
+      chance = lambda name: self._chance(name, jnp.asarray(FIRST), (FIRST,))
+      out = dict(batch, image=self._view(view_key, image, batch, chance, self.size, self.scale)[0])
       if self.channel_sampling == 'hcs':
         out['channel_there'] = there = _there(batch)
         out['channel_mask'] = channel_lib.hierarchical_channel_sampling(channel_key, there)
       return self._placed(out)
     keys = jax.random.split(rng, 3)
     rest = {k: v for k, v in batch.items() if k not in ('image', 'channels', 'channel_mask')}
-    images, gram = self._views(keys[0], image, self.views, self.size, self.scale)
+    kinds = (FIRST, *(OTHER,) * (self.views - 1))
+    images, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
     rest['global'] = self._group(keys[1], batch, images, 0)
     if self.gram_size:
       rest['gram'] = self._group(keys[1], batch, gram, 0, sample=False)
     if self.local_views:
-      small = self._views(keys[2], image, self.local_views, self.local_size, self.local_scale)[0]
+      kinds = (LOCAL,) * self.local_views
+      small = self._views(keys[2], image, batch, kinds, self.local_size, self.local_scale)[0]
       rest['local'] = self._group(keys[1], batch, small, self.views)
     return rest
 
-  def _views(self, rng: jax.Array, image: jax.Array, count: int, size: tuple[int, ...],
+  def _views(self, rng: jax.Array, image: jax.Array, batch: dict, kinds: tuple[int, ...], size: tuple[int, ...],
              scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """`count` views [B, V, *size, C] of every image, and the same crops for the Gram teacher."""
-    keys = jax.random.split(rng, count)
-    return jax.vmap(lambda key: self._view(key, image, size, scale), out_axes=1)(keys)
+    """A view of each of `kinds` of every image, [B, V, *size, C], and the same crops for the Gram teacher."""
+    def make(key, kind):
+      return self._view(key, image, batch, lambda name: self._chance(name, kind, kinds), size, scale)
 
-  def _view(self, rng: jax.Array, image: jax.Array, size: tuple[int, ...],
+    return jax.vmap(make, out_axes=1)(jax.random.split(rng, len(kinds)), jnp.asarray(kinds))
+
+  def _chance(self, name: str, kind: jax.Array, kinds: tuple[int, ...]) -> jax.Array | None:
+    """Probability of an option in a view of this kind, one of `kinds`; None if it is off in all of these."""
+    value = _numbers(getattr(self, name))
+    each = value * 3 if len(value) == 1 else value
+    return jnp.asarray(each)[kind] if any(each[k] for k in kinds) else None
+
+  def _view(self, rng: jax.Array, image: jax.Array, batch: dict, chance: Chance, size: tuple[int, ...],
             scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """One view [B, *size, C], and its crop at `gram_size` without changes of intensity (the view itself without one)."""
-    crop_key, flip_key, jitter_key = jax.random.split(rng, 3)
+    """One view [B, *size, C], and its crop at `gram_size` without changes of intensity (without one, the view)."""
+    crop_key, turn_key, change_key = jax.random.split(rng, 3)
     box = self._box(crop_key, image, size, scale)
-    crop = lambda to: self._flip(flip_key, self._crop(image, box, to))
-    view = intensity.jitter(jitter_key, crop(size), self.brightness, self.contrast, self.noise)
+    crop = lambda to: self._turn(turn_key, self._crop(image, box, to), chance)
+    view = self._change(change_key, crop(size), batch, chance)
     return view, crop(self.gram_size) if self.gram_size and size == self.size else view
+
+  def _turn(self, rng: jax.Array, image: jax.Array, chance: Chance) -> jax.Array:
+    """Flips and rotations."""
+    keys = jax.random.split(rng, 3)
+    image = self._flip(keys[0], image)
+    if (probability := chance('rotate90')) is not None:
+      image = warp.random_quarter_turns(keys[1], image, probability)
+    return warp.random_rotation(keys[2], image, self.rotate) if self.rotate else image
+
+  def _change(self, rng: jax.Array, image: jax.Array, batch: dict, chance: Chance) -> jax.Array:
+    """Changes of colour and intensity, in the order of the class's docstring."""
+    keys = jax.random.split(rng, 9)
+    recolor = lambda image, change: self._recolor(image, batch, change)
+    if self.stain:
+      image = recolor(image, lambda x: color_lib.jitter_stain(keys[1], x, self.stain))
+    strength, jittered = (0.0, 0.0), None
+    if (probability := chance('jitter_probability')) is not None:
+      strength, jittered = (self.brightness, self.contrast), intensity.chosen(keys[0], probability, len(image))
+      if any(self._color):
+        image = recolor(image, lambda x: color_lib.jitter(keys[2], x, *self._color, jittered))
+    image = intensity.jitter(keys[3], image, *strength, self.noise, jittered)
+    image = self._sometimes(keys[4], image, 'gamma', chance, intensity.random_gamma)
+    image = self._sometimes(keys[5], image, 'bias', chance, intensity.random_bias_field)
+    if (probability := chance('grayscale')) is not None:
+      image = intensity.sometimes(keys[6], image, probability, lambda _, x: recolor(x, color_lib.grayscale))
+    image = self._sometimes(keys[7], image, 'blur', chance, intensity.random_blur)
+    if (probability := chance('solarize')) is not None:
+      image = intensity.sometimes(keys[8], image, probability, lambda _, x: intensity.solarize(x))
+    return image
+
+  def _sometimes(self, rng: jax.Array, image: jax.Array, name: str, chance: Chance, change: Callable) -> jax.Array:
+    """change(key, image, strength) with the probability of the option `name`."""
+    strength, probability = getattr(self, name), chance(f'{name}_probability')
+    if not strength or probability is None:
+      return image
+    return intensity.sometimes(rng, image, probability, lambda key, x: change(key, x, strength))
+
+  def _recolor(self, image: jax.Array, batch: dict, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Applies a change of planes [3, B, *grid] in 0 .. 1 to each triple of colours that a sample has."""
+    if not self.rgb:
+      return image
+    affine = intensity.stored_range(batch['channels'], *self._tables(), self.normalize, self.top)
+    for i in range(0, len(self.rgb), 3):
+      slots = color_lib.rgb_slots(batch['channels'], _there(batch), self.rgb[i : i + 3])
+      image = color_lib.change_rgb(image, slots, *affine, change)
+    return image
 
   def _group(self, rng: jax.Array, batch: dict, image: jax.Array, first: int, sample: bool = True) -> dict:
     """Views [B, V, *size, C] with their channels; `first` is the place of the first one among all views."""
@@ -160,8 +279,10 @@ class ViewMaker:
         'channels': jnp.broadcast_to(jnp.arange(self.place), (channels.shape[0], self.place))}
 
   def _normalized(self, batch: dict) -> jax.Array:
-    return intensity.normalize(batch['image'], batch['channels'], jnp.asarray(self.mean, jnp.float32),
-                               jnp.asarray(self.std, jnp.float32), self.normalize)
+    return intensity.normalize(batch['image'], batch['channels'], *self._tables(), self.normalize)
+
+  def _tables(self) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
 
   def _box(self, rng: jax.Array, image: jax.Array, size: tuple[int, ...], scale: tuple[float, float]):
     """A random box for every image, (start, length), both [B, rank]; None for the whole one at its own size."""
@@ -188,6 +309,11 @@ class ViewMaker:
         turn = jax.random.bernoulli(key, chance, (image.shape[0],) + (1,) * (rank + 1))
         image = jnp.where(turn, jnp.flip(image, axis + 1), image)
     return image
+
+
+def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
+  """An option that is one number or several, as a tuple."""
+  return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _there(batch: dict) -> jax.Array:

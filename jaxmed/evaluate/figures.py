@@ -50,6 +50,32 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
   _save(figure, path)
 
 
+def method_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Sequence[float]]]]],
+                  path: str | os.PathLike) -> None:
+  """One panel a metric: for each method the mean over its runs and their range, over images seen.
+
+  Args:
+    curves: {metric: {method: [(images seen, values of the runs)]}}.
+  """
+  figure = _figure(6.4 * len(curves), 4.6)
+  methods = list(dict.fromkeys(m for panel in curves.values() for m in panel))
+  styles = ('-', '--', ':', '-.')
+  for ax, (metric, panel) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
+    for method, points in panel.items():
+      i = methods.index(method)
+      colour, style = COLOURS[i % len(COLOURS)], styles[i // len(COLOURS) % len(styles)]
+      x = [seen for seen, _ in points]
+      ax.plot(x, [np.mean(v) for _, v in points], color=colour, linestyle=style, linewidth=1.6, label=method)
+      low, high = ([end(v) for _, v in points] for end in (min, max))
+      ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    ax.set_title(metric, color=_INK, loc='left', fontsize=11)
+    ax.set_xlabel('images seen', color=_QUIET)
+    ax.set_ylabel('accuracy on held-out images', color=_QUIET)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, ncols=2)
+  _save(figure, path)
+
+
 def image_grid(images: np.ndarray, names: Sequence[str], path: str | os.PathLike, title: str = '') -> None:
   """Images [N, H, W, C] or [N, D, H, W, C], numbers of any range, with C channel names."""
   images = _sliced('images', images, names)

@@ -43,7 +43,7 @@ class _Task:
 
 
 def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, feature: str = 'mean',
-             batch_size: int = 64, seed: int = 0, draws: int = 1000) -> dict[str, Any]:
+             batch_size: int = 64, seed: int = 0, draws: int = 1000, pixels: bool = True) -> dict[str, Any]:
   """Scores frozen features by kNN and logistic regression, beside the untrained encoder and raw pixels.
 
   Probes are fitted on the rows of split 'train' that have the label; the logistic penalty is chosen on split
@@ -56,7 +56,7 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
       vocabulary.
     source: a jaxmed.data.sources.Source with splits. label: a column of its table.
     untrained: the same encoder with its initial weights; without it that baseline is missing, and noted.
-    feature: which array of embed_source to use. draws: bootstrap resamples.
+    feature: which array of embed_source to use. draws: bootstrap resamples. pixels: whether to score raw pixels too.
 
   Returns:
     A dict ready for JSON: label, feature, classes, splits and subjects {split: count},
@@ -73,7 +73,8 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
     sets[UNTRAINED] = _encoded(untrained, task, feature, batch_size, UNTRAINED)
   else:
     notes.append('no untrained encoder was given: that baseline is missing')
-  sets[PIXELS] = _pixels(encoder, task, batch_size)
+  if pixels:
+    sets[PIXELS] = _pixels(encoder, task, batch_size)
   rows, differences, troubles = _scored(sets, task, draws, seed)
   return dict(label=label, feature=feature, classes=list(task.classes), chance=_chance(task), rows=rows,
               differences=differences, notes=notes + troubles, draws=draws, seed=seed, **_sizes(task))

@@ -1,8 +1,8 @@
 """Training objectives, one file each, and the registry of their names.
 
 An objective is a frozen dataclass whose simple fields are its options:
-  init(rng, batch) -> variables {'params', 'target', 'extra'}: trained by gradient; a part of params that follows by EMA;
-    the rest that must survive.
+  init(rng, batch) -> variables {'params', 'target', 'extra'}: trained by gradient; a part of params that follows by
+    EMA; the rest that must survive.
   loss(variables, batch, rng, step, train) -> (loss, (metrics, extra)), over the global batch. metrics may hold 'stats',
     new running statistics of batch normalisation by the paths of params.
   momentum(step): of the EMA, where there is a target.
@@ -10,8 +10,8 @@ An objective is a frozen dataclass whose simple fields are its options:
   DEFAULTS: what the method wants of the other config sections, used where the user says nothing.
   LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch.
   FEATURE: 'cls' or 'mean', the vector it recommends.
-Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`, a
-dict of named image arrays for the report. What the run fills in is no option: `clock` (its length) and `rows` (records).
+Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
+a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records).
 A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.
 """
 
@@ -19,14 +19,29 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import choose
+from jaxmed.objectives.barlow import BarlowTwins
+from jaxmed.objectives.byol import BYOL
 from jaxmed.objectives.data2vec import Data2Vec
+from jaxmed.objectives.deepcluster import DeepCluster
+from jaxmed.objectives.dino import DINO
+from jaxmed.objectives.dinov2 import DINOv2
+from jaxmed.objectives.dinov3 import DINOv3
+from jaxmed.objectives.ibot import IBOT
 from jaxmed.objectives.ijepa import IJEPA
+from jaxmed.objectives.lejepa import LeJEPA
 from jaxmed.objectives.mae import MAE
+from jaxmed.objectives.mocov3 import MoCoV3
+from jaxmed.objectives.simclr import SimCLR
 from jaxmed.objectives.simmim import SimMIM
 from jaxmed.objectives.supervised import Supervised
+from jaxmed.objectives.swav import SwAV
+from jaxmed.objectives.vicreg import VICReg
 
 METHODS: dict[str, Any] = {
     'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,
+    'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
+    'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
+    'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA,
     'supervised': Supervised,
 }
 

@@ -1,4 +1,4 @@
-"""data2vec 2.0: latents averaged over blocks, predicted at hidden places (Baevski et al. 2023; fairseq, data2vec2.py)."""
+"""data2vec 2.0: latents averaged over blocks, predicted at hidden places (Baevski et al. 2023; fairseq)."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ class Data2Vec:
   """Regresses what a moving-average encoder makes of the whole image from a few blocks of it.
 
   Follows examples/data2vec/models/data2vec2.py and config/v2/base_images_only_task.yaml: targets are the outputs of the
-  MLPs of the last blocks, instance-normalised over tokens, averaged, layer-normalised; each image is masked several ways
-  while its target is computed once; a convolutional decoder fills noise at hidden places in; squared error over hidden
-  tokens, summed over features and divided by the square root of their number; the class token regresses the mean target.
+  MLPs of the last blocks, instance-normalised over tokens, averaged, layer-normalised; each image is masked several
+  ways while its target is computed once; a convolutional decoder fills noise at hidden places in; squared error over
+  hidden tokens, summed over features and divided by the root of their number; the class token regresses their mean.
   Here encoders are pre-norm, and a convolutional encoder's target is its last feature map.
 
   Attributes:
@@ -155,8 +155,8 @@ class Data2Vec:
 def inverse_blocks(rng: jax.Array, size: int, grid: tuple[int, ...], kept: int, block: int, extra: float) -> jax.Array:
   """Scores [size, cells], the `kept` smallest of which are to be shown: random cells of a union of random blocks.
 
-  As many blocks as would cover kept + extra * cells cells without overlap, their centres drawn without replacement; cells
-  of none follow at random where the blocks do not suffice (fairseq, data/data_utils.py:compute_block_mask_2d).
+  As many blocks as would cover kept + extra * cells cells without overlap, their centres drawn without replacement;
+  cells of none follow at random where the blocks do not suffice (fairseq, data/data_utils.py:compute_block_mask_2d).
   """
   cells, rank = math.prod(grid), len(grid)
   centre_key, cell_key = jax.random.split(rng)
@@ -170,7 +170,7 @@ def inverse_blocks(rng: jax.Array, size: int, grid: tuple[int, ...], kept: int, 
 
 
 def average_of_layers(layers: jax.Array, exists: jax.Array) -> jax.Array:
-  """Mean over layers [L, B, N, D] of features normalised over the existing tokens, layer-normalised: [B, N, D] float32."""
+  """Mean over layers [L, B, N, D], each normalised over the existing tokens; layer-normalised [B, N, D] float32."""
   x = layers.astype(jnp.float32)
   there = exists[None, ..., None]
   mean = lambda y: jnp.where(there, y, 0.0).sum(axis=2, keepdims=True) / there.sum(axis=2, keepdims=True)

@@ -127,7 +127,8 @@ class IJEPA:
     size, cells = batch['image'].shape[0], math.prod(grid)
     channels = count // cells
     keys = jax.random.split(rng, 5)
-    targets = place_blocks(keys[0], keys[1], (size, self.num_targets), grid, self.target_scale, self.target_aspect, True)
+    number = (size, self.num_targets)
+    targets = place_blocks(keys[0], keys[1], number, grid, self.target_scale, self.target_aspect, True)
     context = place_blocks(keys[2], keys[3], (size, 1), grid, self.context_scale, (1.0, 1.0), False)[:, 0]
     context = context & ~targets.any(axis=1)
     spread = lambda x: jnp.tile(x, (1,) * (x.ndim - 1) + (channels,))  # every channel has the same blocks

@@ -52,8 +52,9 @@ def flat(group: dict) -> tuple[jax.Array, jax.Array, jax.Array | None]:
 
   The order keeps each sample's views together, so that a batch cut over devices stays where it is.
   """
-  merge = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
-  return merge(group['image']), merge(group['channels']), merge(group.get('channel_mask'))
+  merge = lambda x: x.reshape(-1, *x.shape[2:])
+  mask = group.get('channel_mask')
+  return merge(group['image']), merge(group['channels']), None if mask is None else merge(mask)
 
 
 def views(x: jax.Array, count: int) -> jax.Array:

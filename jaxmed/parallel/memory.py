@@ -2,7 +2,8 @@
 
 XLA asks the C library for all scratch memory of a step at once and gives it back after the step, so the
 kernel makes each step's pages anew, 4 KiB at a time. In pages of 2 MiB a small ViT's training step takes a tenth to a
-quarter less time (tools/bench_step.py with and without --huge-pages). glibc (2.35 and newer) reads the setting when a process starts, never again.
+quarter less time (tools/bench_step.py with and without --huge-pages). glibc (2.35 and newer) reads the setting when a
+process starts, never again.
 """
 
 import os

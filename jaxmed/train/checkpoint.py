@@ -57,6 +57,13 @@ class Checkpoints:
     except (OSError, ValueError) as e:
       raise UserError(f'cannot write a checkpoint to {self.folder}: {e}') from e
 
+  def forget_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps."""
+    self.wait()
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
   def steps(self) -> list[int]:
     """Complete checkpoints, oldest first."""
     return sorted(self._manager.all_steps())

@@ -43,7 +43,10 @@ class Logs:
     self._waited += seconds
 
   def speed(self, step: int) -> dict[str, float]:
-    """Images per second and the share of time spent waiting for data since the last call, pauses left out."""
+    """Images per second and the share of time spent waiting for data since the last call, pauses left out.
+
+    To be called when a step is known to be done.
+    """
     self.pause()
     active, self._active = max(self._active, 1e-9), 0.0
     values = {'images_per_second': (step - self._last) * self._batch_size / active,

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,11 +24,13 @@ from jaxmed.train.logs import Logs
 from jaxmed.train.probe import Probe, fitted
 from jaxmed.train.signals import StopFlag, interruptible, stop_on_signals
 from jaxmed.train.step import TrainState
+from jaxmed.train.watch import RollBack, Watch
 
 MOST_SKIPPED = 10  # non-finite updates in a row after which a run stops
 
 # What may change when a run goes on: nothing that alters the weights it ends with.
-RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'loader.threads')
+RESUMABLE = (
+    'checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'loader.threads', 'on_collapse')
 
 
 @dataclasses.dataclass
@@ -120,8 +122,15 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
       _announce(run)
     checkpoints = Checkpoints(out, config.checkpoint.keep, config.checkpoint.best, config.checkpoint.best_mode)
     try:
+      watch = Watch(out, config.on_collapse, 0, 0).load()
       state, step = _start(run, checkpoints)
-      return _loop(run, state, step, checkpoints)
+      while True:
+        state = dataclasses.replace(state, rate=jnp.minimum(state.rate, watch.slowdown))
+        try:
+          return _loop(run, state, step, checkpoints, watch)
+        except RollBack:
+          checkpoints.forget_after(watch.healthy)
+          state = _state(run, checkpoints)
     except Stopped as e:
       raise Stopped(f'{e}; everything is saved, go on with --resume {out}') from e
     finally:
@@ -142,17 +151,23 @@ def _announce(run: Run) -> None:
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
+  state = _state(run, checkpoints)
   shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
   abstract = run.trainer.abstract(shapes, run.mesh)
-  state = checkpoints.restore(abstract)
-  if state is None:
-    state = _initialize(run, abstract, shapes)
   try:
     return state, interruptible(lambda: run.trainer.compile(abstract, shapes, run.mesh), run.stop)
   except Stopped:
     checkpoints.save(int(state.step), state, {})
     checkpoints.wait()
     raise
+
+
+def _state(run: Run, checkpoints: Checkpoints) -> TrainState:
+  """The latest state, or a fresh one."""
+  shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
+  abstract = run.trainer.abstract(shapes, run.mesh)
+  state = checkpoints.restore(abstract)
+  return _initialize(run, abstract, shapes) if state is None else state
 
 
 def _initialize(run: Run, abstract: TrainState, shapes: Any) -> TrainState:
@@ -183,18 +198,20 @@ def _given_weights(config: Any, state: TrainState) -> Any | None:
   return other
 
 
-def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[str, Any]:
+def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Watch) -> dict[str, Any]:
   config, first = run.config, int(state.step)
   batches = _batches(run, first)
   probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh,
                 run.stop.check if jax.process_count() == 1 else lambda: None)  # a probe is collective
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet or not process.is_main())
   latest = dict(logs.latest)
+  watch.rows, watch.width = probe.shape
   pending: collections.deque = collections.deque()
   begun = time.monotonic()
   try:
     if first == 0:
       pictures.views(run, state)
+      watch.begin(_probe(probe.health, state, logs, 0))
     logs.go()
     for n in range(first + 1, config.steps + 1):
       clock = time.monotonic()
@@ -203,18 +220,20 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
       state, metrics = step(state, batch)
       last = n == config.steps
       if n % config.log_every == 0 or last:
-        pending.append((n, metrics, logs.speed(n)))
+        pending.append((n, metrics))
       stopping, due = _stopping(run, n), last or n % config.checkpoint_every == 0
       # One row behind, so that the device never waits for the host; but a checkpoint has all rows before it.
       while len(pending) > (0 if due or stopping else 1):
-        row, values, speed = pending.popleft()
-        latest |= {k: float(v) for k, v in jax.device_get(values).items()} | speed
-        logs.scalars(row, {k: latest[k] for k in (*values, *speed)})
+        row, values = pending.popleft()
+        values = {k: float(v) for k, v in jax.device_get(values).items()} | logs.speed(row)
+        latest |= values
+        logs.scalars(row, values)
         _check_finite(latest, checkpoints)
       logs.pause()
       if (n % config.eval_every == 0 or last) and not stopping:
         latest |= _probe(probe, state, logs, n)
         stopping = _stopping(run, n)
+        watch.look(n, latest)
       if due or stopping:
         checkpoints.save(n, state, _plain(latest))
       logs.go()
@@ -228,7 +247,14 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints) -> dict[s
   seconds = time.monotonic() - begun
   return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
-          **{k: latest[k] for k in ('val_loss', 'knn') if k in latest}}
+          'memory_bytes': _memory(step),
+          **{k: latest[k] for k in ('val_loss', 'knn', 'ridge', 'rankme') if k in latest}}
+
+
+def _memory(step: Any) -> int:
+  """Bytes of a device that a compiled step takes: its arguments (state and batch), new results, and scratch."""
+  m = step.memory_analysis()
+  return int(m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes)
 
 
 def _stopping(run: Run, n: int) -> bool:
@@ -245,7 +271,7 @@ def _batches(run: Run, first: int):
                        **setup.reading(c, run.spec))
 
 
-def _probe(probe: Probe, state: TrainState, logs: Logs, n: int) -> dict[str, float]:
+def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:
   """Measures; a signal meanwhile leaves it unfinished, the loop saves and stops."""
   try:
     values = _plain(probe(state))

@@ -73,10 +73,12 @@ class Optimizer:
     return self._rule.init(params)
 
   def update(self, grads: Any, moments: Any, params: Any, step: jax.Array,
-             frozen: Mapping[str, jax.Array] | None = None) -> tuple[Any, Any]:
+             frozen: Mapping[str, jax.Array] | None = None,
+             slowdown: jax.Array | float = 1.0) -> tuple[Any, Any]:
     """One step: (new params, new moments).
 
-    `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step.
+    `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step; `slowdown` is
+    a factor on the learning rate.
     """
     still = lambda path: _frozen(path, frozen or {})
     grads = jax.tree_util.tree_map_with_path(lambda path, g: _unless(still(path), g, jnp.zeros_like(g)), grads)
@@ -89,7 +91,7 @@ class Optimizer:
     if self.name == 'lars':
       grads = jax.tree_util.tree_map_with_path(_trusted, grads, params)
     updates, moments = self._rule.update(grads, moments, params)
-    rate, depth = self.schedule(step), _depth(params)
+    rate, depth = slowdown * self.schedule(step), _depth(params)
 
     def apply(path, param, update):
       if decays(path) and self.name == 'adamw':

@@ -1,4 +1,4 @@
-"""What a run measures of itself while it trains: the loss on held-out records, and kNN on labelled ones."""
+"""What a run measures of itself while it trains: held-out loss, the health of features, kNN and a linear probe."""
 
 import dataclasses
 import functools
@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
 from jaxmed.data.pipeline import eval_batches
-from jaxmed.evaluate.probes import knn
+from jaxmed.evaluate import health
+from jaxmed.evaluate.probes import knn, ridge
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import setup
 from jaxmed.train.step import TrainState
 
 PROBE_ROWS = 1024  # of each split, so that a probe costs seconds
+HEALTH_ROWS, HEALTH_VIEWS = 128, 4  # images whose features are compared, and views of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +37,32 @@ class Probe:
   check: Callable[[], None]
 
   def __call__(self, state: TrainState) -> dict[str, float]:
-    """{'val_loss', 'knn'}, each where the corpus allows it."""
-    out = {}
+    """{'val_loss', 'knn', 'ridge'}, each where the corpus allows it, and what `evaluate.health.measure` gives."""
+    out = self.health(state)
     if len(self._val):
       out['val_loss'] = self._loss(state, self._val)
     train, val = self._labelled
     if len(train) and len(val):
-      out['knn'] = self._knn(state, train, val, self.config.loader.label)
+      out |= self._labels(state, train, val, self.config.loader.label)
     return out
+
+  def health(self, state: TrainState) -> dict[str, float]:
+    """How well features tell images apart, on held-out images (or, without any, on training ones)."""
+    source = thin(self._val if len(self._val) else self.source.select(split=self.config.loader.split), HEALTH_ROWS)
+    shards = mesh_lib.batch_shards(self.mesh)
+    size = len(source) // shards * shards
+    if size < 2:
+      return {}
+    self.check()
+    batch = next(iter(self._batches(source, size)))
+    found = _observe(self.trainer, self.mesh, state.variables, mesh_lib.put_batch(batch, self.mesh))
+    return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Rows and width of the features that `health` looks at."""
+    rows = len(self._val) or self.spec.rows
+    return min(rows, HEALTH_ROWS), self.trainer.objective.encoder.embed_dim
 
   @functools.cached_property
   def _val(self) -> Any:
@@ -77,7 +98,8 @@ class Probe:
     for batch in eval_batches(source, batch_size=size, **setup.reading(self.config, self.spec)):
       yield fitted(batch, self.spec)
 
-  def _knn(self, state: TrainState, train: Any, val: Any, label: str) -> float:
+  def _labels(self, state: TrainState, train: Any, val: Any, label: str) -> dict[str, float]:
+    """Accuracy of two probes of the labels."""
     from jaxmed.train.run import encoder_of
     encoder = encoder_of(self.trainer, self.config, self.spec, state)
     classes = self.source.classes(label)
@@ -86,8 +108,8 @@ class Probe:
       self.check()
       features.append(encoder.embed_source(part)[encoder.feature])
     truth = [np.asarray(part.codes(label, classes)) for part in (train, val)]
-    scores = knn(features[0], truth[0], features[1], len(classes))
-    return float((scores.argmax(axis=1) == truth[1]).mean())
+    scores = {p.__name__: p(features[0], truth[0], features[1], len(classes)) for p in (knn, ridge)}
+    return {name: float((score.argmax(axis=1) == truth[1]).mean()) for name, score in scores.items()}
 
 
 def thin(source: Any, most: int) -> Any:
@@ -117,3 +139,23 @@ def _val_loss(trainer, variables, batch, seed, step):
 
 
 _loss = jax.jit(_val_loss, static_argnums=0)
+
+
+def _features(trainer, mesh, variables, batch):
+  """Pooled features [N, D], tokens of the first channel [N, T, D], pooled features of some views [N, Q, D]."""
+  objective = trainer.objective
+  params, feature = objective.encoder_params(variables), objective.FEATURE
+  view = dataclasses.replace(trainer.view, views=1, local_views=0, channel_sampling='none')
+
+  def encode(b):
+    return objective.encoder.apply({'params': params}, b['image'], b['channels'], b.get('channel_mask'))
+
+  plain = encode(view.plain(batch))
+  keys = jax.random.split(jax.random.key(0), HEALTH_VIEWS)
+  views = jax.lax.map(lambda key: encode(view(key, batch)).pooled(feature), keys)
+  count = plain.patches.shape[1] // (batch['channels'].shape[1] if objective.encoder.per_channel else 1)
+  found = plain.pooled(feature), plain.patches[:, :count].astype(jnp.float32), views.swapaxes(0, 1)
+  return jax.lax.with_sharding_constraint(found, mesh_lib.replicated(mesh))  # every process reads all of it
+
+
+_observe = jax.jit(_features, static_argnums=(0, 1))

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed import files, objectives
-from jaxmed.augment.intensity import NORMALIZE
+from jaxmed.augment import color, intensity
 from jaxmed.augment.views import ViewMaker
 from jaxmed.data.pipeline import FITS
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import watch
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
@@ -95,7 +96,8 @@ def _check_values(config: ConfigDict) -> None:
     if not low <= values[key] <= high:
       wanted = f'at least {low}' if math.isinf(high) else f'between {low} and {round(high, 6)}'
       raise UserError(f'{key} must be {wanted}, not {values[key]}')
-  choose('loader.normalize', config.loader.normalize, NORMALIZE)
+  intensity.parse_mode(config.loader.normalize)
+  choose('on_collapse', config.on_collapse, watch.ACTIONS)
   choose('loader.fit', config.loader.fit, FITS)
   choose('checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
   size = config.loader.load_size
@@ -232,7 +234,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   objective = method(encoder=model, **config.objective, **objectives.filled(method, clock=clock, rows=spec.rows))
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
-  view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place, **config.augment)
+  whole = np.issubdtype(spec.dtype, np.integer)
+  view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place,
+                   rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0,
+                   **config.augment)
   o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema')}
   optimizer = Optimizer(config.learning_rate, config.steps, **o)
   return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema)

@@ -21,8 +21,9 @@ class TrainState:
   """Everything that must survive a restart.
 
   step: int32. params: trained by gradient. target: following by EMA. extra: queues, centres, prototypes.
-  moments: of the optimizer. average: EMA of params, {} when off. rng: raw key data. skipped, skipped_in_row: int32
-  counts of updates left out because loss or gradient was not finite.
+  moments: of the optimizer. average: EMA of params, {} when off. rng: raw key data. rate: float32 factor on the
+  learning rate, less than 1 after a rollback. skipped, skipped_in_row: int32 counts of updates left out because loss
+  or gradient was not finite.
   """
 
   step: jax.Array
@@ -32,6 +33,7 @@ class TrainState:
   moments: Any
   average: Any
   rng: jax.Array
+  rate: jax.Array
   skipped: jax.Array
   skipped_in_row: jax.Array
 
@@ -62,7 +64,7 @@ class Trainer:
     return TrainState(
         step=zero, params=params, target=variables['target'], extra=variables['extra'],
         moments=self.optimizer.init(params), average=jax.tree.map(jnp.copy, params) if self.ema else {},
-        rng=jax.random.key_data(rng), skipped=zero, skipped_in_row=zero)
+        rng=jax.random.key_data(rng), rate=jnp.ones((), jnp.float32), skipped=zero, skipped_in_row=zero)
 
   def abstract(self, batch: Any, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the state on a mesh."""
@@ -93,7 +95,7 @@ class Trainer:
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     stats = metrics.pop('stats', {})
     frozen = self.objective.frozen(state.step) if hasattr(self.objective, 'frozen') else {}
-    params, moments = self.optimizer.update(grads, state.moments, state.params, state.step, frozen)
+    params, moments = self.optimizer.update(grads, state.moments, state.params, state.step, frozen, state.rate)
     params = overlay(params, stats)
     target = self._follow(state.target, params, state.step)
     average = jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, state.average, params) if self.ema else {}
@@ -103,8 +105,9 @@ class Trainer:
     bad = 1 - finite.astype(jnp.int32)
     state = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + bad,
                                 skipped_in_row=(state.skipped_in_row + 1) * bad, **kept)
-    metrics = dict(metrics, loss=loss, grad_norm=norm, learning_rate=self.optimizer.schedule(state.step - 1),
-                   skipped=state.skipped, skipped_in_row=state.skipped_in_row, **norms)
+    rate = state.rate * self.optimizer.schedule(state.step - 1)
+    metrics = dict(metrics, loss=loss, grad_norm=norm, learning_rate=rate, skipped=state.skipped,
+                   skipped_in_row=state.skipped_in_row, **norms)
     return state, metrics
 
   def _follow(self, target: Any, params: Any, step: jax.Array) -> Any:

@@ -1,0 +1,85 @@
+"""What methods that compare views share: features of all views, projectors view by view, widths of heads."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.errors import UserError, choose
+from jaxmed.objectives import networks
+
+
+def width(published: int, encoder: Any) -> int:
+  """A head's published width, but at most 12 times the encoder's (so that ViT-S keeps MoCo v3's 4096)."""
+  return min(published, 12 * encoder.embed_dim)
+
+
+def check(feature: str, **positive: float) -> None:
+  """Raises a UserError for an unknown feature or an option that is not positive."""
+  choose('objective.feature', feature, ('cls', 'mean'))
+  for name, value in positive.items():
+    if value <= 0:
+      raise UserError(f'objective.{name} {value} must be positive')
+
+
+def count_views(batch: dict, least: int = 2) -> int:
+  """The number of global views; a UserError where there are too few to compare."""
+  count = batch['global']['image'].shape[1]
+  if count < least:
+    raise UserError(f'augment.views {count} is too few: this method compares at least {least} views of an image')
+  return count
+
+
+def init_encoder(encoder: Any, rng: jax.Array, batch: dict) -> Any:
+  """Boxed parameters, from the shapes of the global views."""
+  return encoder.init(rng, *networks.flat(batch['global']))['params']
+
+
+def init_head(head: nn.Module, rng: jax.Array, size: int) -> Any:
+  """Boxed parameters of a head on vectors of `size`."""
+  return head.init(rng, jnp.zeros((1, size)))['params']
+
+
+def steady(encoder: Any) -> Any:
+  """The encoder without stochastic depth: a target network uses the batch's statistics, but nothing random."""
+  return encoder.clone(drop_path=0.0) if getattr(encoder, 'drop_path', 0.0) else encoder
+
+
+def encode(encoder: Any, params: Any, group: dict, rng: jax.Array, train: bool, feature: str) -> tuple[jax.Array, Any]:
+  """Features [B, V, D] float32 of the views of a group, and the encoder's new running statistics."""
+  image, channels, mask = networks.flat(group)
+  out, stats = networks.run(encoder, params, image, channels, mask, train=train, rngs={'dropout': rng})
+  return networks.views(out.pooled(feature), group['image'].shape[1]), stats
+
+
+def encode_all(encoder: Any, params: Any, batch: dict, rng: jax.Array, train: bool,
+               feature: str) -> tuple[jax.Array, Any]:
+  """Features [B, V, D] of the global views, then of the local ones where there are any.
+
+  Running statistics are those of the global views, whose size is the one that the encoder is used at.
+  """
+  keys = jax.random.split(rng)
+  x, stats = encode(encoder, params, batch['global'], keys[0], train, feature)
+  if 'local' not in batch:
+    return x, stats
+  return jnp.concatenate([x, encode(encoder, params, batch['local'], keys[1], train, feature)[0]], axis=1), stats
+
+
+def together(head: nn.Module, params: Any, x: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+  """A head on x [B, V, D] with batch statistics over all views; new running statistics."""
+  out, stats = networks.run(head, params, x.reshape(-1, x.shape[-1]), train=train)
+  return networks.views(out, x.shape[1]).astype(jnp.float32), stats
+
+
+def view_by_view(head: nn.Module, params: Any, x: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+  """A head on x [B, V, D] with batch statistics of each view by itself; the mean of the new running statistics."""
+  apply = lambda one: networks.run(head, params, one, train=train)
+  out, stats = jax.vmap(apply, in_axes=1, out_axes=(1, 0))(x)
+  return out.astype(jnp.float32), jax.tree.map(lambda s: s.mean(axis=0), stats)
+
+
+def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
+  """The metrics, in training with the running statistics by module, empty ones left out."""
+  found = {name: tree for name, tree in stats.items() if jax.tree.leaves(tree)}
+  return metrics | {'stats': found} if train and found else metrics

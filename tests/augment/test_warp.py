@@ -1,0 +1,88 @@
+"""Rotations against NumPy and SciPy, and as options of the view maker."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jaxmed.augment import warp
+from jaxmed.augment.views import ViewMaker
+from jaxmed.errors import UserError
+
+KEY = jax.random.key(0)
+
+
+def images(shape):
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('shape', [(5, 6, 6, 2), (5, 3, 4, 4, 1)])
+def test_quarter_turns_are_numpys(shape):
+  image = images(shape)
+  have = np.asarray(jax.jit(warp.quarter_turns)(image, np.arange(5)))
+  for k in range(5):
+    np.testing.assert_array_equal(have[k], np.rot90(image[k], k, axes=(-3, -2)))
+
+
+def test_turns_come_with_their_probability_and_each_as_often():
+  image = np.broadcast_to(np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1), (4000, 2, 2, 1))
+  have = np.asarray(warp.random_quarter_turns(KEY, image, 0.6)).reshape(4000, 4)
+  share = [(have == np.rot90(image[0], k).reshape(4)).all(axis=1).mean() for k in range(4)]
+  np.testing.assert_allclose(share, [0.4, 0.2, 0.2, 0.2], atol=0.025)
+
+
+@pytest.mark.parametrize('shape', [(4, 9, 12, 2), (4, 3, 8, 7, 1)])
+def test_rotation_is_bilinear_about_the_centre_and_repeats_the_border(shape):
+  image, degrees = images(shape), np.array([0.0, 12.5, -30.0, 90.0])
+  have = np.asarray(jax.jit(warp.rotate)(image, degrees))
+  height, width = shape[-3:-1]
+  y, x = np.mgrid[:height, :width].astype(np.float64)
+  y, x = y - (height - 1) / 2, x - (width - 1) / 2
+  for b, angle in enumerate(np.deg2rad(degrees)):
+    place = [np.sin(angle) * x + np.cos(angle) * y + (height - 1) / 2,
+             np.cos(angle) * x - np.sin(angle) * y + (width - 1) / 2]
+    planes = np.moveaxis(image[b].astype(np.float64), -1, 0).reshape(-1, height, width)
+    want = np.stack([ndimage.map_coordinates(p, place, order=1, mode='nearest') for p in planes])
+    want = np.moveaxis(want.reshape(shape[-1], *shape[1:-1]), 0, -1)
+    np.testing.assert_allclose(have[b], want, atol=2e-5)
+  np.testing.assert_array_equal(have[0], image[0])
+
+
+def test_a_rotation_by_ninety_degrees_is_a_quarter_turn_counterclockwise():
+  image = images((1, 8, 8, 3))
+  np.testing.assert_allclose(warp.rotate(image, np.array([90.0])), np.rot90(image, axes=(1, 2)), atol=1e-5)
+
+
+def test_angles_are_uniform_and_each_samples_own():
+  ramp = np.broadcast_to(np.linspace(-1, 1, 31, dtype=np.float32)[None, None, :, None], (1000, 31, 31, 1))
+  have = np.asarray(warp.random_rotation(KEY, ramp, 20.0))
+  angle = np.rad2deg(np.arctan2(have[:, 14, 15, 0] - have[:, 16, 15, 0], have[:, 15, 16, 0] - have[:, 15, 14, 0]))
+  assert np.abs(angle).max() < 20.01 and np.abs(angle).max() > 19.5
+  assert abs(angle.mean()) < 1.2 and abs(angle.std() - 20 / 3**0.5) < 0.5
+  assert len(np.unique(angle.round(4))) > 980
+
+
+def maker(size, **options):
+  return ViewMaker(size, (0.0,), (1.0,), scale=(1.0, 1.0), flip=(0.0,) * len(size), **options)
+
+
+def test_views_are_turned_and_the_gram_teacher_sees_the_same_turn():
+  image = images((40, 8, 8, 1))
+  batch = {'image': image, 'channels': np.zeros((40, 1), np.int32)}
+  out = jax.jit(maker((8, 8), views=2, rotate90=(1.0, 0.0, 0.0), rotate=10.0, noise=0.1, gram_size=(8, 8)))(KEY, batch)
+  gram = np.asarray(out['gram']['image'])
+  assert abs((np.asarray(out['global']['image']) - gram).std() - 0.1) < 0.01
+  still = maker((8, 8), views=2, rotate=10.0, gram_size=(8, 8))
+  np.testing.assert_array_equal(jax.jit(still)(KEY, batch)['gram']['image'][:, 1], gram[:, 1])
+  turned = jax.jit(maker((8, 8), rotate90=1.0))(KEY, batch)['image']
+  kept = [any(np.array_equal(turned[b], np.rot90(image[b], k)) for k in (1, 2, 3)) for b in range(40)]
+  assert all(kept)
+
+
+def test_quarter_turns_need_two_equal_axes():
+  for options in (dict(size=(8, 10)), dict(size=(8, 8, 10)), dict(size=(8, 8), local_size=(4, 6)),
+                  dict(size=(8, 8), gram_size=(8, 4))):
+    with pytest.raises(UserError, match='augment.rotate90'):
+      maker(**options, rotate90=0.5)
+  maker((4, 8, 8), rotate90=0.5)
+  maker((8, 10), rotate=5.0)
