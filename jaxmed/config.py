@@ -43,6 +43,7 @@ def base() -> ConfigDict:
           'weight_decay': 0.05,
           'final_weight_decay': -1.0,  # at the end of a cosine; negative: the same
           'warmup_steps': 0,  # 10 % of the steps
+          'warmup_epochs': 0.0,  # instead of warmup_steps
           'final_learning_rate': 0.0,
           'layer_decay': 1.0,
           'patch_embed_scale': 1.0,  # factor on its learning rate
@@ -95,22 +96,46 @@ def base() -> ConfigDict:
 
 
 def load_file(path: str) -> dict[str, Any]:
-  """Runs a config file and returns what its `get_config()` sets, as a nested dict."""
-  file = pathlib.Path(path)
-  if not file.is_file():
-    raise UserError(f'config file {path} does not exist')
-  spec = importlib.util.spec_from_file_location('jaxmed_experiment', file)
-  if spec is None or spec.loader is None:
-    raise UserError(f'config file {path} is not a Python file')
-  module = importlib.util.module_from_spec(spec)
+  """Runs a config file and returns what its `get_config()` sets, as a nested dict.
+
+  'FILE.py:VARIANT' calls get_config('VARIANT'), as ml_collections' config flags do; the file lists its VARIANTS.
+  """
+  module, variant = _module(path)
+  arguments = [variant] if variant else []
   try:
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(*arguments)
   except Exception as e:
     raise UserError(f'config file {path}: {type(e).__name__}: {e}') from e
   if not isinstance(config, (ConfigDict, Mapping)):
     raise UserError(f'config file {path}: get_config() must return a ConfigDict, not {config!r}')
   return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def variants(path: str) -> tuple[str, ...]:
+  """The variants that a config file offers, () for none."""
+  return tuple(getattr(_module(path)[0], 'VARIANTS', ()))
+
+
+def _module(path: str) -> tuple[Any, str]:
+  """'FILE.py:VARIANT' -> the module that the file makes and the variant, which it must list ('' for none)."""
+  name, colon, variant = (path, '', '') if pathlib.Path(path).is_file() else path.partition(':')
+  file = pathlib.Path(name)
+  if not file.is_file():
+    raise UserError(f'config file {name} does not exist')
+  spec = importlib.util.spec_from_file_location('jaxmed_experiment', file)
+  if spec is None or spec.loader is None:
+    raise UserError(f'config file {name} is not a Python file')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as e:
+    raise UserError(f'config file {name}: {type(e).__name__}: {e}') from e
+  if colon:
+    offered = getattr(module, 'VARIANTS', ())
+    if not offered:
+      raise UserError(f'config file {name} has no variants: leave {colon + variant!r} out')
+    choose(f'variant of {name}', variant, offered)
+  return module, variant
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:

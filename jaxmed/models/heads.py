@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.models import kernels
-from jaxmed.models.layers import Dense
+from jaxmed.models.layers import Dense, initializer
 from jaxmed.models.norm import BatchNorm
 
 LAST_NORMS = ('none', 'plain', 'affine')
@@ -87,7 +87,7 @@ class Prototypes(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     boxed, compute = nn.with_logical_partitioning, jnp.dtype(self.dtype)
-    init = nn.initializers.truncated_normal(0.02)
+    init = initializer('trunc_normal' if self.last == 'linear' else 'torch_uniform')  # v2 leaves PyTorch's default
     kernel = self.param('kernel', boxed(init, ('embed', 'prototypes')), (x.shape[-1], self.out_dim), jnp.float32)
     if self.last != 'linear':
       kernel = kernel / jnp.maximum(jnp.linalg.norm(kernel, axis=0, keepdims=True), 1e-12)

@@ -175,7 +175,8 @@ class Transformer(nn.Module):
     rates = jnp.linspace(0.0, self.drop_path, self.depth)
     scanned = nn.scan(
         _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0},
-        split_rngs={'params': True, 'dropout': True}, in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
+        split_rngs={'params': True, 'dropout': True}, in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth,
+        metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale,
                      train and self.drop_path > 0, self.kernel_init, self.dtype, name='blocks')
     return blocks(x, rates, mask, angles)[0]

@@ -32,6 +32,22 @@ def coordinates(grid: tuple[int, ...]) -> np.ndarray:
   return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, len(grid)).astype(np.float32)
 
 
+def augment(rng: jax.Array, position: jax.Array, batch: int, shift: float, jitter: float, rescale: float) -> jax.Array:
+  """Coordinates [B or 1, N, rank] changed at random for each sample, [B, N, rank]; 0 leaves a change out.
+
+  In this order: each axis moved by U(-shift, shift), scaled log-uniformly in 1/jitter .. jitter, and all axes together
+  scaled log-uniformly in 1/rescale .. rescale (facebookresearch/dinov3, layers/rope_position_encoding.py, which draws
+  once a block for all samples).
+  """
+  keys, rank = jax.random.split(rng, 3), position.shape[-1]
+  spread = lambda key, axes: jax.random.uniform(key, (batch, 1, axes), minval=-1.0, maxval=1.0)
+  position = position + shift * spread(keys[0], rank)
+  for key, limit, axes in ((keys[1], jitter, rank), (keys[2], rescale, 1)):
+    if limit:
+      position = position * jnp.exp(math.log(limit) * spread(key, axes))
+  return position
+
+
 def rotary_angles(position: jax.Array, head_dim: int, base: float) -> jax.Array:
   """Angles [B, N, head_dim // 2] of rotary positions for coordinates [B, N, rank] in [-1, 1].
 
@@ -60,6 +76,7 @@ def resample(table: jax.Array, old: tuple[int, ...], new: tuple[int, ...], mode:
     mode: 'antialias' is torch's antialiased bicubic, which timm uses (`resample_abs_pos_embed`); the native size is
       returned as it is. 'offset' is torch's plain bicubic with the scale factor (new + 0.1) / old, which DINO and
       the official ChannelViT use (`interpolate_pos_encoding`); it shifts positions slightly at the native size too.
+      'plain' is torch's plain bicubic.
   """
   if mode == 'antialias' and old == new:
     return table
@@ -75,6 +92,8 @@ def _bicubic(n_in: int, n_out: int, mode: str) -> np.ndarray:
   """Matrix [n_out, n_in] of torch's bicubic interpolation along one axis (half-pixel centres)."""
   if mode == 'offset':
     scale, a, stretch = n_in / (n_out + 0.1), -0.75, 1.0
+  elif mode == 'plain':
+    scale, a, stretch = n_in / n_out, -0.75, 1.0
   elif mode == 'antialias':
     scale, a = n_in / n_out, -0.5
     stretch = max(scale, 1.0)

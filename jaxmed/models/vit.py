@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmed.models import positions as pos
 from jaxmed.models.layers import Dense, LayerNorm, Transformer
-from jaxmed.models.tokens import Features, Tokens, grid_of, patchify
+from jaxmed.models.tokens import Features, Tokens, drop_channels, grid_of, patchify
 
 POSITIONS = ('learned', 'sincos', 'rope', 'none')
 
@@ -27,6 +27,10 @@ class ViT(nn.Module):
     pos_interpolation: how a learned or fixed table follows other sizes, see `positions.resample`.
     mask_token: whether there is a learned token that `hidden` patches are replaced by; methods that hide patches
       from the encoder set it.
+    rope_shift, rope_jitter, rope_rescale: random changes of rotary coordinates in training, see
+      `positions.augment`; 0 for none.
+    local_norm: whether the class token and registers of `local` crops have a final norm of their own; of use in
+      training only, so no product has one (DINOv3).
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
   """
 
@@ -47,8 +51,12 @@ class ViT(nn.Module):
   pos: str = 'learned'
   pos_interpolation: str = 'antialias'
   rope_base: float = 100.0
+  rope_shift: float = 0.0
+  rope_jitter: float = 0.0
+  rope_rescale: float = 0.0
   kernel_init: str = 'trunc_normal'
   mask_token: bool = False
+  local_norm: bool = False
   remat: str = 'none'
   dtype: Any = 'float32'
 
@@ -74,6 +82,8 @@ class ViT(nn.Module):
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
         self.kernel_init, self.remat, compute)
     self.norm = LayerNorm(compute)
+    if self.local_norm:
+      self.norm_local = LayerNorm(compute)
 
   @property
   def num_prefix_tokens(self) -> int:
@@ -107,10 +117,7 @@ class ViT(nn.Module):
     token, at their own positions.
     """
     del channels
-    if channel_mask is not None:
-      share = channel_mask.mean(axis=-1, keepdims=True)  # n / C
-      scale = channel_mask / jnp.maximum(share, 1e-6)
-      image = image * scale.reshape(image.shape[0], *[1] * len(self.patch_size), -1)
+    image = drop_channels(image, channel_mask)
     grid = grid_of(image.shape[1:-1], self.patch_size)
     x = self._hide(self.patch_embed(patchify(image, self.patch_size)), hidden)  # [B, N, D]
     return Tokens(x + self._position_table(grid).astype(x.dtype), None, self._coordinates(grid))
@@ -119,8 +126,8 @@ class ViT(nn.Module):
     """x [..., D] with the mask token where `hidden` [...]."""
     return x if hidden is None else jnp.where(hidden[..., None], self.mask.astype(x.dtype), x)
 
-  def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = ()) -> Features:
-    """Runs prefix and patch tokens through the blocks and the final norm."""
+  def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = (), local: bool = False) -> Features:
+    """Runs prefix and patch tokens through the blocks and the final norm; `local` crops have `local_norm`."""
     x, batch = tokens.x, tokens.x.shape[0]
     prefix = [t for t in (getattr(self, 'cls_token', None) if self.class_token else None,
                           self.register_tokens if self.num_registers else None) if t is not None]
@@ -134,18 +141,28 @@ class ViT(nn.Module):
       x = jnp.concatenate([start, x], axis=1)
       valid = None if valid is None else jnp.pad(valid, ((0, 0), (count, 0)), constant_values=True)
     if tokens.position is not None:
-      angles = pos.rotary_angles(tokens.position, self.embed_dim // self.num_heads, self.rope_base)
+      where = tokens.position
+      if train and (self.rope_shift or self.rope_jitter or self.rope_rescale):
+        where = pos.augment(self.make_rng('dropout'), where, batch, self.rope_shift, self.rope_jitter,
+                            self.rope_rescale)
+      angles = pos.rotary_angles(where, self.embed_dim // self.num_heads, self.rope_base)
       angles = jnp.pad(angles, ((0, 0), (count, 0), (0, 0)))  # prefix tokens are not rotated
-    x = self.norm(self.transformer(x, valid, angles, train))
+    x = self._final_norm(self.transformer(x, valid, angles, train), local)
     cls = x[:, 0] if self.class_token else None
     registers = x[:, count - self.num_registers : count] if self.num_registers else None
     return Features(cls, registers, x[:, count:], tokens.valid, grid)
 
+  def _final_norm(self, x: jax.Array, local: bool) -> jax.Array:
+    if not self.local_norm or not (local or self.is_initializing()):
+      return self.norm(x)
+    prefix, patches = jnp.split(x, [self.num_prefix_tokens], axis=1)
+    return jnp.concatenate([self.norm_local(prefix), self.norm(patches)], axis=1)
+
   def __call__(self, image: jax.Array, channels: jax.Array | None = None,
                channel_mask: jax.Array | None = None, train: bool = False,
-               hidden: jax.Array | None = None) -> Features:
-    """Features of images [B, *size, C]; see `embed_patches`."""
+               hidden: jax.Array | None = None, local: bool = False) -> Features:
+    """Features of images [B, *size, C]; see `embed_patches` and `encode`."""
     grid = grid_of(image.shape[1:-1], self.patch_size)
     if self.per_channel:
       grid = (image.shape[-1], *grid)
-    return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, grid)
+    return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, grid, local)

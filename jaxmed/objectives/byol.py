@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import networks, siamese
 from jaxmed.objectives.contrast import cosine_distance, pairs
-from jaxmed.objectives.networks import Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BYOL:
   FEATURE: ClassVar[str] = 'cls'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'optimizer': {'weight_decay': 0.1},
-      'augment': {'views': 2, 'scale': (0.08, 1.0)},
+      'augment': {'views': 2, 'scale': (0.08, 1.0), **PHOTOMETRIC},
   }
 
   def __post_init__(self):

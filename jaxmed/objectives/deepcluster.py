@@ -11,7 +11,7 @@ from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.clustering import spherical_kmeans
 from jaxmed.objectives.contrast import normalize
-from jaxmed.objectives.networks import Clock
+from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,8 @@ class DeepCluster:
   FEATURE: ClassVar[str] = 'cls'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'optimizer': {'weight_decay': 0.1},
-      'augment': {'views': 2, 'local_views': 6, 'scale': (0.14, 1.0), 'local_scale': (0.05, 0.14)},
+      'augment': {'views': 2, 'local_views': 6,
+                  'scale': (0.14, 1.0), 'local_scale': (0.05, 0.14), **STRONG_PHOTOMETRIC},
   }
 
   def __post_init__(self):

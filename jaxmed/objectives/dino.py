@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmed.models.heads import DINOHead
 from jaxmed.objectives.distillation import SelfDistillation, centred, cross_view, update_centre
-from jaxmed.objectives.networks import seen_by_teacher, views
+from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DINO(SelfDistillation):
       'encoder': {'drop_path': 0.1},
       'optimizer': {'weight_decay': 0.04, 'final_weight_decay': 0.4, 'clip': 3.0, 'clip_scope': 'tensor',
                     'final_learning_rate': 1e-6},
-      'augment': {'views': 2, 'local_views': 8, 'scale': (0.4, 1.0), 'local_scale': (0.05, 0.4)},
+      'augment': {'views': 2, 'local_views': 8, 'scale': (0.4, 1.0), 'local_scale': (0.05, 0.4), **PHOTOMETRIC},
   }
 
   @property

@@ -19,7 +19,7 @@ from jaxmed.objectives.distillation import (
     patch_loss,
     update_centre,
 )
-from jaxmed.objectives.networks import seen_by_teacher, views
+from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views
 
 CENTERING = ('softmax', 'sinkhorn')
 
@@ -58,7 +58,7 @@ class DINOv2(MaskedDistillation):
       'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'clip': 3.0,
                     'clip_scope': 'module', 'final_learning_rate': 1e-6, 'layer_decay': 0.9,
                     'patch_embed_scale': 0.2},
-      'augment': {'views': 2, 'local_views': 8, 'scale': (0.32, 1.0), 'local_scale': (0.05, 0.32)},
+      'augment': {'views': 2, 'local_views': 8, 'scale': (0.32, 1.0), 'local_scale': (0.05, 0.32), **PHOTOMETRIC},
   }
   EXACT_MASKS: ClassVar[bool] = False
 

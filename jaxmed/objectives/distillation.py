@@ -277,8 +277,10 @@ class SelfDistillation:
 
   def report(self, step: jax.Array, loss: jax.Array, teacher: jax.Array) -> dict[str, Any]:
     """What every method logs of its class token loss and the teacher's distributions [B, V, K]."""
-    spread = entropy(teacher)
-    return {'dino_loss': loss, 'teacher_entropy': spread, 'teacher_kl': loss - spread,
+    spread, most = entropy(teacher), math.log(teacher.shape[-1])
+    used = entropy(teacher.reshape(-1, teacher.shape[-1]).mean(axis=0))  # of the prototypes over all images
+    return {'dino_loss': loss, 'teacher_entropy': spread, 'teacher_entropy_share': spread / most,
+            'prototype_entropy_share': used / most, 'teacher_kl': loss - spread,
             'teacher_temperature': self.temperature(step), 'momentum': self.momentum(step)}
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmed.augment.masks import block_masks
 from jaxmed.objectives.distillation import MaskedDistillation, centred, cross_view, patch_loss, update_centre
-from jaxmed.objectives.networks import seen_by_teacher, views
+from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class IBOT(MaskedDistillation):
       'encoder': {'drop_path': 0.1, 'mask_token': True},
       'optimizer': {'weight_decay': 0.04, 'final_weight_decay': 0.4, 'clip': 3.0, 'clip_scope': 'tensor',
                     'final_learning_rate': 1e-6},
-      'augment': {'views': 2, 'local_views': 10, 'scale': (0.25, 1.0), 'local_scale': (0.05, 0.25)},
+      'augment': {'views': 2, 'local_views': 10, 'scale': (0.25, 1.0), 'local_scale': (0.05, 0.25), **PHOTOMETRIC},
   }
 
   @property

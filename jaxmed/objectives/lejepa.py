@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.contrast import sigreg
-from jaxmed.objectives.networks import Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LeJEPA:
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'encoder': {'drop_path': 0.1},
       'optimizer': {'weight_decay': 0.05, 'final_learning_rate': 5e-7},
-      'augment': {'views': 2, 'local_views': 6, 'scale': (0.3, 1.0), 'local_scale': (0.05, 0.3)},
+      'augment': {'views': 2, 'local_views': 6, 'scale': (0.3, 1.0), 'local_scale': (0.05, 0.3), **PHOTOMETRIC},
   }
 
   def __post_init__(self):

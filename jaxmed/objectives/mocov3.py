@@ -11,7 +11,7 @@ from jaxmed.models.heads import MLPHead
 from jaxmed.models.vit import ViT
 from jaxmed.objectives import networks, siamese
 from jaxmed.objectives.contrast import info_nce, normalize, pairs
-from jaxmed.objectives.networks import Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MoCoV3:
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_uniform'},
       'optimizer': {'weight_decay': 0.1},
-      'augment': {'views': 2, 'scale': (0.08, 1.0)},
+      'augment': {'views': 2, 'scale': (0.08, 1.0), **PHOTOMETRIC},
   }
 
   def __post_init__(self):

@@ -11,6 +11,13 @@ import jax.numpy as jnp
 from jaxmed.models.norm import STATS
 from jaxmed.models.tokens import Features, grid_of
 
+# Changes of intensity and colour that methods which compare views want by default: the numbers of BYOL, MoCo v3 and
+# DINO, and the stronger ones of SimCLR and SwAV. Brightness is additive here: 0.4 deviations are what a factor of 1 +-
+# 0.4 does to images whose mean lies one deviation above black. No blur: what it destroys depends on the size of things.
+PHOTOMETRIC: dict[str, Any] = {
+    'jitter_probability': 0.8, 'brightness': 0.4, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': 0.2}
+STRONG_PHOTOMETRIC: dict[str, Any] = PHOTOMETRIC | {'brightness': 0.8, 'contrast': 0.8, 'color': (0.8, 0.2)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Clock:

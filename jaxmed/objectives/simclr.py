@@ -9,7 +9,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.contrast import nt_xent
-from jaxmed.objectives.networks import Clock
+from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SimCLR:
   FEATURE: ClassVar[str] = 'cls'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'optimizer': {'weight_decay': 0.1},
-      'augment': {'views': 2, 'scale': (0.08, 1.0)},
+      'augment': {'views': 2, 'scale': (0.08, 1.0), **STRONG_PHOTOMETRIC},
   }
 
   def __post_init__(self):

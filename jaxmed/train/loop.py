@@ -22,6 +22,7 @@ from jaxmed.train import pictures, setup
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
 from jaxmed.train.probe import Probe, fitted
+from jaxmed.train.run import TRAINING_ONLY
 from jaxmed.train.signals import StopFlag, interruptible, stop_on_signals
 from jaxmed.train.step import TrainState
 from jaxmed.train.watch import RollBack, Watch
@@ -190,7 +191,7 @@ def _given_weights(config: Any, state: TrainState) -> Any | None:
   from jaxmed.loading import load
   own = state.params['encoder']
   other = load(config.init).params
-  other = other | {k: own[k] for k in ('mask_token',) if k in own and k not in other}  # no product has one
+  other = other | {k: own[k] for k in TRAINING_ONLY if k in own and k not in other}
   shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
   wrong = sorted(set(shape(own).items()) ^ set(shape(other).items()))
   if wrong:

@@ -144,7 +144,7 @@ def decays(path: tuple) -> bool:
 
 def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depth: int) -> jax.Array | float:
   """Factor on the learning rate of one parameter; an array over the leading axis where layers are stacked."""
-  if decay == 1.0 or path[0].key != 'encoder' or path[1].key == 'norm':
+  if decay == 1.0 or path[0].key != 'encoder' or path[1].key in ('norm', 'norm_local'):
     return 1.0
   if path[1].key != 'transformer':
     return decay ** (depth + 1)

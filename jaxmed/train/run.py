@@ -11,6 +11,8 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import setup
 from jaxmed.train.checkpoint import Checkpoints
 
+TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
+
 
 def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
   """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step.
@@ -33,13 +35,18 @@ def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
   return encoder_of(trainer, config, spec, state)
 
 
+def product(model: Any, params: Any) -> tuple[Any, Any]:
+  """The encoder without what is of use in training only: its features are the same."""
+  off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0}
+  model = model.clone(**{k: v for k, v in off.items() if getattr(model, k, v) != v})
+  return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
+
+
 def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> Encoder:
   """The encoder inside a training state; the averaged weights where there are some."""
   variables = state.variables | ({'params': state.average} if state.average else {})
   info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
-  model, params = trainer.objective.encoder, trainer.objective.encoder_params(variables)
-  if 'mask_token' in params:  # of use in training only
-    model, params = model.clone(mask_token=False), {k: v for k, v in params.items() if k != 'mask_token'}
+  model, params = product(trainer.objective.encoder, trainer.objective.encoder_params(variables))
   return Encoder(model, params, spec.channels, config.loader.normalize,
                  trainer.objective.FEATURE, info)

@@ -69,6 +69,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   config.encoder = ConfigDict(registry.default_options(model))
   wants = dict(objective.DEFAULTS)
   wants['encoder'] = {k: v for k, v in wants.get('encoder', {}).items() if k in config.encoder}  # families differ
+  wants['augment'] = _wanted_views(wants.get('augment', {}), user)
   for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
   _check_values(config)
@@ -78,6 +79,15 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   return config
 
 
+def _wanted_views(wants: dict[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
+  """A method's wishes for views, without changes of colour where the user's normalisation rules them out."""
+  loader = user.get('loader')
+  normalize = loader.get('normalize', 'corpus') if isinstance(loader, Mapping) else 'corpus'
+  if str(normalize).partition(':')[0] in intensity.COLORED:
+    return wants
+  return {k: v for k, v in wants.items() if k not in ('color', 'grayscale')}
+
+
 # Smallest and largest values; zero of the first ones means "chosen here".
 _RANGES: dict[str, tuple[float, float]] = {
     'steps': (0, math.inf), 'epochs': (0, math.inf), 'batch_size': (0, math.inf), 'learning_rate': (0, math.inf),
@@ -85,7 +95,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'loader.threads': (1, 256), 'checkpoint.keep': (1, math.inf), 'optimizer.accumulate': (1, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
-    'optimizer.final_learning_rate': (0, math.inf), 'optimizer.patch_embed_scale': (0, math.inf),
+    'optimizer.warmup_epochs': (0, math.inf), 'optimizer.final_learning_rate': (0, math.inf), 'optimizer.patch_embed_scale': (0, math.inf),
 }
 
 
@@ -149,7 +159,9 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   config.epochs = config.steps * batch / spec.rows
   rate, reference = objective.LEARNING_RATE
   config.learning_rate = config.learning_rate or rate * math.sqrt(batch / reference)
-  config.optimizer.warmup_steps = config.optimizer.warmup_steps or config.steps // 10
+  epochs = config.optimizer.warmup_epochs
+  config.optimizer.warmup_steps = (
+      config.optimizer.warmup_steps or math.ceil(epochs * spec.rows / batch) or config.steps // 10)
   config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
   config.eval_every = config.eval_every or max(config.steps // 5, 1)
   if not config.loader.load_size:
@@ -238,7 +250,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place,
                    rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0,
                    **config.augment)
-  o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema')}
+  o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema', 'warmup_epochs')}
   optimizer = Optimizer(config.learning_rate, config.steps, **o)
   return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema)
 
