@@ -7,7 +7,6 @@ no other file and no further argument.
 """
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.interop import state_dict
+from jaxmed.interop import conv, state_dict
 from jaxmed.interop.channelvit import from_channelvit, to_channelvit
 from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.state_dict import Params
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models import registry
-from jaxmed.models.vit import ViT
+from jaxmed.models.convolution import Hierarchical
+from jaxmed.models.registry import Encoder
 
 METADATA = 'jaxmed'
 
@@ -38,25 +38,34 @@ class Format:
   """
 
   about: str
-  write: Callable[[ViT, Params], dict[str, np.ndarray]]
-  read: Callable[..., tuple[ViT, Params]] | None = None
+  write: Callable[[Any, Params], dict[str, np.ndarray]]
+  read: Callable[..., tuple[Any, Params]] | None = None
 
 
-def to_flat(model: ViT, params: Params) -> dict[str, np.ndarray]:
+def to_flat(model: Encoder, params: Params) -> dict[str, np.ndarray]:
   """Our own layout: parameter names joined by '/', as 'transformer/blocks/mlp/fc1/kernel' [L, D, F]."""
   del model
   return flax.traverse_util.flatten_dict(state_dict.host(params), sep='/')
 
 
+def _to_timm(model: Encoder, params: Params) -> dict[str, np.ndarray]:
+  return conv.to_timm(model, params) if isinstance(model, Hierarchical) else to_timm(model, params)
+
+
+def _from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any, image_size: Any) -> tuple[Encoder, Params]:
+  read: Callable = conv.from_timm if conv.family_of(tensors) else from_timm
+  return read(tensors, num_heads, image_size)
+
+
 FORMATS: dict[str, Format] = {
-    'timm': Format('ViT as timm.models.vision_transformer.VisionTransformer', to_timm, from_timm),
+    'timm': Format("as timm's class: VisionTransformer, ResNet, ConvNeXt, MetaFormer, PVT v2", _to_timm, _from_timm),
     'channelvit': Format('ChannelViT as the official ChannelVisionTransformer', to_channelvit,
                           from_channelvit),
     'jaxmed': Format('any model, with the names of its own parameters', to_flat),
 }
 
 
-def export_file(path: str | os.PathLike, fmt: str, model: ViT, params: Params,
+def export_file(path: str | os.PathLike, fmt: str, model: Encoder, params: Params,
                 info: Mapping[str, Any]) -> None:
   """Writes model, parameters and info as one safetensors file in the layout `fmt`; whole or not at all.
 
@@ -71,7 +80,7 @@ def export_file(path: str | os.PathLike, fmt: str, model: ViT, params: Params,
 
 
 def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | None = None,
-              image_size: tuple[int, ...] | None = None) -> tuple[ViT, Params, dict[str, Any]]:
+              image_size: tuple[int, ...] | None = None) -> tuple[Encoder, Params, dict[str, Any]]:
   """Reads an encoder: (model, params as jax arrays, info). Info is empty for a file that was not written
   here.
 
@@ -106,7 +115,7 @@ def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | 
 
 
 def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike, num_heads: int | None = None,
-                image_size: tuple[int, ...] | None = None, channels: Sequence[Any] | None = None) -> ViT:
+                image_size: tuple[int, ...] | None = None, channels: Sequence[Any] | None = None) -> Encoder:
   """Rewrites a foreign file in the same layout, with the metadata that makes it load without arguments.
 
   Args:
@@ -129,12 +138,14 @@ def guess_format(tensors: Mapping[str, np.ndarray]) -> str | None:
   for name, value in tensors.items():
     if name.endswith(state_dict.ANCHOR):
       return {4: 'timm', 5: 'channelvit'}.get(np.ndim(value))
-  return 'jaxmed' if any(name.startswith('transformer/blocks/') for name in tensors) else None
+  if conv.family_of(tensors):
+    return 'timm'
+  return 'jaxmed' if any('/' in name for name in tensors) else None
 
 
-def check_params(model: ViT, params: Params) -> None:
+def check_params(model: Encoder, params: Params) -> None:
   """Raises a UserError that names the first parameter which is missing, too many, or of another shape."""
-  want = _shapes(model)
+  want = state_dict.shapes_of(model)
   have = flax.traverse_util.flatten_dict(nn.meta.unbox(dict(params)), sep='/')
   have = {k: np.shape(v) for k, v in have.items()}
   for name in sorted(want.keys() | have.keys()):
@@ -144,14 +155,7 @@ def check_params(model: ViT, params: Params) -> None:
                       'this model')
 
 
-@functools.lru_cache(maxsize=64)
-def _shapes(model: ViT) -> dict[str, tuple[int, ...]]:
-  image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
-  params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)['params'])
-  return {k: v.shape for k, v in flax.traverse_util.flatten_dict(params, sep='/').items()}
-
-
-def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[ViT, Params, dict[str, Any]]:
+def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[Encoder, Params, dict[str, Any]]:
   """The exported model itself: described by the metadata, its parameters out of the layout's tensors."""
   try:
     meta = json.loads(text)
@@ -159,7 +163,7 @@ def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[ViT
     model = registry.rebuild(meta['model'])
   except (UserError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{path}: its {METADATA} metadata is damaged or of another version: {e}') from e
-  given = {'--format': (fmt, stored), '--num-heads': (num_heads, model.num_heads),
+  given = {'--format': (fmt, stored), '--num-heads': (num_heads, getattr(model, 'num_heads', None)),
            '--image-size': (image_size and tuple(image_size), tuple(model.image_size))}
   for option, (value, have) in given.items():
     if value is not None and value != have:
@@ -169,15 +173,17 @@ def _load_own(path, tensors, text: str, fmt, num_heads, image_size) -> tuple[ViT
     if read is None:
       params = flax.traverse_util.unflatten_dict(tensors, sep='/')
     else:
-      params = _as_described(model, read(tensors, model.num_heads, model.image_size)[1])
+      params = _as_described(model, read(tensors, getattr(model, 'num_heads', None), model.image_size)[1])
     check_params(model, params)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
   return model, jax.tree.map(jnp.asarray, params), info
 
 
-def _as_described(model: ViT, params: Params) -> Params:
+def _as_described(model: Encoder, params: Params) -> Params:
   """Undoes what a layout had to write out: positions that are no parameters or that no class token has."""
+  if isinstance(model, Hierarchical):
+    return params
   if model.pos != 'learned':
     params.pop('pos_embed', None)
   elif model.per_channel and model.no_embed_class:
@@ -185,7 +191,7 @@ def _as_described(model: ViT, params: Params) -> Params:
   return params
 
 
-def _channel_info(model: ViT, channels: Sequence[Any] | None) -> dict[str, Any]:
+def _channel_info(model: Encoder, channels: Sequence[Any] | None) -> dict[str, Any]:
   if channels is None:
     channels = [f'channel_{i}' for i in range(model.in_channels)]
   if len(channels) != model.in_channels:

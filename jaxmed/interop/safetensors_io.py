@@ -77,10 +77,11 @@ def _check_container(path: pathlib.Path) -> None:
     raise UserError(f'{path} {what}')
   try:
     with open(path, 'rb') as f:
-      start = f.read(4)
+      start = f.read(9)
   except OSError as e:
     raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  if start == b'PK\x03\x04' or start[:1] == b'\x80' or (path.suffix in _PICKLES and start):
+  pickled = start[:1] == b'\x80' and start[8:] != b'{'  # a header of safetensors may be 128 + 256 n bytes long
+  if start[:4] == b'PK\x03\x04' or pickled or (path.suffix in _PICKLES and start):
     raise UserError(f'{path} is a PyTorch pickle, which is not read here; where torch is installed run: '
                     f'{convert_command(path)}')
 

@@ -5,13 +5,16 @@ timm's VisionTransformer and the official ChannelViT both descend from DeiT and 
 there and [in, *out] here.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError
@@ -26,42 +29,47 @@ Params = dict[str, Any]
 class StateDict:
   """Tensors that are taken out by name, so that what nobody asked for is seen at the end."""
 
-  def __init__(self, tensors: Mapping[str, np.ndarray], layout: str):
+  def __init__(self, tensors: Mapping[str, np.ndarray], layout: str, anchor: str = ANCHOR):
     self.layout = layout
-    self.tensors = {k: np.asarray(v, np.float32) for k, v in strip_prefix(tensors, layout).items()}
+    self.tensors = {k: np.asarray(v, np.float32) for k, v in strip_prefix(tensors, layout, anchor).items()}
 
   def __contains__(self, name: str) -> bool:
     return name in self.tensors
 
-  def take(self, name: str, *shape: int) -> np.ndarray:
-    """Removes and returns the tensor `name`; -1 in `shape` fits any length."""
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Shape of the tensor `name`, which stays."""
     if name not in self.tensors:
       raise UserError(f'not weights in the {self.layout} layout: tensor {name!r} is missing')
+    return self.tensors[name].shape
+
+  def take(self, name: str, *shape: int) -> np.ndarray:
+    """Removes and returns the tensor `name`; -1 in `shape` fits any length."""
+    self.shape(name)
     value = self.tensors.pop(name)
     if value.ndim != len(shape) or any(a not in (-1, b) for a, b in zip(shape, value.shape, strict=True)):
       want = [n if n >= 0 else 'any' for n in shape]
       raise UserError(f'tensor {name!r} has shape {list(value.shape)}, expected {want}')
     return value
 
-  def finish(self) -> None:
+  def finish(self, expected: str = 'a plain pre-norm transformer with one final norm') -> None:
     """Drops the classifier with a note; any other tensor left over would change the features: an error."""
-    heads = sorted(k for k in self.tensors if k.startswith(('head.', 'head_dist.')))
+    heads = sorted(k for k in self.tensors if k.startswith(('head.', 'head_dist.', 'fc.')))
     rest = sorted(self.tensors.keys() - set(heads))
     if rest:
       raise UserError(f'tensor {rest[0]!r} ({len(rest)} such) has no place in a {self.layout} model here: '
-                      f'expected a plain pre-norm transformer with one final norm')
+                      f'expected {expected}')
     if heads:
       logger.warning('left out the classifier: %s', ', '.join(heads))
 
 
-def strip_prefix(tensors: Mapping[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
+def strip_prefix(tensors: Mapping[str, np.ndarray], layout: str, anchor: str = ANCHOR) -> dict[str, np.ndarray]:
   """The encoder's tensors without what wraps it: 'module.', 'backbone.', 'teacher.backbone.', 'model.', ...
 
   Of a student and a teacher, the teacher is taken. What lies outside the encoder is left out with a note.
   """
-  prefixes = [k[: -len(ANCHOR)] for k in tensors if k == ANCHOR or k.endswith('.' + ANCHOR)]
+  prefixes = [k[: -len(anchor)] for k in tensors if k == anchor or k.endswith('.' + anchor)]
   if not prefixes:
-    raise UserError(f'not weights in the {layout} layout: tensor {ANCHOR!r} is missing')
+    raise UserError(f'not weights in the {layout} layout: tensor {anchor!r} is missing')
   prefixes.sort(key=lambda p: (p != '', 'teacher' not in p, len(p), p))
   prefix = prefixes[0]
   if len(prefixes) > 1:
@@ -75,6 +83,14 @@ def strip_prefix(tensors: Mapping[str, np.ndarray], layout: str) -> dict[str, np
 def host(params: Params) -> Params:
   """Parameters as nested dicts of float32 numpy arrays, without Flax's logical-axis boxes."""
   return jax.tree.map(lambda a: np.asarray(jax.device_get(a), np.float32), nn.meta.unbox(dict(params)))
+
+
+@functools.lru_cache(maxsize=64)
+def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
+  """Shape of every parameter of a model by its path, as 'transformer/blocks/mlp/fc1/kernel'."""
+  image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
+  params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)['params'])
+  return {k: v.shape for k, v in flax.traverse_util.flatten_dict(params, sep='/').items()}
 
 
 def infer_heads(dim: int, depth: int, num_heads: int | None) -> int:

@@ -12,20 +12,22 @@ import jax
 import numpy as np
 
 from jaxmed.errors import UserError
+from jaxmed.interop import conv
 from jaxmed.interop.layouts import FORMATS, METADATA, load_file
 from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.interop.state_dict import Params, ratio_of
-from jaxmed.models.vit import ViT
+from jaxmed.models.convolution import Hierarchical
+from jaxmed.models.registry import Encoder
 
 _DIGITS = 6
 
 
-def verify_export(path: str | os.PathLike, model: ViT, params: Params, image: jax.Array,
+def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image: jax.Array,
                   channels: jax.Array | None = None) -> float:
   """Reloads an exported file and compares its features with the model's, in float32.
 
   The file is read twice: as itself, and as a foreign file of its layout, where the model too must follow from
-  the tensors (and the number of heads and the image size), as it must in PyTorch.
+  the tensors (and the number of heads, the image size and the strides of a stem), as it must in PyTorch.
 
   Args:
     image: [B, *size, C] normalised float.
@@ -39,32 +41,35 @@ def verify_export(path: str | os.PathLike, model: ViT, params: Params, image: ja
   loaded = [load_file(path, meta.get('format'))[:2]]
   read = FORMATS[meta['format']].read if 'format' in meta else None
   if read is not None:
-    loaded.append(read(tensors, model.num_heads, tuple(model.image_size)))
+    other, other_params = read(tensors, getattr(model, 'num_heads', None), tuple(model.image_size))
+    loaded.append((conv.with_untold(model, other) if isinstance(model, Hierarchical) else other, other_params))
   pairs = [pair for other, other_params in loaded
            for pair in zip(want, _features(other, other_params, image, channels), strict=True)]
   return float(np.max([np.abs(a - b).max() for a, b in pairs]))  # NaN if any is
 
 
-def _features(model: ViT, params: Params, image: jax.Array,
+def _features(model: Encoder, params: Params, image: jax.Array,
               channels: jax.Array | None) -> list[np.ndarray]:
-  """Class token and patch tokens of the model computed in float32."""
-  plain = model.clone(dtype='float32', remat='none')
+  """Class token, patch tokens and pooled vector of the model, where it has them, computed in float32."""
+  plain = model.clone(dtype='float32', **({'remat': 'none'} if hasattr(model, 'remat') else {}))
   features = _apply(plain, nn.meta.unbox(params), image, channels)
-  return [np.asarray(f) for f in (features.cls, features.patches) if f is not None]
+  return [np.asarray(f) for f in (features.cls, features.patches, features.pool) if f is not None]
 
 
 @functools.partial(jax.jit, static_argnums=0)  # an equal model is not compiled again
-def _apply(model: ViT, params: Params, image: jax.Array, channels: jax.Array | None):
+def _apply(model: Encoder, params: Params, image: jax.Array, channels: jax.Array | None):
   return model.apply({'params': params}, image, channels)
 
 
-def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
+def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
   """Python that loads the exported `file` where torch is installed (our own layout: where jaxmed is).
 
   After it ran, `encoder` is the model in evaluation mode with every tensor of the file in its place (strict).
   """
   if fmt == 'jaxmed':
     return f"import jaxmed\nencoder = jaxmed.load({file!r})\n"
+  if isinstance(model, Hierarchical) and fmt == 'timm':
+    return conv.snippet(model, file)
   size, patch = tuple(model.image_size), tuple(model.patch_size)
   shape = (f'embed_dim={model.embed_dim}, depth={model.depth}, num_heads={model.num_heads}, '
            f'mlp_ratio={_torch_ratio(model)!r}, qkv_bias={model.qkv_bias}')
@@ -92,7 +97,7 @@ def pytorch_snippet(fmt: str, model: ViT, file: str) -> str:
   raise UserError(f'unknown format {fmt!r}: choose one of {", ".join(sorted(FORMATS))}')
 
 
-def _torch_ratio(model: ViT) -> float:
+def _torch_ratio(model: Encoder) -> float:
   """The `mlp_ratio` argument for which int(embed_dim * ratio) is the width of the first layer in PyTorch.
 
   timm's SwiGLUPacked counts gate and value together.
@@ -101,7 +106,9 @@ def _torch_ratio(model: ViT) -> float:
   return ratio_of(width, model.embed_dim)
 
 
-def _call_lines(fmt: str, model: ViT) -> str:
+def _call_lines(fmt: str, model: Encoder) -> str:
+  if isinstance(model, Hierarchical) and fmt == 'timm':
+    return conv.call_lines(model)
   prefix = model.num_prefix_tokens
   if fmt == 'timm':
     return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, '
@@ -117,11 +124,11 @@ def _call_lines(fmt: str, model: ViT) -> str:
   return '`encoder.embed(images, channels=names)` returns class, mean-pooled and patch features.'
 
 
-def limits(fmt: str, model: ViT) -> list[str]:
+def limits(fmt: str, model: Encoder) -> list[str]:
   """What the PyTorch class does otherwise than the model, one sentence each."""
   out = []
   native = 'x'.join(map(str, model.image_size))
-  if fmt == 'timm' and model.pos != 'none' and model.pos_interpolation != 'antialias':
+  if fmt == 'timm' and getattr(model, 'pos', 'none') != 'none' and model.pos_interpolation != 'antialias':
     out.append(f'At image sizes other than {native} timm resamples positions with antialiasing; this '
                'model was trained without, so features differ slightly there.')
   if fmt == 'channelvit' and model.pos != 'none':
@@ -133,7 +140,7 @@ def limits(fmt: str, model: ViT) -> list[str]:
   return out
 
 
-def model_card(fmt: str, model: ViT, info: Mapping[str, Any], *,
+def model_card(fmt: str, model: Encoder, info: Mapping[str, Any], *,
                file: str | os.PathLike = 'model.safetensors', title: str = 'Image encoder',
                config: Mapping[str, Any] | None = None,
                data: Mapping[str, Any] | None = None, metrics: Sequence[Mapping[str, Any]] = (),
@@ -163,10 +170,17 @@ def model_card(fmt: str, model: ViT, info: Mapping[str, Any], *,
   return '\n\n'.join(parts) + '\n'
 
 
-def _summary(fmt: str, model: ViT, info: Mapping[str, Any], difference: float | None) -> str:
+def architecture(model: Encoder) -> str:
+  """The model in a line."""
+  if isinstance(model, Hierarchical):
+    return conv.architecture(model)
   kind = 'ChannelViT' if model.per_channel else 'ViT'
-  line = (f'{kind}, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, patches '
-          f'{"x".join(map(str, model.patch_size))}, native size {"x".join(map(str, model.image_size))}')
+  return (f'{kind}, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, patches '
+          f'{"x".join(map(str, model.patch_size))}')
+
+
+def _summary(fmt: str, model: Encoder, info: Mapping[str, Any], difference: float | None) -> str:
+  line = f'{architecture(model)}, native size {"x".join(map(str, model.image_size))}'
   if info.get('method'):
     line += f', trained by {info["method"]}'
   line += f'. Recommended feature: {info["feature"]}.' if info.get('feature') else '.'
@@ -177,7 +191,7 @@ def _summary(fmt: str, model: ViT, info: Mapping[str, Any], difference: float | 
   return line
 
 
-def _preprocessing(model: ViT, info: Mapping[str, Any]) -> str:
+def _preprocessing(model: Encoder, info: Mapping[str, Any]) -> str:
   how = {'corpus': 'Each channel: (value - mean) / std, with the values below in native units.',
          'image': 'Each channel of each image: (value - its mean) / its standard deviation over the image.',
          'none': 'Images are used as they are.'}

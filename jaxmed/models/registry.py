@@ -1,14 +1,16 @@
-"""Models by name: `family_size/patch`, as timm's users write them."""
+"""Models by name, as timm's users write them: `family_size/patch`, or without a patch where the family has strides."""
 
 import dataclasses
 from typing import Any
 
 from jaxmed.errors import UserError, choose
+from jaxmed.models import convnext, metaformer, pvt, resnet
 from jaxmed.models.channel_vit import ChannelViT
+from jaxmed.models.convolution import MASKINGS, Hierarchical
 from jaxmed.models.layers import REMAT_POLICIES
 from jaxmed.models.vit import POSITIONS, ViT
 
-FAMILIES: dict[str, type[ViT]] = {'vit': ViT, 'channel_vit': ChannelViT}
+Encoder = ViT | Hierarchical
 
 # embed_dim, depth, num_heads and what else differs; 'giant' is timm's vit_giant_patch14, 'giant2' DINOv2's ViT-g.
 SIZES: dict[str, dict[str, Any]] = {
@@ -22,73 +24,93 @@ SIZES: dict[str, dict[str, Any]] = {
     'giant2': dict(embed_dim=1536, depth=40, num_heads=24, mlp='swiglu', mlp_ratio=8 / 3, layer_scale=1e-5),
 }
 
+FAMILIES: dict[str, type[Encoder]] = {
+    'vit': ViT, 'channel_vit': ChannelViT, 'resnet': resnet.ResNet, 'convnextv2': convnext.ConvNeXt,
+    'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT}
+
+# Every name, without a patch: its family, and the fields that differ from the family's defaults.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit') for size, fields in SIZES.items()}
+for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caformer', metaformer), ('pvt_v2', pvt)):
+  MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
+
 _CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'mlp': ('gelu', 'swiglu'), 'dtype': ('float32', 'bfloat16'),
     'kernel_init': ('trunc_normal', 'xavier_uniform'), 'pos_interpolation': ('antialias', 'offset'),
+    'masking': MASKINGS,
 }
 
 
 def list_models() -> list[str]:
   """Names of all models, without the patch size."""
-  return [f'{family}_{size}' for family in FAMILIES for size in SIZES]
+  return list(MODELS)
 
 
 def default_options(name: str) -> dict[str, Any]:
   """The fields of the named model that a config may set, with their defaults for that size."""
-  family, size, _ = _split(name)
+  family, sizes, _ = _split(name)
   fields = {f.name: f.default for f in dataclasses.fields(FAMILIES[family])
             if f.name not in ('parent', 'name', 'image_size', 'patch_size', 'in_channels')}
-  return fields | SIZES[size]
+  return fields | sizes
 
 
-def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels: int = 3,
-                 **options: Any) -> ViT:
+def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels: int = 3, **options: Any) -> Any:
   """Makes an encoder, e.g. `create_model('channel_vit_small/16', image_size=(96, 96, 96), in_channels=4)`.
 
   Args:
-    name: 'family_size/patch'; patch is one number, or one for each axis: 'vit_base/2x16x16'.
+    name: 'family_size/patch' for vit and channel_vit; patch is one number, or one for each axis: 'vit_base/2x16x16'.
+      timm's name for the others: 'resnet50', 'convnextv2_tiny'.
     image_size: native size; a single number means a square. Its rank is the rank of the inputs.
     in_channels: input channels, for channel_vit the size of the channel vocabulary.
     **options: any other field of the class, see `default_options`.
   Raises:
     UserError: unknown name or option, or sizes that do not fit together.
   """
-  family, size, patch = _split(name)
+  family, _, patch = _split(name)
   image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  patch = patch * len(image_size) if len(patch) == 1 else patch
   fields = default_options(name)
   for key, value in options.items():
     choose('model option', key, fields)
     if key in _CHOICES:
       choose(key, value, _CHOICES[key])
-    fields[key] = value
+    fields[key] = tuple(value) if isinstance(value, list) else value
+  if patch and fields['embed_dim'] % fields['num_heads']:
+    raise UserError(f'num_heads {fields["num_heads"]} does not divide embed_dim {fields["embed_dim"]}')
+  if patch:
+    fields['patch_size'] = patch * len(image_size) if len(patch) == 1 else patch
+  model = FAMILIES[family](image_size=image_size, in_channels=in_channels, **fields)
+  _check_size(name, image_size, model.patch_size)
+  return model
+
+
+def _check_size(name: str, image_size: tuple[int, ...], patch: tuple[int, ...]) -> None:
   if len(patch) != len(image_size) or any(n % p or n < p for n, p in zip(image_size, patch, strict=False)):
     near = 'x'.join(str(max(p, round(n / p) * p)) for n, p in zip(image_size, patch, strict=False))
     raise UserError(f'image_size {image_size} does not divide into the patches of {name}: nearest is {near}')
-  if fields['embed_dim'] % fields['num_heads']:
-    raise UserError(f'num_heads {fields["num_heads"]} does not divide embed_dim {fields["embed_dim"]}')
-  return FAMILIES[family](image_size=image_size, patch_size=patch, in_channels=in_channels, **fields)
 
 
-def describe(model: ViT) -> dict[str, Any]:
+def describe(model: Encoder) -> dict[str, Any]:
   """All fields of a model as plain data, which `rebuild` turns back into it."""
   family = next(name for name, cls in FAMILIES.items() if type(model) is cls)
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
   return {'family': family} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
-def rebuild(description: dict[str, Any]) -> ViT:
+def rebuild(description: dict[str, Any]) -> Any:
   """The model that `describe` described."""
   fields = dict(description)
   family = choose('model family', fields.pop('family'), FAMILIES)
   return FAMILIES[family](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
-def _split(name: str) -> tuple[str, str, tuple[int, ...]]:
-  """'channel_vit_small/16' -> ('channel_vit', 'small', (16,))."""
+def _split(name: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+  """'channel_vit_small/16' -> ('channel_vit', the fields of 'small', (16,)); no patch, () where there are strides."""
   base, slash, patch = name.partition('/')
-  choose('model', base, list_models())
-  family, size = base.rsplit('_', 1)
+  family, sizes = MODELS[choose('model', base, MODELS)]
+  if not issubclass(FAMILIES[family], ViT):
+    if slash:
+      raise UserError(f'model {name!r} takes no patch size, its strides are fixed: write {base}')
+    return family, sizes, ()
   if not slash or not all(p.isdigit() and int(p) > 0 for p in patch.split('x')):
     raise UserError(f'model {name!r} needs a patch size, for example {base}/16')
-  return family, size, tuple(int(p) for p in patch.split('x'))
+  return family, sizes, tuple(int(p) for p in patch.split('x'))

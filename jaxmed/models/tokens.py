@@ -39,6 +39,7 @@ class Features:
 
   cls: [B, D] or None. registers: [B, R, D] or None. patches: [B, N, D], of which `valid` [B, N] (or None) tells
   which belong to channels that are there. grid: the static shape of N, (*grid) or (C, *grid) for channel tokens.
+  pool: [B, D], the pooled vector of a family that normalises after pooling, else None.
   """
 
   cls: jax.Array | None
@@ -46,10 +47,13 @@ class Features:
   patches: jax.Array
   valid: jax.Array | None = None
   grid: tuple[int, ...] = dataclasses.field(default=(), metadata={'static': True})
+  pool: jax.Array | None = None
 
   @property
   def mean(self) -> jax.Array:
-    """Mean of the valid patch tokens [B, D], float32."""
+    """Mean of the valid patch tokens [B, D], float32; `pool` where there is one."""
+    if self.pool is not None:
+      return self.pool.astype(jnp.float32)
     patches = self.patches.astype(jnp.float32)
     if self.valid is None:
       return patches.mean(axis=1)
@@ -61,6 +65,18 @@ class Features:
     if feature == 'cls' and self.cls is not None:
       return self.cls.astype(jnp.float32)
     return self.mean
+
+
+def drop_channels(image: jax.Array, channel_mask: jax.Array | None) -> jax.Array:
+  """Images [B, *size, C] with the channels that `channel_mask` [B, C] rules out zeroed and the rest scaled by C / n.
+
+  The ViT baseline of ChannelViT's authors, for encoders that see all channels together. None leaves all as they are.
+  """
+  if channel_mask is None:
+    return image
+  share = channel_mask.mean(axis=-1).reshape(-1, *[1] * (image.ndim - 1))  # n / C
+  there = channel_mask.reshape(image.shape[0], *[1] * (image.ndim - 2), -1)
+  return jnp.where(there, image / jnp.maximum(share, 1e-6), 0)  # a missing channel may hold anything, NaN included
 
 
 def grid_of(size: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:

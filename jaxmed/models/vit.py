@@ -166,3 +166,16 @@ class ViT(nn.Module):
     if self.per_channel:
       grid = (image.shape[-1], *grid)
     return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, grid, local)
+
+
+def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:
+  """A ViT's parameters for another native size: a learned table of positions is resampled as it is for such inputs."""
+  if 'pos_embed' not in params or len(image_size) != len(model.image_size):
+    return params
+  old, new = grid_of(model.image_size, model.patch_size), grid_of(image_size, model.patch_size)
+  if old == new:
+    return params
+  table = params['pos_embed']
+  prefix = table.shape[0] - math.prod(old)
+  grid = pos.resample(table[prefix:], old, new, model.pos_interpolation)
+  return params | {'pos_embed': jnp.concatenate([table[:prefix], grid])}

@@ -20,10 +20,7 @@ def views(run: Any, state: TrainState) -> None:
   batch, names = _sample(run, 'train')
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
   shown = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
-  image, channels = np.asarray(shown_image(shown)), np.asarray(batch['channels'][0])
-  if run.trainer.view.place:
-    image = image[..., channels]
-  figures.image_grid(image, names, run.folder / 'figures' / 'views.png',
+  figures.image_grid(_own(run, shown_image(shown), batch), names, run.folder / 'figures' / 'views.png',
                      'Augmented views of the first records')
 
 
@@ -33,6 +30,12 @@ def shown_image(views: dict[str, Any]) -> Any:
     return views['image']
   image = views['global']['image'][:, :2]
   return image.reshape(-1, *image.shape[2:])
+
+
+def _own(run: Any, image: Any, batch: Mapping[str, Any]) -> np.ndarray:
+  """The channels that the records have, where the view maker put them among all others."""
+  image = np.asarray(image)
+  return image[..., np.asarray(batch['channels'][0])] if run.trainer.view.place else image
 
 
 def end(run: Any, state: TrainState) -> None:
@@ -47,13 +50,13 @@ def end(run: Any, state: TrainState) -> None:
   plain = jax.jit(run.trainer.view.plain)(batch)
   if hasattr(run.trainer.objective, 'pictures'):
     shown = jax.jit(run.trainer.objective.pictures)(state.variables, plain, jax.random.key(0))
-    original, masked, filled = (np.asarray(x) for x in shown['reconstructions'])
+    original, masked, filled = (_own(run, x, batch) for x in shown['reconstructions'])
     figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
   encoder = encoder_of(run.trainer, run.config, run.spec, state)
   patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
   if encoder.model.per_channel:
     patches = patches.mean(axis=1)
-  figures.patch_pca(np.asarray(plain['image']), patches, folder / 'patch_pca.png', names)
+  figures.patch_pca(_own(run, plain['image'], batch), patches, folder / 'patch_pca.png', names)
   write_report(run.folder)
 
 

@@ -49,4 +49,4 @@ def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> E
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   model, params = product(trainer.objective.encoder, trainer.objective.encoder_params(variables))
   return Encoder(model, params, spec.channels, config.loader.normalize,
-                 trainer.objective.FEATURE, info)
+                 trainer.objective.FEATURE if model.class_token else 'mean', info)

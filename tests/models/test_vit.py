@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.models.layers import Block
+from jaxmed.models.vit import at_size
 
 from .common import build, features, normal
 
@@ -171,3 +172,17 @@ def numpy_block(p, x, angles):
   else:
     hidden = up * 0.5 * (1 + erf(up / 2**0.5))
   return x + (hidden @ p['mlp']['fc2']['kernel'] + p['mlp']['fc2']['bias']) * p.get('ls2', 1.0)
+
+
+@pytest.mark.parametrize('no_embed_class', [False, True])
+def test_another_native_size_has_the_same_features_there(no_embed_class):
+  fields = dict(num_registers=1, depth=1, no_embed_class=no_embed_class)
+  small, params = build('vit_micro/4', (8, 12), 2, **fields)
+  large, fresh = build('vit_micro/4', (16, 16), 2, **fields)
+  moved = at_size(small, params, large.image_size)
+  assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, fresh)
+  image = normal((1, 16, 16, 2))
+  want, got = features(small, params, image), features(large, moved, image)
+  np.testing.assert_allclose(got.patches, want.patches, atol=1e-5)
+  np.testing.assert_allclose(got.cls, want.cls, atol=1e-5)
+  assert at_size(small, params, small.image_size) is params
