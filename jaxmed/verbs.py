@@ -191,7 +191,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 
 def import_(args: argparse.Namespace) -> dict[str, Any]:
   """Rewrites a PyTorch encoder as a file that `jaxmed.load` takes."""
-  from jaxmed.interop import layouts
+  from jaxmed.interop import layouts, verify
   from jaxmed.models import registry
   size = tuple(args.image_size) if args.image_size else None
   if size and len(size) == 1:
@@ -200,8 +200,7 @@ def import_(args: argparse.Namespace) -> dict[str, Any]:
                               size, _names(args.channels))
   about = registry.describe(model)
   return {'json': {'out': args.out, 'model': about},
-          'text': f'{about["family"]}, width {model.embed_dim}, depth {model.depth}, {model.num_heads} heads, patch '
-                  f'{model.patch_size}, {model.in_channels} channels in {args.out}'}
+          'text': f'{verify.architecture(model)}, {model.in_channels} channels in {args.out}'}
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
@@ -223,11 +222,14 @@ def demo_data(args: argparse.Namespace) -> dict[str, Any]:
 def list_(args: argparse.Namespace) -> dict[str, Any]:
   """Methods, models, formats, recipes."""
   del args
-  from jaxmed import objectives
+  from jaxmed import config, objectives
   from jaxmed.interop.layouts import FORMATS
   from jaxmed.models import list_models
   first = lambda text: (text or '').strip().split('\n')[0]
-  recipes = {str(p): first(_docstring(p)) for p in sorted(pathlib.Path('experiments').glob('*.py'))}
+  recipes = {}
+  for p in sorted(pathlib.Path('experiments').glob('*.py')):
+    variants = config.variants(str(p))
+    recipes[str(p)] = first(_docstring(p)) + (f' [:{" :".join(variants)}]' if variants else '')
   out: dict[str, Any] = {
       'methods': {name: first(sys.modules[cls.__module__].__doc__) for name, cls in objectives.METHODS.items()},
       'models': list_models(), 'formats': {name: f.about for name, f in FORMATS.items()}, 'recipes': recipes}

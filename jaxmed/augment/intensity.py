@@ -15,6 +15,7 @@ import numpy as np
 from jaxmed.errors import UserError, choose
 
 NORMALIZE = ('corpus', 'image', 'none', 'window', 'percentile', 'full')
+COLORED = ('corpus', 'full')  # modes from which the stored colours can be had back, see `stored_range`
 PERCENTILES = (0.5, 99.5)
 DEGREE = 3  # of bias fields
 

@@ -119,7 +119,7 @@ class ViewMaker:
       if any(_numbers(self.rotate90)) and size and size[-1] != size[-2]:
         raise UserError(f'augment.rotate90 needs views with two equal last axes, not {size}')
     for name in ('color', 'grayscale', 'stain'):
-      if self.rgb and any(_numbers(getattr(self, name))) and mode not in ('corpus', 'full'):
+      if self.rgb and any(_numbers(getattr(self, name))) and mode not in intensity.COLORED:
         raise UserError(f"augment.{name} works on stored colours: it needs loader.normalize 'corpus' or 'full', not "
                         f'{self.normalize!r}')
 

@@ -16,6 +16,7 @@ from jaxmed import config as config_lib
 from jaxmed.data.pipeline import train_batches
 from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError
+from jaxmed.models.vit import at_size
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process
 from jaxmed.train import pictures, setup
@@ -190,7 +191,8 @@ def _given_weights(config: Any, state: TrainState) -> Any | None:
     return None
   from jaxmed.loading import load
   own = state.params['encoder']
-  other = load(config.init).params
+  given = load(config.init)
+  other = at_size(given.model, given.params, tuple(config.image_size))
   other = other | {k: own[k] for k in TRAINING_ONLY if k in own and k not in other}
   shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
   wrong = sorted(set(shape(own).items()) ^ set(shape(other).items()))
