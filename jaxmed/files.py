@@ -11,6 +11,26 @@ from typing import Any
 from jaxmed.errors import UserError
 
 
+def check_place(path: str | os.PathLike) -> None:
+  """Raises a UserError where `path` could not be written, before the work that makes its content."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise UserError(f'cannot write {path}: it is a folder')
+  _part(path).unlink()
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+  """A new empty file beside `path`, whose folder is made."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
+    os.close(fd)
+    os.chmod(name, 0o666 & ~_umask())
+  except OSError as e:
+    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
+  return pathlib.Path(name)
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields a temporary path beside `path`; on success it is renamed onto `path`, on failure removed.
@@ -19,14 +39,7 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     UserError: the place cannot be written (missing permission, full disk, a folder in the way).
   """
   path = pathlib.Path(path)
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
-    os.close(fd)
-    os.chmod(name, 0o666 & ~_umask())
-  except OSError as e:
-    raise UserError(f'cannot write {path}: {e.strerror or e}') from e
-  part = pathlib.Path(name)
+  part = _part(path)
   try:
     yield part
     with open(part, 'rb') as f:

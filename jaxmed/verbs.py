@@ -123,6 +123,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   source = open_source(args.data)
   choose(f'column of {args.data}', args.label, source.table.column_names)
   encoder = load(args.path, args.checkpoint)
+  if args.out:
+    files.check_place(args.out)
   result = run(encoder, source, args.label, untrained=encoder.untrained(args.seed),
                feature=args.feature or encoder.feature, batch_size=args.batch_size, seed=args.seed)
   if args.out:
@@ -140,6 +142,7 @@ def embed(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.data.sources import open_source
   from jaxmed.loading import load
   encoder = load(args.path, args.checkpoint)
+  files.check_place(args.out)
   feature = args.feature or encoder.feature
   with tempfile.TemporaryDirectory() as scratch:
     data = args.data

@@ -476,3 +476,10 @@ def test_a_full_disk_while_exporting(small_disk, trained, corpus, fails):
   (place / 'ballast').write_bytes(bytes(900 << 10))
   fails(['embed', trained, '--data', corpus, '--out', place / 'f.npz'], place / 'f.npz', 'No space left')
   assert [p.name for p in pathlib.Path(place).iterdir()] == ['ballast']
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, corpus, fails, tmp_path, monkeypatch):
+  monkeypatch.setattr('jaxmed.evaluate.encoder.Encoder.embed_source', lambda *a, **k: pytest.fail('computed first'))
+  (tmp_path / 'folder').mkdir()
+  fails(['evaluate', trained, '--data', corpus, '--label', 'tissue', '--out', tmp_path / 'folder'], 'it is a folder')
+  fails(['embed', trained, '--data', corpus, '--out', tmp_path / 'folder'], 'it is a folder')

@@ -1,15 +1,12 @@
 """Configs: types, unknown keys, overrides, files, and the copy that is saved beside a run."""
 
 import json
-import pathlib
 
 import pytest
 
 from jaxmed import config as c
 from jaxmed.errors import UserError
 from jaxmed.train import setup
-
-EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
 
 
 def fails(words, f, *args):
@@ -132,20 +129,42 @@ def test_file(tmp_path, value):
   assert c.load_file(str(path)) == {'steps': 3, 'encoder': {'depth': 2}}
 
 
+VARIANTS = '''
+VARIANTS = ('published', 'laptop')
+def get_config(variant='published'):
+  return {'steps': 3 if variant == 'laptop' else 3000}
+'''
+
+
+def test_variants_of_a_file(tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text(VARIANTS)
+  assert c.variants(str(path)) == ('published', 'laptop')
+  assert c.load_file(str(path)) == {'steps': 3000}
+  assert c.load_file(f'{path}:laptop') == {'steps': 3}
+  assert c.load_file(f'{path}:published') == {'steps': 3000}
+  fails(['variant', 'recipe.py', "'lptop'", "'laptop'"], c.load_file, f'{path}:lptop')
+  fails(["''", 'laptop, published'], c.load_file, f'{path}:')
+  fails(['other.py', 'does not exist'], c.load_file, f'{tmp_path}/other.py:laptop')
+
+
+def test_a_file_without_variants(tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text('def get_config():\n  return {}')
+  assert c.variants(str(path)) == ()
+  fails(['recipe.py has no variants', "':laptop'"], c.load_file, f'{path}:laptop')
+
+
+def test_a_file_with_a_colon_in_its_name(tmp_path):
+  path = tmp_path / 'a:b.py'
+  path.write_text('def get_config():\n  return {"steps": 7}')
+  assert c.load_file(str(path)) == {'steps': 7}
+
+
 def spec(**changes):
   fields = dict(channels=({'name': 'a', 'mean': 1.0, 'std': 2.0}, {'name': 'b', 'mean': 1.0, 'std': 2.0}), slots=2,
                 masked=False, dtype='uint8', rows=1000, size=(64, 48), classes=('no', 'yes'))
   return setup.DataSpec(**fields | changes)
-
-
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
-def test_every_recipe_resolves(path):
-  values = c.load_file(str(path))
-  config = setup.resolve(values, spec())
-  for key, value in c.flat(c.from_dict(c.merge(values))).items():
-    if key != 'image_size':
-      assert c.flat(config)[key] == value, key
-  assert setup.build(config, spec()).objective.encoder.in_channels == 2
 
 
 def test_what_is_chosen_from_the_data():
@@ -159,6 +178,25 @@ def test_what_is_chosen_from_the_data():
   assert config.encoder.pos == 'sincos'
   assert config.model.startswith('channel_vit_')
   assert setup.resolve({'optimizer': {'b2': 0.5}}, spec()).optimizer.b2 == 0.5  # the user's wins
+
+
+def test_warmup_in_epochs():
+  warmup = lambda **optimizer: setup.resolve(
+      {'steps': 100, 'batch_size': 10, 'optimizer': optimizer}, spec()).optimizer.warmup_steps
+  assert warmup(warmup_epochs=0.25) == 25  # of 1000 records
+  assert warmup(warmup_epochs=0.25, warmup_steps=7) == 7
+  assert warmup() == 10
+
+
+@pytest.mark.parametrize('normalize, kept', [('corpus', True), ('full', True), ('image', False), ('percentile:1:99', False)])
+def test_wanted_colours_need_stored_ones(normalize, kept):
+  rgb = tuple({'name': n, 'mean': 1.0, 'std': 2.0} for n in 'RGB')
+  data = spec(channels=rgb, slots=3)
+  config = setup.resolve({'method': 'dino', 'image_size': 32, 'model': 'vit_micro/8', 'loader': {'normalize': normalize}},
+                         data)
+  assert (config.augment.color != (), config.augment.grayscale != (0.0,)) == (kept, kept)
+  assert config.augment.contrast == 0.4
+  setup.build(config, data)
 
 
 @pytest.mark.parametrize('user, expected', [
@@ -180,6 +218,7 @@ def test_what_is_chosen_from_the_data():
     ({'mesh': {'data': 3}}, ['mesh', 'data=3', '1 devices']),
     ({'optimizer': {'accumulate': 3}, 'batch_size': 64}, ['batch_size 64', 'nearest is 63']),
     ({'optimizer': {'accumulate': 0}}, ['optimizer.accumulate']),
+    ({'optimizer': {'warmup_epochs': -1.0}}, ['optimizer.warmup_epochs', '-1']),
     ({'optimizer': {'clip_scope': 'modul'}}, ["'modul'", "'module'"]),
     ({'optimizer': {'layer_decay': 0.0}}, ['optimizer.layer_decay']),
     ({'optimizer': {'ema': 1.5}}, ['optimizer.ema']),

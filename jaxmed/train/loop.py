@@ -225,15 +225,16 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       if n % config.log_every == 0 or last:
         pending.append((n, metrics))
       stopping, due = _stopping(run, n), last or n % config.checkpoint_every == 0
-      # One row behind, so that the device never waits for the host; but a checkpoint has all rows before it.
-      while len(pending) > (0 if due or stopping else 1):
+      probing = last or n % config.eval_every == 0
+      # One row behind, so that the device never waits for the host; but a checkpoint and a probe have all rows before.
+      while len(pending) > (0 if due or stopping or probing else 1):
         row, values = pending.popleft()
         values = {k: float(v) for k, v in jax.device_get(values).items()} | logs.speed(row)
         latest |= values
         logs.scalars(row, values)
         _check_finite(latest, checkpoints)
       logs.pause()
-      if (n % config.eval_every == 0 or last) and not stopping:
+      if probing and not stopping:
         latest |= _probe(probe, state, logs, n)
         stopping = _stopping(run, n)
         watch.look(n, latest)
