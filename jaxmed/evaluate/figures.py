@@ -19,12 +19,20 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _MISSING = np.array([0.80, 0.87, 0.95])
 _INK, _QUIET = '#222222', '#666666'
 _PANELS = {'loss': ('Training loss', 'loss'), 'learning_rate': ('Learning rate', 'learning rate'),
-           'images_per_second': ('Throughput', 'images / s'), 'grad_norm': ('Gradient norm', 'L2 norm')}
+           'images_per_second': ('Throughput', 'images / s'), 'grad_norm': ('Gradient norm', 'L2 norm'),
+           'val_loss': ('Held-out loss', 'loss'), 'knn': ('kNN, held out', 'accuracy'),
+           'ridge': ('Ridge probe, held out', 'accuracy'), 'rankme': ('RankMe', 'effective rank'),
+           'lidar': ('LiDAR', 'effective rank'), 'alpha_req': ('alpha-ReQ', 'decay of eigenvalues'),
+           'feature_std': ('Spread of features', 'deviation x root of D'),
+           'gram_offdiagonal': ('Likeness of images', 'mean cosine'),
+           'token_cosine': ('Likeness of tokens', 'mean cosine'),
+           'teacher_entropy': ('Entropy of the teacher', 'nats'), 'teacher_kl': ('KL of student to teacher', 'nats')}
+_MOST_PANELS = 24
 _NO_PANEL = ('step', 'epoch', 'time', 'images_seen')
 
 
 def loss_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-  """One panel for each number that metrics.jsonl has, over the step; at most twelve.
+  """One panel for each number that metrics.jsonl has, over the step; at most _MOST_PANELS.
 
   Args:
     rows: dicts with 'step' and any of loss, learning_rate, images_per_second, grad_norm and other numbers. A
@@ -155,12 +163,12 @@ def is_colour(names: Sequence[str]) -> bool:
 
 
 def _numeric(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Keys with a number beside a step: the known ones first, then the others by name, twelve at most."""
+  """Keys with a number beside a step: the known ones first, then the others by name."""
   found = {k for r in rows if _is_number(r.get('step')) for k, v in r.items() if _is_number(v)} - set(
     _NO_PANEL
   )
   found -= {k for k in found if k.startswith('skipped') and not any(r.get(k) for r in rows)}  # nothing to see
-  return ([k for k in _PANELS if k in found] + sorted(found - set(_PANELS)))[:12]
+  return ([k for k in _PANELS if k in found] + sorted(found - set(_PANELS)))[:_MOST_PANELS]
 
 
 def _is_number(value: Any) -> bool:

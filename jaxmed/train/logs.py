@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxmed.files import read_json_lines, write_text
 
-_SHOWN = ('loss', 'val_loss', 'knn', 'images_per_second', 'data_wait')
+_SHOWN = ('loss', 'val_loss', 'knn', 'rankme', 'images_per_second', 'data_wait')
 
 
 class Logs:
