@@ -1,8 +1,8 @@
 """Barlow Twins: ResNet-50 on ImageNet-1k, 1000 epochs (Zbontar et al. 2021, arXiv 2103.03230).
 
 Reproduces facebookresearch/barlowtwins, main.py: batch 2048, LARS at 0.2 * B / 256 with decay 1e-6, warm-up of 10
-epochs, then a cosine to a thousandth, lambda 0.0051, a projector of 8192-8192-8192. Differs: biases and norms have the
-same rate as weights (there 0.0048 * B / 256), and what experiments/README.md says of colours.
+epochs, then a cosine to a thousandth, lambda 0.0051, a projector of 8192-8192-8192. biases and norms at 0.0048 *
+B / 256. Differs: what experiments/README.md says of colours.
 
   jaxmed train experiments/barlow.py --data IMAGENET --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/barlow.py:laptop --data corpus --out RUN
@@ -25,7 +25,7 @@ VARIANTS = {
         'learning_rate': RATE,
         'objective': {'off_diagonal': 0.0051, 'scale': 1.0, 'hidden_dim': 8192},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1e-6, 'warmup_epochs': 10.0,
-                      'final_learning_rate': 0.001 * RATE},
+                      'final_learning_rate': 0.001 * RATE, 'bias_scale': 0.0048 / 0.2},
         'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                     'brightness': 0.8, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.2,), 'blur': 2.0,
                     'blur_probability': (1.0, 0.1, 0.1), 'solarize': (0.0, 0.2, 0.0)},

@@ -8,7 +8,7 @@ are pre-norm (there post-norm); positions are those of a plain ViT, and the clip
   jaxmed prepare demo --out corpus && jaxmed train experiments/data2vec.py:laptop --data corpus --out RUN
 
 Published: 84.5 % top-1 on ImageNet-1k after fine-tuning (paper, from memory; it may be of a longer run). The file asks
-for 16 GPUs. Not run here at full size. `laptop`: the demo corpus on 2 CPU cores; half hidden, four ways, a small
+for 16 GPUs. Not run here at full size. `laptop`: the demo corpus on 2 CPU cores; half hidden, two ways, a small
 decoder.
 """
 
@@ -35,10 +35,10 @@ VARIANTS = {
         'model': 'channel_vit_micro/16',
         'image_size': 48,
         'batch_size': 32,
-        'steps': 800,
+        'steps': 500,
         'learning_rate': 5e-4,
         'eval_every': 200,
-        'objective': {'masks': 4, 'mask_ratio': 0.5, 'block': 1, 'momentum_start': 0.99, 'momentum_end': 0.999,
+        'objective': {'masks': 2, 'mask_ratio': 0.5, 'block': 1, 'momentum_start': 0.99, 'momentum_end': 0.999,
                       'momentum_share': 1.0, 'decoder_depth': 2, 'decoder_groups': 8},
         'augment': {'channel_sampling': 'hcs', 'scale': (0.6, 1.0)},
         'loader': {'label': 'region'},

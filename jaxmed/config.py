@@ -47,6 +47,7 @@ def base() -> ConfigDict:
           'final_learning_rate': 0.0,
           'layer_decay': 1.0,
           'patch_embed_scale': 1.0,  # factor on its learning rate
+          'bias_scale': 1.0,  # factor on the learning rate of biases and norms
           'clip': 0.0,  # largest gradient norm, 0 for none
           'clip_scope': 'global',  # 'global' | 'module' | 'tensor'
           'accumulate': 1,  # microbatches a step

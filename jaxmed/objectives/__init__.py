@@ -29,6 +29,7 @@ from jaxmed.objectives.dinov3 import DINOv3
 from jaxmed.objectives.ibot import IBOT
 from jaxmed.objectives.ijepa import IJEPA
 from jaxmed.objectives.lejepa import LeJEPA
+from jaxmed.objectives.lvm_med import LVMMed
 from jaxmed.objectives.mae import MAE
 from jaxmed.objectives.mocov3 import MoCoV3
 from jaxmed.objectives.simclr import SimCLR
@@ -41,7 +42,7 @@ METHODS: dict[str, Any] = {
     'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
-    'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA,
+    'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed,
     'supervised': Supervised,
 }
 

@@ -30,6 +30,12 @@ def prototypes(rows: int) -> int:
   return next((count for limit, count in PROTOTYPES if 0 < rows < limit), 65536)
 
 
+def by_rows(rows: int, small: float, large: float) -> float:
+  """A value that suits so many training images: linear from 20,000 to 1,000,000; `large`, the published one, for 0."""
+  share = (rows - 20_000) / (1_000_000 - 20_000) if rows else 1.0
+  return small + (large - small) * min(max(share, 0.0), 1.0)
+
+
 def centred(logits: jax.Array, centre: jax.Array | float, temperature: float | jax.Array) -> jax.Array:
   """The teacher's distributions softmax((logits - centre) / temperature) [..., K], without gradient."""
   return jax.lax.stop_gradient(jax.nn.softmax((logits.astype(jnp.float32) - centre) / temperature, axis=-1))
@@ -166,9 +172,13 @@ class SelfDistillation:
     hidden_dim, bottleneck_dim: of the projection head.
     student_temperature: of the student's softmax.
     start_temperature, teacher_temperature: of the teacher's, linear from the one to the other in
-      `temperature_epochs` epochs, at most 30 % of the run, and constant then.
+      `temperature_epochs` epochs, at most 30 % of the run, and constant then. A teacher_temperature of 0 is chosen from
+      the number of images, 0.02 (up to 20,000) to 0.07 (from a million), and bounds the start.
     freeze_epochs: epochs, at most 10 % of the run, in which the heads' last layers keep their initial values.
-    start_momentum, final_momentum: of the teacher's moving average, by a cosine over the run; equal for a constant.
+    start_momentum, final_momentum: of the teacher's moving average, by a cosine over the run; equal for a constant. A
+      start of 0 is chosen likewise, 0.99 to 0.996.
+
+  The rules by number of images are lightly-train's (_methods/dino/dino.py).
   """
 
   encoder: Any
@@ -179,17 +189,17 @@ class SelfDistillation:
   bottleneck_dim: int = 256
   student_temperature: float = 0.1
   start_temperature: float = 0.04
-  teacher_temperature: float = 0.07
+  teacher_temperature: float = 0.0
   temperature_epochs: float = 30.0
   freeze_epochs: float = 1.0
-  start_momentum: float = 0.996
+  start_momentum: float = 0.0
   final_momentum: float = 1.0
 
   FEATURE: ClassVar[str] = 'cls'
 
   def __post_init__(self):
     for name in ('student_temperature', 'start_temperature', 'teacher_temperature'):
-      if not getattr(self, name) > 0:
+      if not getattr(self, name) > 0 and (name != 'teacher_temperature' or self.teacher_temperature < 0):
         raise UserError(f'objective.{name} {getattr(self, name)} must be positive, for example 0.1')
     for name in ('start_momentum', 'final_momentum'):
       if not 0 <= getattr(self, name) <= 1:
@@ -230,7 +240,8 @@ class SelfDistillation:
 
   def momentum(self, step: jax.Array) -> jax.Array:
     """Share of the old teacher that stays after this step."""
-    return cosine(self.start_momentum, self.final_momentum, step, self.clock.steps)
+    start = self.start_momentum or by_rows(self.rows, 0.99, 0.996)
+    return cosine(start, self.final_momentum, step, self.clock.steps)
 
   def frozen(self, step: jax.Array) -> dict[str, jax.Array]:
     """The heads' last layers stand still at first (facebookresearch/dino, utils.py:cancel_gradients_last_layer)."""
@@ -239,7 +250,10 @@ class SelfDistillation:
 
   def temperature(self, step: jax.Array, start: float | None = None, end: float | None = None) -> jax.Array:
     """The teacher's temperature at a step."""
-    start, end = self.start_temperature if start is None else start, self.teacher_temperature if end is None else end
+    if end is None:
+      end = self.teacher_temperature or by_rows(self.rows, 0.02, 0.07)
+    if start is None:
+      start = self.start_temperature if self.teacher_temperature else min(self.start_temperature, end)
     return ramp(start, end, step, self.clock.warmup(self.temperature_epochs))
 
   def see(self, params: dict, group: dict, train: bool, rng: jax.Array, **kwargs: Any) -> tuple[Features, Any]:

@@ -26,7 +26,7 @@ class Optimizer:
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
       d^(L-i), norm and everything outside of the encoder 1.
     weight_decay, final_weight_decay: at the first and the last step, by a cosine; a negative final one means the same.
-    patch_embed_scale: factor on the rate of the patch embedding.
+    patch_embed_scale, bias_scale: factors on the rate of the patch embedding and of what does not decay (biases, norms).
     clip, clip_scope: largest gradient norm, of all ('global'), of each part such as encoder and decoder
       ('module', as DINOv2), or of each tensor, layer by layer ('tensor', as DINO).
   """
@@ -41,6 +41,7 @@ class Optimizer:
   final_weight_decay: float = -1.0
   layer_decay: float = 1.0
   patch_embed_scale: float = 1.0
+  bias_scale: float = 1.0
   clip: float = 0.0
   clip_scope: str = 'global'
   name: str = 'adamw'
@@ -99,6 +100,8 @@ class Optimizer:
       scale = layer_scale(path, param.shape, self.layer_decay, depth)
       if path[0].key == 'encoder' and path[1].key == 'patch_embed':
         scale = scale * self.patch_embed_scale
+      if not decays(path):
+        scale = scale * self.bias_scale
       return _unless(still(path), param - rate * scale * update, param)
 
     return jax.tree_util.tree_map_with_path(apply, params, updates), moments

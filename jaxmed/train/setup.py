@@ -96,7 +96,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
     'optimizer.warmup_epochs': (0, math.inf), 'optimizer.final_learning_rate': (0, math.inf),
-    'optimizer.patch_embed_scale': (0, math.inf),
+    'optimizer.patch_embed_scale': (0, math.inf), 'optimizer.bias_scale': (0, math.inf),
 }
 
 

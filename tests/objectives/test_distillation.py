@@ -144,7 +144,16 @@ def test_schedules():
   assert float(constant.temperature(0)) == float(constant.temperature(999)) == pytest.approx(0.07)
 
 
-@pytest.mark.parametrize('field', [{'teacher_temperature': 0.0}, {'start_momentum': 1.5}, {'student_temperature': -1.0}])
+@pytest.mark.parametrize('field', [{'teacher_temperature': -0.1}, {'start_temperature': 0.0}, {'start_momentum': 1.5}, {'student_temperature': -1.0}])
 def test_bad_options(field):
   with pytest.raises(UserError, match=next(iter(field))):
     lib.SelfDistillation(fakes.encoder('vit'), **field)
+
+
+@pytest.mark.parametrize('rows, momentum, temperature', [
+    (0, 0.996, 0.07), (5000, 0.99, 0.02), (510_000, 0.993, 0.045), (2_000_000, 0.996, 0.07)])
+def test_small_data_gets_a_faster_and_sharper_teacher(rows, momentum, temperature):
+  method = lib.SelfDistillation(None, Clock(1000, 100.0), rows=rows)
+  assert float(method.momentum(jnp.asarray(0))) == pytest.approx(momentum, rel=1e-6)
+  assert float(method.temperature(jnp.asarray(1000))) == pytest.approx(temperature, rel=1e-6)
+  assert float(method.temperature(jnp.asarray(0))) == pytest.approx(min(0.04, temperature), rel=1e-6)

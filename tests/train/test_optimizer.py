@@ -243,6 +243,13 @@ def test_frozen_parameters_rest_and_keep_no_memory_of_it():
       assert not float(jnp.abs(moments.mu['head']['kernel']).max())
 
 
+def test_biases_and_norms_have_a_rate_of_their_own():
+  start, out = tree(0), run(Optimizer(0.1, 100, 0, 0.1, weight_decay=0.0, bias_scale=0.0), 1)
+  np.testing.assert_array_equal(out['head']['bias'], start['head']['bias'])
+  np.testing.assert_array_equal(out['encoder']['norm']['scale'], start['encoder']['norm']['scale'])
+  assert float(jnp.abs(out['head']['kernel'] - start['head']['kernel']).max()) > 0.01
+
+
 def test_the_patch_embedding_has_a_rate_of_its_own():
   one, fifth = (Optimizer(0.1, 100, 0, 0.1, weight_decay=0.0, patch_embed_scale=s) for s in (1.0, 0.2))
   a, b, start = run(one, 1), run(fifth, 1), tree(0)
