@@ -1,7 +1,7 @@
 """Barlow Twins: ResNet-50 on ImageNet-1k, 1000 epochs (Zbontar et al. 2021, arXiv 2103.03230).
 
 Reproduces facebookresearch/barlowtwins, main.py: batch 2048, LARS at 0.2 * B / 256 with decay 1e-6, warm-up of 10
-epochs, then a cosine to a thousandth, lambda 0.0051, a projector of 8192-8192-8192. biases and norms at 0.0048 *
+epochs, then a cosine to a thousandth, lambda 0.0051, a projector of 8192-8192-8192, biases and norms at 0.0048 *
 B / 256. Differs: what experiments/README.md says of colours.
 
   jaxmed train experiments/barlow.py --data IMAGENET --out RUN

@@ -26,7 +26,7 @@ class Optimizer:
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
       d^(L-i), norm and everything outside of the encoder 1.
     weight_decay, final_weight_decay: at the first and the last step, by a cosine; a negative final one means the same.
-    patch_embed_scale, bias_scale: factors on the rate of the patch embedding and of what does not decay (biases, norms).
+    patch_embed_scale, bias_scale: factors on the rate of the patch embedding, and of what does not decay.
     clip, clip_scope: largest gradient norm, of all ('global'), of each part such as encoder and decoder
       ('module', as DINOv2), or of each tensor, layer by layer ('tensor', as DINO).
   """
