@@ -24,7 +24,7 @@ demo: install
 	@echo "exported file: $(DEMO)/encoder.safetensors (card: $(DEMO)/encoder.md)"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q tests --ignore tests/parity
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests --ignore tests/parity
 
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install -q -e '.[test]'
@@ -32,7 +32,7 @@ $(VENV)/.test: $(VENV)/.installed
 
 # Against the real PyTorch classes. The extra is large, so it has a target of its own.
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -q tests/parity
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity
 
 $(VENV)/.parity: $(VENV)/.test
 	$(BIN)/pip install -q -e '.[test,parity]'

@@ -8,10 +8,11 @@ import tempfile
 # Before JAX is imported, and for every process that a test starts: programs are compiled once.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Programs that run for milliseconds are not worth optimizing: they compile three times faster without.
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-_CACHE = tempfile.mkdtemp(prefix='jaxmed-test-cache-')
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+if 'JAXMED_TEST_CACHE' not in os.environ:  # a worker of pytest-xdist has it from the process that started it
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+  os.environ['JAXMED_TEST_CACHE'] = tempfile.mkdtemp(prefix='jaxmed-test-cache-')
+  atexit.register(shutil.rmtree, os.environ['JAXMED_TEST_CACHE'], ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['JAXMED_TEST_CACHE']
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 
