@@ -4,8 +4,10 @@ Each side lives in a process of its own and waits on a pipe while the other comp
 threads take the other's cores. A step is forward, loss, backward and AdamW in float32 on images already in
 memory; augmentation is off, dropout and stochastic depth are 0 on both sides. jaxmed runs `Trainer.compile`
 as training does (which also takes gradient norms and skips non-finite updates). PyTorch runs eager, with its
-fused attention (scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer, and MAE and
-ChannelViT stated here in torch from their definitions on timm's blocks.
+fused attention (scaled_dot_product_attention) and its fused AdamW: timm's VisionTransformer and ResNet, and MAE and
+ChannelViT stated here in torch from their definitions on timm's blocks. SimCLR and DINOv2 are put together from
+lightly's heads, losses and masked transformer; their views are made beforehand, DINOv2's masks too on PyTorch's side
+(jaxmed draws them in the step), and both sides update a teacher and clip gradients by module.
 
 The bound is what the step would take if its matrix products alone ran at the better of the two sides' rates
 for a product of 2048 x 2048 x 2048, measured just before.
@@ -35,6 +37,12 @@ RATE, DECAY, BETAS = 1e-3, 0.05, (0.9, 0.999)
 DECODER = dict(dim=512, depth=8, heads=16)
 MASK_RATIO = 0.75
 GEMM = 2048
+PROJECTION = 128  # SimCLR's output
+LOCAL = dict(size=96, crops=8)
+HEAD = dict(hidden_dim=2048, bottleneck_dim=256, out_dim=8192)  # of DINOv2, whose 65536 prototypes are many for a CPU
+HIDDEN = (0.1, 0.5)  # share of patches, of half of DINOv2's global crops
+CLIP = 3.0
+RESNET50 = 4.09e9  # multiply-adds of an image of 224 px
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Case:
   heads: int
   batch: int
   channels: int = 3
-  mae: bool = False
+  method: str = 'supervised'
   depth: int = 12
   size: int = 224
   patch: int = 16
@@ -62,8 +70,15 @@ class Case:
     return self.model.startswith('channel_vit')
 
   @property
+  def mae(self) -> bool:
+    """Whether most tokens are hidden and reconstructed."""
+    return self.method == 'mae'
+
+  @property
   def flops(self) -> float:
     """Operations of the matrix products of a step: 2 a multiply-add, backward counted as two forward."""
+    if self.method in ('simclr', 'dinov2'):
+      return 2.0 * self.batch * (_dinov2(self) if self.method == 'dinov2' else _simclr(self))
     pixels = self.patch**2 * (1 if self.per_channel else self.channels)
     shown = 1 + (int(self.tokens * (1 - MASK_RATIO)) if self.mae else self.tokens)
     forward = _transformer(shown, self.dim, self.depth)
@@ -81,13 +96,40 @@ def _transformer(tokens: int, dim: int, depth: int) -> int:
   return depth * (12 * tokens * dim * dim + 2 * tokens * tokens * dim)
 
 
+def _simclr(case: Case) -> float:
+  """Multiply-adds of a sample: two views, and the projector."""
+  if case.model == 'resnet50':
+    forward, embed = RESNET50, 0
+  else:
+    forward = _transformer(1 + case.tokens, case.dim, case.depth)
+    embed = case.tokens * case.patch**2 * case.channels * case.dim
+  return 2 * (3 * (forward + 2 * case.dim**2 + case.dim * PROJECTION) + 2 * embed)
+
+
+def _dinov2(case: Case) -> float:
+  """Multiply-adds of a sample: the student's global and local crops and the teacher's global ones, and their heads."""
+  small = (LOCAL['size'] // case.patch) ** 2
+  wide, deep = HEAD['hidden_dim'], HEAD['bottleneck_dim']
+  head = case.dim * wide + wide * wide + wide * deep + deep * HEAD['out_dim']
+  full = _transformer(1 + case.tokens, case.dim, case.depth)
+  embed = case.patch**2 * case.channels * case.dim
+  hidden = 2 * case.tokens * sum(HIDDEN) / 4  # half of the two crops have the mean of the shares
+  student = 3 * (2 * full + LOCAL['crops'] * _transformer(1 + small, case.dim, case.depth)
+                 + (2 + LOCAL['crops'] + hidden) * head)
+  teacher = 2 * full + (2 + hidden) * head
+  return student + teacher + embed * (3 * 2 * case.tokens + 2 * LOCAL['crops'] * small)
+
+
 CASES = {
     'vit_tiny': Case('vit_tiny/16', 192, 3, 16),
     'vit_small': Case('vit_small/16', 384, 6, 8),
-    'vit_tiny_mae': Case('vit_tiny/16', 192, 3, 4, mae=True),
-    'vit_small_mae': Case('vit_small/16', 384, 6, 4, mae=True),
+    'vit_tiny_mae': Case('vit_tiny/16', 192, 3, 4, method='mae'),
+    'vit_small_mae': Case('vit_small/16', 384, 6, 4, method='mae'),
     'channel_vit_small_3': Case('channel_vit_small/16', 384, 6, 2, channels=3),
     'channel_vit_small_8': Case('channel_vit_small/16', 384, 6, 1, channels=8),
+    'vit_small_simclr': Case('vit_small/16', 384, 6, 4, method='simclr'),
+    'resnet50_simclr': Case('resnet50', 2048, 0, 4, method='simclr'),
+    'vit_small_dinov2': Case('vit_small/16', 384, 6, 2, method='dinov2'),
 }
 
 
@@ -99,28 +141,16 @@ def jax_step(case: Case) -> Callable[[], None]:
   import jax
   import numpy as np
 
-  from jaxmed.augment.views import ViewMaker
-  from jaxmed.models import create_model
-  from jaxmed.objectives import MAE, Supervised
   from jaxmed.parallel import mesh as mesh_lib
   from jaxmed.train.optimizer import Optimizer
   from jaxmed.train.step import Trainer
 
-  size = (case.size, case.size)
-  if case.mae:
-    encoder = create_model(case.model, size, case.channels, pos='sincos', kernel_init='xavier_uniform')
-    objective = MAE(encoder, mask_ratio=MASK_RATIO, **{f'decoder_{k}': v for k, v in DECODER.items()})
-  else:
-    objective = Supervised(create_model(case.model, size, case.channels), num_classes=CLASSES,
-                           label_smoothing=LABEL_SMOOTHING)
-  optimizer = Optimizer(RATE, 1000, b1=BETAS[0], b2=BETAS[1], weight_decay=DECAY)
-  zeros, ones = (0.0,) * case.channels, (1.0,) * case.channels
-  view = ViewMaker(size, zeros, ones, 'corpus', scale=(1.0, 1.0), flip=(0.0, 0.0))
+  clip = CLIP if case.method == 'dinov2' else 0.0
+  optimizer = Optimizer(RATE, 1000, b1=BETAS[0], b2=BETAS[1], weight_decay=DECAY, clip=clip, clip_scope='module')
+  objective, view, batch = _jax_views(case) if case.method in ('simclr', 'dinov2') else _jax_images(case)
   trainer = Trainer(objective, optimizer, view)
-  image, label = data(case)
-  channels = np.broadcast_to(np.arange(case.channels, dtype=np.int32), (case.batch, case.channels))
   mesh = mesh_lib.make_mesh({'data': 0})
-  batch = mesh_lib.put_batch({'image': image, 'channels': channels, 'label': label}, mesh)
+  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
   abstract = trainer.abstract(batch, mesh)
   box = [trainer.initialize(abstract, batch)]
   step = trainer.compile(abstract, batch, mesh)
@@ -134,22 +164,66 @@ def jax_step(case: Case) -> Callable[[], None]:
   return run
 
 
+def _jax_images(case: Case) -> tuple[Any, Any, dict]:
+  """Objective, view maker and batch of the methods that take single images."""
+  import numpy as np
+
+  from jaxmed.augment.views import ViewMaker
+  from jaxmed.models import create_model
+  from jaxmed.objectives import MAE, Supervised
+
+  size = (case.size, case.size)
+  if case.mae:
+    encoder = create_model(case.model, size, case.channels, pos='sincos', kernel_init='xavier_uniform')
+    objective = MAE(encoder, mask_ratio=MASK_RATIO, **{f'decoder_{k}': v for k, v in DECODER.items()})
+  else:
+    objective = Supervised(create_model(case.model, size, case.channels), num_classes=CLASSES,
+                           label_smoothing=LABEL_SMOOTHING)
+  zeros, ones = (0.0,) * case.channels, (1.0,) * case.channels
+  view = ViewMaker(size, zeros, ones, 'corpus', scale=(1.0, 1.0), flip=(0.0, 0.0))
+  image, label = data(case)
+  channels = np.broadcast_to(np.arange(case.channels, dtype=np.int32), (case.batch, case.channels))
+  return objective, view, {'image': image, 'channels': channels, 'label': label}
+
+
+def _jax_views(case: Case) -> tuple[Any, Any, dict]:
+  """Objective, view maker and batch of the methods that take groups of views, which are made already."""
+  import numpy as np
+
+  from jaxmed.models import create_model
+  from jaxmed.objectives import DINOv2, SimCLR
+
+  def group(image):
+    channels = np.broadcast_to(np.arange(case.channels, dtype=np.int32), (*image.shape[:2], case.channels))
+    return {'image': image, 'channels': channels}
+
+  if case.method == 'simclr':
+    objective = SimCLR(create_model(case.model, case.size, case.channels), out_dim=PROJECTION)
+    return objective, AsGiven(), {'global': group(views(case, 2, case.size))}
+  encoder = create_model(case.model, case.size, case.channels, layer_scale=1e-5, mask_token=True)
+  objective = DINOv2(encoder, mask_ratio=HIDDEN, **HEAD)
+  return objective, AsGiven(), {'global': group(views(case, 2, case.size)),
+                                'local': group(views(case, LOCAL['crops'], LOCAL['size']))}
+
+
+class AsGiven:
+  """The view maker of batches that are groups of views already."""
+
+  def __call__(self, rng: Any, batch: dict) -> dict:
+    """The batch."""
+    del rng
+    return batch
+
+
 def torch_step(case: Case) -> Callable[[], None]:
   """The same step in PyTorch."""
   import torch
-  from torch.nn import functional
 
   torch.manual_seed(0)
-  image, label = (torch.from_numpy(a) for a in data(case))
-  image = image.permute(0, 3, 1, 2).contiguous()
-  if case.mae:
-    model = _torch_mae(case)
-    loss = lambda: model(image)
-  else:
-    model = _torch_channel_vit(case) if case.per_channel else _torch_vit(case)
-    loss = lambda: functional.cross_entropy(model(image), label, label_smoothing=LABEL_SMOOTHING)
-  decayed = [p for p in model.parameters() if p.ndim > 1]
-  plain = [p for p in model.parameters() if p.ndim <= 1]
+  make = {'mae': _torch_mae_step, 'simclr': _torch_simclr, 'dinov2': _torch_dinov2}.get(case.method, _torch_supervised)
+  model, loss, after = make(case)
+  decayed = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+  plain = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
   groups = [{'params': decayed, 'weight_decay': DECAY}, {'params': plain, 'weight_decay': 0.0}]
   optimizer = torch.optim.AdamW(groups, RATE, BETAS, fused=True)
 
@@ -157,19 +231,125 @@ def torch_step(case: Case) -> Callable[[], None]:
     optimizer.zero_grad(set_to_none=True)
     value = loss()
     value.backward()
+    if case.method == 'dinov2':
+      for part in model.children():
+        torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP)
     optimizer.step()
+    after()
     if not torch.isfinite(value):
       raise FloatingPointError(f'{case.model}: loss is {value}')
 
   return run
 
 
-def _torch_vit(case: Case) -> Any:
+# Each gives the model, a function that computes its loss, and one that is called after the optimizer.
+
+
+def _torch_supervised(case: Case) -> tuple[Any, Callable, Callable]:
+  from torch.nn import functional
+
+  image, label = _torch_data(case)
+  model = _torch_channel_vit(case) if case.per_channel else _torch_vit(case)
+  return model, lambda: functional.cross_entropy(model(image), label, label_smoothing=LABEL_SMOOTHING), _nothing
+
+
+def _torch_mae_step(case: Case) -> tuple[Any, Callable, Callable]:
+  image, _ = _torch_data(case)
+  model = _torch_mae(case)
+  return model, lambda: model(image), _nothing
+
+
+def _torch_simclr(case: Case) -> tuple[Any, Callable, Callable]:
+  """Two views through encoder and projector together, lightly's NT-Xent."""
+  import timm
+  from lightly.loss import NTXentLoss
+  from lightly.models.modules.heads import SimCLRProjectionHead
+  from torch import nn
+
+  resnet = case.model == 'resnet50'
+  encoder = timm.create_model('resnet50', num_classes=0) if resnet else _torch_vit(case, num_classes=0)
+  model = nn.Sequential(encoder, SimCLRProjectionHead(case.dim, case.dim, PROJECTION, num_layers=3))
+  criterion, images = NTXentLoss(temperature=0.1), _torch_views(case, 2, case.size)
+  return model, lambda: criterion(*model(images).chunk(2)), _nothing
+
+
+def _torch_dinov2(case: Case) -> tuple[Any, Callable, Callable]:
+  """Student and teacher, one head for class tokens and patches, lightly's three losses and masked transformer."""
+  import torch
+  from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+  from lightly.models.modules import MaskedVisionTransformerTIMM
+  from lightly.models.modules.heads import DINOProjectionHead
+  from torch import nn
+
+  def network():
+    vit = _torch_vit(case, num_classes=0, dynamic_img_size=True, init_values=1e-5)
+    sizes = {'output_dim' if k == 'out_dim' else k: v for k, v in HEAD.items()}
+    return nn.ModuleDict({'encoder': MaskedVisionTransformerTIMM(vit, pos_embed_initialization='learn'),
+                          'head': DINOProjectionHead(case.dim, norm_last_layer=False, **sizes)})
+
+  student, teacher = network(), network().requires_grad_(False)
+  teacher.load_state_dict(student.state_dict())
+  images, small = _torch_views(case, 2, case.size), _torch_views(case, LOCAL['crops'], LOCAL['size'])
+  mask = _torch_masks(case)
+  shown = torch.cat([torch.zeros(len(mask), 1, dtype=torch.bool), mask.flatten(1)], dim=1)  # with the class token
+  dino, ibot, koleo = DINOLoss(HEAD['out_dim']), IBOTPatchLoss(HEAD['out_dim']), KoLeoLoss()
+
+  def loss():
+    with torch.no_grad():
+      taught = teacher['encoder'].encode(images)
+      targets = teacher['head'](taught[:, 0]).chunk(2)
+      patch_targets = teacher['head'](taught[shown])
+    seen = student['encoder'].encode(images, mask=shown)
+    local = student['encoder'].encode(small)[:, 0]
+    logits = student['head'](torch.cat([seen[:, 0], local])).split(case.batch)
+    spread = sum(koleo(x) for x in seen[:, 0].chunk(2))
+    return (dino(list(targets), list(logits)) + ibot(patch_targets, student['head'](seen[shown]), mask) + 0.1 * spread)
+
+  def follow():
+    with torch.no_grad():
+      torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - 0.992)
+
+  return student, loss, follow
+
+
+def _torch_masks(case: Case) -> Any:
+  """Hidden patches [2 * batch, side, side] of the global crops: half of these, with shares over the range."""
+  import torch
+
+  side, crops = case.size // case.patch, 2 * case.batch
+  mask = torch.zeros(crops, side, side, dtype=torch.bool)
+  low, high = HIDDEN
+  for i in range(0, crops, 2):
+    share = low + (high - low) * (i + 1) / crops
+    mask[i].view(-1)[: int(share * side * side)] = True
+  return mask
+
+
+def _torch_data(case: Case) -> tuple[Any, Any]:
+  """Images [B, C, H, W] and labels."""
+  import torch
+
+  image, label = (torch.from_numpy(a) for a in data(case))
+  return image.permute(0, 3, 1, 2).contiguous(), label
+
+
+def _torch_views(case: Case, count: int, size: int) -> Any:
+  """Views [count * B, C, size, size], all first views first."""
+  import torch
+
+  return torch.from_numpy(views(case, count, size)).permute(1, 0, 4, 2, 3).flatten(0, 1).contiguous()
+
+
+def _nothing() -> None:
+  pass
+
+
+def _torch_vit(case: Case, num_classes: int = CLASSES, **options: Any) -> Any:
   from timm.models.vision_transformer import VisionTransformer
 
   return VisionTransformer(
       img_size=case.size, patch_size=case.patch, in_chans=case.channels, embed_dim=case.dim, depth=case.depth,
-      num_heads=case.heads, num_classes=CLASSES)
+      num_heads=case.heads, num_classes=num_classes, **options)
 
 
 def _torch_channel_vit(case: Case) -> Any:
@@ -271,6 +451,13 @@ def data(case: Case) -> tuple[Any, Any]:
   return image, rng.integers(0, CLASSES, case.batch)
 
 
+def views(case: Case, count: int, size: int) -> Any:
+  """Views [B, count, size, size, C] float32, the same for both sides."""
+  import numpy as np
+
+  return np.random.default_rng(size).normal(size=(case.batch, count, size, size, case.channels)).astype(np.float32)
+
+
 def jax_gemm() -> Callable[[], None]:
   """One large product, to measure the rate."""
   import jax
@@ -292,7 +479,7 @@ def torch_gemm() -> Callable[[], None]:
 # The protocol: the parent writes one JSON line, the worker answers with one.
 
 
-def worker(side: str, threads: int) -> None:
+def worker(side: str, threads: int, batch: int) -> None:
   """Serves 'load NAME' and 'run N' until its input ends."""
   answers, sys.stdout = sys.stdout, sys.stderr
   _limit(threads)
@@ -308,7 +495,7 @@ def worker(side: str, threads: int) -> None:
     begun = time.perf_counter()
     if verb == 'load':
       run = gemm  # lets go of the case before
-      run = gemm if value == 'gemm' else steps(CASES[value])
+      run = gemm if value == 'gemm' else steps(_sized(value, batch))
       run(), run()
       times = [time.perf_counter() - begun]
     else:
@@ -320,6 +507,11 @@ def worker(side: str, threads: int) -> None:
     print(json.dumps(times), file=answers, flush=True)
 
 
+def _sized(name: str, batch: int) -> Case:
+  """The case, with another batch unless that is 0."""
+  return dataclasses.replace(CASES[name], batch=batch) if batch else CASES[name]
+
+
 def _limit(threads: int) -> None:
   """Keeps this process on `threads` cores; XLA sizes its pool by them."""
   if hasattr(os, 'sched_setaffinity'):
@@ -329,14 +521,15 @@ def _limit(threads: int) -> None:
 class Worker:
   """One side's process."""
 
-  def __init__(self, side: str, threads: int, huge_pages: bool):
+  def __init__(self, side: str, threads: int, huge_pages: bool, batch: int = 0):
     names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
     env = dict(os.environ, JAX_PLATFORMS='cpu', OMP_WAIT_POLICY='PASSIVE', **{n: str(threads) for n in names})
     if huge_pages:
       env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env['PYTHONPATH'] = os.pathsep.join(filter(None, [root, env.get('PYTHONPATH')]))
-    command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads)]
+    command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads),
+               '--batch', str(batch)]
     self.side = side
     self.process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -359,9 +552,9 @@ class Worker:
     self.process.wait()
 
 
-def compare(name: str, sides: list[Worker], rounds: int, each: int) -> dict[str, Any]:
+def compare(name: str, sides: list[Worker], rounds: int, each: int, batch: int) -> dict[str, Any]:
   """Alternates the sides for `rounds` rounds of `each` steps; which goes first alternates too."""
-  case = CASES[name]
+  case = _sized(name, batch)
   rates = {s.side: 0.0 for s in sides}
   for s in sides:
     s.ask('load', 'gemm')
@@ -391,18 +584,19 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5, help='alternations a case (default 5)')
   parser.add_argument('--each', type=int, default=2, help='steps a round; the faster counts (default 2)')
   parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1), help='cores of each side')
+  parser.add_argument('--batch', type=int, default=0, help='samples a step (default: the number of each case)')
   parser.add_argument('--huge-pages', action='store_true', help='both sides use huge pages (Linux, glibc)')
   parser.add_argument('--json', default='', help='write the results here')
   parser.add_argument('--worker', choices=('jax', 'torch'), help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.worker:
-    worker(options.worker, options.threads)
+    worker(options.worker, options.threads, options.batch)
     return
   names = options.cases.split(',')
   unknown = [n for n in names if n not in CASES]
   if unknown:
     parser.error(f'unknown case {unknown[0]!r}: choose of {", ".join(CASES)}')
-  sides = [Worker(side, options.threads, options.huge_pages) for side in ('jax', 'torch')]
+  sides = [Worker(side, options.threads, options.huge_pages, options.batch) for side in ('jax', 'torch')]
   pages = ', huge pages' if options.huge_pages else ''
   print(f'float32, {options.threads} threads a side, {options.rounds} alternating rounds{pages}; '
         'ratio > 1: jaxmed is faster')
@@ -410,7 +604,7 @@ def main() -> None:
         f'{"jaxmed/s":>9} {"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
   rows = []
   for name in names:
-    r = compare(name, sides, options.rounds, options.each)
+    r = compare(name, sides, options.rounds, options.each, options.batch)
     rows.append(r)
     spread = f'{r["ratio_low"]:.2f}-{r["ratio_high"]:.2f}'
     print(f'{name:20} {r["batch"]:5} {r["ratio"]:6.2f} {spread:>13} {r["jax_seconds"]:9.3f} '

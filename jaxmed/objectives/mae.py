@@ -96,9 +96,10 @@ class MAE:
     del step
     predicted, hidden, stats = self._predict(variables['params'], batch, rng, train)
     there = self._pixels_there(batch)
-    error = jnp.square(predicted.astype(jnp.float32) - self.target(batch['image'], there))
-    error = _mean(error, there)[..., 0]  # [B, N]
-    error = jnp.where(hidden > 0, error, 0.0)  # a missing channel may hold anything, NaN included
+    counts = hidden[..., None] > 0 if there is None else (hidden[..., None] > 0) & there
+    target = jnp.where(counts, self.target(batch['image'], there), 0.0)  # a missing channel may hold NaN
+    error = _mean(jnp.square(predicted.astype(jnp.float32) - target), there)[..., 0]  # [B, N]
+    error = jnp.where(hidden > 0, error, 0.0)
     loss = error.sum() / jnp.maximum(hidden.sum(), 1.0)
     metrics = {'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
     return loss, (metrics | ({'stats': {'encoder': stats}} if stats else {}), variables['extra'])

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -78,8 +79,8 @@ class Optimizer:
              slowdown: jax.Array | float = 1.0) -> tuple[Any, Any]:
     """One step: (new params, new moments).
 
-    `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step; `slowdown` is
-    a factor on the learning rate.
+    `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step, its moments
+    and their count too, as for PyTorch's parameters without a gradient; `slowdown` is a factor on the learning rate.
     """
     still = lambda path: _frozen(path, frozen or {})
     grads = jax.tree_util.tree_map_with_path(lambda path, g: _unless(still(path), g, jnp.zeros_like(g)), grads)
@@ -91,7 +92,11 @@ class Optimizer:
       grads = jax.tree_util.tree_map_with_path(pulled, grads, params)
     if self.name == 'lars':
       grads = jax.tree_util.tree_map_with_path(_trusted, grads, params)
-    updates, moments = self._rule.update(grads, moments, params)
+    updates, fresh = self._rule.update(grads, moments, params)
+    if self.name == 'adamw' and frozen:  # a later start is a start: the bias of empty moments is corrected then
+      hold = lambda path, new, old: _unless(still(path), new, old)
+      fresh = {k: jax.tree_util.tree_map_with_path(hold, fresh[k], moments[k]) for k in fresh}
+    moments = fresh
     rate, depth = slowdown * self.schedule(step), _depth(params)
 
     def apply(path, param, update):
@@ -109,8 +114,26 @@ class Optimizer:
   @property
   def _rule(self) -> optax.GradientTransformation:
     if self.name == 'adamw':
-      return optax.scale_by_adam(self.b1, self.b2)
+      return _adam(self.b1, self.b2)
     return optax.trace(self.b1, nesterov=self.name == 'sgd')
+
+
+def _adam(b1: float, b2: float, epsilon: float = 1e-8) -> optax.GradientTransformation:
+  """Adam's direction (Kingma, Ba 2015), with a count of the steps of each parameter, as PyTorch has it."""
+  def init(params):
+    boxed = lambda x: isinstance(x, nn.meta.AxisMetadata)
+    count = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params, is_leaf=boxed)
+    return {'count': count, 'mu': jax.tree.map(jnp.zeros_like, params), 'nu': jax.tree.map(jnp.zeros_like, params)}
+
+  def update(grads, moments, params=None):
+    del params
+    count = jax.tree.map(lambda n: n + 1, moments['count'])
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments['mu'], grads)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), moments['nu'], grads)
+    direction = lambda n, m, v: m / (1 - b1**n) / (jnp.sqrt(v / (1 - b2**n)) + epsilon)
+    return jax.tree.map(direction, count, mu, nu), {'count': count, 'mu': mu, 'nu': nu}
+
+  return optax.GradientTransformation(init, update)
 
 
 def _trusted(path: tuple, grad: jax.Array, param: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
+from jaxmed.models.predictor import GroupedConv
 from jaxmed.objectives.data2vec import Data2Vec, average_of_layers, inverse_blocks
 from jaxmed.objectives.ijepa import IJEPA, block_sides, largest_block, place_blocks
 from jaxmed.objectives.networks import Clock
@@ -225,3 +226,14 @@ def test_volumes(method, size):
 def test_bad_options(method, options, word):
   with pytest.raises(UserError, match=word):
     make(method, **options)
+
+
+@pytest.mark.parametrize('grid', [(4, 5), (3, 4, 2)])
+def test_a_grouped_convolution_is_flaxs(grid):
+  x = jnp.asarray(RNG.normal(size=(2, *grid, 12)), jnp.float32)
+  ours = GroupedConv(8, 3, 4)
+  params = jax.tree.map(lambda p: p + 0.3, nn.unbox(ours.init(KEY, x)['params']))
+  kernel = params['kernel'].reshape(4, *[3] * len(grid), 3, 2)  # [G, *taps, D / G, out / G]
+  kernel = jnp.moveaxis(kernel, 0, -2).reshape(*[3] * len(grid), 3, 8)
+  want = nn.Conv(8, (3,) * len(grid), feature_group_count=4).apply({'params': {'kernel': kernel, 'bias': params['bias']}}, x)
+  np.testing.assert_allclose(ours.apply({'params': params}, x), want, atol=1e-5)

@@ -240,7 +240,7 @@ def test_frozen_parameters_rest_and_keep_no_memory_of_it():
     assert (moved == 0) == (i < 2)
     assert float(jnp.abs(params['encoder']['norm']['scale'] - before['encoder']['norm']['scale']).max()) > 0
     if i < 2:
-      assert not float(jnp.abs(moments.mu['head']['kernel']).max())
+      assert not float(jnp.abs(moments['mu']['head']['kernel']).max())
 
 
 def test_biases_and_norms_have_a_rate_of_their_own():
