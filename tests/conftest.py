@@ -1,6 +1,7 @@
 """What all tests share: the CPU, one cache of compiled programs, a tiny corpus of real images, a tiny run."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Programs that run for milliseconds are not worth optimizing: they compile three times faster without.
 if 'JAXMED_TEST_CACHE' not in os.environ:  # a worker of pytest-xdist has it from the process that started it
   os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+  if importlib.metadata.version('jaxlib').startswith('0.10.'):  # a flag that a jaxlib does not know ends the process
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
   os.environ['JAXMED_TEST_CACHE'] = tempfile.mkdtemp(prefix='jaxmed-test-cache-')
   atexit.register(shutil.rmtree, os.environ['JAXMED_TEST_CACHE'], ignore_errors=True)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['JAXMED_TEST_CACHE']

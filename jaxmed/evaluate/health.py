@@ -115,12 +115,12 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
     return Collapse(f'all images have the same features (mean cosine {values["gram_offdiagonal"]:.4f} > {ALIKE}, '
                     f'deviation {values["feature_std"]:.4f} < {STILL})',
                     'the task can be met without looking: lower learning_rate, check temperatures and momentum', True)
-  if rank < HARD_RANK and worse('rankme', 0.9):
-    return Collapse(f'features have an effective rank of {rank:.2f} < {HARD_RANK}',
-                    'the rate is too high or nothing keeps features apart: lower learning_rate', True)
   if entropy > HIGH_ENTROPY and get('teacher_kl', np.inf) < 1e-2:
     return Collapse(f'teacher and student agree on the uniform distribution (entropy {entropy:.4f} of its maximum)',
                     'the teacher is too flat: lower objective.teacher_temperature', True)
+  if rank < HARD_RANK and worse('rankme', 0.9):
+    return Collapse(f'features have an effective rank of {rank:.2f} < {HARD_RANK}',
+                    'the rate is too high or nothing keeps features apart: lower learning_rate', True)
   if rank < SOFT_RANK and worse('rankme', 0.5) and min(rows, width) >= ENOUGH:
     return Collapse(f'features have an effective rank of {rank:.1f} < {SOFT_RANK}',
                     'dimensions are being lost: lower learning_rate, more or stronger views', False)

@@ -16,7 +16,7 @@ from tests.objectives.devices import CASES
 def compared():
   """The comparisons of all cases, from one process with eight devices."""
   # The older emitters compile three times faster.
-  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false'
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
   done = subprocess.run(
       [sys.executable, '-m', 'tests.objectives.devices'], capture_output=True, text=True, timeout=280,
       env=os.environ | {'XLA_FLAGS': flags}, cwd=pathlib.Path(__file__).parent.parent.parent)
