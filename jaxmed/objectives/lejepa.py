@@ -62,11 +62,7 @@ class LeJEPA:
 
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views."""
-    siamese.count_views(batch, 1)
-    keys = jax.random.split(rng)
-    params = {'encoder': siamese.init_encoder(self.encoder, keys[0], batch),
-              'projector': siamese.init_head(self.projector, keys[1], self.encoder.embed_dim)}
-    return {'params': params, 'target': {}, 'extra': {}}
+    return siamese.init_with_projector(self.encoder, self.projector, rng, batch, 1)
 
   def encoder_params(self, variables: dict) -> Any:
     """Weights of the encoder."""

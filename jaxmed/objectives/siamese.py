@@ -41,6 +41,15 @@ def init_head(head: nn.Module, rng: jax.Array, size: int) -> Any:
   return head.init(rng, jnp.zeros((1, size)))['params']
 
 
+def init_with_projector(encoder: Any, projector: nn.Module, rng: jax.Array, batch: dict, least: int = 2) -> dict:
+  """Boxed variables of a method that is an encoder and a projector, without a target."""
+  count_views(batch, least)
+  keys = jax.random.split(rng)
+  params = {'encoder': init_encoder(encoder, keys[0], batch),
+            'projector': init_head(projector, keys[1], encoder.embed_dim)}
+  return {'params': params, 'target': {}, 'extra': {}}
+
+
 def steady(encoder: Any) -> Any:
   """The encoder without stochastic depth: a target network uses the batch's statistics, but nothing random."""
   return encoder.clone(drop_path=0.0) if getattr(encoder, 'drop_path', 0.0) else encoder
