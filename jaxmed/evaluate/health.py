@@ -121,7 +121,7 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
   if rank < HARD_RANK and worse('rankme', 0.9):
     return Collapse(f'features have an effective rank of {rank:.2f} < {HARD_RANK}',
                     'the rate is too high or nothing keeps features apart: lower learning_rate', True)
-  if rank < SOFT_RANK and worse('rankme', 0.5) and min(rows, width) >= ENOUGH:
+  if rank < SOFT_RANK and worse('rankme', 1 / 3) and min(rows, width) >= ENOUGH:
     return Collapse(f'features have an effective rank of {rank:.1f} < {SOFT_RANK}',
                     'dimensions are being lost: lower learning_rate, more or stronger views', False)
   return None
