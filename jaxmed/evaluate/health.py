@@ -97,8 +97,8 @@ class Collapse:
 def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[str, float]) -> Collapse | None:
   """The worst sign in the metrics of a step, or None.
 
-  An untrained network's features are nearly alike too, so the signs in features count only where they are worse than
-  at the start of the run.
+  An untrained network's features are nearly alike too (with a LayerScale of 1e-5 all class tokens are the same), so the
+  signs in features count only where they are clearly worse than at the start of the run.
 
   Args:
     values: of `measure`, and of methods with a teacher over prototypes its mean entropy (teacher_entropy_share), the
@@ -111,7 +111,7 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
   if used < LOW_ENTROPY:
     return Collapse(f'the teacher puts images on few prototypes (entropy {used:.3f} of its maximum < {LOW_ENTROPY})',
                     'the teacher is too sharp: raise objective.teacher_temperature, check centring', True)
-  if get('gram_offdiagonal', 0.0) > ALIKE and get('feature_std', 1.0) < STILL and worse('feature_std', 1.0):
+  if get('gram_offdiagonal', 0.0) > ALIKE and get('feature_std', 1.0) < STILL and worse('feature_std', 0.5):
     return Collapse(f'all images have the same features (mean cosine {values["gram_offdiagonal"]:.4f} > {ALIKE}, '
                     f'deviation {values["feature_std"]:.4f} < {STILL})',
                     'the task can be met without looking: lower learning_rate, check temperatures and momentum', True)

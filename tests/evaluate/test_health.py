@@ -76,7 +76,8 @@ def test_signs(change, word, hard):
 def test_what_an_untrained_network_shows_is_no_sign():
   low = {'rankme': 1.5, 'gram_offdiagonal': 0.9999, 'feature_std': 0.002}
   assert health.diagnose(low, 128, 128, low) is None
-  assert health.diagnose(low | {'feature_std': 0.001}, 128, 128, low).hard
+  assert health.diagnose(low | {'feature_std': 0.0015}, 128, 128, low) is None
+  assert health.diagnose(low | {'feature_std': 0.0005}, 128, 128, low).hard
   assert health.diagnose(HEALTHY | {'rankme': 6.0}, 128, 16, HEALTHY) is None  # 16 features cannot have much more
 
 
