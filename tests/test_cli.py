@@ -175,6 +175,8 @@ def test_mixed_channels(mixed_corpus, model, ok, tmp_path):
   features = np.load(tmp_path / 'f.npz')['features']
   assert features.shape == (96, 32)
   assert np.isfinite(features).all()
+  result = json.loads(ok('evaluate', tmp_path / 'run', '--data', mixed_corpus, '--label', 'tissue', '--json')[0])
+  assert {r['features'] for r in result['rows']} == {'trained', 'untrained', 'pixels (PCA)'}
 
 
 def test_resume_of_a_finished_run(run, ok):

@@ -111,7 +111,7 @@ class Encoder:
     slots = len(self.channels)
     image = jnp.zeros((1, *self.image_size, slots))
     params = jax.jit(lambda key: nn.unbox(self.model.init(key, image)['params']))(jax.random.key(seed))
-    return dataclasses.replace(self, params=params, info={'method': 'untrained'})
+    return dataclasses.replace(self, params=params, info=self.info | {'method': 'untrained'})
 
   def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool) -> dict[str, jax.Array]:
     table = lambda key: tuple(float(c[key]) for c in self.channels)
