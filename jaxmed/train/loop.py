@@ -132,7 +132,8 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
           return _loop(run, state, step, checkpoints, watch)
         except RollBack:
           checkpoints.forget_after(watch.healthy)
-          state = _state(run, checkpoints)
+          shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
+          state = _state(run, checkpoints, run.trainer.abstract(shapes, run.mesh), shapes)
     except Stopped as e:
       raise Stopped(f'{e}; everything is saved, go on with --resume {out}') from e
     finally:
@@ -153,9 +154,9 @@ def _announce(run: Run) -> None:
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
-  state = _state(run, checkpoints)
   shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
   abstract = run.trainer.abstract(shapes, run.mesh)
+  state = _state(run, checkpoints, abstract, shapes)
   try:
     return state, interruptible(lambda: run.trainer.compile(abstract, shapes, run.mesh), run.stop)
   except Stopped:
@@ -164,10 +165,8 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
     raise
 
 
-def _state(run: Run, checkpoints: Checkpoints) -> TrainState:
+def _state(run: Run, checkpoints: Checkpoints, abstract: TrainState, shapes: Any) -> TrainState:
   """The latest state, or a fresh one."""
-  shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
-  abstract = run.trainer.abstract(shapes, run.mesh)
   state = checkpoints.restore(abstract)
   return _initialize(run, abstract, shapes) if state is None else state
 
