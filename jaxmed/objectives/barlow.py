@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.contrast import cross_correlation, redundancy
-from jaxmed.objectives.networks import PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,5 +71,4 @@ class BarlowTwins:
     on, off = (sum(part) / len(couples) for part in zip(*terms, strict=True))
     loss = self.scale * (on + self.off_diagonal * off)
     metrics = {'barlow_loss': loss, 'on_diagonal': on, 'off_diagonal': off}
-    return loss, (siamese.with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats),
-                  variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), variables['extra'])

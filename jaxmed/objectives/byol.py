@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import networks, siamese
 from jaxmed.objectives.contrast import cosine_distance, pairs
-from jaxmed.objectives.networks import PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,4 +86,4 @@ class BYOL:
     one = [cosine_distance(q[:, i], t[:, j]) for i, j in pairs(q.shape[1])]
     loss = 2 * sum(one) / len(one)
     stats = dict(encoder=encoder_stats, projector=projector_stats, predictor=predictor_stats)
-    return loss, (siamese.with_stats({'byol_loss': loss}, train, **stats), variables['extra'])
+    return loss, (with_stats({'byol_loss': loss}, train, **stats), variables['extra'])

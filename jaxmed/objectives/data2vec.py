@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmed.errors import UserError
 from jaxmed.models.predictor import ConvPredictor
 from jaxmed.models.tokens import grid_of
-from jaxmed.objectives.networks import Clock, encode_shown, ramp, token_slots
+from jaxmed.objectives.networks import Clock, encode_shown, ramp, token_slots, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Data2Vec:
       middle = jnp.where(exists[..., None], target, 0.0).sum(axis=1) / exists.sum(axis=1, keepdims=True)
       off = jnp.square(cls.reshape(-1, self.masks, dim) - middle[:, None]).sum(axis=-1).mean() * scale
       loss, metrics['cls_loss'] = loss + self.cls_weight * off, off
-    return loss, (metrics | ({'stats': {'encoder': stats}} if stats else {}), variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
   def _target(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Targets [B, N, D] float32 without gradient, and which tokens exist [B, N]."""

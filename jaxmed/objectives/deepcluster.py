@@ -11,7 +11,7 @@ from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.clustering import spherical_kmeans
 from jaxmed.objectives.contrast import normalize
-from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class DeepCluster:
       bank = extra['bank'].at[:, batch['index']].set(seen.swapaxes(0, 1))
       extra = extra | {'bank': bank, 'seen': extra['seen'].at[batch['index']].set(True)}
     metrics = {'deepcluster_loss': loss, 'assigned': (labels >= 0).mean(), 'images_seen': extra['seen'].mean()}
-    return loss, (siamese.with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
 
   def _cross_entropy(self, z: jax.Array, centroids: jax.Array, label: jax.Array) -> jax.Array:
     """Mean over views and labelled images, for z [B, V, D], centroids [K, D] and label [B] int (-1 none)."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmed.models.heads import DINOHead
 from jaxmed.objectives.distillation import SelfDistillation, centred, cross_view, update_centre
-from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views
+from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DINO(SelfDistillation):
     loss = cross_view(self.project('head', params, vectors), teacher, self.student_temperature)
     metrics = self.report(step, loss, teacher)
     if train:
-      metrics |= {'stats': {'encoder': stats}} if stats else {}
+      metrics = with_stats(metrics, train, encoder=stats)
       centre = update_centre(centre, logits, self.centre_momentum)
     metrics['centre_norm'] = jnp.linalg.norm(centre)
     return loss, (metrics, {'centre': centre})

@@ -19,7 +19,7 @@ from jaxmed.objectives.distillation import (
     patch_loss,
     update_centre,
 )
-from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views
+from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views, with_stats
 
 CENTERING = ('softmax', 'sinkhorn')
 
@@ -102,7 +102,7 @@ class DINOv2(MaskedDistillation):
     metrics = self.report(step, dino, teacher) | {
         'ibot_loss': ibot, 'koleo_loss': spread / crops, 'hidden_tokens': marked.sum(axis=1).mean()}
     if train:
-      metrics |= {'stats': {'encoder': stats}} if stats else {}
+      metrics = with_stats(metrics, train, encoder=stats)
       extra = extra | self.centres(extra, logits, patch_logits, marked)
     return loss, metrics, extra, seen
 

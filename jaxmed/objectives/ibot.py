@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmed.augment.masks import block_masks
 from jaxmed.objectives.distillation import MaskedDistillation, centred, cross_view, patch_loss, update_centre
-from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views
+from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class IBOT(MaskedDistillation):
     loss = self.dino_weight * dino + self.ibot_weight * ibot
     metrics = self.report(step, dino, teacher) | {'ibot_loss': ibot, 'hidden_tokens': marked.sum(axis=1).mean()}
     if train:
-      metrics |= {'stats': {'encoder': stats}} if stats else {}
+      metrics = with_stats(metrics, train, encoder=stats)
       extra = extra | {
           'centre': update_centre(extra['centre'], logits, self.centre_momentum),
           'patch_centre': update_centre(extra['patch_centre'], patch_logits, self.patch_centre_momentum, taught.valid)}

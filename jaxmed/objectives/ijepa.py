@@ -11,7 +11,7 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.models.predictor import BlockPredictor
 from jaxmed.models.tokens import grid_of
-from jaxmed.objectives.networks import Clock, encode_shown, ramp, token_slots
+from jaxmed.objectives.networks import Clock, encode_shown, ramp, token_slots, with_stats
 
 CONTEXT = 0.6  # most tokens of a context; a block of 0.85 to 1 without four targets leaves 0.43 on average
 
@@ -105,7 +105,7 @@ class IJEPA:
     loss = jnp.where(asked, error, 0.0).sum() / jnp.maximum(asked.sum(), 1)
     spread = jnp.where(asked[..., None], target, 0.0).std(axis=(0, 1, 2)).mean()
     metrics = {'ijepa_loss': loss, 'target_std': spread, 'momentum': self.momentum(step)}
-    return loss, (metrics | ({'stats': {'encoder': stats}} if stats else {}), variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
   def _predict(self, variables: dict, batch: dict, rng: jax.Array, train: bool):
     """Predictions and targets [B, M, T, D] float32, which of them count [B, M, T], new running statistics."""

@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.contrast import sigreg
-from jaxmed.objectives.networks import PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,5 +80,4 @@ class LeJEPA:
     gaussian = sigreg(z.swapaxes(0, 1), slice_key, self.slices, self.knots, self.limit)
     loss = (1 - self.sigreg_weight) * prediction + self.sigreg_weight * gaussian
     metrics = {'lejepa_loss': loss, 'prediction': prediction, 'sigreg': gaussian}
-    return loss, (siamese.with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats),
-                  variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), variables['extra'])

@@ -17,7 +17,7 @@ from jaxmed.models.tokens import Features
 from jaxmed.objectives import matching, networks, siamese
 from jaxmed.objectives.contrast import normalize
 from jaxmed.objectives.matching import dot
-from jaxmed.objectives.networks import PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 PLACES = 64  # most dense features of an image: a ResNet's 7 x 7 at 224 pixels fits, finer grids are averaged
 
@@ -148,7 +148,7 @@ class LVMMed:
                for n, (i, j) in enumerate(couples)]
     loss, accuracy, gap = (sum(part) / len(couples) for part in zip(*results, strict=True))
     metrics = {'lvm_med_loss': loss, 'matching_accuracy': accuracy, 'matching_gap': gap}
-    return loss, (siamese.with_stats(metrics, train, **stats), variables['extra'])
+    return loss, (with_stats(metrics, train, **stats), variables['extra'])
 
   def _graphs(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[list[dict], dict]:
     """The graphs of each view, and new running statistics.

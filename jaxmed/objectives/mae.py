@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoder import Decoder
 from jaxmed.models.tokens import grid_of, patchify, unpatchify
-from jaxmed.objectives.networks import encode_shown, token_slots
+from jaxmed.objectives.networks import encode_shown, token_slots, with_stats
 
 MASK_CHANNELS = ('independent', 'shared')
 UNSAMPLED = ('drop', 'predict')
@@ -102,7 +102,7 @@ class MAE:
     error = jnp.where(hidden > 0, error, 0.0)
     loss = error.sum() / jnp.maximum(hidden.sum(), 1.0)
     metrics = {'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
-    return loss, (metrics | ({'stats': {'encoder': stats}} if stats else {}), variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
   def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:
     """Pixels of each token [B, N, P] in float32; no gradient flows through it.

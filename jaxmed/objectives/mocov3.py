@@ -11,7 +11,7 @@ from jaxmed.models.heads import MLPHead
 from jaxmed.models.vit import ViT
 from jaxmed.objectives import networks, siamese
 from jaxmed.objectives.contrast import info_nce, normalize, pairs
-from jaxmed.objectives.networks import PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,4 +117,4 @@ class MoCoV3:
     loss = 2 * (2 * self.temperature) * sum(losses) / len(losses)
     metrics = {'moco_loss': loss, 'contrast_accuracy': sum(right) / len(right)}
     stats = dict(encoder=encoder_stats, projector=projector_stats, predictor=predictor_stats)
-    return loss, (siamese.with_stats(metrics, train, **stats), variables['extra'])
+    return loss, (with_stats(metrics, train, **stats), variables['extra'])

@@ -54,6 +54,12 @@ def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: A
   return out, state.get(STATS, {})
 
 
+def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
+  """The metrics, in training with the running statistics by module, empty ones left out."""
+  found = {name: tree for name, tree in stats.items() if jax.tree.leaves(tree)}
+  return metrics | {'stats': found} if train and found else metrics
+
+
 def flat(group: dict) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """The views of a group [B, V, ...] as one batch, sample by sample: image [B * V, *size, C], channels, channel_mask.
 

@@ -86,9 +86,3 @@ def view_by_view(head: nn.Module, params: Any, x: jax.Array, train: bool) -> tup
   apply = lambda one: networks.run(head, params, one, train=train)
   out, stats = jax.vmap(apply, in_axes=1, out_axes=(1, 0))(x)
   return out.astype(jnp.float32), jax.tree.map(lambda s: s.mean(axis=0), stats)
-
-
-def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
-  """The metrics, in training with the running statistics by module, empty ones left out."""
-  found = {name: tree for name, tree in stats.items() if jax.tree.leaves(tree)}
-  return metrics | {'stats': found} if train and found else metrics

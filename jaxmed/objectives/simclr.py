@@ -9,7 +9,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.contrast import nt_xent
-from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,5 +74,4 @@ class SimCLR:
     z, projector_stats = siamese.together(self.projector, params['projector'], x, train)
     loss, accuracy = nt_xent(z, self.temperature, self.chunk)
     metrics = {'nt_xent': loss, 'contrast_accuracy': accuracy}
-    return loss, (siamese.with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats),
-                  variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), variables['extra'])

@@ -11,7 +11,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
 from jaxmed.models.tokens import patchify
 from jaxmed.objectives.mae import MASK_CHANNELS
-from jaxmed.objectives.networks import run, token_slots
+from jaxmed.objectives.networks import run, token_slots, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SimMIM:
     counts = hidden[..., None] & self._pixels(batch, predicted.shape[1])
     loss = jnp.where(counts, error, 0.0).sum() / jnp.maximum(jnp.broadcast_to(counts, error.shape).sum(), 1)
     metrics = {'simmim_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
-    return loss, (metrics | ({'stats': {'encoder': stats}} if stats else {}), variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
   def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
     """Predicted pixels [B, N, P] of every token, which tokens are hidden [B, N] bool, new running statistics."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmed.augment.mix import mix
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
-from jaxmed.objectives.networks import run
+from jaxmed.objectives.networks import run, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,5 +78,5 @@ class Supervised:
     total = jnp.maximum(known.sum(), 1.0)
     loss = (entropy * known).sum() / total
     right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
-    metrics = {'cross_entropy': loss, 'accuracy': right} | ({'stats': {'encoder': stats}} if stats else {})
+    metrics = with_stats({'cross_entropy': loss, 'accuracy': right}, train, encoder=stats)
     return loss, (metrics, variables['extra'])

@@ -11,7 +11,7 @@ from jaxmed.models.heads import MLPHead, Prototypes
 from jaxmed.objectives import siamese
 from jaxmed.objectives.clustering import sinkhorn
 from jaxmed.objectives.contrast import normalize
-from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock, with_stats
 
 QUEUED_BATCHES = 15  # the official 3840 vectors at a batch of 256
 
@@ -116,7 +116,7 @@ class SwAV:
       extra = self._enqueue(extra, jax.lax.stop_gradient(z[:, :count]), step)
     usage = codes.mean(axis=(0, 1))
     metrics = {'swav_loss': loss, 'prototype_entropy': -(usage * jnp.log(usage + 1e-12)).sum()}
-    return loss, (siamese.with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
 
   def _codes(self, scores: jax.Array, score: Any, extra: dict, view: int) -> jax.Array:
     """Codes [B, K] of a view, computed together with its queue once that is full."""

@@ -11,7 +11,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.heads import MLPHead
 from jaxmed.objectives import siamese
 from jaxmed.objectives.contrast import covariance, variance
-from jaxmed.objectives.networks import PHOTOMETRIC, Clock
+from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,5 +75,4 @@ class VICReg:
     redundant = 2 * jax.vmap(covariance, in_axes=1)(z).mean()
     loss = self.invariance * invariance + self.variance * spread + self.covariance * redundant
     metrics = {'vicreg_loss': loss, 'invariance': invariance, 'variance': spread, 'covariance': redundant}
-    return loss, (siamese.with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats),
-                  variables['extra'])
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), variables['extra'])
