@@ -79,7 +79,7 @@ VARIANTS = {
         'steps': 600,
         'learning_rate': 5e-4,
         'eval_every': 200,
-        'encoder': {'drop_path': 0.0, 'layer_scale': 0.1},
+        'encoder': {'drop_path': 0.0, 'layer_scale': 1.0},
         'objective': {'out_dim': 1024, 'hidden_dim': 512, 'bottleneck_dim': 128, 'start_momentum': 0.99},
         'optimizer': {'final_weight_decay': 0.1, 'layer_decay': 1.0},
         'augment': {'views': 2, 'local_views': 4, 'local_size': 32, 'scale': (0.4, 1.0), 'local_scale': (0.1, 0.4),

@@ -104,7 +104,7 @@ VARIANTS = {
         'steps': 600,
         'learning_rate': 5e-4,
         'eval_every': 200,
-        'encoder': {'drop_path': 0.0, 'layer_scale': 0.1},
+        'encoder': {'drop_path': 0.0, 'layer_scale': 1.0},
         'objective': {'out_dim': 1024, 'hidden_dim': 512, 'bottleneck_dim': 128, 'start_momentum': 0.99,
                       'gram_weight': 1.0, 'gram_start': 300, 'gram_every': 100, 'gram_updates': 2},
         'optimizer': {'final_weight_decay': 0.1, 'layer_decay': 1.0},

@@ -118,7 +118,8 @@ class Data2Vec:
         mutable=['intermediates'])
     layers = features.patches[None]
     if 'transformer' in state.get('intermediates', {}):
-      layers = state['intermediates']['transformer']['blocks']['ffn'][0][:, :, -count:]  # [L, B, N, D]
+      first = self.encoder.num_prefix_tokens
+      layers = state['intermediates']['transformer']['blocks']['ffn'][0][:, :, first : first + count]  # [L, B, N, D]
       layers = layers[-(self.top_blocks or max(len(layers) - 2, 1)) :]
     return jax.lax.stop_gradient(average_of_layers(layers, exists)), exists
 

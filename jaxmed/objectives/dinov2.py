@@ -43,7 +43,6 @@ class DINOv2(MaskedDistillation):
   The other options are those of SelfDistillation and MaskedDistillation.
   """
 
-  teacher_temperature: float = 0.07
   start_momentum: float = 0.992
   centering: str = 'softmax'
   centre_momentum: float = 0.9

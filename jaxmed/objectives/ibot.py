@@ -22,7 +22,8 @@ class IBOT(MaskedDistillation):
   Attributes:
     out_dim: prototypes; 0 chooses them by the number of images, at most the published 8192.
     centre_momentum, patch_centre_momentum: of the averages of the teacher's logits of class tokens and of all patches.
-    start_patch_temperature, patch_temperature: the teacher's temperature for patches, in the same epochs.
+    start_patch_temperature, patch_temperature: the teacher's temperature for patches, in the same epochs; 0 for that
+      of class tokens.
     dino_weight, ibot_weight: of the two losses (lambda1, lambda2).
     norm_last_layer: whether the prototypes keep length 1.
   The other options are those of SelfDistillation and MaskedDistillation.
@@ -31,7 +32,7 @@ class IBOT(MaskedDistillation):
   centre_momentum: float = 0.9
   patch_centre_momentum: float = 0.9
   start_patch_temperature: float = 0.04
-  patch_temperature: float = 0.07
+  patch_temperature: float = 0.0
   dino_weight: float = 1.0
   ibot_weight: float = 1.0
   norm_last_layer: bool = False
@@ -63,6 +64,12 @@ class IBOT(MaskedDistillation):
     count = jnp.repeat(masked * share * patches, repeat)
     return block_masks(block_key, count, grid, float((min(grid[-2:]) // 3) ** 2))
 
+  def _patch_temperature(self, step: jax.Array) -> jax.Array:
+    """The teacher's temperature for patches at a step."""
+    if not self.patch_temperature:
+      return self.temperature(step)
+    return self.temperature(step, self.start_patch_temperature, self.patch_temperature)
+
   def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the class token loss and the patch loss."""
     params, target, extra = variables['params'], variables['target'], variables['extra']
@@ -77,7 +84,7 @@ class IBOT(MaskedDistillation):
     index, marked = self.marked(hidden, seen, taught)
     pick = lambda x: jnp.take_along_axis(x, index[..., None], axis=1)
     patch_logits = jax.lax.stop_gradient(self.project(self.patch_name, target, taught.patches))  # [B * V, N, K]
-    warm = self.temperature(step, self.start_patch_temperature, self.patch_temperature)
+    warm = self._patch_temperature(step)
     ibot = patch_loss(self.project(self.patch_name, params, pick(seen.patches)),
                       centred(pick(patch_logits), extra['patch_centre'], warm), marked, self.student_temperature)
     loss = self.dino_weight * dino + self.ibot_weight * ibot

@@ -1,11 +1,14 @@
 """The losses and targets of self-distillation against float64 NumPy, their gradients, and what they do at the limits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
+from jaxmed.objectives import IBOT, DINOv2, DINOv3
 from jaxmed.objectives import distillation as lib
 from jaxmed.objectives.networks import Clock
 from tests.objectives import distillation_fakes as fakes
@@ -157,3 +160,15 @@ def test_small_data_gets_a_faster_and_sharper_teacher(rows, momentum, temperatur
   assert float(method.momentum(jnp.asarray(0))) == pytest.approx(momentum, rel=1e-6)
   assert float(method.temperature(jnp.asarray(1000))) == pytest.approx(temperature, rel=1e-6)
   assert float(method.temperature(jnp.asarray(0))) == pytest.approx(min(0.04, temperature), rel=1e-6)
+
+
+@pytest.mark.parametrize('method', [DINOv2, DINOv3, IBOT])
+def test_patches_too(method):
+  """On small data a teacher at 0.07 is all but uniform, and its student learns nothing."""
+  small = method(fakes.encoder('vit', mask_token=True), clock=Clock(1000, 100.0), rows=5000)
+  late = jnp.asarray(1000)
+  assert float(small.temperature(late)) == pytest.approx(0.02)
+  if method is IBOT:
+    assert float(small._patch_temperature(late)) == pytest.approx(0.02)
+    given = dataclasses.replace(small, patch_temperature=0.05)
+    assert float(given._patch_temperature(late)) == pytest.approx(0.05)
