@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmed.models import kernels
 from jaxmed.models import positions as pos
+from jaxmed.parallel.mesh import axis_size, constrain
 
 NORM_EPSILON = 1e-6
 REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
@@ -87,11 +88,16 @@ class Attention(nn.Module):
     head_dim = dim // self.num_heads
     qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
                 self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
-    if angles is None:
+    qkv = constrain(qkv, 'batch', 'tokens', None, 'heads', None)
+    if angles is None and axis_size('sequence') == 1:
       out = kernels.self_attention(qkv, mask)  # [B, N, H, Dh]
     else:
       q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-      out = kernels.attention(pos.rotate(q, angles), pos.rotate(k, angles), v, mask)
+      if angles is not None:
+        q, k = pos.rotate(q, angles), pos.rotate(k, angles)
+      k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
+      out = kernels.attention(q, k, v, mask)
+    out = constrain(out, 'batch', 'tokens', 'heads', None)
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
 
 
@@ -114,6 +120,7 @@ class MLP(nn.Module):
       hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
     else:
       raise ValueError(f'unknown mlp {self.kind!r}')
+    hidden = constrain(hidden, 'batch', 'tokens', 'mlp')
     return Dense((dim,), ('mlp', 'embed'), True, self.kernel_init, self.dtype, name='fc2')(hidden)
 
 
@@ -138,7 +145,7 @@ class Block(nn.Module):
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
     self.sow('intermediates', 'ffn', y)  # kept only where a caller asks for that collection
-    return x + self._residual(y, rate, 'ls2'), None
+    return constrain(x + self._residual(y, rate, 'ls2'), 'batch', 'tokens', None), None
 
   def _residual(self, y: jax.Array, rate: jax.Array, name: str) -> jax.Array:
     """Applies LayerScale, then drops the whole branch of a sample with probability `rate`."""
@@ -179,7 +186,18 @@ class Transformer(nn.Module):
         metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale,
                      train and self.drop_path > 0, self.kernel_init, self.dtype, name='blocks')
-    return blocks(x, rates, mask, angles)[0]
+    count = x.shape[1]
+    x, mask, angles = _padded(x, mask, angles, -count % axis_size('sequence'))
+    return blocks(constrain(x, 'batch', 'tokens', None), rates, mask, angles)[0][:, :count]
+
+
+def _padded(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more: int):
+  """The operands of a block with `more` tokens at the end that no other looks at, so that they divide over devices."""
+  if not more:
+    return x, mask, angles
+  grow = lambda a: jnp.pad(a, [(0, 0), (0, more)] + [(0, 0)] * (a.ndim - 2))
+  mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
+  return grow(x), grow(mask), None if angles is None else grow(angles)
 
 
 def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:

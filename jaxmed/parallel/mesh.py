@@ -1,7 +1,7 @@
 """The named mesh, and how logical axes of parameters and batches become shardings on it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,27 +12,29 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmed.errors import UserError
 
-AXES = ('replica', 'data', 'fsdp', 'tensor')
+AXES = ('replica', 'data', 'fsdp', 'sequence', 'tensor')  # slowest links first, fastest last
 BATCH_AXES = ('replica', 'data', 'fsdp')
 
 # Logical axis -> mesh axis. Names that are not here are replicated, and so is a dimension that does not divide.
 RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'prototypes': 'tensor'}
+# The same for what a step computes; 'embed' is whole there: weights are gathered, activations stay where they are.
+ACTIVATIONS = {'batch': BATCH_AXES, 'tokens': ('sequence',), 'heads': ('tensor',), 'mlp': ('tensor',)}
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-  """Makes the mesh over all devices; one axis may be 0, which takes what the others leave.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Makes the mesh over all devices, or over those given; one axis may be 0, which takes what the others leave.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   shape = [sizes.get(axis, 1) for axis in AXES]
   fixed = math.prod(n for n in shape if n)
   if shape.count(0) > 1 or fixed < 1 or count % fixed or (0 not in shape and fixed != count):
     wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in zip(AXES, shape, strict=True))
     raise UserError(f'mesh {wanted} does not fit {count} devices: the sizes must multiply to {count}')
   shape = [n or count // fixed for n in shape]
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -66,6 +68,26 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
       spec.append(axis if fits else None)
     return NamedSharding(mesh, P(*spec))
   return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def axis_size(axis: str) -> int:
+  """Size of an axis of the mesh that the surrounding `jax.set_mesh` names; 1 without one."""
+  return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Says how an activation lies on the surrounding mesh, by the logical name of each axis (see ACTIVATIONS).
+
+  Without a mesh, or where an axis does not divide, it says nothing. Gradients are held to the same.
+  """
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  if math.prod(sizes.values()) == 1:
+    return x
+  spec: list[Any] = []
+  for name, size in zip(names, x.shape, strict=True):
+    axes = tuple(a for a in ACTIVATIONS.get(name or '', ()) if sizes.get(a, 1) > 1)
+    spec.append(axes if axes and size % math.prod(sizes[a] for a in axes) == 0 else None)
+  return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -84,7 +84,8 @@ class Trainer:
     """Compiles (state, batch) -> (state, metrics); the state is donated."""
     where = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(self.step, donate_argnums=0, out_shardings=(where, mesh_lib.replicated(mesh)))
-    return step.lower(abstract, batch).compile()
+    with jax.set_mesh(mesh):  # which models ask where activations lie
+      return step.lower(abstract, batch).compile()
 
   def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; left out, and counted, when the loss or a gradient is not finite."""

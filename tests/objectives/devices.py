@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from jaxmed.models import create_model
 from jaxmed.models.registry import default_options
@@ -15,15 +15,17 @@ from jaxmed.objectives import METHODS, filled
 from jaxmed.parallel import mesh as mesh_lib
 
 COUNT, STEP = 8, 1000  # a sample a device; a step at which queues, clusters and the Gram loss are in use
-MESHES = {'one': {}, 'data=2': {'data': 2}, 'data=8': {'data': 8}, 'fsdp=2 data=4': {'fsdp': 2, 'data': 4}}
+MESHES = {'one': {}, 'data=2': {'data': 2}, 'data=8': {'data': 8}, 'fsdp=2 data=4': {'fsdp': 2, 'data': 4},
+          'replica=2 sequence=2 tensor=2': {'replica': 2, 'sequence': 2, 'tensor': 2}}
 TRANSFORMER = ('channel_vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2))
 RESNET = ('resnet_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8))
 CONVNEXT = ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16)))
 # One method of each kind with batch norm in the encoder or with hidden places.
 CONVOLUTIONAL = {'mae': CONVNEXT, 'simmim': RESNET, 'data2vec': RESNET, 'dino': RESNET, 'simclr': RESNET,
                  'supervised': CONVNEXT}
-CASES = {name: (name, TRANSFORMER, ('data=2', 'fsdp=2 data=4')) for name in METHODS} | {
-    f'{name} {model[0]}': (name, model, ('data=8', 'fsdp=2 data=4')) for name, model in CONVOLUTIONAL.items()}
+EVERY_AXIS = ('fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
+CASES = {name: (name, TRANSFORMER, ('data=2', *EVERY_AXIS)) for name in METHODS} | {
+    f'{name} {model[0]}': (name, model, ('data=8', *EVERY_AXIS)) for name, model in CONVOLUTIONAL.items()}
 MISSING = np.nan
 # Options by name, for every method that has them.
 OPTIONS = dict(
@@ -100,7 +102,8 @@ def largest(tree):
 def mesh_of(name):
   """The mesh of that name, over as many devices as it needs."""
   shape = [MESHES[name].get(axis, 1) for axis in mesh_lib.AXES]
-  return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), mesh_lib.AXES)
+  return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), mesh_lib.AXES,
+              axis_types=(AxisType.Auto,) * len(shape))
 
 
 def compare(name, model, meshes):
@@ -116,7 +119,8 @@ def compare(name, model, meshes):
     """(loss, gradients, (metrics, extra)) with the state laid out as in a run, and the batch cut over the mesh."""
     state = jax.device_put(variables, mesh_lib.shardings(shapes, mesh))
     data = jax.tree.map(lambda x: mesh_lib.put_batch({'x': x}, mesh)['x'], batch)
-    (value, aux), grads = gradient(state['params'], state, data, jax.random.key(3))
+    with jax.set_mesh(mesh):
+      (value, aux), grads = gradient(state['params'], state, data, jax.random.key(3))
     return jax.tree.map(lambda x: np.asarray(x, np.float64), (value, grads, aux))
 
   one = outcome(mesh_of('one'))
