@@ -50,11 +50,11 @@ class Source:
         out[k] = example
     return out
 
-  def select(self, split: str | None = None, label: str | None = None) -> 'Source':
-    """The rows of a split, and with `label` only those where that column says something.
+  def select(self, split: str | None = None, label: str | None = None, sources: Sequence[str] = ()) -> 'Source':
+    """The rows of a split, with `label` only those where that column says something, with `sources` only theirs.
 
     Raises:
-      UserError: an unknown split or column; the nearest one is named.
+      UserError: an unknown split, column or source; the nearest one is named.
     """
     keep = pa.chunked_array([pa.array(np.ones(len(self), bool))])
     if split is not None:
@@ -62,6 +62,10 @@ class Source:
       keep = pc.and_(keep, pc.equal(self.table['split'], split))
     if label is not None:
       keep = pc.and_(keep, pc.is_valid(self.column(label)))
+    if sources:
+      for name in sources:
+        choose(f'source of {self.path}', name, pc.unique(self.table['source']).to_pylist())
+      keep = pc.and_(keep, pc.is_in(self.table['source'], value_set=pa.array(sources, pa.string())))
     return dataclasses.replace(self, table=self.table.filter(keep))
 
   def column(self, name: str) -> pa.ChunkedArray:

@@ -156,13 +156,14 @@ def markdown(whole: Mapping[str, Any]) -> str:
     if 'scores' not in row:
       lines.append(f'| {row["method"]} | failed: {row["failed"][0]} |' + ' |' * (len(names) + 2))
       continue
-    cells = [_cell(row['scores'][n]) for n in names]
+    cells = [cell(row['scores'][n]) for n in names]
     cost = [f'{row[k]:.0f}' if k in row else '' for k in ('seconds', 'images_per_second', 'memory_mb')]
     lines.append(f'| {row["method"]} | ' + ' | '.join(cells + cost) + ' |')
   return '\n'.join(lines) + '\n'
 
 
-def _cell(score: Mapping[str, Any]) -> str:
+def cell(score: Mapping[str, Any]) -> str:
+  """A score as text, with its interval where there is one."""
   if score['low'] is None:
     return f'{score["value"]:.3f}'
   return f'{score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}]'

@@ -17,12 +17,12 @@ def made(tmp_path_factory):
   root = tmp_path_factory.mktemp('made')
   rng = np.random.default_rng(0)
   (root / 'in').mkdir()
-  images, lines = [], ['path,split,finding,grade']
+  images, lines = [], ['path,split,source,finding,grade']
   for i in range(12):
     images.append(rng.integers(0, 4000, (6, 5 + i, 1 + i % 3)).astype(np.uint16))
     names = ['CT', 'PET', 'MR'][:1 + i % 3]
     np.savez(root / 'in' / f'{i:02d}.npz', image=images[-1], channels=names, spacing=[1.5, 2.0])
-    lines.append(f'{i:02d}.npz,{("train", "test")[i % 4 == 3]},{("", "tumour", "clear")[i % 3]},{i // 4}')
+    lines.append(f'{i:02d}.npz,{("train", "test")[i % 4 == 3]},{("north", "south")[i > 8]},{("", "tumour", "clear")[i % 3]},{i // 4}')
   (root / 't.csv').write_text('\n'.join(lines))
   prepare([root / 'in'], root / 'c', table=root / 't.csv', progress=False)
   return root / 'c', images
@@ -67,6 +67,10 @@ def test_select(made):
     source.select('train', label='findings')
   with pytest.raises(UserError, match="'tain': did you mean 'train'"):
     source.select('tain')
+  assert source.select('train', sources=['south']).table['id'].to_pylist() == ['09.npz', '10.npz']
+  assert len(source.select(sources=['south', 'north'])) == 12
+  with pytest.raises(UserError, match="'nort': did you mean 'north'"):
+    source.select(sources=['south', 'nort'])
 
 
 def test_classes_and_codes(made):
