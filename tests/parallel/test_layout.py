@@ -1,0 +1,64 @@
+"""The table of what lies where: bytes against sums by hand."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+
+from jaxmed.models import create_model
+from jaxmed.objectives import MAE
+from jaxmed.parallel import layout
+from jaxmed.parallel import mesh as m
+from jaxmed.train.optimizer import Optimizer
+from jaxmed.train.step import Trainer
+
+
+def abstract(model, **sizes):
+  """Shapes and shardings of a run's state on a mesh that need not exist."""
+  mesh = AbstractMesh(tuple(({a: 1 for a in m.AXES} | sizes).values()), m.AXES)
+  trainer = Trainer(MAE(model, decoder_dim=32, decoder_depth=1, decoder_heads=2), Optimizer(1e-3, 10), lambda rng, batch: batch)
+  batch = {'image': jnp.zeros((2, 16, 16, 3)), 'channels': jnp.zeros((2, 3), int)}
+  boxed = jax.eval_shape(trainer.create, batch)
+  put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(put, nn.unbox(boxed), m.shardings(boxed, mesh))
+
+
+def size(tree):
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def test_bytes():
+  model = create_model('vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2)
+  one, many = abstract(model), abstract(model, fsdp=4, tensor=2)
+  assert layout.bytes_per_device(one.params) == size(one.params)
+  found = {r.name: r for r in layout.rows(many.params)}
+  qkv = found['encoder/transformer/blocks/attn/qkv/kernel']
+  assert (qkv.shape, qkv.sharding) == ((2, 32, 3, 2, 16), '-, fsdp, -, tensor, -')
+  assert qkv.bytes == 4 * 2 * 32 * 3 * 2 * 16 // 8
+  bias = found['encoder/transformer/blocks/attn/qkv/bias']
+  assert (bias.sharding, bias.bytes) == ('-, -, tensor, -', 4 * 2 * 3 * 2 * 16 // 2)
+  assert found['encoder/transformer/blocks/mlp/fc1/kernel'].sharding == '-, fsdp, tensor'
+  assert sum(r.bytes for r in layout.rows(many.params)) == layout.bytes_per_device(many.params)
+  assert layout.bytes_per_device(many.moments['mu']) == layout.bytes_per_device(many.params)
+  share = layout.bytes_per_device(many.params) / size(many.params)
+  assert 1 / 8 < share < 1 / 4
+
+
+def test_text():
+  many = abstract(create_model('vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2), fsdp=2)
+  text = layout.table(many, 10**9)
+  params, moments = (layout.bytes_per_device(x) / 1e6 for x in (many.params, many.moments))
+  assert f'params {params:.1f} MB, moments {moments:.1f} MB; {params + moments:.1f} MB of 1.0 GB' in text
+  assert 'encoder/norm/bias' in text and 'fsdp' in text
+  assert layout.device_memory() > 10**8
+
+
+def test_alike_arrays_are_one_row():
+  arrays = {f'block{i}': {'kernel': jnp.ones((4, i // 2 + 1), np.float32)} for i in range(4)}
+  arrays = jax.device_put(arrays, m.replicated(m.make_mesh({})))
+  assert [dataclasses.astuple(r) for r in layout.rows(arrays)] == [
+      ('block*/kernel', (4, 1), '', 2, 32), ('block*/kernel', (4, 2), '', 2, 64)]
