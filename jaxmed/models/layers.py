@@ -22,21 +22,28 @@ REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
 def initializer(name: str) -> nn.initializers.Initializer:
   """Initialiser of a dense kernel by name.
 
-  'trunc_normal' (std 0.02), 'xavier_uniform' (as MAE), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default).
+  'trunc_normal' (std 0.02), 'xavier_uniform' (as MAE), 'xavier_qkv' (the same, with queries, keys and values as three
+  matrices, as MoCo v3), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default).
   """
   if name == 'trunc_normal':
     return nn.initializers.truncated_normal(0.02)
   if name == 'xavier_uniform':
     return _xavier_uniform
+  if name == 'xavier_qkv':
+    return _xavier_qkv
   if name == 'torch_uniform':
     return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=0, out_axis=-1)
   raise ValueError(f'unknown kernel_init {name!r}')
 
 
-def _xavier_uniform(key, shape, dtype=jnp.float32):
-  """Uniform in +-sqrt(6 / (fan_in + fan_out)) with the fans of the kernel seen as a matrix [shape[0], rest]."""
-  bound = (6.0 / (shape[0] + np.prod(shape[1:]))) ** 0.5
+def _xavier_uniform(key, shape, dtype=jnp.float32, parts=1):
+  """Uniform in +-sqrt(6 / (fan_in + fan_out)) with the fans of the kernel seen as `parts` matrices [shape[0], rest]."""
+  bound = (6.0 / (shape[0] + np.prod(shape[1:]) / parts)) ** 0.5
   return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _xavier_qkv(key, shape, dtype=jnp.float32):
+  return _xavier_uniform(key, shape, dtype, parts=shape[1] if len(shape) == 4 else 1)  # [D, 3, heads, head_dim]
 
 
 class Dense(nn.Module):

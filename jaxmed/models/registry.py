@@ -36,7 +36,7 @@ for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caforme
 
 _CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'mlp': ('gelu', 'swiglu'), 'dtype': ('float32', 'bfloat16'),
-    'kernel_init': ('trunc_normal', 'xavier_uniform'), 'pos_interpolation': ('antialias', 'offset'),
+    'kernel_init': ('trunc_normal', 'xavier_uniform', 'xavier_qkv'), 'pos_interpolation': ('antialias', 'offset'),
     'masking': MASKINGS,
 }
 

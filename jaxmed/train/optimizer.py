@@ -1,6 +1,7 @@
 """AdamW, LARS and SGD as the methods use them: decay of weight matrices alone, rates by layer, clipping by scope."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxmed.errors import UserError, choose
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
 NAMES = ('adamw', 'lars', 'sgd')
+MOMENTS = ('float32', 'bfloat16')
 TRUST = 0.001  # of LARS: share of a weight's norm that an update has, times the rate (You et al. 2017)
 
 
@@ -21,11 +23,13 @@ class Optimizer:
   """An optimizer with warm-up and cosine schedules that depend on the step alone.
 
   Attributes:
+    moments: 'float32', or 'bfloat16' for half the memory of AdamW's; sums are taken in float32 and stored rounded.
     name: 'adamw'; 'lars' (momentum on updates of the size of their weights, biases and norms as in SGD: the form of
       facebookresearch/barlowtwins and vicreg) or 'sgd' (Nesterov), both with b1 as momentum and decay in the gradient.
     learning_rate: peak; `warmup_steps` linear from 0, then cosine to `final_learning_rate` at `steps`.
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
-      d^(L-i), norm and everything outside of the encoder 1.
+      d^(L-i), norm and everything outside of the encoder 1. For convolutional encoders a layer is a stage, with the
+      reduction before it, and the stem is the patch embedding.
     weight_decay, final_weight_decay: at the first and the last step, by a cosine; a negative final one means the same.
     patch_embed_scale, bias_scale: factors on the rate of the patch embedding, and of what does not decay.
     clip, clip_scope: largest gradient norm, of all ('global'), of each part such as encoder and decoder
@@ -46,10 +50,12 @@ class Optimizer:
   clip: float = 0.0
   clip_scope: str = 'global'
   name: str = 'adamw'
+  moments: str = 'float32'
 
   def __post_init__(self):
     choose('optimizer.name', self.name, NAMES)
     choose('optimizer.clip_scope', self.clip_scope, CLIP_SCOPES)
+    choose('optimizer.moments', self.moments, MOMENTS)
     if self.learning_rate <= 0:
       raise UserError(f'learning_rate {self.learning_rate} must be positive')
     if not 0 < self.layer_decay <= 1:
@@ -114,16 +120,17 @@ class Optimizer:
   @property
   def _rule(self) -> optax.GradientTransformation:
     if self.name == 'adamw':
-      return _adam(self.b1, self.b2)
+      return _adam(self.b1, self.b2, jnp.dtype(self.moments))
     return optax.trace(self.b1, nesterov=self.name == 'sgd')
 
 
-def _adam(b1: float, b2: float, epsilon: float = 1e-8) -> optax.GradientTransformation:
+def _adam(b1: float, b2: float, dtype: Any, epsilon: float = 1e-8) -> optax.GradientTransformation:
   """Adam's direction (Kingma, Ba 2015), with a count of the steps of each parameter, as PyTorch has it."""
   def init(params):
     boxed = lambda x: isinstance(x, nn.meta.AxisMetadata)
     count = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params, is_leaf=boxed)
-    return {'count': count, 'mu': jax.tree.map(jnp.zeros_like, params), 'nu': jax.tree.map(jnp.zeros_like, params)}
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros_like(x, dtype), params)
+    return {'count': count, 'mu': zeros(), 'nu': zeros()}
 
   def update(grads, moments, params=None):
     del params
@@ -131,7 +138,8 @@ def _adam(b1: float, b2: float, epsilon: float = 1e-8) -> optax.GradientTransfor
     mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments['mu'], grads)
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), moments['nu'], grads)
     direction = lambda n, m, v: m / (1 - b1**n) / (jnp.sqrt(v / (1 - b2**n)) + epsilon)
-    return jax.tree.map(direction, count, mu, nu), {'count': count, 'mu': mu, 'nu': nu}
+    stored = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+    return jax.tree.map(direction, count, mu, nu), {'count': count, 'mu': stored(mu), 'nu': stored(nu)}
 
   return optax.GradientTransformation(init, update)
 
@@ -173,15 +181,25 @@ def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depth: int) -
   if decay == 1.0 or path[0].key != 'encoder' or path[1].key in ('norm', 'norm_local'):
     return 1.0
   if path[1].key != 'transformer':
-    return decay ** (depth + 1)
+    return decay ** (depth - _stage(path[1].key))
   power = (depth - jnp.arange(depth)).astype(jnp.float32)
   return (decay**power).reshape(-1, *[1] * (len(shape) - 1))
 
 
 def _depth(params: Any) -> int:
-  """Number of stacked blocks of the encoder."""
-  blocks = params.get('encoder', {}).get('transformer', {})
-  return jax.tree.leaves(blocks)[0].shape[0] if blocks else 0
+  """Number of stacked blocks of the encoder, or of its stages."""
+  encoder = params.get('encoder', {})
+  if 'transformer' in encoder:
+    return jax.tree.leaves(encoder['transformer'])[0].shape[0]
+  return max(map(_stage, encoder), default=-1) + 1
+
+
+def _stage(name: str) -> int:
+  """The stage that a module of a convolutional encoder belongs to, from 0 on; -1 for a stem and all else."""
+  found = re.match(r'(stage|down|norm)(\d)|layer(\d)_', name)
+  if not found:
+    return -1
+  return int(found[2]) if found[2] else int(found[3]) - 1
 
 
 def clip_gradients(grads: Any, limit: float, scope: str) -> Any:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models.layers import Block
+from jaxmed.models.layers import Block, initializer
 from jaxmed.models.vit import at_size
 
 from .common import build, features, normal
@@ -186,3 +186,13 @@ def test_another_native_size_has_the_same_features_there(no_embed_class):
   np.testing.assert_allclose(got.patches, want.patches, atol=1e-5)
   np.testing.assert_allclose(got.cls, want.cls, atol=1e-5)
   assert at_size(small, params, small.image_size) is params
+
+
+@pytest.mark.parametrize('name, fan_out', [('xavier_uniform', 3 * 48), ('xavier_qkv', 48)])
+def test_width_of_the_first_weights(name, fan_out):
+  """MAE draws queries, keys and values as one matrix, MoCo v3 as three; the other matrices are alike."""
+  draw = initializer(name)
+  qkv = np.abs(np.asarray(draw(jax.random.key(0), (32, 3, 4, 12))))
+  bound = (6 / (32 + fan_out)) ** 0.5
+  assert 0.97 * bound < qkv.max() <= bound
+  assert np.abs(np.asarray(draw(jax.random.key(0), (32, 100)))).max() == pytest.approx((6 / 132) ** 0.5, rel=0.02)

@@ -124,6 +124,33 @@ def test_layer_scale_has_the_rank_of_its_parameter():
   np.testing.assert_allclose(np.ravel(scale), [0.125, 0.25, 0.5])
 
 
+@pytest.mark.parametrize('names, stages', [
+    ({'stem_conv': 5, 'stem_norm': 5, 'stage0': 4, 'down1_conv': 3, 'stage1': 3, 'down3_norm': 1, 'stage3': 1, 'norm': 0}, 4),
+    ({'conv1': 5, 'bn1': 5, 'layer1_0': 4, 'layer2_1': 3, 'layer4_2': 1}, 4),
+    ({'stem_conv': 5, 'stage0': 4, 'norm0': 4, 'stage3': 1, 'norm3': 1, 'head_token': 5}, 4),
+], ids=['convnext', 'resnet', 'pvt'])
+def test_layer_decay_by_stages(names, stages):
+  params = {'encoder': {n: {'kernel': jnp.ones((2, 2))} for n in names}, 'head': {'kernel': jnp.ones((2, 2))}}
+  grads = jax.tree.map(jnp.ones_like, params)
+  o = Optimizer(0.1, 10, weight_decay=0.0, layer_decay=0.5)
+  new, _ = o.update(grads, o.init(params), params, jnp.asarray(0))
+  moved = jax.tree.map(lambda x: float(1 - x[0, 0]), new)
+  assert moved['head']['kernel'] == pytest.approx(0.1, rel=1e-4)
+  for name, power in names.items():
+    assert moved['encoder'][name]['kernel'] == pytest.approx(0.1 * 0.5**power, rel=1e-3), name
+
+
+def test_moments_in_half_the_memory():
+  """Rounded to 8 bits when stored, summed in float32: steps are those of full moments to 1 %."""
+  full, half = (Optimizer(1e-2, 20, 0, 1e-2, weight_decay=0.0, moments=m) for m in ('float32', 'bfloat16'))
+  moments = half.init(tree(0))
+  assert {x.dtype for x in jax.tree.leaves((moments['mu'], moments['nu']))} == {jnp.dtype('bfloat16')}
+  start, a, b = tree(0), run(full, 8), run(half, 8)
+  off = jax.tree.map(lambda x, y, s: np.abs(np.asarray(x - y)).max() / np.abs(np.asarray(x - s)).max(), a, b, start)
+  assert 0 < max(jax.tree.leaves(off)) < 2e-2
+  assert {x.dtype for x in jax.tree.leaves(b)} == {jnp.dtype('float32')}
+
+
 def norm(*leaves):
   return np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in leaves))
 
@@ -179,7 +206,7 @@ def test_clipping_acts_before_the_moments():
 
 
 @pytest.mark.parametrize('fields, words', [
-    (dict(learning_rate=0.0), 'learning_rate'), (dict(layer_decay=1.1), 'layer_decay'),
+    (dict(learning_rate=0.0), 'learning_rate'), (dict(moments='float16'), 'bfloat16'), (dict(layer_decay=1.1), 'layer_decay'),
     (dict(clip_scope='tensors'), "'tensor'"),
 ])
 def test_refused(fields, words):
