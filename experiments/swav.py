@@ -9,7 +9,7 @@ normalised in the forward pass, and what experiments/README.md says of colours.
   jaxmed prepare demo --out corpus && jaxmed train experiments/swav.py:laptop --data corpus --out RUN
 
 Published: 75.3 % top-1 on ImageNet-1k, linear; 3 min 40 s an epoch on 64 V100 (README.md). Not run here at full size.
-`laptop`: the demo corpus on 2 CPU cores, 64 prototypes, no queue.
+`laptop`: the demo corpus on 2 CPU cores, 64 prototypes and a queue, as a batch has fewer images.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ VARIANTS = {
         'steps': 600,
         'learning_rate': 5e-4,
         'eval_every': 200,
-        'objective': {'num_prototypes': 64, 'queue_length': 0, 'freeze_prototypes': 30, 'hidden_dim': 512},
+        'objective': {'num_prototypes': 64, 'queue_length': -1, 'freeze_prototypes': 30, 'hidden_dim': 512},
         'augment': {'views': 2, 'local_views': 4, 'local_size': 32, 'scale': (0.4, 1.0), 'local_scale': (0.1, 0.4),
                     'channel_sampling': 'hcs', 'jitter_probability': (0.8,), 'brightness': 0.2, 'contrast': 0.2,
                     'color': (0.1, 0.05), 'grayscale': (0.0,)},
