@@ -1,0 +1,1 @@
+"""Starts the training command where machines are: processes here, SLURM, Cloud TPU VMs, Kubernetes."""
