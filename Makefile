@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: install demo test parity lint bench clean
+.PHONY: install demo test slurm-test parity lint bench clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,11 @@ test: $(VENV)/.test
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install -q -e '.[test]'
 	@touch $@
+
+# Against a real SLURM, which is installed (Debian, as root) and started on this machine for as long as the tests take.
+slurm-test: $(VENV)/.test
+	tools/slurm_here.sh
+	$(BIN)/python -m pytest -q -m slurm tests/launching/test_slurm.py; code=$$?; tools/slurm_here.sh stop; exit $$code
 
 # Against the real PyTorch classes. The extra is large, so it has a target of its own.
 parity: $(VENV)/.parity

@@ -1,7 +1,7 @@
 """The `jaxmed` command: parses words, calls one function of the room that does the work, prints what it returned.
 
-Exit codes: 0 done, 2 the user's mistake (one line says what), 75 stopped by a signal with everything saved,
-1 a defect of ours.
+Exit codes: 0 done, 2 the user's mistake (one line says what), 75 stopped by a signal with everything saved, 69 no
+progress or another process is gone (go on from the last checkpoint), 1 a defect of ours.
 """
 
 import argparse
@@ -14,15 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmed import __version__
-from jaxmed.errors import Stopped, UserError, choose
+from jaxmed.errors import EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
 from jaxmed.train.signals import raising_on_sigterm
 
-EXIT_USER, EXIT_STOPPED = 2, 75
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
     'train': ('pretrain an encoder', 'jaxmed train --data corpus --out run'),
+    'launch': ('train with several processes, or on a cluster', 'jaxmed launch slurm --data corpus --out run --nodes 2 '
+               '--gpus-per-task 4 --time 12:00:00'),
+    'status': ('how what was launched is doing', 'jaxmed status run'),
+    'stop': ('let what was launched save and end', 'jaxmed stop run'),
     'compare': ('train several methods alike and set them side by side', 'jaxmed compare --data corpus --methods '
                 'mae,dino,simclr --model channel_vit_micro/16 --label diagnosis --out comparison'),
     'evaluate': ('judge frozen features beside two baselines', 'jaxmed evaluate run --data corpus --label diagnosis '
@@ -33,6 +36,8 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'report': ('write report.html of a run again', 'jaxmed report run'),
     'demo-data': ('write a few sample files to try the commands on', 'jaxmed demo-data samples'),
     'list': ('show methods, models, formats and recipes', 'jaxmed list'),
+    'plan': ('say what a run takes on a TPU pod or GPU cluster, without one', 'jaxmed plan experiments/dinov2.py '
+             '--topology v5e:16x16'),
     'doctor': ('show versions, devices, memory and advice', 'jaxmed doctor'),
 }
 
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       verbs = importlib.import_module('jaxmed.verbs')  # only now: --help needs no JAX
       result = getattr(verbs, {'import': 'import_', 'list': 'list_'}.get(args.verb, args.verb.replace('-', '_')))(args)
     sys.stdout.write(json.dumps(result['json']) + '\n' if args.json else result.get('text', '') + '\n')
-    return 0
+    return int(result.get('code', 0))
   except UserError as e:
     print(f'jaxmed: {" ".join(str(e).split())}', file=sys.stderr)
     return EXIT_USER
@@ -74,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'jaxmed: stopped by {e}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(EXIT_STOPPED)  # a compilation may still be running in a thread that nothing can end
+  except Unavailable as e:
+    print(f'jaxmed: {e}', file=sys.stderr, flush=True)
+    return EXIT_UNAVAILABLE
   except KeyboardInterrupt:
     print('jaxmed: stopped by Ctrl-C; nothing is left half-written', file=sys.stderr, flush=True)
     return EXIT_STOPPED
@@ -120,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(argv: list[str]) -> argparse.Namespace:
   """argparse gives a list of words up at the first option; here they may stand on both sides of it."""
   args, rest = _parser().parse_known_args(argv)
-  if args.verb in ('train', 'compare'):
+  if args.verb in ('train', 'compare', 'launch', 'plan'):
     args.words += [word for word in rest if not word.startswith('-')]
     rest = [word for word in rest if word.startswith('-')]
   if rest:
@@ -147,6 +155,23 @@ def _train(p: argparse.ArgumentParser) -> None:
   p.add_argument('--data', help='a corpus, or a folder of images that is prepared first')
   p.add_argument('--out', help='the run directory to make')
   p.add_argument('--resume', metavar='RUN', help='go on with a run')
+  p.add_argument('--auto-resume', action='store_true', help='start, or go on where --out RUN is there already: one '
+                 'command for every start of a job')
+
+
+def _launch(p: argparse.ArgumentParser) -> None:
+  from jaxmed.launching import options
+  p.add_argument('launcher', metavar='LAUNCHER', help=', '.join(options.LAUNCHERS))
+  p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
+  p.add_argument('--data', required=True, help='a corpus')
+  p.add_argument('--out', required=True, metavar='RUN', help='the run directory, which all machines must share; the '
+                 "launcher's own files are in RUN.launch")
+  p.add_argument('--dry-run', action='store_true', help='show the script or manifest and do nothing')
+  options.add(p)
+
+
+def _run(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='RUN', help='what --out was')
 
 
 def _compare(p: argparse.ArgumentParser) -> None:
@@ -209,13 +234,26 @@ def _demo_data(p: argparse.ArgumentParser) -> None:
   p.add_argument('path', metavar='FOLDER')
 
 
+def _plan(p: argparse.ArgumentParser) -> None:
+  p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
+  p.add_argument('--topology', required=True, metavar='CHIP:SIZE',
+                 help='v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16, two slices v5e:16x16*2; a100:16, h100:64, h200:64')
+  p.add_argument('--slices', type=_positive, default=1, help='slices of that size')
+  p.add_argument('--channels', type=_positive, default=3, help='of an image')
+  p.add_argument('--rows', type=_positive, default=1_000_000, help='images of the corpus')
+  p.add_argument('--search', action='store_true', help='try meshes, batches and rematerialisation')
+  p.add_argument('--compile', type=int, default=3, metavar='N', help='of a search: how many of the best to compile')
+  p.add_argument('--hlo', metavar='FILE', help='write the optimised program')
+
+
 def _nothing(p: argparse.ArgumentParser) -> None:
   del p
 
 
 _OPTIONS: dict[str, Callable[[Any], None]] = {
-    'prepare': _prepare, 'train': _train, 'compare': _compare, 'evaluate': _evaluate, 'embed': _embed,
-    'export': _export, 'import': _import, 'report': _report, 'demo-data': _demo_data, 'list': _nothing,
+    'prepare': _prepare, 'train': _train, 'launch': _launch, 'status': _run, 'stop': _run, 'compare': _compare,
+    'evaluate': _evaluate, 'embed': _embed, 'export': _export, 'import': _import, 'report': _report,
+    'demo-data': _demo_data, 'list': _nothing, 'plan': _plan,
     'doctor': _nothing,
 }
 

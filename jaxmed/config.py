@@ -33,6 +33,7 @@ def base() -> ConfigDict:
       'eval_every': 0,  # steps; probes on the labelled splits, where loader.label is set
       'log_every': 10,
       'on_collapse': 'warn',  # 'warn' | 'stop' | 'rollback' (to the last healthy checkpoint, at half the rate)
+      'on_spike': 'warn',  # of the loss: 'ignore' | 'warn' | 'rollback' (to before it, at half the rate)
       'init': '',  # a run or file whose encoder training starts from
       'encoder': {},
       'objective': {},
@@ -50,6 +51,8 @@ def base() -> ConfigDict:
           'bias_scale': 1.0,  # factor on the learning rate of biases and norms
           'clip': 0.0,  # largest gradient norm, 0 for none
           'clip_scope': 'global',  # 'global' | 'module' | 'tensor'
+          'moments': 'float32',  # | 'bfloat16'
+          'offload': False,  # keep the moments in the host's memory between steps
           'accumulate': 1,  # microbatches a step
           'ema': 0.0,  # decay of an average of the weights, 0 for none
       },
@@ -85,14 +88,22 @@ def base() -> ConfigDict:
       },
       'loader': {
           'split': 'train',
+          'sources': '',  # train on the records of these alone, comma-separated (column `source` of the manifest)
           'label': '',
           'load_size': (),  # what a record is fitted to before the crop
           'fit': 'resize',  # 'resize' | 'crop'
           'normalize': 'corpus',  # 'corpus' | 'image' | 'none' | 'window:LOW:HIGH' | 'percentile[:LOW:HIGH]' | 'full'
           'threads': 2,
       },
-      'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'tensor': 1},  # 0: what is left of the devices
-      'checkpoint': {'keep': 2, 'best': 'loss', 'best_mode': 'min'},
+      'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'sequence': 1, 'tensor': 1},  # 0: what is left of the devices
+      'checkpoint': {
+          'minutes': 0.0,  # save also when so many have passed since the last one, 0 for never
+          'keep': 2,  # of the latest
+          'keep_every': 0,  # those of multiples of so many steps stay for ever, 0 for none
+          'best': 'loss',  # the metric whose best one stays too
+          'best_mode': 'min',
+      },
+      'watchdog': {'minutes': 0.0},  # the longest that a step may take; 0: chosen from the steps; negative: unwatched
   })
 
 

@@ -5,6 +5,8 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+EXIT_USER, EXIT_STOPPED, EXIT_UNAVAILABLE = 2, 75, 69  # the latter two may be started again with --resume
+
 
 class UserError(Exception):
   """Something that the user can mend. The command prints its text as one line and exits with 2.
@@ -15,6 +17,10 @@ class UserError(Exception):
 
 class Stopped(Exception):
   """A signal ended the work and everything is saved. The command exits with 75 (EX_TEMPFAIL)."""
+
+
+class Unavailable(Exception):
+  """A device or another process does not answer any more. The command exits with 69 (EX_UNAVAILABLE)."""
 
 
 def choose(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import pathlib
 import platform
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 from jaxmed import __version__, files
 from jaxmed.errors import UserError, choose
 
-EXTRAS = {'demo': ('nilearn', 'skimage'), 'parity': ('torch', 'timm')}
+EXTRAS = {'demo': ('nilearn', 'skimage'), 'parity': ('torch', 'timm'), 'tpu-plan': ('libtpu',)}
 EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export` accepts
 
 
@@ -51,9 +52,13 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
   if args.data:
     changes['data'] = args.data
   if args.resume:
-    if args.out or user:
-      raise UserError('--resume RUN goes on with the config of the run: leave --out and the config file out')
+    if args.out or user or args.auto_resume:
+      raise UserError('--resume RUN goes on with the config of the run: leave --out, --auto-resume and the config '
+                      'file out')
     summary = loop.resume(args.resume, changes)
+  elif args.auto_resume and args.out and (pathlib.Path(args.out) / 'config.json').is_file():
+    # All processes look before they join each other, and only then does one of them write: they see the same.
+    summary = _go_on(pathlib.Path(args.out), config.merge(user, changes))
   else:
     if not args.out:
       raise UserError('give --out RUN, the directory to make, or --resume RUN')
@@ -64,6 +69,61 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
   text = (f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s\n'
           f'run: {summary["run"]}\nreport: {summary["run"]}/report.html')
   return {'json': summary, 'text': text}
+
+
+def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
+  """Goes on with a run for the words that started it; another value than the run has must be one that may change."""
+  from jaxmed import config
+  from jaxmed.parallel import process
+  from jaxmed.train import loop, setup
+  process.start()
+  before, spec = setup.load(out)
+  if (out / 'corpus').exists():  # made from the folder that the words name
+    user = user | {'data': before.data}
+  wanted, have = config.flat(setup.resolve(user, spec)), config.flat(before)
+  changes: dict[str, Any] = {}
+  for key in config.flat(config.from_dict(user)):
+    if wanted[key] != have.get(key):
+      *parents, last = key.split('.')
+      section = changes
+      for parent in parents:
+        section = section.setdefault(parent, {})
+      section[last] = wanted[key]
+  return loop.resume(out, changes)
+
+
+def launch(args: argparse.Namespace) -> dict[str, Any]:
+  """Starts the training command on another system, or as several processes here."""
+  from jaxmed.data.corpus import is_corpus
+  from jaxmed.launching import options, run
+  chosen = options.of(args.launcher, args)
+  data = pathlib.Path(args.data)
+  if args.launcher in ('local', 'slurm') and data.exists() and not is_corpus(data):
+    raise UserError(f'--data {data} is not a corpus: jaxmed prepare {data} --out CORPUS makes one, before many '
+                    'processes read it')
+  out = run.launch(args.launcher, args.words, args.data, args.out, chosen, args.dry_run)
+  if args.dry_run:
+    text = out['script'].rstrip('\n')
+  elif 'code' in out:
+    text = f'run: {args.out}\nlogs: {out["place"]}' + (f'\nended with exit code {out["code"]}' if out['code'] else '')
+  else:
+    text = (f'{args.launcher} job {out["job"]}: jaxmed status {args.out}, jaxmed stop {args.out}\n'
+            f'script: {out["script"]}\nlog: {out["log"]}')
+  return {'json': out, 'text': text, 'code': out.get('code', 0)}
+
+
+def status(args: argparse.Namespace) -> dict[str, Any]:
+  """What the system says of what was launched, and how far the run is."""
+  from jaxmed.launching import run
+  out = run.status(args.path)
+  return {'json': out, 'text': f'{out["state"]}\n{out["progress"]}\nlog: {out["log"]}'}
+
+
+def stop(args: argparse.Namespace) -> dict[str, Any]:
+  """Lets what was launched save and end."""
+  from jaxmed.launching import run
+  out = run.stop(args.path)
+  return {'json': out, 'text': out['stopped']}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -247,6 +307,23 @@ def list_(args: argparse.Namespace) -> dict[str, Any]:
 def _docstring(path: pathlib.Path) -> str:
   import ast
   return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+
+
+def plan(args: argparse.Namespace) -> dict[str, Any]:
+  """What a run takes on a cluster."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX starts: with libtpu installed it would look for a TPU
+  from jaxmed import config
+  from jaxmed.parallel import chips
+  from jaxmed.scaling import plan, search, tables
+  words = list(args.words)
+  user = config.load_file(words.pop(0)) if words and '=' not in words[0] else {}
+  user = config.merge(user, config.parse_overrides(words))
+  request = plan.Request(user, chips.parse(args.topology, args.slices), args.channels, args.rows)
+  if args.search:
+    found = search.search(request, args.compile)
+    return {'json': found, 'text': tables.render_search(found)}
+  made = plan.plan(request, args.hlo or '')
+  return {'json': made, 'text': tables.render(made)}
 
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:

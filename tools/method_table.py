@@ -1,8 +1,9 @@
 """Trains every method on several models on the demo corpus, alike, and writes one Markdown table.
 
 Each method takes the options of its recipe's `laptop` variant; model, batch, number of images and seed are the same for
-all. The score is of a frozen encoder on unseen slabs of the demo brain (see the README), beside the same encoder
-untrained and raw pixels. A table that was stopped goes on where it was.
+all. The score is of a frozen encoder on unseen slabs of the demo brain (see the README), beside that of the same
+encoder untrained (initial weights and the vector that is looked at differ by method) and raw pixels. A table that was
+stopped goes on where it was.
 
 Example:
   jaxmed prepare demo --out runs/demo/corpus
@@ -34,24 +35,20 @@ def laptop(method: str, model: str) -> dict:
 
 
 def table(wholes: list[dict]) -> str:
-  """Accuracy of linear probe and kNN: methods down, models across."""
-  name = lambda whole: whole['model'].partition('/')[0]
-  head = '| method | ' + ' | '.join(f'{name(w)} linear | kNN' for w in wholes) + ' |'
+  """Accuracy of linear probe and kNN, that of the same encoder untrained in brackets: methods down, models across."""
+  head = '| method | ' + ' | '.join(f'{w["model"].partition("/")[0]} linear | kNN' for w in wholes) + ' |'
   lines = [head, '|---' * (1 + 2 * len(wholes)) + '|']
   row_of = lambda whole, method: next((r for r in (*whole['rows'], *whole['baselines']) if r['method'] == method), {})
-  order = [r['method'] for r in wholes[0]['rows']] + [b['method'] for b in wholes[0]['baselines']]
+  order = dict.fromkeys(r['method'] for key in ('rows', 'baselines') for w in wholes for r in w[key])
   for method in order:
     cells = []
-    for whole in wholes:
-      row = row_of(whole, method)
-      floor = row_of(whole, 'untrained')['scores']
+    for row in (row_of(whole, method) for whole in wholes):
       for score in ('logistic accuracy', 'knn accuracy'):
         if 'scores' not in row:
           cells.append('failed' if 'failed' in row else '')
           continue
-        value = row['scores'][score]['value']
-        below = method not in ('untrained', 'pixels (PCA)') and value <= floor[score]['value']
-        cells.append(f'{value:.3f}' + (' (-)' if below else ''))
+        before = f' ({row["untrained"][score]["value"]:.3f})' if 'untrained' in row else ''
+        cells.append(f'{row["scores"][score]["value"]:.3f}{before}')
     lines.append(f'| {method} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 

@@ -63,3 +63,8 @@ def default_options(name: str) -> dict[str, Any]:
 def filled(method: Any, **known: Any) -> dict[str, Any]:
   """Those of `known` that the method has a field for."""
   return {f.name: known[f.name] for f in dataclasses.fields(method) if f.name in known}
+
+
+def feature_of(objective: Any) -> str:
+  """The vector that an objective recommends: the one that its option `feature` trains, where it has that option."""
+  return getattr(objective, 'feature', objective.FEATURE)

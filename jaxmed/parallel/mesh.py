@@ -70,6 +70,18 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
   return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def on_host(sharding: NamedSharding) -> NamedSharding:
+  """The same sharding in the memory of the device's host.
+
+  Raises:
+    UserError: the backend has no such memory.
+  """
+  kinds = {m.kind for m in sharding.mesh.devices.flat[0].addressable_memories()}
+  if 'pinned_host' not in kinds:
+    raise UserError(f'optimizer.offload: this backend has no pinned host memory, only {", ".join(sorted(kinds))}')
+  return sharding.with_memory_kind('pinned_host')
+
+
 def axis_size(axis: str) -> int:
   """Size of an axis of the mesh that the surrounding `jax.set_mesh` names; 1 without one."""
   return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)

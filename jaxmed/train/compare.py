@@ -14,7 +14,7 @@ from jaxmed import files, objectives
 from jaxmed.data.sources import open_source
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import figures
-from jaxmed.evaluate.run import TRAINED, evaluate
+from jaxmed.evaluate.run import PIXELS, TRAINED, evaluate
 from jaxmed.train import loop
 from jaxmed.train.logs import read_rows
 from jaxmed.train.run import load_encoder
@@ -58,8 +58,10 @@ def compare(plan: Plan, out: str | pathlib.Path) -> dict[str, Any]:
   to stop on) is a row that says so.
 
   Returns:
-    {'rows': [{'method', 'seeds', 'scores': {'knn accuracy': {'value', 'low', 'high'}}, 'seconds', 'images_per_second',
-    'memory_mb', 'failed'}], 'baselines': [...]}; intervals are Student's t over the seeds, of baselines by bootstrap.
+    {'rows': [{'method', 'seeds', 'scores': {'knn accuracy': {'value', 'low', 'high'}}, 'untrained': {the same},
+    'seconds', 'images_per_second', 'memory_mb', 'failed'}], 'baselines': [...]}; `untrained` is of each run's encoder
+    before training, which is as good as its options make it (initial weights, positions, scales, which vector).
+    Intervals are Student's t over the seeds, those of baselines by bootstrap.
   Raises:
     UserError: an unknown method, column or config key, or a corpus without test rows of the label.
   """
@@ -90,8 +92,8 @@ def _run(plan: Plan, source: Any, method: str, seed: int, folder: pathlib.Path) 
     started = (folder / 'config.json').exists()
     summary = loop.resume(folder, quiet=True) if started else loop.train(plan.config(method, seed), folder, quiet=True)
     encoder = load_encoder(folder)
-    judged = evaluate(encoder, source, plan.label, feature=encoder.feature, seed=seed, pixels=False, draws=200)
-    result |= {'scores': _scores(judged, TRAINED), 'summary': summary}
+    result |= {'scores': _judged(encoder, source, plan, seed),
+               'untrained': _judged(encoder.untrained(seed), source, plan, seed), 'summary': summary}
   except UserError as e:
     if not (folder / 'config.json').exists():
       raise  # a mistake in what was asked for, not a run that went wrong
@@ -101,23 +103,26 @@ def _run(plan: Plan, source: Any, method: str, seed: int, folder: pathlib.Path) 
   return result
 
 
+def _judged(encoder: Any, source: Any, plan: Plan, seed: int) -> dict[str, Any]:
+  judged = evaluate(encoder, source, plan.label, feature=encoder.feature, seed=seed, pixels=False, draws=200)
+  return _scores(judged, TRAINED)
+
+
 def _scores(judged: Mapping[str, Any], features: str) -> dict[str, Any]:
   found = {r['method']: r['metrics'] for r in judged['rows'] if r['features'] == features}
   return {f'{probe} {metric}': found[probe][metric] for probe, metric in SCORES}
 
 
 def _baselines(plan: Plan, source: Any, results: list[dict[str, Any]], out: pathlib.Path) -> list[dict[str, Any]]:
-  """The untrained encoder and raw pixels, once."""
+  """Raw pixels, once."""
   good = [r for r in results if 'failed' not in r]
   if not good:
     return []
   place = out / 'baselines.json'
   if not place.exists():
     encoder = load_encoder(good[0]['run'])
-    judged = evaluate(encoder.untrained(0), source, plan.label, feature=encoder.feature)
-    found = {'untrained': _scores(judged, TRAINED)}  # here the untrained encoder is the one that is judged
-    found |= {r['features']: _scores(judged, r['features']) for r in judged['rows'] if r['features'] != TRAINED}
-    files.write_json(place, [{'method': k, 'scores': v} for k, v in found.items()])
+    judged = evaluate(encoder, source, plan.label, feature=encoder.feature)
+    files.write_json(place, [{'method': PIXELS, 'scores': _scores(judged, PIXELS)}])
   return files.read_json(place)
 
 
@@ -133,7 +138,8 @@ def _row(method: str, results: list[dict[str, Any]]) -> dict[str, Any]:
   middle = lambda key: float(np.median([r['summary'][key] for r in good]))
   row |= {'seconds': middle('seconds'), 'images_per_second': middle('images_per_second'),
           'memory_mb': middle('memory_bytes') / 1e6}
-  row['scores'] = {name: interval([r['scores'][name]['value'] for r in good]) for name in good[0]['scores']}
+  for which in ('scores', 'untrained'):
+    row[which] = {name: interval([r[which][name]['value'] for r in good]) for name in good[0][which]}
   return row
 
 
@@ -147,16 +153,17 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def markdown(whole: Mapping[str, Any]) -> str:
-  """The comparison as a Markdown table, methods by falling accuracy of the linear probe."""
+  """The comparison as a Markdown table, methods by falling accuracy of the linear probe; untrained in brackets."""
   names = [f'{probe} {metric}' for probe, metric in SCORES]
   key = lambda row: -row['scores']['logistic accuracy']['value'] if 'scores' in row else 1.0
-  lines = ['| method | ' + ' | '.join(n.replace('_', ' ') for n in names) + ' | s | images/s | step MB |',
+  lines = ['| method | ' + ' | '.join(f'{n} (untrained)' for n in names) + ' | s | images/s | step MB |',
            '|---' * (len(names) + 4) + '|']
   for row in (*sorted(whole['rows'], key=key), *whole['baselines']):
     if 'scores' not in row:
       lines.append(f'| {row["method"]} | failed: {row["failed"][0]} |' + ' |' * (len(names) + 2))
       continue
-    cells = [cell(row['scores'][n]) for n in names]
+    before = [f' ({row["untrained"][n]["value"]:.3f})' if 'untrained' in row else '' for n in names]
+    cells = [cell(row['scores'][n]) + old for n, old in zip(names, before, strict=True)]
     cost = [f'{row[k]:.0f}' if k in row else '' for k in ('seconds', 'images_per_second', 'memory_mb')]
     lines.append(f'| {row["method"]} | ' + ' | '.join(cells + cost) + ' |')
   return '\n'.join(lines) + '\n'

@@ -18,23 +18,28 @@ class Logs:
 
   Args:
     run: the run directory. start, steps: where the bar begins and ends. quiet: no bar and no lines.
+    main: whether this process writes; the others only read what there is.
   """
 
-  def __init__(self, run: pathlib.Path, start: int, steps: int, batch_size: int, quiet: bool = False):
+  def __init__(self, run: pathlib.Path, start: int, steps: int, batch_size: int, quiet: bool = False,
+               main: bool = True):
     self.path = pathlib.Path(run) / 'metrics.jsonl'
     rows = [r for r in read_rows(self.path) if r['step'] <= start]  # a killed run may have gone on past its checkpoint
-    write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
+    self.losses = [r['loss'] for r in rows if 'loss' in r]
     self.latest = {k: v for r in rows for k, v in r.items() if k != 'step'}  # the newest value of each metric
-    self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
-    from tensorboardX import SummaryWriter
-    self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
+    self._file = self._events = None
+    if main:
+      write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
+      self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
+      from tensorboardX import SummaryWriter
+      self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
     self._batch_size, self._steps = batch_size, steps
     self._clock: float | None = time.monotonic()
     self._active, self._last, self._waited = 0.0, start, 0.0
     self._shown: dict[str, float] = {}
     self._bar = None
-    self._quiet = quiet
-    if not quiet and sys.stderr.isatty():
+    self._quiet = quiet or not main
+    if not self._quiet and sys.stderr.isatty():
       from tqdm import tqdm
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
 
@@ -67,6 +72,8 @@ class Logs:
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Writes a row."""
+    if self._file is None or self._events is None:
+      return
     self._file.write(json.dumps({'step': step} | values) + '\n')
     self._file.flush()
     for name, value in values.items():
@@ -86,6 +93,8 @@ class Logs:
 
   def close(self) -> None:
     """Flushes everything."""
+    if self._file is None or self._events is None:
+      return
     self._file.close()
     with contextlib.suppress(OSError):  # a full disk: the rows are in metrics.jsonl
       self._events.close()

@@ -13,6 +13,7 @@ import pyarrow as pa
 from jaxmed.data.pipeline import eval_batches
 from jaxmed.evaluate import health
 from jaxmed.evaluate.probes import knn, ridge
+from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import setup
 from jaxmed.train.step import TrainState
@@ -144,7 +145,7 @@ _loss = jax.jit(_val_loss, static_argnums=0)
 def _features(trainer, mesh, variables, batch):
   """Pooled features [N, D], tokens of the first channel [N, T, D], pooled features of some views [N, Q, D]."""
   objective = trainer.objective
-  params, feature = objective.encoder_params(variables), objective.FEATURE
+  params, feature = objective.encoder_params(variables), feature_of(objective)
   view = dataclasses.replace(trainer.view, views=1, local_views=0, channel_sampling='none')
 
   def encode(b):

@@ -7,6 +7,7 @@ import jax
 
 from jaxmed.errors import UserError
 from jaxmed.evaluate.encoder import Encoder
+from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import setup
 from jaxmed.train.checkpoint import Checkpoints
@@ -49,4 +50,4 @@ def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> E
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   model, params = product(trainer.objective.encoder, trainer.objective.encoder_params(variables))
   return Encoder(model, params, spec.channels, config.loader.normalize,
-                 trainer.objective.FEATURE if model.class_token else 'mean', info)
+                 feature_of(trainer.objective) if model.class_token else 'mean', info)

@@ -20,12 +20,19 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import watch
+from jaxmed.train import spikes, watch
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
 # Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator.
 CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
+
+# What may change when a run goes on: nothing that alters the weights it ends with.
+RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
+             'on_collapse', 'on_spike')
+# Keys that runs of earlier versions lack, whose defaults do what those did.
+ADDED = ('on_spike', 'checkpoint.minutes', 'checkpoint.keep_every', 'watchdog.minutes', 'mesh.sequence',
+         'loader.sources', 'optimizer.moments', 'optimizer.offload')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +79,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   wants['augment'] = _wanted_views(wants.get('augment', {}), user)
   for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
-  _check_values(config)
+  check_values(config)
   _fill_sizes(config, objective, spec, on_cpu)
   _fill_views(config, objective)
   _fill_objective(config, spec)
@@ -93,6 +100,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'steps': (0, math.inf), 'epochs': (0, math.inf), 'batch_size': (0, math.inf), 'learning_rate': (0, math.inf),
     'checkpoint_every': (0, math.inf), 'eval_every': (0, math.inf), 'seed': (0, 2**31 - 1), 'log_every': (1, math.inf),
     'loader.threads': (1, 256), 'checkpoint.keep': (1, math.inf), 'optimizer.accumulate': (1, math.inf),
+    'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
     'optimizer.warmup_epochs': (0, math.inf), 'optimizer.final_learning_rate': (0, math.inf),
@@ -100,7 +108,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _check_values(config: ConfigDict) -> None:
+def check_values(config: ConfigDict) -> None:
   """Ranges and choices of what no other part checks when it is built."""
   values = config_lib.flat(config)
   for key, (low, high) in _RANGES.items():
@@ -109,6 +117,7 @@ def _check_values(config: ConfigDict) -> None:
       raise UserError(f'{key} must be {wanted}, not {values[key]}')
   intensity.parse_mode(config.loader.normalize)
   choose('on_collapse', config.on_collapse, watch.ACTIONS)
+  choose('on_spike', config.on_spike, spikes.ACTIONS)
   choose('loader.fit', config.loader.fit, FITS)
   choose('checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
   size = config.loader.load_size
@@ -239,6 +248,17 @@ def check_same(spec: DataSpec, source: Any) -> None:
                     f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
 
 
+def check_shares(config: ConfigDict, mesh: Any) -> None:
+  """Whether this many devices and processes can share the batch; they may be others than those a run began with."""
+  shards, batch = mesh_lib.batch_shards(mesh), config.batch_size
+  if batch % (shards * config.optimizer.accumulate):
+    raise UserError(f'batch_size {batch} does not divide over {shards} devices x {config.optimizer.accumulate} '
+                    'microbatches: use another number of devices, or mesh.tensor')
+  if shards % jax.process_count():
+    raise UserError(f'mesh {dict(mesh.shape)} puts the same part of a batch on {jax.process_count()} processes: its '
+                    'data, replica and fsdp axes together must be a multiple of the number of processes')
+
+
 def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
   model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
@@ -251,9 +271,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place,
                    rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0,
                    **config.augment)
-  o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema', 'warmup_epochs')}
+  o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs')}
   optimizer = Optimizer(config.learning_rate, config.steps, **o)
-  return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema)
+  return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema,
+                 config.optimizer.offload)
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -288,8 +309,12 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
     raise UserError(f'{run} is not a run: it has no config.json')
   values = files.read_json(run / 'config.json')
   config = config_lib.from_dict(values if isinstance(values, dict) else {})
-  have = config_lib.flat(config)
-  lost = [key for key in config_lib.flat(config_lib.base()) if key not in have]
+  have, defaults = config_lib.flat(config), config_lib.flat(config_lib.base())
+  lost = [key for key in defaults if key not in have and not (key in ADDED and have)]
+  with config.unlocked():  # a run of a version that had no such key goes on as it began
+    for key in set(ADDED) - set(have):
+      section, _, name = key.rpartition('.')
+      (config.setdefault(section, ConfigDict()) if section else config)[name] = defaults[key]
   if lost:
     raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
   data = files.read_json(run / 'data.json')

@@ -62,11 +62,11 @@ def raising_on_sigterm() -> Iterator[None]:
     yield
 
 
-def interruptible(work: Callable[[], Any], flag: StopFlag) -> Any:
+def interruptible(work: Callable[[], Any], check: Callable[[], None]) -> Any:
   """Runs `work` (a compilation, which no signal handler interrupts) in a thread and returns its result.
 
   Raises:
-    Stopped: a signal came first; the thread is left behind and ends with the process.
+    Stopped: `check`, called meanwhile, raised it; the thread is left behind and ends with the process.
   """
   box: dict[str, Any] = {}
 
@@ -80,7 +80,7 @@ def interruptible(work: Callable[[], Any], flag: StopFlag) -> Any:
   thread.start()
   while thread.is_alive():
     thread.join(0.1)
-    flag.check()
+    check()
   if 'error' in box:
     raise box['error']
   return box['value']

@@ -45,7 +45,11 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-  """What a step is made of; all fields are static."""
+  """What a step is made of; all fields are static.
+
+  `offload` keeps the optimizer's moments in the host's memory between steps, where the backend has that: two copies
+  of the parameters fewer on each device, for one transfer of them each way a step.
+  """
 
   objective: Any
   optimizer: Optimizer
@@ -53,6 +57,7 @@ class Trainer:
   seed: int = 0
   accumulate: int = 1
   ema: float = 0.0
+  offload: bool = False
 
   def create(self, batch: Any) -> TrainState:
     """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter."""
@@ -70,6 +75,8 @@ class Trainer:
     """Shapes and shardings of the state on a mesh."""
     boxed = jax.eval_shape(self.create, batch)
     where = mesh_lib.shardings(boxed, mesh)
+    if self.offload:
+      where = dataclasses.replace(where, moments=jax.tree.map(mesh_lib.on_host, where.moments))
     put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(put, nn.unbox(boxed), where)
 
@@ -96,6 +103,8 @@ class Trainer:
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     stats = metrics.pop('stats', {})
     frozen = self.objective.frozen(state.step) if hasattr(self.objective, 'frozen') else {}
+    if self.offload:
+      state = dataclasses.replace(state, moments=jax.device_put(state.moments, jax.memory.Space.Device))
     params, moments = self.optimizer.update(grads, state.moments, state.params, state.step, frozen, state.rate)
     params = overlay(params, stats)
     target = self._follow(state.target, params, state.step)
@@ -103,6 +112,8 @@ class Trainer:
     fresh = dict(params=params, target=target, moments=moments, average=average, extra=extra)
     old = {name: getattr(state, name) for name in fresh}
     kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), fresh, old)
+    if self.offload:
+      kept['moments'] = jax.device_put(kept['moments'], jax.memory.Space.Host)
     bad = 1 - finite.astype(jnp.int32)
     state = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + bad,
                                 skipped_in_row=(state.skipped_in_row + 1) * bad, **kept)

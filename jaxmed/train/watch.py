@@ -17,7 +17,11 @@ MOST_ROLLBACKS = 3
 
 
 class RollBack(Exception):
-  """Training is to go on from the last healthy checkpoint with a smaller learning rate."""
+  """Training is to go on from the last checkpoint at or before `step` with a smaller learning rate."""
+
+  def __init__(self, step: int):
+    super().__init__(step)
+    self.step = step
 
 
 @dataclasses.dataclass
@@ -73,17 +77,29 @@ class Watch:
     if sign.hard and self.action == 'stop':
       raise UserError(f'step {step}: {text(sign)} (on_collapse=stop)')
     if sign.hard and self.action == 'rollback':
-      self._slow_down(step, sign)
+      self._slow_down(step, text(sign), self.healthy)
 
-  def _slow_down(self, step: int, sign: Collapse) -> None:
+  def spike(self, step: int, loss: float, limit: float, action: str) -> None:
+    """What becomes of a spike of the loss.
+
+    Raises:
+      RollBack: to the step before it. The batches that follow are the same ones; the smaller rate makes the difference.
+    """
+    what = f'the loss rose to {loss:.4g}, above {limit:.4g} that its last rows allow'
+    if action == 'warn' and process.is_main():
+      print(f'warning: step {step}: {what}', file=sys.stderr, flush=True)
+    if action == 'rollback':
+      self._slow_down(step, what, step - 1)
+
+  def _slow_down(self, step: int, why: str, healthy: int) -> None:
     if self.slowdown <= SLOWER**MOST_ROLLBACKS:
-      raise UserError(f'step {step}: {text(sign)}; {MOST_ROLLBACKS} rollbacks to smaller learning rates did not help')
+      raise UserError(f'step {step}: {why}; {MOST_ROLLBACKS} rollbacks to smaller learning rates did not help')
     self.slowdown *= SLOWER
     self.save()
     if process.is_main():
-      print(f'warning: back to the last healthy checkpoint at or before step {self.healthy}, with the learning rate '
-            f'times {self.slowdown:g}', file=sys.stderr, flush=True)
-    raise RollBack
+      print(f'warning: step {step}: {why}; back to the last healthy checkpoint at or before step {healthy}, with the '
+            f'learning rate times {self.slowdown:g}', file=sys.stderr, flush=True)
+    raise RollBack(healthy)
 
 
 def text(sign: Collapse) -> str:

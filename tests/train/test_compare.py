@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from jaxmed import cli
+from jaxmed.data.sources import open_source
+from jaxmed.evaluate.run import evaluate
 from jaxmed.train import compare
+from jaxmed.train.run import load_encoder
 from tests.common import words
 from tests.conftest import TINY
 
@@ -24,18 +27,25 @@ def test_a_comparison(corpus, tmp_path, capfd):
   assert run(corpus, out, 'mae:objective.decoder_depth=1', 'mae:objective.decoder_dim=32', '--json') == 0
   whole = json.loads(capfd.readouterr().out)
   assert [r['method'] for r in whole['rows']] == ['mae', 'simclr']
-  assert [b['method'] for b in whole['baselines']] == ['untrained', 'pixels (PCA)']
+  assert [b['method'] for b in whole['baselines']] == ['pixels (PCA)']
   for row in whole['rows']:
     results = [json.loads((out / row['method'] / str(seed) / 'result.json').read_text()) for seed in (0, 1)]
     values = [r['scores']['knn accuracy']['value'] for r in results]
     score = row['scores']['knn accuracy']
     assert score['value'] == pytest.approx(np.mean(values))
+    before = [r['untrained']['knn accuracy']['value'] for r in results]
+    assert row['untrained']['knn accuracy']['value'] == pytest.approx(np.mean(before))
     assert score['high'] - score['value'] == pytest.approx(12.71 * np.std(values, ddof=1) / np.sqrt(2))
     assert row['seconds'] > 0 and row['images_per_second'] > 0 and 0.01 < row['memory_mb'] < 1000
     assert json.loads((out / row['method'] / '0' / 'config.json').read_text())['steps'] == 4
   assert (out / 'compare.png').stat().st_size > 5000
   table = (out / 'compare.md').read_text()
-  assert table.count('\n') == 6 and '| simclr |' in table and '| untrained |' in table
+  assert table.count('\n') == 5 and '| simclr |' in table and '| pixels (PCA) |' in table
+  assert f'] ({np.mean(before):.3f}) |' in table  # the last row's
+  encoder = load_encoder(out / 'simclr' / '1')
+  again = evaluate(encoder.untrained(1), open_source(corpus), 'tissue', feature='cls', seed=1, pixels=False, draws=5)
+  knn = next(r['metrics'] for r in again['rows'] if r['method'] == 'knn')
+  assert knn['accuracy']['value'] == before[1]
   before = {p: p.stat().st_mtime_ns for p in out.rglob('result.json')}
   assert run(corpus, out, 'mae:objective.decoder_depth=1', 'mae:objective.decoder_dim=32') == 0  # nothing is run again
   assert {p: p.stat().st_mtime_ns for p in out.rglob('result.json')} == before

@@ -12,7 +12,7 @@ import pytest
 from jaxmed import load
 from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError
-from jaxmed.train import loop
+from jaxmed.train import begin, loop
 from jaxmed.train.logs import read_rows
 from tests.common import record_indices, same, saved_state, saved_steps, start, words
 from tests.conftest import TINY
@@ -203,7 +203,7 @@ def test_init_reaches_the_average_of_the_weights(corpus, trained, tmp_path):
   run = types.SimpleNamespace(config=config, trainer=loop.setup.build(config, spec),
                               mesh=loop.mesh_lib.make_mesh(config.mesh))
   shapes = loop.setup.batch_shapes(config, spec, run.mesh)
-  state = loop._initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
+  state = begin.initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
   same(state.average, state.params)
   same(state.average['encoder'], saved_state(trained).params['encoder'])
 

@@ -13,6 +13,7 @@ from jaxmed.data.sources import open_source
 from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import setup
+from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
 from jaxmed.train.probe import fitted
 from tests.common import host, same, saved_state, saved_steps, start
@@ -188,3 +189,19 @@ def _poisoned(build):
     fields = {f.name: getattr(trainer.objective, f.name) for f in dataclasses.fields(trainer.objective)}
     return dataclasses.replace(trainer, objective=Bad(**fields))
   return poisoned
+
+
+def test_moments_in_the_hosts_memory(corpus, trained, tmp_path):
+  """They lie there between steps and after a restart, and nothing else changes."""
+  user = merge(TINY, {'optimizer': {'offload': True}})
+  b = Bench(corpus, user)
+  state = b.state()
+  step = b.trainer.compile(b.trainer.abstract(b.shapes, b.mesh), b.shapes, b.mesh)
+  state, _ = step(state, b.batches(1)[0])
+  kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+  assert kinds(state.moments) == {'pinned_host'} and kinds(state.params) == {'device'}
+  start(corpus, tmp_path / 'run', user)
+  same(saved_state(trained), saved_state(tmp_path / 'run'))
+  checkpoints = Checkpoints(tmp_path / 'run', read_only=True)
+  assert kinds(checkpoints.restore(b.trainer.abstract(b.shapes, b.mesh)).moments) == {'pinned_host'}
+  checkpoints.close()
