@@ -12,7 +12,8 @@ each (there one of five such changes, half of the time), a Gaussian blur of up t
   jaxmed prepare demo --out corpus && jaxmed train experiments/supervised.py:laptop --data corpus --out RUN
 
 Published, on all 8 channels of JUMP-CP: 68.09 % (patch 16) and 74.77 % (patch 8), from memory of table 2, not checked.
-8 GPUs (README.md). Not run here at full size. `laptop`: regions of the demo corpus on 2 CPU cores.
+8 GPUs (README.md). Not run here at full size. `laptop`: regions of the demo corpus on 2 CPU cores, not flipped: they are
+lateral or medial, anterior or posterior.
 """
 
 from ml_collections import ConfigDict
@@ -48,9 +49,11 @@ VARIANTS = {
         'image_size': 48,
         'batch_size': 32,
         'steps': 800,
-        'learning_rate': 5e-4,
+        'learning_rate': 1e-3,
         'eval_every': 200,
-        'augment': {'channel_sampling': 'hcs', 'scale': (0.6, 1.0), 'brightness': 0.1, 'contrast': 0.1},
+        'encoder': {'drop_path': 0.0},
+        'augment': {'channel_sampling': 'hcs', 'scale': (0.8, 1.0), 'flip': (0.0, 0.0), 'brightness': 0.1,
+                    'contrast': 0.1},
         'loader': {'label': 'region'},
     },
 }

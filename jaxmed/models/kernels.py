@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmed.parallel.mesh import axis_size
+
 KEEP = 1024  # keys up to which attention keeps its probabilities; with more, it computes them again going back
 CHUNK_BYTES = 2**24  # of logits that attention on CPU makes at a time where it does not keep them
+LEAST = 256  # queries at a time on accelerators, where the batch is cut over devices and products must be large
 _MASKED = -1e30  # logit of a key that may not be looked at
 _TINY = 1e-30  # in place of the sum of no probabilities
 
@@ -86,8 +89,8 @@ def _attention_fwd(qkv, mask):
   if k.shape[2] <= KEEP:
     out, _, total, weights = _attend(q, k, v, mask)
     return out, (qkv, mask, out, total, weights)
-  whole = lambda q, k, v, mask: _attend(q, k, v, mask)[:3]
-  out, top, total = lax.platform_dependent(q, k, v, mask, cpu=_attend_chunks, default=whole)
+  wide = functools.partial(_attend_chunks, least=LEAST)
+  out, top, total = lax.platform_dependent(q, k, v, mask, cpu=_attend_chunks, default=wide)
   return out, (qkv, mask, out, top + jnp.log(total), None)
 
 
@@ -96,8 +99,8 @@ def _attention_bwd(residuals, g):
   q, k, v = qkv
   delta = (g.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)  # [B, H, N, 1]
   if weights is None:
-    grads = lax.platform_dependent(
-        q, k, v, mask, g, total, delta, cpu=_gradients_chunks, default=lambda *a: _gradients(*_again(*a)))
+    wide = functools.partial(_gradients_chunks, least=LEAST)
+    grads = lax.platform_dependent(q, k, v, mask, g, total, delta, cpu=_gradients_chunks, default=wide)
   else:
     grads = _gradients(q, k, v, weights, (g / total).astype(g.dtype), delta / total)
   grads = tuple(d.astype(x.dtype) for d, x in zip(grads, (q, k, v), strict=True))
@@ -132,11 +135,6 @@ def _attend(q, k, v, mask):
   return (_product('bhnm,bhmd->bhnd', weights, v) / total).astype(q.dtype), top, total, weights
 
 
-def _again(q, k, v, mask, g, total, delta):
-  """What `_gradients` takes, where only the logarithm of the sum of exponentials was kept."""
-  return q, k, v, _weights(q, k, mask, total).astype(v.dtype), g, delta
-
-
 def _slope(q, v, weights, g, delta):
   """Gradient of the products of queries and keys, [B, H, N, M]."""
   return _once(weights * (_product('bhnd,bhmd->bhnm', g, v) - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
@@ -158,34 +156,47 @@ def _gradients(q, k, v, weights, g, delta):
   return _product('bhnm,bhmd->bhnd', slope, k), dk, dv
 
 
-def _chunked(q, k, *rows):
+def _parts(count):
+  """How many devices share the queries of a sample: each takes its part of every chunk."""
+  parts = axis_size('sequence')
+  return parts if count % parts == 0 else 1
+
+
+def _chunked(least, q, k, *rows):
   """Cuts each of `rows` [B, H, N, D] -> [chunks, B, H, n, D], zeros at the end: logits that fit a cache."""
   batch, heads, count = q.shape[:3]
-  size = max(CHUNK_BYTES // (4 * batch * heads * k.shape[2]), 64)
-  chunks = -(-count // size)
-  size = -(-count // chunks)
+  parts = _parts(count)
+  own = count // parts
+  size = max(CHUNK_BYTES // (4 * batch * heads * k.shape[2] * parts), least)
+  chunks = -(-own // size)
+  size = -(-own // chunks)
 
   def cut(x):
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * size - count), (0, 0)))
-    return jnp.moveaxis(x.reshape(batch, heads, chunks, size, -1), 2, 0)
+    x = x.reshape(batch, heads, parts, own, -1)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, chunks * size - own), (0, 0)))
+    x = jnp.moveaxis(x.reshape(batch, heads, parts, chunks, size, -1), 3, 0)
+    return x.reshape(chunks, batch, heads, parts * size, -1)
 
   return tuple(cut(x) for x in rows)
 
 
 def _joined(x, count):
   """The inverse of `_chunked` for one array."""
-  x = jnp.moveaxis(x, 0, 2)
-  return x.reshape(*x.shape[:2], -1, x.shape[-1])[:, :, :count]
+  chunks, batch, heads, rows = x.shape[:4]
+  parts = _parts(count)
+  x = jnp.moveaxis(x.reshape(chunks, batch, heads, parts, rows // parts, -1), 0, 3)
+  return x.reshape(batch, heads, parts, chunks * rows // parts, -1)[:, :, :, : count // parts].reshape(
+      batch, heads, count, -1)
 
 
-def _attend_chunks(q, k, v, mask):
+def _attend_chunks(q, k, v, mask, least=64):
   """The first three of `_attend`, some queries at a time."""
   body = lambda _, part: (None, _attend(part[0], k, v, mask)[:3])
-  parts = lax.scan(body, None, _chunked(q, k, q))[1]
+  parts = lax.scan(body, None, _chunked(least, q, k, q))[1]
   return tuple(_joined(x, q.shape[2]) for x in parts)
 
 
-def _gradients_chunks(q, k, v, mask, g, total, delta):
+def _gradients_chunks(q, k, v, mask, g, total, delta, least=64):
   """`_gradients`, some queries at a time; weights are computed again."""
 
   def body(sums, part):
@@ -197,7 +208,7 @@ def _gradients_chunks(q, k, v, mask, g, total, delta):
     return (dk, dv), _product('bhnm,bhmd->bhnd', slope, k)
 
   zeros = jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
-  (dk, dv), dq = lax.scan(body, (zeros, zeros), _chunked(q, k, q, g, total, delta))
+  (dk, dv), dq = lax.scan(body, (zeros, zeros), _chunked(least, q, k, q, g, total, delta))
   return _joined(dq, q.shape[2]), dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
 

@@ -21,20 +21,43 @@ RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'prototypes': 'ten
 ACTIVATIONS = {'batch': BATCH_AXES, 'tokens': ('sequence',), 'heads': ('tensor',), 'mlp': ('tensor',)}
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """Makes the mesh over all devices, or over those given; one axis may be 0, which takes what the others leave.
 
+  Where devices lie in several slices (TPU) or nodes (GPU), the first of the axes replica, data and fsdp that can be cut
+  so runs over whole ones, and the others stay inside of one, where links are fast.
+
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices, or do not fit the slices.
   """
-  count = jax.device_count() if devices is None else len(devices)
+  devices = jax.devices() if devices is None else list(devices)
+  count = len(devices)
   shape = [sizes.get(axis, 1) for axis in AXES]
   fixed = math.prod(n for n in shape if n)
   if shape.count(0) > 1 or fixed < 1 or count % fixed or (0 not in shape and fixed != count):
     wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in zip(AXES, shape, strict=True))
     raise UserError(f'mesh {wanted} does not fit {count} devices: the sizes must multiply to {count}')
   shape = [n or count // fixed for n in shape]
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
+  slices: dict[int, list[Any]] = {}
+  for d in devices:
+    slices.setdefault(getattr(d, 'slice_index', None) or 0, []).append(d)
+  cut = next((i for i, a in enumerate(AXES) if a in BATCH_AXES and shape[i] % len(slices) == 0), None)
+  if cut is None or len({len(s) for s in slices.values()}) > 1:
+    raise UserError(f'{count} devices in {len(slices)} slices: mesh.replica, mesh.data or mesh.fsdp must be a multiple '
+                    f'of {len(slices)}')
+  shape[cut] //= len(slices)
+  grids = [_grid(tuple(shape), slices[n]) for n in sorted(slices)]
+  return Mesh(np.concatenate(grids, axis=cut), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def _grid(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+  """Devices of one slice as an array in which neighbours are near each other."""
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices).devices
+  except NotImplementedError as e:
+    wanted = ' x '.join(f'{a}={n}' for a, n in zip(AXES, shape, strict=True) if n > 1)
+    raise UserError(f'mesh {wanted} cannot be laid along the links of a slice: choose sizes that are products of its '
+                    f'sides ({" ".join(str(e).split())[:120]})') from e
 
 
 def batch_shards(mesh: Mesh) -> int:

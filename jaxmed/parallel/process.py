@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from jaxmed.errors import EXIT_UNAVAILABLE, UserError
+from jaxmed.parallel import devices
 
 # Variables that a launcher sets and jax.distributed reads by itself when several processes run.
 _LAUNCHED = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
@@ -46,6 +47,7 @@ def start() -> None:
     return
   if getattr(jax.config, 'jax_cpu_collectives_implementation', None) in (None, 'none'):
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  given |= devices.initialize_arguments(os.environ)
   with _time_limit(START_SECONDS):
     jax.distributed.initialize(**given, initialization_timeout=START_SECONDS + 60,
                                shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
@@ -71,6 +73,11 @@ def _time_limit(seconds: float) -> Iterator[None]:
     yield
   finally:
     timer.cancel()
+
+
+def owners() -> list[str]:
+  """Who owns which devices, and warnings of GPUs that nobody uses; all processes call it alike."""
+  return devices.report(os.environ, socket.gethostname(), gather)
 
 
 def is_main() -> bool:

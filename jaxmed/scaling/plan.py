@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
@@ -118,26 +118,6 @@ def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
   return shape
 
 
-def real_mesh(sizes: Mapping[str, int], devices: list[Any], slices: int) -> Mesh:
-  """The mesh over the devices of a topology; of several slices, whole ones along replica or else along data.
-
-  Raises:
-    UserError: neither axis is a multiple of the slices, or the slice cannot be cut so along its links.
-  """
-  axis = next((a for a in ('replica', 'data') if sizes[a] % slices == 0), None)
-  if axis is None:
-    raise UserError(f'{slices} slices: mesh.replica or mesh.data must be a multiple of {slices}')
-  part = {**sizes, axis: sizes[axis] // slices}
-  of = lambda d: getattr(d, 'slice_index', None) or 0
-  try:
-    grids = [mesh_lib.make_mesh(part, [d for d in devices if of(d) == n]).devices for n in range(slices)]
-  except NotImplementedError as e:
-    raise UserError(f'mesh {part} cannot be laid along the links of the slice: choose sizes that are products of its '
-                    f'sides ({" ".join(str(e).split())[:120]})') from e
-  return Mesh(np.concatenate(grids, axis=mesh_lib.AXES.index(axis)), mesh_lib.AXES,
-              axis_types=(jax.sharding.AxisType.Auto,) * len(mesh_lib.AXES))
-
-
 def model_flops(config: ConfigDict, spec: setup.DataSpec) -> int:
   """FLOPs of one step by its jaxpr, views and optimizer included.
 
@@ -187,7 +167,7 @@ def compile_step(job_values: Mapping[str, Any]) -> dict[str, Any]:
   more = {'num_slices': cluster.slices} if cluster.slices > 1 else {}
   described = topologies.get_topology_desc(f'{cluster.chip.name}:{shape}', platform='tpu', **more)
   devices: list[Any] = list(described.devices)
-  mesh = real_mesh(job.mesh, devices, cluster.slices)
+  mesh = mesh_lib.make_mesh(job.mesh, devices)
   batch = setup.batch_shapes(job.config, job.spec, mesh)
   began = time.monotonic()
   try:

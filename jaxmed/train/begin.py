@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmed import files
 from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError
 from jaxmed.models.vit import at_size
-from jaxmed.parallel import process
+from jaxmed.parallel import layout, process
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.run import TRAINING_ONLY
 from jaxmed.train.step import TrainState
@@ -44,8 +45,15 @@ def records(user: Mapping[str, Any]) -> tuple[Any, Any]:
   return corpus, source
 
 
-def announce(run: Any) -> None:
-  """Says in a few lines what runs."""
+def announce(run: Any, abstract: TrainState) -> None:
+  """Says what runs and how its state lies on the devices, in RUN/layout.txt array by array; all processes call it."""
+  owners, memory = process.owners(), layout.device_memory()
+  if not process.is_main():
+    return
+  table = layout.table(abstract, memory)
+  files.write_text(run.folder / 'layout.txt', table + '\n')
+  if run.quiet:
+    return
   c, s = run.config, run.spec
   lines = [
       f'method {c.method}, model {c.model} at {"x".join(map(str, c.image_size))}, channels {", ".join(s.vocabulary)}',
@@ -53,6 +61,7 @@ def announce(run: Any) -> None:
       f'learning rate {c.learning_rate:.3g}, seed {c.seed}',
       f'{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh '
       + ' '.join(f'{k}={v}' for k, v in run.mesh.shape.items() if v > 1 or k == 'data'),
+      *owners, table if jax.device_count() > 1 else layout.total(abstract, memory),
   ]
   print('\n'.join(lines), file=sys.stderr, flush=True)
 

@@ -108,8 +108,6 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     run = Run(out, config, spec, source, corpus, setup.build(config, spec), mesh_lib.make_mesh(config.mesh), agreement,
               watchdog, quiet)
-    if not quiet and process.is_main():
-      begin.announce(run)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -129,6 +127,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
   shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
   abstract = run.trainer.abstract(shapes, run.mesh)
+  begin.announce(run, abstract)
   state = begin.state_of(run, checkpoints, abstract, shapes)
   run.watchdog.beat('compilation', step=False)
   try:

@@ -263,12 +263,31 @@ def test_vmap(path):
 
 @pytest.mark.parametrize('platform,barrier', [('cpu', True), ('tpu', False), ('cuda', False)])
 def test_the_form_is_chosen_when_lowering(path, platform, barrier):
-  """A program lowered for another platform on this host is that platform's: no barriers and no chunks."""
+  """A program lowered for another platform on this host is that platform's: no barriers; chunks on all of them."""
   x, w, mask = sample()
   f = jax.jit(jax.grad(lambda x, w: total(x, w, mask, scan=False), (0, 1)))
   text = f.trace(x, w).lower(lowering_platforms=(platform,)).as_text()
   assert ('optimization_barrier' in text) == barrier
-  assert ('stablehlo.while' in text) == (barrier and path == 'again')
+  assert ('stablehlo.while' in text) == (path == 'again')
+
+
+@pytest.mark.parametrize('count, parts', [(70, 1), (72, 2), (72, 4), (71, 4)])
+def test_chunks_of_each_devices_queries(monkeypatch, count, parts):
+  """Where devices share the queries of a sample, a chunk has some of each; 71 do not divide and stay together."""
+  monkeypatch.setattr(kernels, 'axis_size', lambda axis: parts)
+  monkeypatch.setattr(kernels, 'CHUNK_BYTES', 1)
+  q, k, v = (jnp.asarray(normal((2, 3, n, 4), i)) for i, n in enumerate((count, 9, 9)))
+  cut, = kernels._chunked(7, q, k, q)
+  own = count // parts if count % parts == 0 else count
+  assert cut.shape[0] == -(-own // 7) > 1
+  if count % parts == 0:  # the first chunk has the first queries of each device
+    first = cut[0].reshape(2, 3, parts, -1, 4)[:, :, :, 0]
+    np.testing.assert_array_equal(first, q.reshape(2, 3, parts, own, 4)[:, :, :, 0])
+  np.testing.assert_array_equal(kernels._joined(cut, count), q)
+  mask = jnp.asarray(np.arange(9) != 3)[None].repeat(2, 0)
+  whole, chunks = kernels._attend(q, k, v, mask)[:3], kernels._attend_chunks(q, k, v, mask, least=7)
+  for got, want in zip(chunks, whole, strict=True):
+    close(got, np.asarray(want), 1e-6)
 
 
 def test_less_is_kept_where_probabilities_are_made_again(monkeypatch):

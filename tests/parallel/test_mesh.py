@@ -1,5 +1,7 @@
 """How logical axes become shardings: pure functions of sizes."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from jaxmed.parallel import process
 @pytest.mark.parametrize('sizes', [{'data': 0}, {'data': 1}, {'replica': 1, 'data': 0, 'fsdp': 1, 'tensor': 1}, {}])
 def test_one_device(sizes):
   mesh = m.make_mesh(sizes)
-  assert dict(mesh.shape) == {'replica': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
+  assert dict(mesh.shape) == {'replica': 1, 'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
   assert m.batch_shards(mesh) == 1
 
 
@@ -25,6 +27,39 @@ def test_one_device(sizes):
 def test_what_does_not_fit(sizes):
   with pytest.raises(UserError, match=r'mesh .* does not fit 1 devices: the sizes must multiply to 1'):
     m.make_mesh(sizes)
+
+
+def sliced(slices, each):
+  """What `make_mesh` asks of devices."""
+  return [types.SimpleNamespace(slice_index=n, id=(n, i)) for n in range(slices) for i in range(each)]
+
+
+@pytest.mark.parametrize('sizes, whole', [
+    ({'data': 0}, 'data'), ({'data': 2, 'fsdp': 4}, 'data'), ({'data': 1, 'fsdp': 8}, 'fsdp'),
+    ({'replica': 2, 'data': 1, 'fsdp': 2, 'tensor': 2}, 'replica'), ({'data': 2, 'tensor': 4}, 'data')])
+def test_one_axis_runs_over_whole_slices(monkeypatch, sizes, whole):
+  monkeypatch.setattr(m, '_grid', lambda shape, devices: np.array(devices, object).reshape(shape))
+  monkeypatch.setattr(m, 'Mesh', lambda grid, axes, axis_types: (grid, axes))
+  grid, axes = m.make_mesh(sizes, sliced(2, 4))
+  index = np.vectorize(lambda d: d.slice_index)(grid)
+  axis = axes.index(whole)
+  for i, part in enumerate(np.split(index, 2, axis=axis)):
+    assert (part == i).all()
+  assert len({d.id for d in grid.flat}) == 8
+
+
+@pytest.mark.parametrize('sizes', [{'data': 1, 'tensor': 8}, {'data': 1, 'sequence': 8}])
+def test_slices_that_no_axis_can_be_cut_into(sizes):
+  with pytest.raises(UserError, match='8 devices in 2 slices: mesh.replica, mesh.data or mesh.fsdp must be a multiple of 2'):
+    m.make_mesh(sizes, sliced(2, 4))
+
+
+def test_activations():
+  """Without a mesh nothing is said; with one, axes that divide are cut."""
+  x = jnp.ones((8, 6, 4))
+  assert m.constrain(x, 'batch', 'tokens', None) is x and m.axis_size('sequence') == 1
+  with jax.set_mesh(m.make_mesh({'data': 0})):
+    assert m.constrain(x, 'batch', 'tokens', None) is x  # a mesh of one device
 
 
 def spec(names, shape, **sizes):
@@ -48,7 +83,7 @@ def test_rules(names, shape, sizes, want):
 
 
 def test_plain_leaves_are_everywhere():
-  mesh = AbstractMesh((1, 2, 2, 1), m.AXES)
+  mesh = AbstractMesh((1, 2, 2, 1, 1), m.AXES)
   got = m.shardings({'step': jax.ShapeDtypeStruct((), jnp.int32)}, mesh)
   assert got['step'].spec == P()
   assert m.batch_shards(mesh) == 4

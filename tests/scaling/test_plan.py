@@ -151,11 +151,6 @@ def test_mistakes(changes, text):
   assert text in str(e.value)
 
 
-def test_two_slices_want_an_axis_of_two():
-  with pytest.raises(UserError, match='mesh.replica or mesh.data must be a multiple of 2'):
-    plan.real_mesh({'replica': 1, 'data': 1, 'fsdp': 8, 'sequence': 1, 'tensor': 1}, [None] * 8, 2)
-
-
 def test_without_the_compiler(monkeypatch):
   monkeypatch.setattr(worker.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match=r"libtpu.* is not installed: pip install 'jaxmed\[tpu-plan\]'"):
