@@ -84,6 +84,16 @@ def test_golden_texts_belong_to_recipes():
   assert sorted(p.stem for p in GOLDEN.glob('*.json')) == sorted(NAMED)
 
 
+@pytest.mark.parametrize('model', ['vit_micro/16', 'channel_vit_micro/16', 'resnet_micro', 'convnextv2_micro',
+                                   'caformer_micro', 'pvt_v2_micro'])
+def test_every_method_builds_on_every_family(model):
+  """With its own defaults: what a family lacks is left out, what it has otherwise is set."""
+  for method in objectives.METHODS:
+    user = {'method': method, 'model': model, 'image_size': 64, 'loader': {'label': 'label'}}
+    trainer = setup.build(setup.resolve(user, SPECS['demo']), SPECS['demo'])
+    assert type(trainer.objective) is objectives.METHODS[method]
+
+
 def test_every_method_has_a_recipe():
   by_variant = {name: {values(p, name)['method'] for p in PUBLISHED} for name in ('published', 'laptop')}
   for name, methods in by_variant.items():
