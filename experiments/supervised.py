@@ -12,8 +12,8 @@ each (there one of five such changes, half of the time), a Gaussian blur of up t
   jaxmed prepare demo --out corpus && jaxmed train experiments/supervised.py:laptop --data corpus --out RUN
 
 Published, on all 8 channels of JUMP-CP: 68.09 % (patch 16) and 74.77 % (patch 8), from memory of table 2, not checked.
-8 GPUs (README.md). Not run here at full size. `laptop`: regions of the demo corpus on 2 CPU cores, not flipped: they are
-lateral or medial, anterior or posterior.
+8 GPUs (README.md). Not run here at full size. `laptop`: regions of the demo corpus on 2 CPU cores, not
+flipped: they are lateral or medial, anterior or posterior.
 """
 
 from ml_collections import ConfigDict

@@ -233,6 +233,18 @@ def flat(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
   return out
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flat`: {'optimizer.clip': 0.0} -> {'optimizer': {'clip': 0.0}}."""
+  out: dict[str, Any] = {}
+  for key, value in values.items():
+    section = out
+    *parents, last = key.split('.')
+    for parent in parents:
+      section = section.setdefault(parent, {})
+    section[last] = value
+  return out
+
+
 def to_dict(config: ConfigDict) -> dict[str, Any]:
   """The config as plain data for JSON; tuples become lists."""
   return config.to_dict()

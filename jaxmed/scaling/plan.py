@@ -1,11 +1,10 @@
 """What a run takes on a cluster that is not there: the real step compiled for TPUs, arithmetic for GPUs."""
 
-import contextlib
 import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +15,6 @@ from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed.errors import UserError
-from jaxmed.models import kernels
 from jaxmed.parallel import chips, flops
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel.chips import Cluster
@@ -25,6 +23,7 @@ from jaxmed.scaling.hlo import Collective
 from jaxmed.scaling.roofline import Bounds, Width
 from jaxmed.train import setup
 from jaxmed.train.step import Trainer
+from jaxmed.train.utilization import model_flops
 
 ROWS, CLASSES, PER_CHIP = 1_000_000, 1000, 64
 
@@ -116,36 +115,6 @@ def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     raise UserError(f'{wanted} does not fit {count} devices: the sizes must multiply to {count}, the fixed ones for '
                     f'example to {near}')
   return shape
-
-
-def model_flops(config: ConfigDict, spec: setup.DataSpec) -> int:
-  """FLOPs of one step by its jaxpr, views and optimizer included.
-
-  Counted with rematerialisation off, also that of attention over many keys: MFU is about the model's own work.
-  """
-  config = plain(config)
-  trainer, batch = setup.build(config, spec), setup.batch_shapes(config, spec)
-  with keeping():
-    return flops.count(trainer.step, nn.unbox(jax.eval_shape(trainer.create, batch)), batch)
-
-
-def plain(config: ConfigDict) -> ConfigDict:
-  """A config without rematerialisation."""
-  config = ConfigDict(config_lib.to_dict(config))
-  for section in ('encoder', 'objective'):
-    if 'remat' in config[section]:
-      config[section].remat = 'none'
-  return config
-
-
-@contextlib.contextmanager
-def keeping() -> Iterator[None]:
-  """Has attention keep its probabilities for any number of keys while something is traced."""
-  before, kernels.KEEP = kernels.KEEP, 1 << 62
-  try:
-    yield
-  finally:
-    kernels.KEEP = before
 
 
 def width(job: Job, model: float) -> Width:

@@ -308,15 +308,13 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
   if not (run / 'config.json').is_file():
     raise UserError(f'{run} is not a run: it has no config.json')
   values = files.read_json(run / 'config.json')
-  config = config_lib.from_dict(values if isinstance(values, dict) else {})
-  have, defaults = config_lib.flat(config), config_lib.flat(config_lib.base())
+  values = values if isinstance(values, dict) else {}
+  have, defaults = config_lib.flat(config_lib.from_dict(values)), config_lib.flat(config_lib.base())
   lost = [key for key in defaults if key not in have and not (key in ADDED and have)]
-  with config.unlocked():  # a run of a version that had no such key goes on as it began
-    for key in set(ADDED) - set(have):
-      section, _, name = key.rpartition('.')
-      (config.setdefault(section, ConfigDict()) if section else config)[name] = defaults[key]
   if lost:
     raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
+  missing = config_lib.nested({key: defaults[key] for key in ADDED if key not in have})
+  config = config_lib.from_dict(config_lib.merge(missing, values))  # an earlier version's run goes on as it began
   data = files.read_json(run / 'data.json')
   try:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

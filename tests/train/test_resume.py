@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged ends with the weights of one that was not, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 from jaxmed import load
 from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError
-from jaxmed.train import begin, loop
+from jaxmed.train import begin, loop, setup
 from jaxmed.train.logs import read_rows
 from tests.common import record_indices, same, saved_state, saved_steps, start, words
 from tests.conftest import TINY
@@ -213,3 +214,22 @@ def test_init_of_another_model(corpus, trained, tmp_path):
     start(corpus, tmp_path / 'run', TINY, init=str(trained), encoder={'embed_dim': 16})
   assert str(trained) in str(e.value)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on(trained, tmp_path):
+  """Its config lacks keys, even a whole section, whose defaults do what it did."""
+  run = shutil.copytree(trained, tmp_path / 'run')
+  values = json.loads((run / 'config.json').read_text())
+  for key in setup.ADDED:
+    section, _, name = key.rpartition('.')
+    del (values[section] if section else values)[name]
+  assert not values.pop('watchdog')
+  (run / 'config.json').write_text(json.dumps(values))
+  config, _ = setup.load(run)
+  assert config.watchdog.minutes == 0.0 and config.mesh.sequence == 1 and config.on_spike == 'warn'
+  assert config.learning_rate == 1e-3
+  loop.resume(run, quiet=True)
+  del values['seed']
+  (run / 'config.json').write_text(json.dumps(values))
+  with pytest.raises(UserError, match='config.json has no seed'):
+    setup.load(run)
