@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -98,7 +98,7 @@ def leave(code: int) -> None:
   if several() and jax.distributed.is_initialized():
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       if is_main():
-        _until(lambda: True if len(told('gone')) >= jax.process_count() - 1 else None, LEAVE_SECONDS)
+        until(lambda: True if len(told('gone')) >= jax.process_count() - 1 else None, LEAVE_SECONDS)
         time.sleep(0.2)
       else:
         retell(f'gone/{jax.process_index()}', True)
@@ -161,10 +161,10 @@ def gather(name: str, value: Any, seconds: float = 600.0) -> list[Any]:
   folder, me, count = f'gather/{name}/{_calls[name]}', jax.process_index(), jax.process_count()
   tell(f'{folder}/said/{me}', value)
   if me == 0:  # one process reads all answers and gives them out: the others read one value each
-    said = _until(lambda: got if len(got := told(f'{folder}/said')) == count else None, seconds)
+    said = until(lambda: got if len(got := told(f'{folder}/said')) == count else None, seconds)
     said = told(f'{folder}/said') if said is None else said
     tell(f'{folder}/all/all', [[k, said[k]] for k in sorted(said, key=int)])
-  found = _until(lambda: told(f'{folder}/all').get('all'), seconds + 10)
+  found = until(lambda: told(f'{folder}/all').get('all'), seconds + 10)
   found = [] if found is None else found
   answers = {int(k): v for k, v in found}
   missing = [p for p in range(count) if p not in answers] if found else [0]
@@ -174,7 +174,7 @@ def gather(name: str, value: Any, seconds: float = 600.0) -> list[Any]:
   return [answers[p] for p in range(count)]
 
 
-def _until(get: Any, seconds: float) -> Any:
+def until(get: Callable[[], Any], seconds: float) -> Any:
   """The first thing other than None that `get` gives; None after `seconds`."""
   end, pause = time.monotonic() + seconds, 0.002
   while (found := get()) is None and time.monotonic() < end:
@@ -203,7 +203,7 @@ def check_shared(folder: str | os.PathLike, seconds: float = SHARED_SECONDS) -> 
   if not there:
     return  # what comes next says what is wrong with it
   token = folder / name
-  seen = _until(lambda: True if token.name in os.listdir(folder if folder.is_dir() else '.') else None, seconds)
+  seen = until(lambda: True if token.name in os.listdir(folder if folder.is_dir() else '.') else None, seconds)
   answers = gather(f'folder {folder}', [bool(seen), socket.gethostname()], seconds + 60)
   if is_main():
     token.unlink(missing_ok=True)

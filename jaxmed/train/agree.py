@@ -109,10 +109,16 @@ class Agreement:
       self._thread.join()
 
   def fail(self, text: str, code: int, hung: bool = False) -> None:
-    """Tells the others that this process ends alone: they cannot go on without it."""
+    """Tells the others that this process ends alone: they cannot go on without it.
+
+    When it hung it waits until they have written where they stand: its end would end what they wait in.
+    """
     if self._thread is not None:
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         process.retell(f'{self._name}/failed/{jax.process_index()}', [text, code, hung])
+        others = jax.process_count() - 1
+        if hung:
+          process.until(lambda: len(process.told(f'{self._name}/shown')) >= others or None, 4 * GRACE)
 
   def _late(self) -> bool:
     return self.minutes > 0 and time.monotonic() - self._saved >= 60 * self.minutes
@@ -165,6 +171,7 @@ class Agreement:
     which, (text, code, hung) = min(others.items(), key=lambda x: int(x[0]))
     if hung and self.folder is not None:
       stacks.write(self.folder, f'process {which}: {text}')
+      process.retell(f'{self._name}/shown/{jax.process_index()}', True)
     elif self._ended.wait(GRACE):
       return
     print(f'jaxmed: process {which} failed: {text}', file=sys.stderr, flush=True)

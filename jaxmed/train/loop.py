@@ -26,6 +26,7 @@ from jaxmed.train.setup import RESUMABLE
 from jaxmed.train.signals import interruptible
 from jaxmed.train.spikes import Spikes
 from jaxmed.train.step import TrainState
+from jaxmed.train.utilization import Utilization
 from jaxmed.train.watch import RollBack, Watch
 from jaxmed.train.watchdog import Watchdog
 
@@ -153,6 +154,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check)
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet, process.is_main())
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
+  used = Utilization(config, run.spec)
   watch.rows, watch.width = probe.shape
   pending: collections.deque = collections.deque()
   running: collections.deque = collections.deque()
@@ -184,6 +186,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         row, values = pending.popleft()
         hosts.wait(values)
         values = {k: float(v) for k, v in jax.device_get(values).items()} | logs.speed(row)
+        values |= used.row(values)
         latest |= values
         logs.scalars(row, values | vitals.own() | hosts.row(row, values['data_wait']))
         _check_finite(latest, checkpoints)

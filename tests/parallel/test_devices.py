@@ -80,7 +80,7 @@ def test_what_does_not_fit_eight_devices(eight):
   assert 'nearest is 16' in said['batch'] or 'nearest is 8' in said['batch']
   assert 'nearest is 8' in said['small']
   assert 'nearest is 16' in said['accumulate'] or 'nearest is 32' in said['accumulate']
-  assert 'mesh replica=1 x data=rest x fsdp=1 x tensor=3 does not fit 8 devices' in said['mesh']
+  assert 'mesh replica=1 x data=rest x fsdp=1 x sequence=1 x tensor=3 does not fit 8 devices' in said['mesh']
   assert 'does not fit 8 devices' in said['two rests']
   assert sorted(p.name for p in place.iterdir()) == sorted(MESHES)
 

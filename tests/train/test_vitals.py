@@ -1,15 +1,22 @@
 """What a run says of its processes, its steps and its losses: numbers, without a run."""
 
+import dataclasses
 import os
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.train import vitals
+from jaxmed.parallel import chips
+from jaxmed.train import setup, utilization, vitals
+from jaxmed.train.logs import read_rows
 from jaxmed.train.spikes import Spikes
 from jaxmed.train.watch import RollBack, Watch
 from jaxmed.train.watchdog import Watchdog
+from tests.common import start
+from tests.conftest import TINY
 
 
 def rows(**waits):
@@ -85,3 +92,20 @@ def test_how_long_a_step_may_take(tmp_path, monkeypatch):
   dog.beat('an evaluation', step=False)
   assert dog.limit == 6 * 3 * 3000
   assert Watchdog(tmp_path, 2.0, None).limit == 6 * 120
+
+
+def test_mfu_is_the_planners(corpus, tmp_path, monkeypatch):
+  """On a chip of the table; the CPU of these tests is in none, so its runs have no such number."""
+  kind = jax.devices()[0].device_kind
+  chip = dataclasses.replace(chips.CHIPS['v4'], kinds=(kind,), flops=1e12)
+  assert utilization.Utilization.row(types.SimpleNamespace(_share=0.0), {'images_per_second': 5.0}) == {}
+  monkeypatch.setattr(chips, 'CHIPS', {'this': chip})
+  start(corpus, tmp_path / 'run', TINY | {'steps': 3})
+  rows = [r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl') if 'mfu' in r]
+  assert len(rows) == 3
+  config, spec = setup.load(tmp_path / 'run')
+  image = utilization.model_flops(config, spec) / config.batch_size
+  for row in rows:
+    assert row['mfu'] == pytest.approx(image * row['images_per_second'] / 1e12)
+  blocks = 3 * 2 * config.batch_size * 2 * 12 * 32**2  # a lower bound: two blocks of width 32, a token a sample
+  assert image * config.batch_size > blocks
