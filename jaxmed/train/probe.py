@@ -49,7 +49,8 @@ class Probe:
 
   def health(self, state: TrainState) -> dict[str, float]:
     """How well features tell images apart, on held-out images (or, without any, on training ones)."""
-    source = thin(self._val if len(self._val) else self.source.select(split=self.config.loader.split), HEALTH_ROWS)
+    rows = self._val if len(self._val) else self._known(self.source.select(split=self.config.loader.split))
+    source = thin(rows, HEALTH_ROWS)
     shards = mesh_lib.batch_shards(self.mesh)
     size = len(source) // shards * shards
     if size < 2:
@@ -68,9 +69,13 @@ class Probe:
   @functools.cached_property
   def _val(self) -> Any:
     """Held-out rows whose channels are all in the vocabulary."""
-    source, known = self.source.select(split='val'), set(self.spec.vocabulary)
+    return thin(self._known(self.source.select(split='val')), PROBE_ROWS)
+
+  def _known(self, source: Any) -> Any:
+    """The rows whose channels the run knows: it may train on some sources alone."""
+    known = set(self.spec.vocabulary)
     keep = [known.issuperset(names) for names in source.table.column('channels').to_pylist()]
-    return thin(dataclasses.replace(source, table=source.table.filter(pa.array(keep, pa.bool_()))), PROBE_ROWS)
+    return dataclasses.replace(source, table=source.table.filter(pa.array(keep, pa.bool_())))
 
   @functools.cached_property
   def _labelled(self) -> tuple[Any, Any]:
@@ -78,7 +83,7 @@ class Probe:
     label = self.config.loader.label
     if not label:
       return (), ()
-    train, val = (thin(self.source.select(split=s, label=label), PROBE_ROWS) for s in ('train', 'val'))
+    train, val = (thin(self._known(self.source.select(split=s, label=label)), PROBE_ROWS) for s in ('train', 'val'))
     return train, val
 
   def _loss(self, state: TrainState, source: Any) -> float:

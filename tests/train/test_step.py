@@ -1,14 +1,17 @@
 """The one jitted step: accumulation, averages, updates that are left out, and what it does not depend on."""
 
+import csv
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxmed.config import merge
 from jaxmed.data.pipeline import train_batches
+from jaxmed.data.prepare import prepare
 from jaxmed.data.sources import open_source
 from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
@@ -205,3 +208,25 @@ def test_moments_in_the_hosts_memory(corpus, trained, tmp_path):
   checkpoints = Checkpoints(tmp_path / 'run', read_only=True)
   assert kinds(checkpoints.restore(b.trainer.abstract(b.shapes, b.mesh)).moments) == {'pinned_host'}
   checkpoints.close()
+
+
+def test_records_of_some_sources_alone(tiles, tmp_path):
+  """A run on the grey half knows no colours, and neither do its probes, though the corpus has them."""
+  with open(tiles / 'table.csv', newline='', encoding='utf-8') as f:
+    rows = list(csv.DictReader(f))[::4]
+  for i, row in enumerate(rows):
+    with Image.open(tiles / row['path']) as image:
+      (image.convert('L') if i % 2 else image).save(tmp_path / row['path'])
+    row |= {'source': 'grey' if i % 2 else 'colour', 'split': 'val' if i % 6 == 0 else 'train'}  # none of grey in val
+  with open(tmp_path / 'table.csv', 'w', newline='', encoding='utf-8') as f:
+    table = csv.DictWriter(f, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+  prepare([tmp_path], tmp_path / 'corpus', table=tmp_path / 'table.csv', progress=False)
+  user = merge(TINY, {'steps': 2, 'batch_size': 4, 'loader': {'sources': 'grey', 'label': 'tissue'}})
+  start(tmp_path / 'corpus', tmp_path / 'run', user)
+  _, spec = setup.load(tmp_path / 'run')
+  assert (spec.rows, len(spec.vocabulary), spec.masked) == (12, 1, False)
+  assert any('rankme' in r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl'))
+  with pytest.raises(UserError, match="'gray': did you mean 'grey'"):
+    start(tmp_path / 'corpus', tmp_path / 'other', merge(user, {'loader': {'sources': 'gray'}}))
