@@ -1,7 +1,6 @@
 """Block masks: what every mask must satisfy, and the distribution beside a plain restatement of the definition."""
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -111,14 +110,3 @@ def test_counts_come_from_one_bin_each(crops, probability, exact):
       np.testing.assert_array_equal(chosen, np.floor(patches * edges[1:] + 1e-4))
   if crops > 2:
     assert len({tuple(row > 0) for row in rows}) > 1 or number == crops  # which crops is random
-
-
-def test_fast():
-  count = jnp.full(64, 60)
-  masks(jax.random.key(0), count, (14, 14), 4.0, 98.0).block_until_ready()
-  times = []
-  for seed in range(8):
-    start = time.perf_counter()
-    masks(jax.random.key(seed), count, (14, 14), 4.0, 98.0).block_until_ready()
-    times.append(time.perf_counter() - start)
-  assert min(times) < 0.01, times
