@@ -81,15 +81,8 @@ def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
   if (out / 'corpus').exists():  # made from the folder that the words name
     user = user | {'data': before.data}
   wanted, have = config.flat(setup.resolve(user, spec)), config.flat(before)
-  changes: dict[str, Any] = {}
-  for key in config.flat(config.from_dict(user)):
-    if wanted[key] != have.get(key):
-      *parents, last = key.split('.')
-      section = changes
-      for parent in parents:
-        section = section.setdefault(parent, {})
-      section[last] = wanted[key]
-  return loop.resume(out, changes)
+  said = config.flat(config.from_dict(user))
+  return loop.resume(out, config.nested({key: wanted[key] for key in said if wanted[key] != have.get(key)}))
 
 
 def launch(args: argparse.Namespace) -> dict[str, Any]:

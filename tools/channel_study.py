@@ -25,9 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
 from jaxmed.data.sources import open_source  # noqa: E402
-from jaxmed.evaluate.run import TRAINED, evaluate  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
-from jaxmed.train.compare import cell, interval  # noqa: E402
+from jaxmed.train.compare import cell, interval, judged  # noqa: E402
 from jaxmed.train.run import load_encoder  # noqa: E402
 
 RGB, BRAIN = ('R', 'G', 'B'), ('T1', 'GM', 'WM')
@@ -36,14 +35,7 @@ ARMS = {
     'all': {'augment': {'channel_sampling': 'none'}},
     'hcs': {},
 }
-SCORES = (('logistic', 'accuracy'), ('knn', 'accuracy'), ('logistic', 'auroc'))
-
-
-def judged(encoder, source) -> dict[str, float]:
-  """Scores of a frozen encoder."""
-  found = evaluate(encoder, source, 'region', feature=encoder.feature, pixels=False, draws=10)
-  rows = {r['method']: r['metrics'] for r in found['rows'] if r['features'] == TRAINED}
-  return {f'{probe} {metric}': rows[probe][metric]['value'] for probe, metric in SCORES}
+NAMES = ('logistic accuracy', 'knn accuracy', 'logistic auroc')
 
 
 def as_colours(encoder, source):
@@ -53,8 +45,8 @@ def as_colours(encoder, source):
   return dataclasses.replace(encoder, channels=tuple(stats(names[c['name']]) for c in encoder.channels))
 
 
-def run(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> dict[str, dict[str, float]]:
-  """Scores of one run, by arm; the first seed's run of `hcs` gives those of its untrained encoder too."""
+def run(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> dict[str, dict]:
+  """Scores of one run, by arm; a run of `hcs` gives those of its encoder before training too."""
   place, folder = out / f'{arm}_{seed}.json', out / f'{arm}_{seed}'
   if place.exists():
     return files.read_json(place)
@@ -67,9 +59,9 @@ def run(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> dict[s
     loop.train(user, folder, quiet=True)
   encoder, source = load_encoder(folder), open_source(data)
   encoder = as_colours(encoder, source) if arm == 'rgb' else encoder
-  scores = {arm: judged(encoder, source)}
+  scores = {arm: judged(encoder, source, 'region', seed)}
   if arm == 'hcs':
-    scores['untrained'] = judged(encoder.untrained(seed), source)
+    scores['untrained'] = judged(encoder.untrained(seed), source, 'region', seed)
   files.write_json(place, scores)
   return scores
 
@@ -84,15 +76,14 @@ def main() -> None:
   args = parser.parse_args()
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
-  found: dict[str, list[dict[str, float]]] = {'untrained': []}
+  found: dict[str, list[dict]] = {'untrained': []}
   for seed in range(args.seeds):
     for arm in ARMS:
       for name, scores in run(arm, seed, args.data, out, args.steps).items():
         found.setdefault(name, []).append(scores)
-  names = [f'{probe} {metric}' for probe, metric in SCORES]
-  lines = ['| encoder | ' + ' | '.join(names) + ' |', '|---' * (1 + len(names)) + '|']
+  lines = ['| encoder | ' + ' | '.join(NAMES) + ' |', '|---' * (1 + len(NAMES)) + '|']
   for name, runs in found.items():
-    lines.append(f'| {name} | ' + ' | '.join(cell(interval([r[n] for r in runs])) for n in names) + ' |')
+    lines.append(f'| {name} | ' + ' | '.join(cell(interval([r[n]['value'] for r in runs])) for n in NAMES) + ' |')
   files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
   print('\n'.join(lines))
 

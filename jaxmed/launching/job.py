@@ -5,7 +5,6 @@ The same command serves the first start and every restart, because `jaxmed train
 
 import dataclasses
 import hashlib
-import math
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxmed import config
 from jaxmed.errors import UserError
 from jaxmed.launching.options import Common
+from jaxmed.parallel.axes import filled
 
 MANY = 100  # restarts of a job that a queue starts again by itself
 
@@ -131,11 +131,8 @@ def check_config(words: Sequence[str], devices: int, what: str, *, here: bool = 
 
 def check_mesh(mesh: ConfigDict | Mapping[str, int], devices: int, what: str) -> None:
   """Raises a UserError when the sizes of a mesh (0: what is left) do not multiply to the devices."""
-  sizes = dict(mesh)
-  fixed = math.prod(n for n in sizes.values() if n)
-  open_ = [axis for axis, n in sizes.items() if n == 0]
-  if fixed < 1 or devices % fixed or (not open_ and fixed != devices):
-    wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in sizes.items() if n != 1)
+  if filled(mesh, devices) is None:
+    wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in mesh.items() if n != 1)
     raise UserError(f'mesh {wanted} does not fit {what} = {devices} devices: the sizes must multiply to {devices}')
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from jaxmed.errors import EXIT_STOPPED, EXIT_UNAVAILABLE, UserError
 from jaxmed.launching import record
 from jaxmed.launching.job import Job
 from jaxmed.launching.options import Local
+from jaxmed.parallel.devices import machine_gpus
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL = 0.05  # seconds
@@ -27,10 +27,7 @@ def visible_gpus(env: Mapping[str, str]) -> list[str]:
   """The GPUs that processes started here would see: CUDA_VISIBLE_DEVICES, otherwise what nvidia-smi lists."""
   if 'CUDA_VISIBLE_DEVICES' in env:
     return [name for name in env['CUDA_VISIBLE_DEVICES'].split(',') if name]
-  if env.get('JAX_PLATFORMS', '') == 'cpu' or shutil.which('nvidia-smi') is None:
-    return []
-  done = record.attempt(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'])
-  return done.stdout.split() if done.returncode == 0 else []
+  return [] if env.get('JAX_PLATFORMS', '') == 'cpu' else machine_gpus()
 
 
 def share(gpus: list[str], o: Local) -> list[list[str]]:

@@ -12,8 +12,6 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from jaxmed.errors import UserError
 
 _VISIBLE = ('CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES')
@@ -170,6 +168,7 @@ def report(env: Mapping[str, str], host: str, gather: Callable[[str, Any], list[
   Args:
     gather: gives what each process says, in order (`parallel.process.gather`).
   """
+  import jax  # here: what launches processes reads this module too, and needs none
   own = jax.local_devices()
   ids = local_device_ids(env)
   gpu = own[0].platform in ('gpu', 'cuda', 'rocm')

@@ -11,9 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmed.errors import UserError
-
-AXES = ('replica', 'data', 'fsdp', 'sequence', 'tensor')  # slowest links first, fastest last
-BATCH_AXES = ('replica', 'data', 'fsdp')
+from jaxmed.parallel.axes import AXES, BATCH_AXES, filled
 
 # Logical axis -> mesh axis. Names that are not here are replicated, and so is a dimension that does not divide.
 RULES = {'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'prototypes': 'tensor'}
@@ -32,12 +30,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   """
   devices = jax.devices() if devices is None else list(devices)
   count = len(devices)
-  shape = [sizes.get(axis, 1) for axis in AXES]
-  fixed = math.prod(n for n in shape if n)
-  if shape.count(0) > 1 or fixed < 1 or count % fixed or (0 not in shape and fixed != count):
-    wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in zip(AXES, shape, strict=True))
+  whole = filled(sizes, count)
+  if whole is None:
+    wanted = ' x '.join(f'{a}={sizes.get(a, 1) or "rest"}' for a in AXES)
     raise UserError(f'mesh {wanted} does not fit {count} devices: the sizes must multiply to {count}')
-  shape = [n or count // fixed for n in shape]
+  shape = [whole[axis] for axis in AXES]
   slices: dict[int, list[Any]] = {}
   for d in devices:
     slices.setdefault(getattr(d, 'slice_index', None) or 0, []).append(d)
@@ -123,6 +120,12 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     axes = tuple(a for a in ACTIVATIONS.get(name or '', ()) if sizes.get(a, 1) > 1)
     spec.append(axes if axes and size % math.prod(sizes[a] for a in axes) == 0 else None)
   return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def placed(boxed: Any, where: Any) -> Any:
+  """Shapes of a boxed pytree without its boxes, each with its sharding."""
+  put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(put, nn.unbox(boxed), where)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -82,11 +82,7 @@ def prepare(request: Request) -> Job:
   config_lib.update(config, {'mesh': wanted})
   mesh = mesh_sizes(config.mesh, chips_)
   job = Job(config, spec, setup.build(config, spec), mesh, request.cluster)
-  unit = job.shards * config.optimizer.accumulate
-  if config.batch_size % unit:
-    near = max(round(config.batch_size / unit), 1) * unit
-    raise UserError(f'batch_size {config.batch_size} does not divide over {job.shards} devices x '
-                    f'{config.optimizer.accumulate} microbatches: nearest is {near}')
+  setup.check_divides(config.batch_size, job.shards, config.optimizer.accumulate)
   return job
 
 
@@ -107,9 +103,9 @@ def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
-  fixed = math.prod(n for n in (sizes.get(a, 1) for a in mesh_lib.AXES) if n)
-  shape = {a: sizes.get(a, 1) or (count // fixed if fixed > 0 else 0) for a in mesh_lib.AXES}
-  if math.prod(shape.values()) != count or list(sizes.values()).count(0) > 1:
+  shape = mesh_lib.filled(sizes, count)
+  if shape is None:
+    fixed = math.prod(n for n in (sizes.get(a, 1) for a in mesh_lib.AXES) if n)
     wanted = ' x '.join(f'mesh.{a}={sizes.get(a, 1) or "rest"}' for a in mesh_lib.AXES)
     near = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(fixed, 1))
     raise UserError(f'{wanted} does not fit {count} devices: the sizes must multiply to {count}, the fixed ones for '
@@ -189,9 +185,7 @@ def trace(config: ConfigDict, spec: setup.DataSpec) -> Traced:
 def abstract(boxed: Any, mesh: Mapping[str, int]) -> Any:
   """Shapes and shardings of a state on a mesh whose devices need not exist, as `Trainer.abstract` gives them."""
   unreal: Any = AbstractMesh(tuple(mesh.values()), tuple(mesh))
-  where = mesh_lib.shardings(boxed, unreal)
-  put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(put, nn.unbox(boxed), where)
+  return mesh_lib.placed(boxed, mesh_lib.shardings(boxed, unreal))
 
 
 def analyse(job: Job, traced: Traced | None = None) -> dict[str, Any]:

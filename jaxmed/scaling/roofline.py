@@ -9,19 +9,15 @@ import jax
 from jax.extend import core
 
 from jaxmed.parallel.chips import Cluster
+from jaxmed.parallel.layout import bytes_per_device
 from jaxmed.scaling.hlo import Collective
 
 STATE = {'params': 'parameters', 'moments': 'optimizer', 'target': 'target', 'average': 'average', 'extra': 'extra'}
 
 
-def local_bytes(tree: Any) -> int:
-  """Bytes on one device of a tree of shapes with shardings."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def state_bytes(state: Any) -> dict[str, int]:
   """Bytes of the parts of a `TrainState` on one device."""
-  return {name: local_bytes(getattr(state, field)) for field, name in STATE.items()}
+  return {name: bytes_per_device(getattr(state, field)) for field, name in STATE.items()}
 
 
 def live_bytes(jaxpr: Any) -> int:

@@ -92,8 +92,8 @@ def _run(plan: Plan, source: Any, method: str, seed: int, folder: pathlib.Path) 
     started = (folder / 'config.json').exists()
     summary = loop.resume(folder, quiet=True) if started else loop.train(plan.config(method, seed), folder, quiet=True)
     encoder = load_encoder(folder)
-    result |= {'scores': _judged(encoder, source, plan, seed),
-               'untrained': _judged(encoder.untrained(seed), source, plan, seed), 'summary': summary}
+    result |= {'scores': judged(encoder, source, plan.label, seed),
+               'untrained': judged(encoder.untrained(seed), source, plan.label, seed), 'summary': summary}
   except UserError as e:
     if not (folder / 'config.json').exists():
       raise  # a mistake in what was asked for, not a run that went wrong
@@ -103,13 +103,14 @@ def _run(plan: Plan, source: Any, method: str, seed: int, folder: pathlib.Path) 
   return result
 
 
-def _judged(encoder: Any, source: Any, plan: Plan, seed: int) -> dict[str, Any]:
-  judged = evaluate(encoder, source, plan.label, feature=encoder.feature, seed=seed, pixels=False, draws=200)
-  return _scores(judged, TRAINED)
+def judged(encoder: Any, source: Any, label: str, seed: int) -> dict[str, Any]:
+  """Scores of a frozen encoder: {'knn accuracy': {'value', 'low', 'high'}, ...}, see SCORES."""
+  found = evaluate(encoder, source, label, feature=encoder.feature, seed=seed, pixels=False, draws=200)
+  return _scores(found, TRAINED)
 
 
-def _scores(judged: Mapping[str, Any], features: str) -> dict[str, Any]:
-  found = {r['method']: r['metrics'] for r in judged['rows'] if r['features'] == features}
+def _scores(evaluation: Mapping[str, Any], features: str) -> dict[str, Any]:
+  found = {r['method']: r['metrics'] for r in evaluation['rows'] if r['features'] == features}
   return {f'{probe} {metric}': found[probe][metric] for probe, metric in SCORES}
 
 
@@ -121,8 +122,8 @@ def _baselines(plan: Plan, source: Any, results: list[dict[str, Any]], out: path
   place = out / 'baselines.json'
   if not place.exists():
     encoder = load_encoder(good[0]['run'])
-    judged = evaluate(encoder, source, plan.label, feature=encoder.feature)
-    files.write_json(place, [{'method': PIXELS, 'scores': _scores(judged, PIXELS)}])
+    evaluation = evaluate(encoder, source, plan.label, feature=encoder.feature)
+    files.write_json(place, [{'method': PIXELS, 'scores': _scores(evaluation, PIXELS)}])
   return files.read_json(place)
 
 

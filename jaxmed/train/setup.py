@@ -157,10 +157,7 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   shards = mesh_lib.batch_shards(mesh_lib.make_mesh(config.mesh))
   if not config.batch_size:
     batch = max(batch // shards, 1) * shards
-  if batch % (shards * config.optimizer.accumulate):
-    near = max(round(batch / shards / config.optimizer.accumulate), 1) * shards * config.optimizer.accumulate
-    raise UserError(f'batch_size {batch} does not divide over {shards} devices x {config.optimizer.accumulate} '
-                    f'microbatches: nearest is {near}')
+  check_divides(batch, shards, config.optimizer.accumulate)
   config.batch_size = batch
   if not config.steps:
     budget = CPU_IMAGES if on_cpu else ACCELERATOR_IMAGES
@@ -248,12 +245,18 @@ def check_same(spec: DataSpec, source: Any) -> None:
                     f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
 
 
+def check_divides(batch: int, shards: int, accumulate: int, advice: str = '') -> None:
+  """Raises a UserError where a batch does not divide over devices and microbatches, naming the nearest or `advice`."""
+  unit = shards * accumulate
+  if batch % unit:
+    advice = advice or f'nearest is {max(round(batch / unit), 1) * unit}'
+    raise UserError(f'batch_size {batch} does not divide over {shards} devices x {accumulate} microbatches: {advice}')
+
+
 def check_shares(config: ConfigDict, mesh: Any) -> None:
   """Whether this many devices and processes can share the batch; they may be others than those a run began with."""
-  shards, batch = mesh_lib.batch_shards(mesh), config.batch_size
-  if batch % (shards * config.optimizer.accumulate):
-    raise UserError(f'batch_size {batch} does not divide over {shards} devices x {config.optimizer.accumulate} '
-                    'microbatches: use another number of devices, or mesh.tensor')
+  shards = mesh_lib.batch_shards(mesh)
+  check_divides(config.batch_size, shards, config.optimizer.accumulate, 'use another number of devices, or mesh.tensor')
   if shards % jax.process_count():
     raise UserError(f'mesh {dict(mesh.shape)} puts the same part of a batch on {jax.process_count()} processes: its '
                     'data, replica and fsdp axes together must be a multiple of the number of processes')
@@ -309,12 +312,12 @@ def load(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
     raise UserError(f'{run} is not a run: it has no config.json')
   values = files.read_json(run / 'config.json')
   values = values if isinstance(values, dict) else {}
-  have, defaults = config_lib.flat(config_lib.from_dict(values)), config_lib.flat(config_lib.base())
-  lost = [key for key in defaults if key not in have and not (key in ADDED and have)]
+  have, wanted = config_lib.flat(config_lib.from_dict(values)), config_lib.flat(config_lib.base())
+  lost = [key for key in wanted if key not in have and not (key in ADDED and have)]
   if lost:
     raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
-  missing = config_lib.nested({key: defaults[key] for key in ADDED if key not in have})
-  config = config_lib.from_dict(config_lib.merge(missing, values))  # an earlier version's run goes on as it began
+  # A run of an earlier version goes on as it began: what it lacks does by default what it did.
+  config = config_lib.from_dict(config_lib.merge(config_lib.to_dict(config_lib.base()), values))
   data = files.read_json(run / 'data.json')
   try:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

@@ -77,8 +77,7 @@ class Trainer:
     where = mesh_lib.shardings(boxed, mesh)
     if self.offload:
       where = dataclasses.replace(where, moments=jax.tree.map(mesh_lib.on_host, where.moments))
-    put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(put, nn.unbox(boxed), where)
+    return mesh_lib.placed(boxed, where)
 
   def initialize(self, abstract: TrainState, batch: Any) -> TrainState:
     """The initial state, made on the devices that will hold it, as `abstract` says."""

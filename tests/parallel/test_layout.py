@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +21,7 @@ def abstract(model, **sizes):
   mesh = AbstractMesh(tuple(({a: 1 for a in m.AXES} | sizes).values()), m.AXES)
   trainer = Trainer(MAE(model, decoder_dim=32, decoder_depth=1, decoder_heads=2), Optimizer(1e-3, 10), lambda rng, batch: batch)
   batch = {'image': jnp.zeros((2, 16, 16, 3)), 'channels': jnp.zeros((2, 3), int)}
-  boxed = jax.eval_shape(trainer.create, batch)
-  put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(put, nn.unbox(boxed), m.shardings(boxed, mesh))
+  return trainer.abstract(batch, mesh)
 
 
 def size(tree):

@@ -1,0 +1,16 @@
+"""The axes of the mesh and their sizes: arithmetic that needs no device, and no JAX."""
+
+import math
+from collections.abc import Mapping
+
+AXES = ('replica', 'data', 'fsdp', 'sequence', 'tensor')  # slowest links first, fastest last
+BATCH_AXES = ('replica', 'data', 'fsdp')
+
+
+def filled(sizes: Mapping[str, int], count: int) -> dict[str, int] | None:
+  """The size of every axis over `count` devices, one of 0 taking what the others leave; None if they do not fit."""
+  shape = {axis: sizes.get(axis, 1) for axis in AXES}
+  fixed, open_ = math.prod(n for n in shape.values() if n), list(shape.values()).count(0)
+  if open_ > 1 or fixed < 1 or count % fixed or (not open_ and fixed != count):
+    return None
+  return {axis: n or count // fixed for axis, n in shape.items()}
