@@ -48,9 +48,13 @@ def start() -> None:
   if getattr(jax.config, 'jax_cpu_collectives_implementation', None) in (None, 'none'):
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   given |= devices.initialize_arguments(os.environ)
+  # After so long without a sign of life JAX gives a process up and ends the others. What a killed process leaves behind
+  # mostly ends them sooner: its connections close, and the next collective fails.
+  heartbeat = int(os.environ.get('JAXMED_HEARTBEAT_SECONDS', '100'))
   with _time_limit(START_SECONDS):
     jax.distributed.initialize(**given, initialization_timeout=START_SECONDS + 60,
-                               shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+                               shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+                               heartbeat_timeout_seconds=heartbeat)
 
 
 @contextlib.contextmanager

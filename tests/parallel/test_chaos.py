@@ -1,7 +1,6 @@
 """Five disasters, and the run ends with the bits of one that was left in peace (tools/chaos.py does hundreds)."""
 
 import importlib.util
-import os
 import pathlib
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 FIVE = ('kill one', 'full disk', 'damage', 'term one', 'shard')
 
 
-@pytest.mark.skipif('JAXMED_CHAOS' not in os.environ, reason='waits for real processes: set JAXMED_CHAOS=1 on an idle machine')
 @pytest.mark.timeout(900)  # on cores that others use
 def test_five_disasters(corpus, tmp_path):
   file = pathlib.Path(__file__).parent.parent.parent / 'tools' / 'chaos.py'
@@ -20,7 +18,7 @@ def test_five_disasters(corpus, tmp_path):
   parts, ends = [r for r in results if 'what' in r], [r for r in results if 'differ' in r]
   assert [r['what'] for r in parts] == list(FIVE)
   assert all(r['as_expected'] for r in parts), parts
-  assert all(r['lost'] <= 4 for r in parts), parts  # a checkpoint every 4 steps
+  assert all(r['lost'] <= chaos.most_lost() for r in parts), parts
   assert ends
   for end in ends:
     assert end['codes'] == [0, 0]
