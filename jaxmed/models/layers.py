@@ -4,6 +4,7 @@ Parameters are float32 and carry logical axis names ('layers', 'embed', 'heads',
 jaxmed.parallel alone turns into shardings.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,8 @@ from jaxmed.models import positions as pos
 from jaxmed.parallel.mesh import axis_size, constrain
 
 NORM_EPSILON = 1e-6
+Crops = tuple[tuple[int, int], ...]  # of each kind in a row of tokens: views, and tokens of a view
+Each = tuple[jax.Array | None, ...]  # something for each kind
 REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
 
 
@@ -82,30 +85,55 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention [B, N, D] -> [B, N, D] with a fused qkv projection."""
+  """Multi-head self-attention [B, N, D] -> [B, N, D] with a fused qkv projection.
+
+  A row may hold several crops one after the other (see Transformer): each attends to itself alone.
+  """
 
   num_heads: int
   qkv_bias: bool = True
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
+  crops: Crops = ()
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None) -> jax.Array:
+  def __call__(self, x: jax.Array, masks: Each, angles: Each) -> jax.Array:
     dim = x.shape[-1]
     head_dim = dim // self.num_heads
     qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
                 self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
     qkv = constrain(qkv, 'batch', 'tokens', None, 'heads', None)
-    if angles is None and axis_size('sequence') == 1:
-      out = kernels.self_attention(qkv, mask)  # [B, N, H, Dh]
-    else:
-      q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-      if angles is not None:
-        q, k = pos.rotate(q, angles), pos.rotate(k, angles)
-      k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
-      out = kernels.attention(q, k, v, mask)
-    out = constrain(out, 'batch', 'tokens', 'heads', None)
+    parts = (_attend(*part) for part in zip(_split(qkv, self.crops), masks, angles, strict=True))
+    out = constrain(_joined(parts, self.crops), 'batch', 'tokens', 'heads', None)  # [B, N, H, Dh]
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
+
+
+def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None) -> jax.Array:
+  """Attention [B, N, H, Dh] of each row of qkv [B, N, 3, H, Dh] to itself."""
+  if angles is None and axis_size('sequence') == 1:
+    return kernels.self_attention(qkv, mask)
+  q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+  if angles is not None:
+    q, k = pos.rotate(q, angles), pos.rotate(k, angles)
+  k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
+  return kernels.attention(q, k, v, mask)
+
+
+def _split(x: jax.Array, crops: Crops) -> list[jax.Array]:
+  """Rows [B, T, ...] of crops as one batch [B * V, N, ...] for each kind of crop; the inverse of `_joined`."""
+  if len(crops) < 2:
+    return [x]
+  ends = np.cumsum([views * tokens for views, tokens in crops])
+  return [x[:, end - views * tokens:end].reshape(-1, tokens, *x.shape[2:])
+          for end, (views, tokens) in zip(ends, crops, strict=True)]
+
+
+def _joined(parts: Iterable[jax.Array], crops: Crops) -> jax.Array:
+  """Batches [B * V, N, ...] of crops, each sample's V views together, as rows [B, T, ...]."""
+  if len(crops) < 2:
+    return next(iter(parts))
+  return jnp.concatenate([x.reshape(-1, views * tokens, *x.shape[2:])
+                          for x, (views, tokens) in zip(parts, crops, strict=True)], axis=1)
 
 
 class MLP(nn.Module):
@@ -142,12 +170,14 @@ class Block(nn.Module):
   drop_path: bool = False
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
+  crops: Crops = ()
 
   @nn.compact
-  def __call__(self, x: jax.Array, rate: jax.Array, mask: jax.Array | None, angles: jax.Array | None):
+  def __call__(self, x: jax.Array, rate: jax.Array, masks: Each = (None,), angles: Each = (None,)):
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
-    y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, name='attn')(y, mask, angles)
+    y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.crops, name='attn')(
+        y, masks, angles)
     x = x + self._residual(y, rate, 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
@@ -155,12 +185,16 @@ class Block(nn.Module):
     return constrain(x + self._residual(y, rate, 'ls2'), 'batch', 'tokens', None), None
 
   def _residual(self, y: jax.Array, rate: jax.Array, name: str) -> jax.Array:
-    """Applies LayerScale, then drops the whole branch of a sample with probability `rate`."""
+    """Applies LayerScale, then drops the whole branch of a crop with probability `rate`."""
     if self.layer_scale:
       init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ('embed',))
       y = y * self.param(name, init, (y.shape[-1],), jnp.float32).astype(y.dtype)
     if self.drop_path:
-      keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (y.shape[0], 1, 1))
+      crops = self.crops or ((1, y.shape[1]),)
+      keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (y.shape[0], sum(v for v, _ in crops), 1))
+      if keep.shape[1] > 1:
+        keep = jnp.repeat(keep, np.repeat([n for _, n in crops], [v for v, _ in crops]), axis=1,
+                          total_repeat_length=y.shape[1])
       y = y * (keep / (1 - rate)).astype(y.dtype)
     return y
 
@@ -183,19 +217,33 @@ class Transformer(nn.Module):
   remat: str = 'none'
   dtype: Any = jnp.float32
 
-  @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False) -> jax.Array:
+    """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
+    count = x.shape[1]
+    x, mask, angles = _padded(x, mask, angles, -count % axis_size('sequence'))
+    return self._blocks(x, (), (mask,), (angles,), train)[:, :count]
+
+  def together(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
+               angles: Sequence[jax.Array | None], batch: int, train: bool = False) -> list[jax.Array]:
+    """Several kinds of crops [batch * V, N, D], each sample's V views together, in one pass over the blocks.
+
+    A sample's crops stand in one row, so each layer multiplies all tokens by its weights at once: over devices they
+    are gathered once and their gradients summed once, for all kinds of crops. Attention stays within a crop.
+    """
+    crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
+    return _split(self._blocks(_joined(parts, crops), crops, tuple(masks), tuple(angles), train), crops)
+
+  @nn.compact
+  def _blocks(self, x: jax.Array, crops: Crops, masks: Each, angles: Each, train: bool) -> jax.Array:
     rates = jnp.linspace(0.0, self.drop_path, self.depth)
     scanned = nn.scan(
         _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True}, in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth,
         metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale,
-                     train and self.drop_path > 0, self.kernel_init, self.dtype, name='blocks')
-    count = x.shape[1]
-    x, mask, angles = _padded(x, mask, angles, -count % axis_size('sequence'))
-    return blocks(constrain(x, 'batch', 'tokens', None), rates, mask, angles)[0][:, :count]
+                     train and self.drop_path > 0, self.kernel_init, self.dtype, crops, name='blocks')
+    return blocks(constrain(x, 'batch', 'tokens', None), rates, masks, angles)[0]
 
 
 def _padded(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more: int):

@@ -1,6 +1,7 @@
 """Vision transformer on a token grid of any rank (Dosovitskiy et al. 2021), in timm's vocabulary."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -128,6 +129,29 @@ class ViT(nn.Module):
 
   def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = (), local: bool = False) -> Features:
     """Runs prefix and patch tokens through the blocks and the final norm; `local` crops have `local_norm`."""
+    x, valid, angles = self._with_prefix(tokens, train)
+    return self._features(self.transformer(x, valid, angles, train), tokens, grid, local)
+
+  def together(self, groups: Sequence[dict], batch: int, train: bool = False) -> list[Features]:
+    """Features of several groups of images in one pass over the blocks, see `Transformer.together`.
+
+    groups: keyword arguments of `__call__`, of images [batch * V, *size, C], each sample's V views together.
+    """
+    embedded, starts, places = [], [], []
+    for group in groups:
+      known = {k: v for k, v in group.items() if k != 'local'}
+      embedded.append(self.embed_patches(**known))
+      starts.append(self._with_prefix(embedded[-1], train))
+      places.append((self._grid(group['image']), group.get('local', False)))
+    out = self.transformer.together(*zip(*starts, strict=True), batch, train)
+    return [self._features(x, tokens, *place) for x, tokens, place in zip(out, embedded, places, strict=True)]
+
+  def _grid(self, image: jax.Array) -> tuple[int, ...]:
+    grid = grid_of(image.shape[1:-1], self.patch_size)
+    return (image.shape[-1], *grid) if self.per_channel else grid
+
+  def _with_prefix(self, tokens: Tokens, train: bool) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Class token, registers and patches [B, N, D], which are valid [B, N], and their rotary angles."""
     x, batch = tokens.x, tokens.x.shape[0]
     prefix = [t for t in (getattr(self, 'cls_token', None) if self.class_token else None,
                           self.register_tokens if self.num_registers else None) if t is not None]
@@ -147,7 +171,11 @@ class ViT(nn.Module):
                             self.rope_rescale)
       angles = pos.rotary_angles(where, self.embed_dim // self.num_heads, self.rope_base)
       angles = jnp.pad(angles, ((0, 0), (count, 0), (0, 0)))  # prefix tokens are not rotated
-    x = self._final_norm(self.transformer(x, valid, angles, train), local)
+    return x, valid, angles
+
+  def _features(self, x: jax.Array, tokens: Tokens, grid: tuple[int, ...], local: bool) -> Features:
+    """Splits the blocks' output [B, N, D] after the final norm."""
+    x, count = self._final_norm(x, local), self.num_prefix_tokens
     cls = x[:, 0] if self.class_token else None
     registers = x[:, count - self.num_registers : count] if self.num_registers else None
     return Features(cls, registers, x[:, count:], tokens.valid, grid)
@@ -162,10 +190,7 @@ class ViT(nn.Module):
                channel_mask: jax.Array | None = None, train: bool = False,
                hidden: jax.Array | None = None, local: bool = False) -> Features:
     """Features of images [B, *size, C]; see `embed_patches` and `encode`."""
-    grid = grid_of(image.shape[1:-1], self.patch_size)
-    if self.per_channel:
-      grid = (image.shape[-1], *grid)
-    return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, grid, local)
+    return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, self._grid(image), local)
 
 
 def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:

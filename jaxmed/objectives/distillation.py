@@ -17,6 +17,7 @@ from jaxmed.models.heads import DINOHead
 from jaxmed.models.positions import resample
 from jaxmed.models.tokens import Features, grid_of
 from jaxmed.objectives.networks import Clock, cosine, flat, ramp, run, views
+from jaxmed.parallel.mesh import axis_size
 
 # Prototypes by the number of training images: lightly-train, _methods/dino/dino.py.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -59,7 +60,8 @@ def cross_entropy(student: jax.Array, teacher: jax.Array, temperature: float) ->
   return -(teacher * jax.nn.log_softmax(student.astype(jnp.float32) / temperature, axis=-1)).sum(axis=-1)
 
 
-def cross_view(student: jax.Array, teacher: jax.Array, temperature: float, local_weight: float = 1.0) -> jax.Array:
+def cross_view(student: jax.Array, teacher: jax.Array, temperature: float,
+               local_weight: float | jax.Array = 1.0) -> jax.Array:
   """Cross-entropy between the teacher's view t and the student's view s, mean over samples and pairs with s != t.
 
   Args:
@@ -274,16 +276,29 @@ class SelfDistillation:
   def students(self, params: dict, batch: dict, train: bool, rng: jax.Array, **kwargs: Any):
     """Features of the global crops, class vectors [B, S, D] of global and local crops, running statistics.
 
-    The statistics are those of the global crops. kwargs go to the encoder with the global crops.
+    The statistics are those of the global crops. kwargs go to the encoder with the global crops. A transformer sees
+    both kinds in one pass over its blocks, unless it divides tokens over devices.
     """
-    global_key, local_key = jax.random.split(rng)
-    features, stats = self.see(params, batch['global'], train, global_key, **kwargs)
-    vectors = [views(features.pooled('cls'), batch['global']['image'].shape[1])]
+    groups, counts = [batch['global']], [batch[k]['image'].shape[1] for k in ('global', 'local') if k in batch]
+    more = [kwargs]
     if 'local' in batch:
-      local = {'local': True} if getattr(self.encoder, 'local_norm', False) else {}
-      seen, _ = self.see(params, batch['local'], train, local_key, **local)
-      vectors.append(views(seen.pooled('cls'), batch['local']['image'].shape[1]))
-    return features, jnp.concatenate(vectors, axis=1), stats
+      groups.append(batch['local'])
+      more.append({'local': True} if getattr(self.encoder, 'local_norm', False) else {})
+    if len(groups) > 1 and hasattr(self.encoder, 'together') and axis_size('sequence') == 1:
+      seen = self._together(params, groups, more, train, rng)
+      stats: Any = {}
+    else:
+      keys = jax.random.split(rng)
+      found = [self.see(params, g, train, key, **m) for g, key, m in zip(groups, keys, more)]
+      seen, stats = [features for features, _ in found], found[0][1]
+    vectors = [views(features.pooled('cls'), count) for features, count in zip(seen, counts, strict=True)]
+    return seen[0], jnp.concatenate(vectors, axis=1), stats
+
+  def _together(self, params: dict, groups: list[dict], more: list[dict], train: bool, rng: jax.Array) -> list[Features]:
+    names = ('image', 'channels', 'channel_mask')
+    inputs = [dict(zip(names, flat(group), strict=True)) | m for group, m in zip(groups, more, strict=True)]
+    return self.encoder.apply({'params': params['encoder']}, inputs, groups[0]['image'].shape[0], train,
+                              method='together', rngs={'dropout': rng})
 
   def project(self, name: str, params: dict, x: jax.Array) -> jax.Array:
     """Logits [..., K] of vectors [..., D] by the head of that name."""

@@ -64,9 +64,9 @@ def test_stochastic_depth_is_unbiased():
   """One block's residual branches, dropped at rate 0.4 and scaled by 1 / 0.6, have the undropped mean."""
   block = Block(3, layer_scale=0.0, drop_path=True)
   x = jnp.broadcast_to(normal((1, 2, 48)), (3000, 2, 48))
-  params = block.init({'params': jax.random.key(0), 'dropout': jax.random.key(1)}, x[:1], 0.0, None, None)
+  params = block.init({'params': jax.random.key(0), 'dropout': jax.random.key(1)}, x[:1], 0.0)
   step = jax.jit(
-    lambda p, rate, seed: block.apply(p, x, rate, None, None, rngs={'dropout': jax.random.key(seed)})[0]
+    lambda p, rate, seed: block.apply(p, x, rate, rngs={'dropout': jax.random.key(seed)})[0]
   )
   added = np.asarray(step(params, 0.4, 2) - x)
   attention = np.unique(added[:, 0, :3].round(4), axis=0)
@@ -78,7 +78,7 @@ def test_stochastic_depth_is_unbiased():
   mlp = dict(params['params']['mlp'])
   mlp['fc2'] = jax.tree.map(jnp.zeros_like, mlp['fc2'])
   silent = {'params': params['params'] | {'mlp': mlp}}
-  whole = np.asarray(only.apply(silent, x[:1], 0.0, None, None)[0] - x[:1])[0]
+  whole = np.asarray(only.apply(silent, x[:1], 0.0)[0] - x[:1])[0]
   drawn = np.asarray(step(silent, 0.4, 3) - x)
   scale = (drawn.mean(axis=0) * whole).sum() / (whole**2).sum()
   assert abs(scale - 1) < 5 * (0.4 / 0.6 / 3000) ** 0.5
@@ -196,3 +196,44 @@ def test_width_of_the_first_weights(name, fan_out):
   bound = (6 / (32 + fan_out)) ** 0.5
   assert 0.97 * bound < qkv.max() <= bound
   assert np.abs(np.asarray(draw(jax.random.key(0), (32, 100)))).max() == pytest.approx((6 / 132) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize('name', ['vit_micro/4', 'channel_vit_micro/4'])
+def test_crops_together_are_each_kind_alone(name):
+  """Features and gradients of two kinds of crops in one pass; masks, registers, rotary positions, local norms too."""
+  pos = 'rope' if name.startswith('vit') else 'learned'
+  model, params = build(name, 12, 2, depth=2, pos=pos, num_registers=1, mask_token=True, local_norm=True)
+  params = jax.tree.map(lambda x: x + 0.3 * normal(x.shape, seed=x.size % 97), params)
+  big, small = normal((6, 12, 12, 2)), normal((9, 8, 8, 2), seed=1)  # 3 samples of 2 and 3 views
+  ids = lambda n: jnp.broadcast_to(jnp.arange(2), (n, 2))
+  there = jnp.array([[True, True], [True, False], [False, True]])
+  hidden = jax.random.bernoulli(jax.random.key(0), 0.4, (6, 9 * (2 if model.per_channel else 1)))
+  groups = [
+    dict(image=big, channels=ids(6), channel_mask=jnp.repeat(there, 2, axis=0), hidden=hidden),
+    dict(image=small, channels=ids(9), channel_mask=jnp.repeat(there[::-1], 3, axis=0), local=True)]
+
+  def together(p):
+    return model.apply({'params': p}, groups, 3, method='together')
+
+  def apart(p):
+    return [model.apply({'params': p}, **group) for group in groups]
+
+  def loss(p, how):
+    return sum(jnp.sin(x).sum() for f in how(p) for x in (f.cls, f.registers, f.mean))
+
+  for a, b in zip(jax.tree.leaves(jax.jit(together)(params)), jax.tree.leaves(jax.jit(apart)(params)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  grads = [jax.jit(jax.grad(lambda p, how=how: loss(p, how)))(params) for how in (together, apart)]
+  for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_crops_of_a_row_are_dropped_one_by_one():
+  """Stochastic depth draws for each crop, not for the row that crops stand in."""
+  model, params = build('vit_micro/4', 8, 1, depth=2, drop_path=0.5)
+  many = jnp.broadcast_to(normal((1, 8, 8, 1)), (64, 8, 8, 1))
+  group = dict(image=many, channels=None, channel_mask=None)
+  a, b = model.apply({'params': params}, [group, group], 4, True, method='together', rngs={'dropout': jax.random.key(0)})
+  whole = np.asarray(jnp.concatenate([a.patches, b.patches]))
+  kinds = np.unique(whole.reshape(128, -1).round(4), axis=0)
+  assert len(kinds) == 4  # both branches of the second block, either, none; the first block drops nothing
