@@ -160,43 +160,50 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block; LayerScale and stochastic depth are optional. Shaped for nn.scan."""
+  """Pre-norm transformer block; LayerScale is optional. Shaped for nn.scan."""
 
   num_heads: int
   mlp_ratio: float = 4.0
   qkv_bias: bool = True
   mlp: str = 'gelu'
   layer_scale: float = 0.0
-  drop_path: bool = False
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
   crops: Crops = ()
 
   @nn.compact
-  def __call__(self, x: jax.Array, rate: jax.Array, masks: Each = (None,), angles: Each = (None,)):
+  def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
+    """keep: [2, B, V] factors of the two branches of each crop (see `stochastic_depth`); None for 1."""
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.crops, name='attn')(
         y, masks, angles)
-    x = x + self._residual(y, rate, 'ls1')
+    x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
     self.sow('intermediates', 'ffn', y)  # kept only where a caller asks for that collection
-    return constrain(x + self._residual(y, rate, 'ls2'), 'batch', 'tokens', None), None
+    return constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None), None
 
-  def _residual(self, y: jax.Array, rate: jax.Array, name: str) -> jax.Array:
-    """Applies LayerScale, then drops the whole branch of a crop with probability `rate`."""
+  def _residual(self, y: jax.Array, keep: jax.Array | None, name: str) -> jax.Array:
+    """Applies LayerScale, then the factors [B, V] of the crops."""
     if self.layer_scale:
       init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ('embed',))
       y = y * self.param(name, init, (y.shape[-1],), jnp.float32).astype(y.dtype)
-    if self.drop_path:
-      crops = self.crops or ((1, y.shape[1]),)
-      keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (y.shape[0], sum(v for v, _ in crops), 1))
-      if keep.shape[1] > 1:
-        keep = jnp.repeat(keep, np.repeat([n for _, n in crops], [v for v, _ in crops]), axis=1,
-                          total_repeat_length=y.shape[1])
-      y = y * (keep / (1 - rate)).astype(y.dtype)
-    return y
+    if keep is None:
+      return y
+    if keep.shape[1] > 1:
+      keep = jnp.repeat(keep, np.repeat([n for _, n in self.crops], [v for v, _ in self.crops]), axis=1,
+                        total_repeat_length=y.shape[1])
+    return y * keep[..., None].astype(y.dtype)
+
+
+def stochastic_depth(rng: jax.Array, rates: jax.Array, count: int) -> jax.Array:
+  """Factors [L, 2, count] of the residual branches of `count` crops: 0 with the rate [L] of a layer, else 1 / (1 - rate).
+
+  They are drawn for all layers at once, so they depend on no way of computing the layers.
+  """
+  rates = rates[:, None, None]
+  return jax.random.bernoulli(rng, 1 - rates, (rates.shape[0], 2, count)) / (1 - rates)
 
 
 class Transformer(nn.Module):
@@ -220,30 +227,40 @@ class Transformer(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False) -> jax.Array:
     """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
-    count = x.shape[1]
-    x, mask, angles = _padded(x, mask, angles, -count % axis_size('sequence'))
-    return self._blocks(x, (), (mask,), (angles,), train)[:, :count]
+    return self.together([x], [mask], [angles], x.shape[0], train)[0]
 
   def together(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
                angles: Sequence[jax.Array | None], batch: int, train: bool = False) -> list[jax.Array]:
     """Several kinds of crops [batch * V, N, D], each sample's V views together, in one pass over the blocks.
 
     A sample's crops stand in one row, so each layer multiplies all tokens by its weights at once: over devices they
-    are gathered once and their gradients summed once, for all kinds of crops. Attention stays within a crop.
+    are gathered once and their gradients summed once, for all kinds of crops. Attention stays within a crop. Where
+    tokens are divided over devices each kind goes alone.
     """
     crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
-    return _split(self._blocks(_joined(parts, crops), crops, tuple(masks), tuple(angles), train), crops)
+    keep = None
+    if train and self.drop_path:
+      rates = jnp.linspace(0.0, self.drop_path, self.depth)
+      count = sum(views for views, _ in crops)
+      keep = stochastic_depth(self.make_rng('dropout'), rates, batch * count).reshape(self.depth, 2, batch, count)
+    if len(parts) > 1 and axis_size('sequence') == 1:
+      return _split(self._blocks(_joined(parts, crops), keep, crops, tuple(masks), tuple(angles)), crops)
+    out, first = [], 0
+    for x, (views, _), *rest in zip(parts, crops, masks, angles, strict=True):
+      own = None if keep is None else keep[..., first:first + views].reshape(self.depth, 2, x.shape[0], 1)
+      padded, mask, angle = _padded(x, *rest, -x.shape[1] % axis_size('sequence'))
+      out.append(self._blocks(padded, own, (), (mask,), (angle,))[:, :x.shape[1]])
+      first += views
+    return out
 
   @nn.compact
-  def _blocks(self, x: jax.Array, crops: Crops, masks: Each, angles: Each, train: bool) -> jax.Array:
-    rates = jnp.linspace(0.0, self.drop_path, self.depth)
+  def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each) -> jax.Array:
     scanned = nn.scan(
-        _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0},
-        split_rngs={'params': True, 'dropout': True}, in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth,
-        metadata_params={nn.PARTITION_NAME: 'layers'})
-    blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale,
-                     train and self.drop_path > 0, self.kernel_init, self.dtype, crops, name='blocks')
-    return blocks(constrain(x, 'batch', 'tokens', None), rates, masks, angles)[0]
+        _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True},
+        in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
+    blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
+                     self.dtype, crops, name='blocks')
+    return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)[0]
 
 
 def _padded(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more: int):

@@ -17,7 +17,6 @@ from jaxmed.models.heads import DINOHead
 from jaxmed.models.positions import resample
 from jaxmed.models.tokens import Features, grid_of
 from jaxmed.objectives.networks import Clock, cosine, flat, ramp, run, views
-from jaxmed.parallel.mesh import axis_size
 
 # Prototypes by the number of training images: lightly-train, _methods/dino/dino.py.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -277,14 +276,14 @@ class SelfDistillation:
     """Features of the global crops, class vectors [B, S, D] of global and local crops, running statistics.
 
     The statistics are those of the global crops. kwargs go to the encoder with the global crops. A transformer sees
-    both kinds in one pass over its blocks, unless it divides tokens over devices.
+    both kinds in one pass over its blocks.
     """
     groups, counts = [batch['global']], [batch[k]['image'].shape[1] for k in ('global', 'local') if k in batch]
     more = [kwargs]
     if 'local' in batch:
       groups.append(batch['local'])
       more.append({'local': True} if getattr(self.encoder, 'local_norm', False) else {})
-    if len(groups) > 1 and hasattr(self.encoder, 'together') and axis_size('sequence') == 1:
+    if hasattr(self.encoder, 'together'):
       seen = self._together(params, groups, more, train, rng)
       stats: Any = {}
     else:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models.layers import Block, initializer
+from jaxmed.models.layers import Block, initializer, stochastic_depth
 from jaxmed.models.vit import at_size
 
 from .common import build, features, normal
@@ -62,23 +62,21 @@ def test_bfloat16_is_near_float32_and_keeps_float32_parameters():
 
 def test_stochastic_depth_is_unbiased():
   """One block's residual branches, dropped at rate 0.4 and scaled by 1 / 0.6, have the undropped mean."""
-  block = Block(3, layer_scale=0.0, drop_path=True)
+  block = Block(3)
   x = jnp.broadcast_to(normal((1, 2, 48)), (3000, 2, 48))
-  params = block.init({'params': jax.random.key(0), 'dropout': jax.random.key(1)}, x[:1], 0.0)
-  step = jax.jit(
-    lambda p, rate, seed: block.apply(p, x, rate, rngs={'dropout': jax.random.key(seed)})[0]
-  )
+  params = block.init(jax.random.key(0), x[:1])
+  draw = lambda rate, seed: stochastic_depth(jax.random.key(seed), jnp.full((1,), rate), 3000)[0, ..., None]
+  step = jax.jit(lambda p, rate, seed: block.apply(p, x, draw(rate, seed))[0])
   added = np.asarray(step(params, 0.4, 2) - x)
   attention = np.unique(added[:, 0, :3].round(4), axis=0)
   assert len(attention) == 4  # both branches, either, none
   rate = (np.abs(added).sum(axis=(1, 2)) == 0).mean()
   assert abs(rate - 0.16) < 5 * (0.16 * 0.84 / 3000) ** 0.5
   # the attention branch reads x itself, so its mean over draws is exactly its undropped value
-  only = Block(3)
   mlp = dict(params['params']['mlp'])
   mlp['fc2'] = jax.tree.map(jnp.zeros_like, mlp['fc2'])
   silent = {'params': params['params'] | {'mlp': mlp}}
-  whole = np.asarray(only.apply(silent, x[:1], 0.0)[0] - x[:1])[0]
+  whole = np.asarray(block.apply(silent, x[:1])[0] - x[:1])[0]
   drawn = np.asarray(step(silent, 0.4, 3) - x)
   scale = (drawn.mean(axis=0) * whole).sum() / (whole**2).sum()
   assert abs(scale - 1) < 5 * (0.4 / 0.6 / 3000) ** 0.5
