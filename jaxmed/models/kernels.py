@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmed.models import flash
 from jaxmed.parallel.mesh import axis_size
 
+FORMS = ('auto', 'flash')
 KEEP = 1024  # keys up to which attention keeps its probabilities; with more, it computes them again going back
 CHUNK_BYTES = 2**24  # of logits that attention on CPU makes at a time where it does not keep them
 LEAST = 256  # queries at a time on accelerators, where the batch is cut over devices and products must be large
@@ -57,21 +59,28 @@ def _gelu_fwd(x):
 gelu.defvjp(_gelu_fwd, lambda slope, g: (g * slope,))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
+              form: str = 'auto') -> jax.Array:
   """Scaled dot-product attention.
 
   Args:
     q, k, v: [B, N, H, Dh] (k and v may have another length M).
     mask: [B, M] bool, True where a key may be looked at; None for all.
+    form: 'auto' is this file's, whose memory is bounded; 'flash' a kernel of the accelerator where there is one.
   Returns:
     [B, N, H, Dh] in the dtype of q. The softmax is taken in float32. Rows whose keys are all masked are zero.
   """
-  return _attention((q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)), mask).swapaxes(1, 2)
+  return _by_form((q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)), mask, form).swapaxes(1, 2)
 
 
-def self_attention(qkv: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def self_attention(qkv: jax.Array, mask: jax.Array | None = None, form: str = 'auto') -> jax.Array:
   """`attention` of queries, keys and values in one array [B, N, 3, H, Dh] -> [B, N, H, Dh]."""
-  return _attention(qkv.transpose(2, 0, 3, 1, 4), mask).swapaxes(1, 2)
+  return _by_form(qkv.transpose(2, 0, 3, 1, 4), mask, form).swapaxes(1, 2)
+
+
+def _by_form(qkv, mask, form):
+  q, k, v = qkv
+  return flash.attend(q, k, v, mask) if form == 'flash' and flash.usable(q) else _attention(qkv, mask)
 
 
 # From here on operands are [B, H, N, Dh]. XLA:CPU multiplies batches fast where the contracted axis is the

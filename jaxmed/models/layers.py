@@ -94,6 +94,7 @@ class Attention(nn.Module):
   qkv_bias: bool = True
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
+  form: str = 'auto'
   crops: Crops = ()
 
   @nn.compact
@@ -103,20 +104,20 @@ class Attention(nn.Module):
     qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
                 self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
     qkv = constrain(qkv, 'batch', 'tokens', None, 'heads', None)
-    parts = (_attend(*part) for part in zip(_split(qkv, self.crops), masks, angles, strict=True))
+    parts = (_attend(*part, self.form) for part in zip(_split(qkv, self.crops), masks, angles, strict=True))
     out = constrain(_joined(parts, self.crops), 'batch', 'tokens', 'heads', None)  # [B, N, H, Dh]
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
 
 
-def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None) -> jax.Array:
+def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, form: str) -> jax.Array:
   """Attention [B, N, H, Dh] of each row of qkv [B, N, 3, H, Dh] to itself."""
   if angles is None and axis_size('sequence') == 1:
-    return kernels.self_attention(qkv, mask)
+    return kernels.self_attention(qkv, mask, form)
   q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
   if angles is not None:
     q, k = pos.rotate(q, angles), pos.rotate(k, angles)
   k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
-  return kernels.attention(q, k, v, mask)
+  return kernels.attention(q, k, v, mask, form)
 
 
 def _split(x: jax.Array, crops: Crops) -> list[jax.Array]:
@@ -169,6 +170,7 @@ class Block(nn.Module):
   layer_scale: float = 0.0
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
+  attention: str = 'auto'
   crops: Crops = ()
 
   @nn.compact
@@ -176,8 +178,8 @@ class Block(nn.Module):
     """keep: [2, B, V] factors of the two branches of each crop (see `stochastic_depth`); None for 1."""
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
-    y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.crops, name='attn')(
-        y, masks, angles)
+    y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
+                  name='attn')(y, masks, angles)
     x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
@@ -198,7 +200,7 @@ class Block(nn.Module):
 
 
 def stochastic_depth(rng: jax.Array, rates: jax.Array, count: int) -> jax.Array:
-  """Factors [L, 2, count] of the residual branches of `count` crops: 0 with the rate [L] of a layer, else 1 / (1 - rate).
+  """Factors [L, 2, count] of the branches of `count` crops: 0 with the rate [L] of a layer, else 1 / (1 - rate).
 
   They are drawn for all layers at once, so they depend on no way of computing the layers.
   """
@@ -211,6 +213,7 @@ class Transformer(nn.Module):
 
   `remat`: 'none', 'full' (keep block inputs only), 'dots' (keep matrix products), 'dots_no_batch' (keep products
   with weights, recompute attention). `drop_path` is the rate of the last block; rates grow linearly from 0.
+  `attention`: a form of `kernels.attention`.
   """
 
   depth: int
@@ -223,6 +226,7 @@ class Transformer(nn.Module):
   kernel_init: str = 'trunc_normal'
   remat: str = 'none'
   dtype: Any = jnp.float32
+  attention: str = 'auto'
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False) -> jax.Array:
@@ -246,10 +250,10 @@ class Transformer(nn.Module):
     if len(parts) > 1 and axis_size('sequence') == 1:
       return _split(self._blocks(_joined(parts, crops), keep, crops, tuple(masks), tuple(angles)), crops)
     out, first = [], 0
-    for x, (views, _), *rest in zip(parts, crops, masks, angles, strict=True):
+    for x, (views, tokens), mask, angle in zip(parts, crops, masks, angles, strict=True):
       own = None if keep is None else keep[..., first:first + views].reshape(self.depth, 2, x.shape[0], 1)
-      padded, mask, angle = _padded(x, *rest, -x.shape[1] % axis_size('sequence'))
-      out.append(self._blocks(padded, own, (), (mask,), (angle,))[:, :x.shape[1]])
+      x, mask, angle = _padded(x, mask, angle, -tokens % axis_size('sequence'))
+      out.append(self._blocks(x, own, (), (mask,), (angle,))[:, :tokens])
       first += views
     return out
 
@@ -259,7 +263,7 @@ class Transformer(nn.Module):
         _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
-                     self.dtype, crops, name='blocks')
+                     self.dtype, self.attention, crops, name='blocks')
     return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)[0]
 
 

@@ -7,6 +7,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models import convnext, metaformer, pvt, resnet
 from jaxmed.models.channel_vit import ChannelViT
 from jaxmed.models.convolution import MASKINGS, Hierarchical
+from jaxmed.models.kernels import FORMS
 from jaxmed.models.layers import REMAT_POLICIES
 from jaxmed.models.vit import POSITIONS, ViT
 
@@ -35,7 +36,8 @@ for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caforme
   MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
 
 _CHOICES = {
-    'pos': POSITIONS, 'remat': REMAT_POLICIES, 'mlp': ('gelu', 'swiglu'), 'dtype': ('float32', 'bfloat16'),
+    'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
+    'dtype': ('float32', 'bfloat16'),
     'kernel_init': ('trunc_normal', 'xavier_uniform', 'xavier_qkv'), 'pos_interpolation': ('antialias', 'offset'),
     'masking': MASKINGS,
 }

@@ -32,6 +32,7 @@ class ViT(nn.Module):
       `positions.augment`; 0 for none.
     local_norm: whether the class token and registers of `local` crops have a final norm of their own; of use in
       training only, so no product has one (DINOv3).
+    attention: 'auto', or 'flash' for the accelerator's own kernel where there is one, see `kernels.attention`.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
   """
 
@@ -59,6 +60,7 @@ class ViT(nn.Module):
   mask_token: bool = False
   local_norm: bool = False
   remat: str = 'none'
+  attention: str = 'auto'
   dtype: Any = 'float32'
 
   per_channel = False  # one token a patch, all channels together
@@ -81,7 +83,7 @@ class ViT(nn.Module):
           'pos_embed', table('positions'), (count + self._embedded_prefix, self.embed_dim), jnp.float32)
     self.transformer = Transformer(
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
-        self.kernel_init, self.remat, compute)
+        self.kernel_init, self.remat, compute, self.attention)
     self.norm = LayerNorm(compute)
     if self.local_norm:
       self.norm_local = LayerNorm(compute)

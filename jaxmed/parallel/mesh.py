@@ -107,19 +107,30 @@ def axis_size(axis: str) -> int:
   return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Says how an activation lies on the surrounding mesh, by the logical name of each axis (see ACTIVATIONS).
+def platform() -> str:
+  """Of the surrounding mesh, which need not lie here (programs are compiled for pods elsewhere); else this host's."""
+  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  return getattr(device, 'platform', None) or jax.default_backend()
 
-  Without a mesh, or where an axis does not divide, it says nothing. Gradients are held to the same.
+
+def spec(names: Sequence[str | None], shape: Sequence[int]) -> P:
+  """How an activation lies on the surrounding mesh, by the logical name of each axis (see ACTIVATIONS).
+
+  An axis that does not divide is not cut.
   """
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
-  if math.prod(sizes.values()) == 1:
-    return x
-  spec: list[Any] = []
-  for name, size in zip(names, x.shape, strict=True):
+  out: list[Any] = []
+  for name, size in zip(names, shape, strict=True):
     axes = tuple(a for a in ACTIVATIONS.get(name or '', ()) if sizes.get(a, 1) > 1)
-    spec.append(axes if axes and size % math.prod(sizes[a] for a in axes) == 0 else None)
-  return jax.lax.with_sharding_constraint(x, P(*spec))
+    out.append(axes if axes and size % math.prod(sizes[a] for a in axes) == 0 else None)
+  return P(*out)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Says where an activation lies, see `spec`; gradients are held to the same. Without a mesh it says nothing."""
+  if math.prod(dict(jax.sharding.get_abstract_mesh().shape).values()) == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(names, x.shape))
 
 
 def placed(boxed: Any, where: Any) -> Any:

@@ -307,6 +307,6 @@ def test_the_layer_is_the_same_with_and_without_rotation():
   """Rotation by nothing takes the other way through `attention`."""
   layer = Attention(2)
   x = normal((2, 5, 8))
-  params = jax.tree.map(lambda a: 0.3 * normal(a.shape), layer.init(jax.random.key(0), x, None, None))
-  out = layer.apply(params, x, None, None)
-  close(out, layer.apply(params, x, None, jnp.zeros((1, 5, 2))), 1e-6)
+  params = jax.tree.map(lambda a: 0.3 * normal(a.shape), layer.init(jax.random.key(0), x, (None,), (None,)))
+  out = layer.apply(params, x, (None,), (None,))
+  close(out, layer.apply(params, x, (None,), (jnp.zeros((1, 5, 2)),)), 1e-6)

@@ -1,0 +1,69 @@
+"""Attention by the kernels that others wrote for one accelerator: Pallas on TPU, cuDNN on NVIDIA GPUs.
+
+Operands are [B, H, N, Dh] as in `kernels`; keys and values may have another length M.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmed.parallel.mesh import platform, spec
+
+BLOCK = 128  # lengths that the TPU kernel divides
+BLOCKS = (512, 384, 256, 128)  # queries or keys at a time: the largest that divides
+
+
+def usable(q: jax.Array) -> bool:
+  """Whether the platform of the surrounding mesh has a kernel for such operands; cuDNN's takes 16-bit floats only."""
+  return platform() == 'tpu' or (platform() in ('gpu', 'cuda') and q.dtype.itemsize == 2)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Attention [B, H, N, Dh], differentiable; rows whose keys are all masked are zero. `mask`: [B, M] or None.
+
+  Each device computes its samples, heads and queries with all of their keys.
+  """
+  if platform() != 'tpu':
+    return by_library(q, k, v, mask, 'cudnn')
+  heads, keys = ('batch', 'heads', 'tokens', None), ('batch', 'heads', None, None)
+  specs = [spec(heads, q.shape), spec(keys, k.shape), spec(keys, v.shape)]
+  operands = [q, k, v]
+  if mask is not None:
+    specs.append(spec(('batch', None), mask.shape))
+    operands.append(mask)
+  local = lambda q, k, v, mask=None: by_pallas(q, k, v, mask)
+  if not jax.sharding.get_abstract_mesh().shape:
+    return local(*operands)
+  return jax.shard_map(local, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*operands)
+
+
+def by_library(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, implementation: str) -> jax.Array:
+  """`jax.nn.dot_product_attention`, which has cuDNN's kernel."""
+  seen = None if mask is None else mask[:, None, None, :]
+  out = jax.nn.dot_product_attention(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), mask=seen,
+                                     implementation=implementation)  # type: ignore[arg-type,call-overload]
+  return _without_blind(out.swapaxes(1, 2), mask)
+
+
+def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """The flash attention for TPU that comes with JAX (jax/experimental/pallas/ops/tpu/flash_attention.py)."""
+  from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+  rows, keys = q.shape[2], k.shape[2]
+  grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % BLOCK), (0, 0)))
+  segments = None
+  if mask is not None or keys % BLOCK:
+    there = jnp.ones((k.shape[0], keys), bool) if mask is None else mask
+    segments = pallas.SegmentIds(jnp.ones((q.shape[0], rows + -rows % BLOCK), jnp.int32),
+                                 jnp.pad(there, ((0, 0), (0, -keys % BLOCK))).astype(jnp.int32))
+  q, k, v = grow(q), grow(k), grow(v)
+  across, along = (next(n for n in BLOCKS if x.shape[2] % n == 0) for x in (q, k))
+  sizes = pallas.BlockSizes(
+      block_b=1, block_q=across, block_k_major=along, block_k=along, block_q_major_dkv=across, block_q_dkv=across,
+      block_k_major_dkv=along, block_k_dkv=along, block_q_dq=across, block_k_major_dq=along, block_k_dq=along)
+  out = pallas.flash_attention(q, k, v, segment_ids=segments, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes)
+  return _without_blind(out[:, :, :rows], mask)
+
+
+def _without_blind(out: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Zero where a sample has no key at all: the kernels give the mean of the values there."""
+  return out if mask is None else jnp.where(mask.any(axis=1)[:, None, None, None], out, 0)
