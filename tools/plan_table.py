@@ -16,7 +16,7 @@ from typing import Any
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 from jaxmed import config, files  # noqa: E402
-from jaxmed.parallel import chips  # noqa: E402
+from jaxmed.parallel import chips, layout  # noqa: E402
 from jaxmed.scaling import plan, roofline, tables  # noqa: E402
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / 'docs'
@@ -206,7 +206,7 @@ def share(job: plan.Job, traced: plan.Traced, count: int) -> float:
   slices = max(count // whole, 1)
   mesh = job.mesh | {'data': count // job.mesh['fsdp']}
   cluster = dataclasses.replace(job.cluster, chips=count, slices=slices)
-  needed = roofline.least(plan.abstract(traced.boxed, mesh), mesh, job.item, gathered=job.gathered)
+  needed = roofline.least(layout.on_mesh(traced.boxed, mesh), mesh, job.item, gathered=job.gathered)
   compute = traced.executed / job.cluster.chips / cluster.chip.flops
   return compute / (compute + roofline.network_seconds(needed, mesh, cluster))
 

@@ -113,8 +113,11 @@ def _open(jaxpr: Any) -> Any:
 
 def _scan(eqn: Any, used: list[bool]) -> tuple[int, list[bool]]:
   """A carry that a used one depends on is used too, so the body is looked at until nothing is added."""
-  body, consts, carry = eqn.params['jaxpr'].jaxpr, eqn.params['num_consts'], eqn.params['num_carry']
-  used = list(used)
+  body, used = eqn.params['jaxpr'].jaxpr, list(used)
+  # Told by ranks, as what a scan cuts or stacks has one more outside: JAX 0.10 and 0.12 name it differently.
+  alike = lambda outside, inside: sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+  carry = alike(eqn.outvars, body.outvars)
+  consts = alike(eqn.invars, body.invars) - carry
   while True:
     flops, needs = _count(body, used)
     more = [a or b for a, b in zip(used[:carry], needs[consts : consts + carry], strict=True)]

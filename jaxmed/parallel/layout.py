@@ -3,10 +3,16 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import psutil
+from jax.sharding import AbstractMesh
+
+from jaxmed.parallel import mesh as mesh_lib
+
+SHARE = 0.4  # of a device's memory for the state, the rest is for activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,27 @@ def total(state: Any, memory: int | None = None) -> str:
   whole = sum(parts.values())
   of = f' of {memory / 1e9:.1f} GB ({100 * whole / memory:.1f} %)' if memory else ''
   return f'state on each device: {said}; {whole / 1e6:.1f} MB{of}, activations come on top'
+
+
+def fitted(boxed: Any, sizes: Mapping[str, int], memory: float) -> dict[str, int]:
+  """Sizes of a mesh that cuts parameters, moments and teacher over as few devices as let a device hold its part.
+
+  Args:
+    boxed: shapes of a training state whose parameters carry logical axes. sizes: of a mesh with fsdp = 1, whose data
+      axis is to be shared. memory: bytes of a device, of which the state may take SHARE.
+  """
+  shape = dict(sizes)
+  for fsdp in (n for n in range(1, sizes['data'] + 1) if sizes['data'] % n == 0):
+    shape |= {'data': sizes['data'] // fsdp, 'fsdp': fsdp}
+    if bytes_per_device(on_mesh(boxed, shape)) <= SHARE * memory:
+      break
+  return shape
+
+
+def on_mesh(boxed: Any, sizes: Mapping[str, int]) -> Any:
+  """Shapes and shardings of a boxed state on a mesh whose devices need not exist."""
+  unreal: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  return mesh_lib.placed(boxed, mesh_lib.shardings(boxed, unreal))
 
 
 def device_memory() -> int | None:

@@ -10,13 +10,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed.errors import UserError
-from jaxmed.parallel import chips, flops
+from jaxmed.parallel import chips, flops, layout
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.parallel.axes import open_mesh
 from jaxmed.parallel.chips import Cluster
 from jaxmed.scaling import hlo, roofline, worker
 from jaxmed.scaling.hlo import Collective
@@ -81,7 +81,11 @@ def prepare(request: Request) -> Job:
   config = setup.resolve(user, spec)
   config_lib.update(config, {'mesh': wanted})
   mesh = mesh_sizes(config.mesh, chips_)
-  job = Job(config, spec, setup.build(config, spec), mesh, request.cluster)
+  trainer = setup.build(config, spec)
+  if open_mesh(config.mesh):
+    boxed = jax.eval_shape(trainer.create, setup.batch_shapes(config, spec))
+    mesh = layout.fitted(boxed, mesh, request.cluster.chip.memory)
+  job = Job(config, spec, trainer, mesh, request.cluster)
   setup.check_divides(config.batch_size, job.shards, config.optimizer.accumulate)
   return job
 
@@ -182,19 +186,13 @@ def trace(config: ConfigDict, spec: setup.DataSpec) -> Traced:
   return Traced(model_flops(config, spec), flops.count_jaxpr(jaxpr), roofline.live_bytes(jaxpr), boxed)
 
 
-def abstract(boxed: Any, mesh: Mapping[str, int]) -> Any:
-  """Shapes and shardings of a state on a mesh whose devices need not exist, as `Trainer.abstract` gives them."""
-  unreal: Any = AbstractMesh(tuple(mesh.values()), tuple(mesh))
-  return mesh_lib.placed(boxed, mesh_lib.shardings(boxed, unreal))
-
-
 def analyse(job: Job, traced: Traced | None = None) -> dict[str, Any]:
   """The plan without a compiler: exact FLOPs and state, the least communication, an estimate of activations.
 
   Memory traffic is taken to be the state and the gradients twice, and the activations three times.
   """
   traced = traced or trace(job.config, job.spec)
-  state = abstract(traced.boxed, job.mesh)
+  state = layout.on_mesh(traced.boxed, job.mesh)
   sizes = roofline.state_bytes(state)
   needed = roofline.least(state, job.mesh, job.item, width(job, traced.model), job.gathered)
   local = math.ceil(traced.live / job.shards / job.mesh['tensor'])

@@ -45,7 +45,7 @@ def eight(corpus, tmp_path_factory):
   user = TINY | {'data': str(corpus)}
   asks = {name: merge(user, {'mesh': mesh}) for name, mesh in MESHES.items()} | {
       'batch': merge(user, {'batch_size': 12}), 'mesh': merge(user, {'mesh': {'tensor': 3}}),
-      'two rests': merge(user, {'mesh': {'fsdp': 0}}), 'small': merge(user, {'batch_size': 4}),
+      'two rests': merge(user, {'mesh': {'tensor': 0}}), 'small': merge(user, {'batch_size': 4}),
       'accumulate': merge(user, {'batch_size': 24, 'optimizer': {'accumulate': 2}})}
   out, = answers([process(8)], [(values, str(place / name), False) for name, values in asks.items()])
   return place, dict(zip(asks, out, strict=True))

@@ -16,11 +16,16 @@ from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
 
+def trainer_of(model):
+  objective = MAE(model, decoder_dim=32, decoder_depth=1, decoder_heads=2)
+  batch = {'image': jnp.zeros((2, 16, 16, 3)), 'channels': jnp.zeros((2, 3), int)}
+  return Trainer(objective, Optimizer(1e-3, 10), lambda rng, batch: batch), batch
+
+
 def abstract(model, **sizes):
   """Shapes and shardings of a run's state on a mesh that need not exist."""
   mesh = AbstractMesh(tuple(({a: 1 for a in m.AXES} | sizes).values()), m.AXES)
-  trainer = Trainer(MAE(model, decoder_dim=32, decoder_depth=1, decoder_heads=2), Optimizer(1e-3, 10), lambda rng, batch: batch)
-  batch = {'image': jnp.zeros((2, 16, 16, 3)), 'channels': jnp.zeros((2, 3), int)}
+  trainer, batch = trainer_of(model)
   return trainer.abstract(batch, mesh)
 
 
@@ -59,3 +64,18 @@ def test_alike_arrays_are_one_row():
   arrays = jax.device_put(arrays, m.replicated(m.make_mesh({})))
   assert [dataclasses.astuple(r) for r in layout.rows(arrays)] == [
       ('block*/kernel', (4, 1), '', 2, 32), ('block*/kernel', (4, 2), '', 2, 64)]
+
+
+def test_the_state_decides_how_many_devices_share_it():
+  """The fewest for which each device's part takes at most 40 % of its memory; all of them where none is enough."""
+  model = create_model('vit_micro/8', 16, 3, embed_dim=32, depth=2, num_heads=2)
+  trainer, batch = trainer_of(model)
+  boxed, whole = jax.eval_shape(trainer.create, batch), {a: 1 for a in m.AXES} | {'data': 12, 'tensor': 2}
+  bytes_of = {n: layout.bytes_per_device(abstract(model, data=12 // n, fsdp=n, tensor=2)) for n in (1, 2, 3, 4, 6, 12)}
+  chosen = lambda memory: layout.fitted(boxed, whole, memory)
+  assert chosen(bytes_of[1] / 0.4 + 1) == whole
+  assert bytes_of[2] < bytes_of[1] and bytes_of[4] < bytes_of[2]
+  assert chosen(bytes_of[1] / 0.4 - 1)['fsdp'] == 2
+  # No axis of width 32 divides by 3, 6 or 12, so these cut nothing.
+  assert chosen(bytes_of[2] / 0.4 - 1) == whole | {'data': 3, 'fsdp': 4}
+  assert chosen(1.0)['fsdp'] == 12

@@ -23,7 +23,7 @@ def test_one_device(sizes):
 
 
 @pytest.mark.parametrize('sizes', [
-    {'data': 2}, {'data': 0, 'fsdp': 0}, {'tensor': 8}, {'data': -1}, {'data': 0, 'fsdp': 3}])
+    {'data': 2}, {'data': 0, 'tensor': 0}, {'tensor': 8}, {'data': -1}, {'data': 0, 'fsdp': 3}])
 def test_what_does_not_fit(sizes):
   with pytest.raises(UserError, match=r'mesh .* does not fit 1 devices: the sizes must multiply to 1'):
     m.make_mesh(sizes)

@@ -9,7 +9,7 @@ import pytest
 from jaxmed import cli
 from jaxmed.config import merge
 from jaxmed.errors import UserError
-from jaxmed.parallel import chips
+from jaxmed.parallel import chips, layout
 from jaxmed.scaling import plan, roofline, search, tables, worker
 from jaxmed.scaling.hlo import Collective
 from jaxmed.scaling.roofline import Bounds, Width
@@ -21,6 +21,16 @@ MESH = {'replica': 1, 'data': 4, 'fsdp': 2, 'sequence': 1, 'tensor': 1}
 
 def request(topology, rows=1000, **changes):
   return plan.Request(merge(TINY, changes), chips.parse(topology), 3, rows)
+
+
+def test_the_model_decides_the_mesh():
+  """A giant's 13.7 GB of weights and moments do not fit 40 % of 16 GB, nor do halves."""
+  small = {'mesh': {'data': 0, 'fsdp': 0}, 'batch_size': 16}
+  giant = small | {'model': 'vit_giant2/16', 'image_size': 64, 'encoder': {'embed_dim': 1536, 'depth': 40, 'num_heads': 24}}
+  meshes = [plan.prepare(request(pod, **what)).mesh for pod, what in (
+      ('v5e:4x4', small), ('v5e:4x4', giant), ('v5p:2x2x4', giant))]
+  assert [m['fsdp'] for m in meshes] == [1, 4, 1]
+  assert meshes[1] == MESH | {'data': 4, 'fsdp': 4}
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +109,7 @@ def test_tensor_parallel_sends_activations(traced):
   job = plan.prepare(request('h100:4', mesh={'data': 2, 'tensor': 2}))
   width = plan.width(job, 6 * 1000 * job.shards * 2 * 12 * 32**2)
   assert width == Width(1000, 32, 2)
-  last = roofline.least(plan.abstract(traced.boxed, job.mesh), job.mesh, 4, width)[-1]
+  last = roofline.least(layout.on_mesh(traced.boxed, job.mesh), job.mesh, 4, width)[-1]
   assert (last.axes, last.times, last.size) == (('tensor',), 8, 1000 * 32 * 4)
 
 
