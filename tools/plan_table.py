@@ -45,7 +45,8 @@ TARGETS = {
     'vitl': Target('ViT-L/16 DINOv2', 'dinov2.py', (), 3, IMAGENET),
     'vitg': Target('ViT-g/14 DINOv2', 'dinov2.py:long', ('mesh.fsdp=8',), 3, IMAGENET22K),
     'channelvit': Target('ChannelViT-B/8 DINO, 8 channels', 'channel_vit_dino.py',
-                         ('model=channel_vit_base/8', 'encoder.dtype=bfloat16', 'encoder.remat=full'), 8, IMAGENET),
+                         ('model=channel_vit_base/8', 'encoder.dtype=bfloat16', 'encoder.remat=full',
+                          'encoder.attention=flash'), 8, IMAGENET),
 }
 FLOPS_PLAIN, FLOPS_REMAT, NETWORK, MFU = 1.10, 1.35, 1.10, 0.60
 

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 
 from jaxmed.parallel.mesh import platform, spec
 
-BLOCK = 128  # lengths that the TPU kernel divides
-BLOCKS = (512, 384, 256, 128)  # queries or keys at a time: the largest that divides
+BLOCK = 128  # which the TPU kernel wants lengths to be multiples of
+MOST = 1024  # queries or keys at a time
 
 
 def usable(q: jax.Array) -> bool:
   """Whether the platform of the surrounding mesh has a kernel for such operands; cuDNN's takes 16-bit floats only."""
   return platform() == 'tpu' or (platform() in ('gpu', 'cuda') and q.dtype.itemsize == 2)
+
+
+def block(length: int) -> int:
+  """How many of so many queries or keys the TPU kernel takes at a time: the more, the seldomer it reads the others."""
+  return next(n for n in range(MOST, 0, -BLOCK) if length % n == 0)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -56,7 +61,7 @@ def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) 
     segments = pallas.SegmentIds(jnp.ones((q.shape[0], rows + -rows % BLOCK), jnp.int32),
                                  jnp.pad(there, ((0, 0), (0, -keys % BLOCK))).astype(jnp.int32))
   q, k, v = grow(q), grow(k), grow(v)
-  across, along = (next(n for n in BLOCKS if x.shape[2] % n == 0) for x in (q, k))
+  across, along = block(q.shape[2]), block(k.shape[2])
   sizes = pallas.BlockSizes(
       block_b=1, block_q=across, block_k_major=along, block_k=along, block_q_major_dkv=across, block_q_dkv=across,
       block_k_major_dkv=along, block_k_dkv=along, block_q_dq=across, block_k_major_dq=along, block_k_dq=along)

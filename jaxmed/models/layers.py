@@ -4,6 +4,7 @@ Parameters are float32 and carry logical axis names ('layers', 'embed', 'heads',
 jaxmed.parallel alone turns into shardings.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxmed.models import kernels
 from jaxmed.models import positions as pos
-from jaxmed.parallel.mesh import axis_size, constrain
+from jaxmed.parallel.mesh import axis_size, constrain, weight
 
 NORM_EPSILON = 1e-6
 Crops = tuple[tuple[int, int], ...]  # of each kind in a row of tokens: views, and tokens of a view
@@ -64,11 +65,31 @@ class Dense(nn.Module):
     x = x.reshape(*x.shape[: x.ndim - self.fold], -1)
     init = nn.with_logical_partitioning(initializer(self.kernel_init), self.axes)
     kernel = self.param('kernel', init, (x.shape[-1], *self.features), jnp.float32)
-    out = kernels.dense(x.astype(self.dtype), kernel.astype(self.dtype))
+    product = kernels.dense if axis_size('fsdp') == 1 else functools.partial(_gathering, self.axes)
+    out = product(x.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
       out = out + self.param('bias', zeros, self.features, jnp.float32).astype(self.dtype)
     return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathering(axes: tuple[str | None, ...], x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`kernels.dense` with a kernel that is cut over fsdp: gathered for the product, and again going back.
+
+  Left to itself XLA gathers a kernel in several shapes, once for each way in which it is multiplied, and sums some
+  gradients whole instead of in parts.
+  """
+  return kernels.dense(x, weight(kernel, axes, gathered=True))
+
+
+def _gathering_bwd(axes, residuals, g):
+  x, kernel = residuals
+  dx, dkernel = jax.vjp(kernels.dense, x, weight(kernel, axes, gathered=True))[1](g)
+  return dx, weight(dkernel, axes, gathered=False)
+
+
+_gathering.defvjp(lambda axes, x, kernel: (_gathering(axes, x, kernel), (x, kernel)), _gathering_bwd)
 
 
 class LayerNorm(nn.Module):

@@ -80,14 +80,27 @@ def shardings(abstract: Any, mesh: Mesh) -> Any:
   def one(leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return replicated(mesh)
-    spec, used = [], set()
-    for name, size in zip(leaf.names, leaf.value.shape, strict=True):
-      axis = RULES.get(name)
-      fits = axis is not None and axis not in used and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
-      used |= {axis} if fits else set()
-      spec.append(axis if fits else None)
-    return NamedSharding(mesh, P(*spec))
+    return NamedSharding(mesh, _by_rules(leaf.names, leaf.value.shape, mesh.shape))
   return jax.tree.map(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def _by_rules(names: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> P:
+  """How a parameter with these logical axes lies on a mesh of these sizes, see RULES."""
+  out, used = [], set()
+  for name, size in zip(names, shape, strict=True):
+    axis = RULES.get(name or '')
+    fits = axis is not None and axis not in used and sizes.get(axis, 1) > 1 and size % sizes[axis] == 0
+    used |= {axis} if fits else set()
+    out.append(axis if fits else None)
+  return P(*out)
+
+
+def weight(x: jax.Array, names: Sequence[str | None], gathered: bool) -> jax.Array:
+  """A weight, or its gradient, as it lies on the surrounding mesh; or whole along fsdp, as a product needs it."""
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  if math.prod(sizes.values()) == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, _by_rules(names, x.shape, sizes | ({'fsdp': 1} if gathered else {})))
 
 
 def on_host(sharding: NamedSharding) -> NamedSharding:

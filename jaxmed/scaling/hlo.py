@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jaxmed.parallel.flops import taps
+from jaxmed.scaling import custom
 
 BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
          'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16}
@@ -96,7 +97,8 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of one device and step. unknown: loops whose number of rounds could not be read; they count once."""
+  """Of one device and step. unknown: loops whose number of rounds could not be read, which count once,
+  and kernels that nothing is known of, which count nothing."""
 
   flops: int
   traffic: float
@@ -244,14 +246,28 @@ class _Reader:
         total += 2 * math.prod(row.shapes[0].dims) * math.prod(left[d] for d in contracted)
       elif row.kind == 'convolution':
         total += _convolution(row, *(where.instructions[o].shapes[0].dims for o in row.operands[:2]))
+      elif kernel := self._kernel(row):
+        total += custom.flops(kernel, *(where.instructions[o].shapes[0].dims for o in row.operands[:2]))
       total += sum(times * self.flops_of(callee) for callee, times in self._callees(row, where))
     return total
 
+  def _kernel(self, row: Instruction) -> custom.Kernel | None:
+    """What is known of a kernel that XLA cannot look into; one that is not known is said so and costs nothing."""
+    if row.kind != 'custom-call' or 'custom_call_target="tpu_custom_call"' not in row.attributes:
+      return None
+    kernel = custom.known(row.name)
+    if kernel is None:
+      self.unknown.append(row.name)
+    return kernel
+
   def _traffic(self, row: Instruction, where: Computation) -> float:
     """Bytes that an instruction which is not fused reads and writes; of a slice or an update in place, its part."""
+    inputs = [where.instructions[o] for o in row.operands if o in where.instructions]
+    if kernel := self._kernel(row):
+      lengths = [i.shapes[0].dims[2] for i in inputs[:2]]
+      return custom.traffic(kernel, lengths, [i.shapes[0].traffic for i in inputs], sum(s.traffic for s in row.shapes))
     if row.kind in _FREE or row.kind.endswith('-done'):
       return 0.0
-    inputs = [where.instructions[o] for o in row.operands if o in where.instructions]
     if row.kind == 'fusion' and row.called('calls') in self.computations:
       inner = self.computations[row.called('calls') or '']
       read = [self._read(inner, n, i) for n, i in enumerate(inputs)]
