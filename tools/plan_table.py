@@ -53,22 +53,20 @@ FLOPS_PLAIN, FLOPS_REMAT, NETWORK, MFU = 1.10, 1.35, 1.10, 0.60
 
 SHORT = """## Where the rest goes
 
-Gradient all-reduces (data parallel) and weight gathers (fsdp) stand inside the loop over layers. DINO and DINOv2 run
-the student twice, over the global and over the local crops, so there are two such loops each way: every layer's
-gradients are reduced twice, and its weights gathered twice as often as one loop over both kinds of crops would need. In
-the data parallel ViT-L that is the whole difference: two all-reduces of 25.2 MB, 24 times each, and one of 98 MB.
+What the program is made of decides more than the mesh. Each change below is one of the code, compiled before and after:
 
-ViT-g/14 on v5p:8x8x8 with mesh.fsdp=8 was compiled before the code pinned activations to the batch axes, as it was then
-and with one `with_sharding_constraint` at the head of each block. Neither program is that of today's code, so they are
-no rows of the table:
-
-| activations | FLOPs | collectives sent | HBM traffic |
+| change | run | before | after |
 |---|---|---|---|
-| not pinned: XLA splits them over fsdp by width and sums them | 1.444 x | 238.3 GB = 25.8 x | 1881 GB |
-| pinned to the batch axes | 1.277 x | 19.7 GB = 2.13 x | 251 GB |
+| activations pinned to the batch axes; XLA splits them over fsdp by width otherwise | ViT-g/14, v5p:8x8x8 | sends 25.8 x | 2.13 x |
+| global and local crops in one pass over the blocks: weights gathered and gradients summed once for both | ViT-L/16, v5e:16x16 | sends 2.00 x | 1.08 x |
+| the same | ViT-g/14, v5e:16x16 | | 1.20 x |
+| each weight gathered in one shape for both products of the backward pass | ViT-g/14, v5e:16x16 | sends 1.20 x | 1.04 x |
+| flash attention | ChannelViT-B/8, v5e:16x16 | 4.30 s of HBM traffic, MFU at most 12 % | 0.71 s, at most 68 % |
 
-Of the 19.7 GB, 13.3 are gathers of weights, 3.1 reduce-scatters, 1.2 the all-reduce over data, and 2.0 all-reduces over
-fsdp that could have been reduce-scatters (nearly all of it the gradient of the qkv kernel, which XLA reduces whole).
+What ViT-L sends beyond the least are the gradients of the projection heads, summed in float32, and those of ViT-g the
+all-reduce of the qkv kernel's gradient over fsdp, which XLA does not turn into a reduce-scatter. FLOPs beyond the
+model's are rematerialisation: of whole blocks (a third of the student's forward and backward passes, which the teacher
+dilutes), and with flash attention of the products of queries and keys, which its backward pass computes twice more.
 """
 FORMULAS = """## Formulas
 

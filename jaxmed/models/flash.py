@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmed.parallel.mesh import platform, spec
 
 BLOCK = 128  # which the TPU kernel wants lengths to be multiples of
-MOST = 1024  # queries or keys at a time
+HELD, PASSED = 1280, 512  # at most so many queries or keys are held at a time, and so many of the others pass them
 
 
 def usable(q: jax.Array) -> bool:
@@ -17,9 +17,9 @@ def usable(q: jax.Array) -> bool:
   return platform() == 'tpu' or (platform() in ('gpu', 'cuda') and q.dtype.itemsize == 2)
 
 
-def block(length: int) -> int:
-  """How many of so many queries or keys the TPU kernel takes at a time: the more, the seldomer it reads the others."""
-  return next(n for n in range(MOST, 0, -BLOCK) if length % n == 0)
+def block(length: int, most: int = HELD) -> int:
+  """How many of so many queries or keys the TPU kernel takes at a time: the more it holds, the seldomer others pass."""
+  return next(n for n in range(most, 0, -BLOCK) if length % n == 0)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -61,10 +61,11 @@ def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) 
     segments = pallas.SegmentIds(jnp.ones((q.shape[0], rows + -rows % BLOCK), jnp.int32),
                                  jnp.pad(there, ((0, 0), (0, -keys % BLOCK))).astype(jnp.int32))
   q, k, v = grow(q), grow(k), grow(v)
-  across, along = block(q.shape[2]), block(k.shape[2])
+  held_q, held_k, passed_q, passed_k = (block(x.shape[2], most) for most in (HELD, PASSED) for x in (q, k))
   sizes = pallas.BlockSizes(
-      block_b=1, block_q=across, block_k_major=along, block_k=along, block_q_major_dkv=across, block_q_dkv=across,
-      block_k_major_dkv=along, block_k_dkv=along, block_q_dq=across, block_k_major_dq=along, block_k_dq=along)
+      block_b=1, block_q=held_q, block_k_major=passed_k, block_k=passed_k, block_q_major_dkv=passed_q,
+      block_q_dkv=passed_q, block_k_major_dkv=held_k, block_k_dkv=held_k, block_q_dq=held_q,
+      block_k_major_dq=passed_k, block_k_dq=passed_k)
   out = pallas.flash_attention(q, k, v, segment_ids=segments, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes)
   return _without_blind(out[:, :, :rows], mask)
 

@@ -154,8 +154,8 @@ def test_a_slice_moves_its_own_bytes():
 
 
 def test_flash_kernels_by_hand():
-  """Products of lengths 1280 and 640; what a kernel reads again for every further block of 640."""
-  q, k, row = 'bf16[1,2,1280,64]{3,2,1,0}', 'bf16[1,2,640,64]{3,2,1,0}', 'f32[1,2,1280,128]{3,2,1,0}'
+  """Products of lengths 2560 and 640; what a kernel reads again for every further block of at most 1280."""
+  q, k, row = 'bf16[1,2,2560,64]{3,2,1,0}', 'bf16[1,2,640,64]{3,2,1,0}', 'f32[1,2,2560,128]{3,2,1,0}'
   call = 'custom_call_target="tpu_custom_call"'
   text = f'''HloModule test, num_partitions=1
 ENTRY %main (p0: {q}) -> {q} {{
@@ -169,11 +169,11 @@ ENTRY %main (p0: {q}) -> {q} {{
 }}
 '''
   got = hlo.cost(text)
-  assert got.flops == (2 + 4 + 3) * 2 * 2 * 1280 * 640 * 64
-  queries, keys, rows = 2 * 2 * 1280 * 64, 2 * 2 * 640 * 64, 4 * 2 * 1280 * 128
+  assert got.flops == (2 + 4 + 3) * 2 * 2 * 2560 * 640 * 64
+  queries, keys, rows = 2 * 2 * 2560 * 64, 2 * 2 * 640 * 64, 4 * 2 * 2560 * 128
   forward = 2 * queries + 2 * keys + 2 * keys  # two blocks of queries: keys and values twice
   for_keys = 2 * queries + 2 * keys + 3 * rows + 2 * keys  # one block of keys
   for_queries = 3 * queries + 2 * keys + 3 * rows + 2 * keys
   assert got.traffic == forward + for_keys + for_queries and not got.unknown
   other = hlo.cost(text.replace('%flash_attention.1', '%something.1'))
-  assert other.unknown == ('something.1',) and other.flops == got.flops - 2 * 2 * 2 * 1280 * 640 * 64
+  assert other.unknown == ('something.1',) and other.flops == got.flops - 2 * 2 * 2 * 2560 * 640 * 64
