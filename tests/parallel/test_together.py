@@ -1,8 +1,10 @@
 """Several processes decide together, and none is left waiting for another."""
 
 
+import numpy as np
 import pytest
 
+from jaxmed.data.sources import open_source
 from jaxmed.train.logs import read_rows
 from tests.common import saved_steps
 from tests.parallel import crew
@@ -125,3 +127,17 @@ loop._batches = _broken
   assert codes[1] == 2
   assert codes[0] in (2, 69), forks[0].err.read_text()  # told by process 1, or by the broken connection
   assert forks[1].err.read_text().splitlines()[-1] == 'jaxmed: record 17 is damaged'
+
+
+def test_a_partly_blank_batch_of_held_out_records(crews, corpus, tmp_path):
+  """Its blanks lie in one process's part alone: all leave it out, and the loss is that of one process."""
+  rows = len(open_source(corpus).select(split='val'))
+  size = next(n for n in range(4, rows, 2) if n / 2 <= rows % n)
+  losses = []
+  for count in (2, 1):
+    place = tmp_path / str(count)
+    argv = crew.begin(corpus, place / 'run', batch_size=size, steps=1, eval_every=1, checkpoint_every=1)
+    forks = crew.launch(crews, argv, place, count, 2 // count, PROBE='1')
+    assert crew.ends(forks) == [0] * count, [f.err.read_text()[-2000:] for f in forks]
+    losses += [r['val_loss'] for r in read_rows(place / 'run' / 'metrics.jsonl') if 'val_loss' in r]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
