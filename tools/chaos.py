@@ -10,6 +10,7 @@ Mostly they end at once; now and then gloo does not notice that the other end is
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -106,7 +107,8 @@ class Chaos:
       send(some, signal.SIGCONT)
     if what == 'full disk' and self.mounted:
       free = shutil.disk_usage(self.run.parent).free
-      with open(self.run.parent / 'ballast', 'wb') as f:
+      # The run may take what was free a moment ago: then the disk is full as well.
+      with contextlib.suppress(OSError), open(self.run.parent / 'ballast', 'wb') as f:
         f.write(bytes(max(free - int(self.rng.integers(0, 300_000)), 0)))
     if what == 'damage':
       outcome(forks)
