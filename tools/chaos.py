@@ -181,7 +181,7 @@ def finished(run: pathlib.Path) -> bool:
 
 
 def most_lost() -> int:
-  """Steps that a kill may cost: it may come while the last checkpoint is being written, and the next one waits for it."""
+  """Steps that a kill may cost: it may come while a checkpoint is being written, and the next one waits for that."""
   return 2 * crew.TRAIN['checkpoint_every']
 
 

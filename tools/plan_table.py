@@ -57,11 +57,11 @@ What the program is made of decides more than the mesh. Each change below is one
 
 | change | run | before | after |
 |---|---|---|---|
-| activations pinned to the batch axes; XLA splits them over fsdp by width otherwise | ViT-g/14, v5p:8x8x8 | sends 25.8 x | 2.13 x |
-| global and local crops in one pass over the blocks: weights gathered and gradients summed once for both | ViT-L/16, v5e:16x16 | sends 2.00 x | 1.08 x |
-| the same | ViT-g/14, v5e:16x16 | | 1.20 x |
-| each weight gathered in one shape for both products of the backward pass | ViT-g/14, v5e:16x16 | sends 1.20 x | 1.04 x |
-| flash attention | ChannelViT-B/8, v5e:16x16 | 4.30 s of HBM traffic, MFU at most 12 % | 0.71 s, at most 68 % |
+| activations pinned to the batch axes, not split over fsdp by width | ViT-g, v5p | sends 25.8 x | 2.13 x |
+| global and local crops in one pass over the blocks, each weight gathered once | ViT-L, v5e | sends 2.00 x | 1.08 x |
+| the same | ViT-g, v5e | (not compiled) | sends 1.20 x |
+| a weight gathered in one shape for both products of the backward pass | ViT-g, v5e | sends 1.20 x | 1.04 x |
+| flash attention | ChannelViT-B, v5e | MFU at most 12 %, 4.30 s of HBM traffic | 68 %, 0.71 s |
 
 What ViT-L sends beyond the least are the gradients of the projection heads, summed in float32, and those of ViT-g the
 all-reduce of the qkv kernel's gradient over fsdp, which XLA does not turn into a reduce-scatter. FLOPs beyond the

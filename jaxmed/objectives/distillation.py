@@ -293,7 +293,8 @@ class SelfDistillation:
     vectors = [views(features.pooled('cls'), count) for features, count in zip(seen, counts, strict=True)]
     return seen[0], jnp.concatenate(vectors, axis=1), stats
 
-  def _together(self, params: dict, groups: list[dict], more: list[dict], train: bool, rng: jax.Array) -> list[Features]:
+  def _together(self, params: dict, groups: list[dict], more: list[dict], train: bool,
+                rng: jax.Array) -> list[Features]:
     names = ('image', 'channels', 'channel_mask')
     inputs = [dict(zip(names, flat(group), strict=True)) | m for group, m in zip(groups, more, strict=True)]
     return self.encoder.apply({'params': params['encoder']}, inputs, groups[0]['image'].shape[0], train,
