@@ -6,8 +6,8 @@ batch 2048, 125,000 steps, rate 4e-3 * sqrt(B / 1024), layer decay 0.9, softmax 
 each of 256 GPUs; the file leaves their number open, and 3072 gives the paper's rate of 3.5e-4). `high_res` is the
 paper's last 10,000 steps at 518 pixels with all schedules compressed (appendix, from memory); no file of it is
 published, and its rate, a tenth, and its local crops of 224 pixels are chosen here. Epochs of 1250 steps are turned
-into epochs of the data set. Differs: masks are drawn over the global batch (there a device's), `init` takes the encoder
-alone, so that `high_res` starts with new heads, and what experiments/README.md says of colours.
+into epochs of the data set; `init` gives `high_res` heads and teacher too. Differs: masks are drawn over the global
+batch (there a device's), and what experiments/README.md says of colours.
 
   jaxmed train experiments/dinov2.py --data IMAGENET --out RUN
   jaxmed train experiments/dinov2.py:long --data IMAGENET22K --out RUN mesh.fsdp=8
@@ -63,6 +63,7 @@ VARIANTS = {
     'published': PUBLISHED,
     'long': LONG,
     'high_res': LONG | {
+        'init_parts': 'all',
         'image_size': 518,
         'steps': 10_000,
         'learning_rate': 0.1 * 2e-4 * (3072 / 1024) ** 0.5,

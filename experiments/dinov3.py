@@ -4,15 +4,14 @@ Reproduces facebookresearch/dinov3, dinov3/configs/train. `published` is vitl_im
 steps, its rate 1e-3 times 4 * sqrt(B / 1024) (configs/config.py), Sinkhorn, two heads of 65536, rotary positions
 without registers. `7b` is dinov3_vit7b16_pretrain.yaml: a million steps of 4096 at a constant 5e-5 * 8, decay 0.04, EMA
 0.994. `gram` is dinov3_vit7b16_gram_anchor.yaml: 200,000 steps with the Gram loss against 512-pixel crops of a teacher
-that is renewed three times. `high_res` is dinov3_vit7b16_high_res_adapt.yaml: 30,000 steps. Epochs of 1000 or 1250
-steps are turned into epochs of the data set: of ImageNet-1k for `published`, of 1,689 million images for the others
-(scale temperature_epochs and freeze_epochs on another one). Differs: `init` takes the encoder alone, so `gram` and
-`high_res` start with new heads, hence with a warm-up and, in `gram`, the temperatures of the start (the published
-stages go on with heads and moments, `gram` at once with its full rate), and the Gram teacher is the encoder they start
-from; the Gram weight and the local weight hold from the first step (there within the first 1000); `high_res` trains on
-768 / 224 pixels alone (there a mixture of five pairs of sizes, up to 768 / 336, of mean 691 / 146), its warm-up is
-linear (there a cosine); float8 products and bias-free keys do not apply, and what experiments/README.md says of
-colours.
+that is renewed three times, its weight and that of local crops ramped over the first 1000. `high_res` is
+dinov3_vit7b16_high_res_adapt.yaml: 30,000 steps on its mixture of five sizes; `init` gives both stages heads and
+teacher too, and the latter its student from the teacher, as there. Epochs of 1000 or 1250 steps are turned into epochs
+of the data set: of ImageNet-1k for `published`, of 1,689 million images for the others (scale temperature_epochs and
+freeze_epochs on another one). Differs: stages start with new moments, hence `gram` with a warm-up of 1000 steps (there
+at once with its full rate), and with the Gram teacher being the teacher they start from; the warm-up of `high_res` is
+linear (there a cosine), and of its local views of 168 pixels, of which whole patches see 160, are made those; float8
+products and bias-free keys do not apply, and what experiments/README.md says of colours.
 
   jaxmed train experiments/dinov3.py --data IMAGENET --out RUN
   jaxmed train experiments/dinov3.py:7b --data IMAGES --out RUN mesh.fsdp=256
@@ -75,16 +74,19 @@ VARIANTS = {
     'published': PUBLISHED,
     '7b': BIG,
     'gram': BIG | {
+        'init_parts': 'all',
         'steps': 200_000,
         'learning_rate': 3e-5 * 4 * (4096 / 1024) ** 0.5,
         'objective': BIG['objective'] | {
-            'start_momentum': 0.999, 'final_momentum': 0.999, 'local_weight': 0.5, 'gram_weight': 2.0, 'gram_start': 0,
-            'gram_every': 10_000, 'gram_updates': 3, 'temperature_epochs': 10 * BIG_EPOCH},
-        'optimizer': BIG['optimizer'] | {'warmup_steps': 10_000,
+            'start_momentum': 0.999, 'final_momentum': 0.999, 'local_weight': 0.5, 'start_local_weight': 1.0,
+            'local_warmup': 1000, 'gram_weight': 2.0, 'gram_start': 0, 'gram_warmup': 1000, 'gram_every': 10_000,
+            'gram_updates': 3, 'start_temperature': 0.07, 'freeze_epochs': 0.0},
+        'optimizer': BIG['optimizer'] | {'warmup_steps': 1000,
                                          'final_learning_rate': 3e-5 * 4 * (4096 / 1024) ** 0.5},
         'augment': BIG['augment'] | {'gram_size': 512},
     },
     'high_res': BIG | {
+        'init_parts': 'target',
         'image_size': 768,
         'batch_size': 2048,
         'steps': 30_000,
@@ -94,7 +96,10 @@ VARIANTS = {
             'gram_every': 0, 'start_temperature': 0.07, 'freeze_epochs': 0.0},
         'optimizer': BIG['optimizer'] | {'warmup_steps': 10_000,
                                          'final_learning_rate': 1.25e-5 * 4 * (2048 / 1024) ** 0.5},
-        'augment': BIG['augment'] | {'local_size': 224, 'gram_size': 1152},
+        'augment': BIG['augment'] | {
+            'local_size': 224, 'gram_size': 1152, 'sizes': (512, 768, 768, 768, 768),
+            'local_sizes': (112, 112, 160, 224, 336), 'gram_sizes': (768, 1152, 1152, 1152, 1152),
+            'size_shares': (0.3, 0.3, 0.3, 0.05, 0.05)},
     },
     'laptop': {
         'method': 'dinov3',

@@ -33,8 +33,9 @@ def base() -> ConfigDict:
       'eval_every': 0,  # steps; probes on the labelled splits, where loader.label is set
       'log_every': 10,
       'on_collapse': 'warn',  # 'warn' | 'stop' | 'rollback' (to the last healthy checkpoint, at half the rate)
-      'on_spike': 'warn',  # of the loss: 'ignore' | 'warn' | 'rollback' (to before it, at half the rate)
-      'init': '',  # a run or file whose encoder training starts from
+      'on_spike': 'warn',  # of the loss: 'ignore' | 'warn' | 'skip' (that update) | 'rollback' (at half the rate)
+      'init': '',  # a run or file whose weights training starts from
+      'init_parts': 'encoder',  # | 'all' (heads, teacher and state too) | 'target' (all, the student from the teacher)
       'encoder': {},
       'objective': {},
       'optimizer': {
@@ -82,6 +83,10 @@ def base() -> ConfigDict:
           'local_size': (),  # their grid; 3/7 of image_size by default
           'local_scale': (0.05, 0.4),
           'gram_size': (),  # grid of the views of a Gram teacher
+          'sizes': (),  # instead of image_size: sides of global views, of which each step sees one
+          'local_sizes': (),  # sides of the local views that go with each of them
+          'gram_sizes': (),  # and of those of a Gram teacher
+          'size_shares': (),  # shares of the steps; () for equal ones
           'channel_sampling': 'none',  # 'none' | 'hcs'
           'channel_views': 'each',  # which channels views show: 'each' its own, or 'shared'
           'teacher_channels': 'all',  # 'all' | 'same': what a teacher sees where a student sees a sample
@@ -95,7 +100,8 @@ def base() -> ConfigDict:
           'normalize': 'corpus',  # 'corpus' | 'image' | 'none' | 'window:LOW:HIGH' | 'percentile[:LOW:HIGH]' | 'full'
           'threads': 2,
       },
-      'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'sequence': 1, 'tensor': 1},  # 0: what is left of the devices
+      # 0: what is left of the devices; data=0 fsdp=0 together: the model decides
+      'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'sequence': 1, 'tensor': 1},
       'checkpoint': {
           'minutes': 0.0,  # save also when so many have passed since the last one, 0 for never
           'keep': 2,  # of the latest

@@ -8,7 +8,9 @@ Four encoders of one model, judged as in the README (which of 12 regions of the 
   all          DINO on all images, every view with all channels of its image
   hcs          DINO on all images, each view with channels of its own (experiments/channel_vit_dino.py:laptop)
 
-The number of steps, batch, views and everything else are alike. Intervals are Student's t over seeds.
+The number of steps, batch, views and everything else are alike. Intervals are Student's t over seeds. Differences are
+paired: the two encoders of a seed answer for the same test slices. Their second interval is a bootstrap
+over seeds and blocks of the brain together, and n/n says in how many seeds the difference is above 0.
 
 Example:
   jaxmed prepare demo --out runs/demo/corpus
@@ -19,12 +21,17 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from typing import Any
+
+import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
 from jaxmed.data.sources import open_source  # noqa: E402
+from jaxmed.evaluate.metrics import difference_over_runs, score  # noqa: E402
+from jaxmed.evaluate.run import answers_of  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
 from jaxmed.train.compare import cell, interval, judged  # noqa: E402
 from jaxmed.train.run import load_encoder  # noqa: E402
@@ -35,6 +42,7 @@ ARMS = {
     'all': {'augment': {'channel_sampling': 'none'}},
     'hcs': {},
 }
+DIFFERENCES = (('hcs', 'rgb'), ('hcs', 'untrained'), ('all', 'rgb'))
 NAMES = ('logistic accuracy', 'knn accuracy', 'logistic auroc')
 
 
@@ -45,25 +53,53 @@ def as_colours(encoder, source):
   return dataclasses.replace(encoder, channels=tuple(stats(names[c['name']]) for c in encoder.channels))
 
 
-def run(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> dict[str, dict]:
-  """Scores of one run, by arm; a run of `hcs` gives those of its encoder before training too."""
-  place, folder = out / f'{arm}_{seed}.json', out / f'{arm}_{seed}'
-  if place.exists():
-    return files.read_json(place)
-  print(f'{arm}, seed {seed}', file=sys.stderr, flush=True)
+def trained(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> dict[str, Any]:
+  """The encoders of one run, by arm; a run of `hcs` gives its encoder before training too."""
+  folder = out / f'{arm}_{seed}'
   fixed = {'data': data, 'seed': seed, 'steps': steps, 'eval_every': steps, 'checkpoint_every': steps}
   user = config.merge(config.load_file(f'{ROOT}/experiments/channel_vit_dino.py:laptop'), fixed, ARMS[arm])
   if (folder / 'config.json').exists():
     loop.resume(folder, quiet=True)
   else:
     loop.train(user, folder, quiet=True)
-  encoder, source = load_encoder(folder), open_source(data)
-  encoder = as_colours(encoder, source) if arm == 'rgb' else encoder
-  scores = {arm: judged(encoder, source, 'region', seed)}
-  if arm == 'hcs':
-    scores['untrained'] = judged(encoder.untrained(seed), source, 'region', seed)
-  files.write_json(place, scores)
-  return scores
+  encoder = load_encoder(folder)
+  if arm == 'rgb':
+    return {arm: as_colours(encoder, open_source(data))}
+  return {arm: encoder} | ({'untrained': encoder.untrained(seed)} if arm == 'hcs' else {})
+
+
+def run(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Scores of one run, and what its probes say of each test slice, both by arm; read where they were written before."""
+  place, answers = out / f'{arm}_{seed}.json', {}
+  names = (arm, 'untrained') if arm == 'hcs' else (arm,)
+  paths = {name: out / f'{name}_{seed}.npz' for name in names}
+  if not place.exists() or not all(path.exists() for path in paths.values()):
+    print(f'{arm}, seed {seed}', file=sys.stderr, flush=True)
+    source, scores = open_source(data), {}
+    for name, encoder in trained(arm, seed, data, out, steps).items():
+      scores[name] = judged(encoder, source, 'region', seed)
+      np.savez(paths[name], **answers_of(encoder, source, 'region', feature=encoder.feature, seed=seed))
+    files.write_json(place, scores)
+  for name, path in paths.items():
+    with np.load(path) as f:
+      answers[name] = dict(f)
+  return files.read_json(place), answers
+
+
+def difference(pairs: list[tuple[dict, dict]], name: str) -> str:
+  """Mean difference as text, with an interval over seeds, one over seeds and slices, and how many seeds are above 0."""
+  probe, metric = name.split()
+  one = pairs[0][0]
+  for pair in pairs:
+    for answer in pair:
+      if not np.array_equal(answer['y'], one['y']) or not np.array_equal(answer['subjects'], one['subjects']):
+        raise SystemExit('the runs were judged on other test slices: begin again with another --out')
+  known = [int(c) for c in one['known']]
+  value = lambda answer: score(one['y'], answer[probe], known)[metric]
+  each = [value(a) - value(b) for a, b in pairs]
+  both = difference_over_runs(one['y'], [(a[probe], b[probe]) for a, b in pairs], one['subjects'], auroc_classes=known)
+  text = lambda found: '' if found['low'] is None else f' [{found["low"]:+.3f}, {found["high"]:+.3f}]'
+  return f'{np.mean(each):+.3f}{text(interval(each))}{text(both[metric])} {sum(d > 0 for d in each)}/{len(each)}'
 
 
 def main() -> None:
@@ -77,13 +113,20 @@ def main() -> None:
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
   found: dict[str, list[dict]] = {'untrained': []}
+  answers: dict[str, list[dict]] = {}
   for seed in range(args.seeds):
     for arm in ARMS:
-      for name, scores in run(arm, seed, args.data, out, args.steps).items():
-        found.setdefault(name, []).append(scores)
+      scores, answered = run(arm, seed, args.data, out, args.steps)
+      for name in scores:
+        found.setdefault(name, []).append(scores[name])
+        answers.setdefault(name, []).append(answered[name])
   lines = ['| encoder | ' + ' | '.join(NAMES) + ' |', '|---' * (1 + len(NAMES)) + '|']
   for name, runs in found.items():
     lines.append(f'| {name} | ' + ' | '.join(cell(interval([r[n]['value'] for r in runs])) for n in NAMES) + ' |')
+  lines += ['', '| difference | ' + ' | '.join(NAMES) + ' |', '|---' * (1 + len(NAMES)) + '|']
+  for a, b in DIFFERENCES:
+    pairs = list(zip(answers[a], answers[b], strict=True))
+    lines.append(f'| {a} - {b} | ' + ' | '.join(difference(pairs, n) for n in NAMES) + ' |')
   files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
   print('\n'.join(lines))
 

@@ -88,6 +88,38 @@ def paired_difference(
   return {m: _interval(a[m] - b[m], drawn_a[m] - drawn_b[m]) for m in METRICS}
 
 
+def difference_over_runs(
+  y: np.ndarray,
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+  subjects: Sequence | np.ndarray,
+  *,
+  draws: int = 1000,
+  seed: int = 0,
+  auroc_classes: Sequence[int] | None = None,
+) -> dict[str, dict[str, float]]:
+  """Mean over runs of metric of a minus metric of b, with a 95 % interval over runs and subjects together.
+
+  A resample draws runs with replacement and, independently, subjects, the same ones for all runs and both members of a
+  pair (crossed bootstrap). Of few runs it knows little of their spread: n of them understate it by (n - 1) / n.
+
+  Args:
+    pairs: for each run the scores [M, K] of a and of b. The others as of `intervals`, whose form is returned.
+  """
+  if not pairs:
+    raise UserError('intervals: no runs; expected one pair of scores or more')
+  many = [_checked(y, scores)[1] for pair in pairs for scores in pair]
+  y = _checked(y, many[0])[0]
+  drawn = _bootstrap(y, many, subjects, draws, seed, auroc_classes)
+  values = [score(y, scores, auroc_classes) for scores in many]
+  out = {}
+  for m in METRICS:
+    each = np.stack([a[m] - b[m] for a, b in zip(drawn[::2], drawn[1::2], strict=True)], axis=1)  # [R, runs]
+    runs = next(resamples(len(pairs), len(each), seed + 1)) / len(pairs)
+    value = np.mean([a[m] - b[m] for a, b in zip(values[::2], values[1::2], strict=True)])
+    out[m] = _interval(float(value), (each * runs).sum(axis=1))
+  return out
+
+
 def resamples(num_subjects: int, draws: int, seed: int, chunk: int | None = None) -> Iterator[np.ndarray]:
   """Yields [<=chunk, num_subjects] counts, `draws` rows in all: how often each subject is in each resample.
 

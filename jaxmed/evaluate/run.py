@@ -80,6 +80,16 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
               differences=differences, notes=notes + troubles, draws=draws, seed=seed, **_sizes(task))
 
 
+def answers_of(encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64,
+                seed: int = 0) -> dict[str, Any]:
+  """What the probes of `evaluate` say of each test row: {'y': [M], 'subjects': [M], 'known': classes that the probes
+  can learn, 'knn': [M, K], 'logistic': [M, K]}; arguments and errors as there."""
+  task = _task(source, label, seed)
+  features = _encoded(encoder, task, feature, batch_size, TRAINED)
+  scores = {method: _probe(method, features, task)[0] for method in METHODS}
+  return {'y': task.test.y, 'subjects': task.test.subjects, 'known': task.known} | scores
+
+
 def _scored(
   sets: dict[str, dict[str, np.ndarray]], task: _Task, draws: int, seed: int
 ) -> tuple[list, list, list]:

@@ -94,7 +94,8 @@ class DINOv2(MaskedDistillation):
     temperature = self.temperature(step)
     logits = jax.lax.stop_gradient(self.project('head', target, taught.pooled('cls')))  # [B * V, K]
     teacher = views(self.distribution(logits, extra.get('centre', 0.0), temperature), crops)
-    dino = cross_view(self.project('head', params, vectors), teacher, self.student_temperature, self.local_weight)
+    dino = cross_view(self.project('head', params, vectors), teacher, self.student_temperature,
+                      self.local_factor(step))
     ibot, patch_logits, marked = self.patches(params, target, seen, taught, hidden, extra, temperature)
     spread = jnp.stack([koleo(vectors[:, v], self.koleo_group) for v in range(crops)]).sum()
     loss = self.dino_weight * dino + self.ibot_weight * ibot + self.koleo_weight * spread
@@ -104,6 +105,11 @@ class DINOv2(MaskedDistillation):
       metrics = with_stats(metrics, train, encoder=stats)
       extra = extra | self.centres(extra, logits, patch_logits, marked)
     return loss, metrics, extra, seen
+
+  def local_factor(self, step: jax.Array) -> jax.Array | float:
+    """The factor on the class token loss of local crops at a step."""
+    del step
+    return self.local_weight
 
   def distribution(self, logits: jax.Array, centre: jax.Array | float, temperature: jax.Array,
                    weights: jax.Array | None = None) -> jax.Array:

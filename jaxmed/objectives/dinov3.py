@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.tokens import Features
 from jaxmed.objectives.dinov2 import DINOv2
 from jaxmed.objectives.distillation import gram_loss, resized
-from jaxmed.objectives.networks import seen_by_teacher
+from jaxmed.objectives.networks import cosine, seen_by_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,9 @@ class DINOv3(DINOv2):
   Attributes:
     gram_weight: of the Gram loss (published: 2.0 in its stage); 0 leaves it and the Gram teacher's memory out.
     gram_start: step at which the teacher becomes the Gram teacher and the loss begins.
+    gram_warmup: steps from gram_start in which that weight rises from 0, by half a cosine; 0 for at once.
+    start_local_weight, local_warmup: in so many steps from gram_start the factor on the class token loss of local crops
+      goes from the one, its value until then, to `local_weight`, by half a cosine; 0 steps for `local_weight` always.
     gram_every, gram_updates: after so many steps each, at most so many times, it is taken anew; gram_every 0 for never.
   The other options are those of DINOv2, SelfDistillation and MaskedDistillation.
   """
@@ -36,6 +39,9 @@ class DINOv3(DINOv2):
   centering: str = 'sinkhorn'
   gram_weight: float = 0.0
   gram_start: int = 0
+  gram_warmup: int = 0
+  start_local_weight: float = 1.0
+  local_warmup: int = 0
   gram_every: int = 10_000
   gram_updates: int = 3
 
@@ -48,7 +54,8 @@ class DINOv3(DINOv2):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ('gram_weight', 'gram_start', 'gram_every', 'gram_updates'):
+    for name in ('gram_weight', 'gram_start', 'gram_warmup', 'gram_every', 'gram_updates', 'start_local_weight',
+                 'local_warmup'):
       if getattr(self, name) < 0:
         raise UserError(f'objective.{name} {getattr(self, name)} must be at least 0')
 
@@ -71,8 +78,16 @@ class DINOv3(DINOv2):
     anchor = jax.tree.map(lambda teacher, gram: jnp.where(fresh, jax.lax.stop_gradient(teacher), gram),
                           variables['target']['encoder'], old)
     gram = jax.lax.cond(step >= self.gram_start, lambda: self.gram(anchor, batch, seen, train), lambda: jnp.zeros(()))
-    loss = loss + self.gram_weight * gram
-    return loss, (metrics | {'gram_loss': gram}, extra | {'gram': anchor})
+    weight = jnp.asarray(self.since_start(step, 0.0, self.gram_weight, self.gram_warmup))
+    return loss + weight * gram, (metrics | {'gram_loss': gram, 'gram_weight': weight}, extra | {'gram': anchor})
+
+  def local_factor(self, step: jax.Array) -> jax.Array | float:
+    """The factor on the class token loss of local crops at a step."""
+    return self.since_start(step, self.start_local_weight, self.local_weight, self.local_warmup)
+
+  def since_start(self, step: jax.Array, start: float, end: float, steps: int) -> jax.Array | float:
+    """From start to end in so many steps from gram_start (train/cosine_lr_scheduler.py:linear_warmup_cosine_decay)."""
+    return cosine(start, end, jnp.asarray(step) - self.gram_start, steps - 1) if steps else end
 
   def refreshes(self, step: jax.Array) -> jax.Array:
     """Whether the teacher becomes the Gram teacher before this step (train/train.py)."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,23 +11,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxmed import files
 from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError
 from jaxmed.models.vit import at_size
 from jaxmed.parallel import layout, process
+from jaxmed.parallel.axes import filled, open_mesh
+from jaxmed.parallel.mesh import make_mesh
+from jaxmed.train import setup
 from jaxmed.train.checkpoint import Checkpoints
-from jaxmed.train.run import TRAINING_ONLY
-from jaxmed.train.step import TrainState
+from jaxmed.train.run import TRAINING_ONLY, load_state
+from jaxmed.train.step import Trainer, TrainState
 
 LAST_SECONDS = 10.0
+_BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part')  # in a run directory, before config.json
 
 
 def check_new(out: str | pathlib.Path) -> None:
-  """Raises a UserError when a run directory is there already (one that holds nothing but a corpus may be used)."""
+  """Raises a UserError when a run directory is there already.
+
+  One may be used that holds a corpus alone, or what a start left that was killed before it wrote config.json, the last.
+  """
   out = pathlib.Path(out)
-  if out.exists() and (not out.is_dir() or any(f.name != 'corpus' for f in out.iterdir())):
+  if out.exists() and (not out.is_dir() or any(not _BEFORE.fullmatch(f.name) for f in out.iterdir())):
     raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
 
 
@@ -43,6 +52,18 @@ def records(user: Mapping[str, Any]) -> tuple[Any, Any]:
     of = f' of {", ".join(sources)}' if sources else ''
     raise UserError(f'{user["data"]} has no records{of} in split {loader.get("split", "train")!r}')
   return corpus, source
+
+
+def mesh_of(config: Any, spec: setup.DataSpec, trainer: Trainer) -> Mesh:
+  """The mesh of a run. With mesh.data=0 and mesh.fsdp=0 the state decides how many devices share a copy of it."""
+  sizes = dict(config.mesh)
+  if open_mesh(sizes):
+    memory = min(process.gather('device memory', layout.device_memory() or 0))
+    whole = filled(sizes, jax.device_count())
+    if memory and whole:
+      boxed = jax.eval_shape(trainer.create, setup.batch_shapes(config, spec))
+      sizes = layout.fitted(boxed, whole, memory)
+  return make_mesh(sizes)
 
 
 def announce(run: Any, abstract: TrainState) -> None:
@@ -94,29 +115,59 @@ def state_of(run: Any, checkpoints: Checkpoints, abstract: TrainState, shapes: A
 
 
 def initialize(run: Any, abstract: TrainState, shapes: Any) -> TrainState:
-  """Fresh weights, or those of another run or file in the encoder."""
+  """Fresh weights, or what `init` and `init_parts` say of another run's or a file's."""
   state = run.trainer.initialize(abstract, shapes)
   given = given_weights(run.config, state)
   if given is None:
     return state
   put = lambda new, old: jax.device_put(new, old.sharding)
-  params = state.params | {'encoder': jax.tree.map(put, given, state.params['encoder'])}
-  average = jax.tree.map(jnp.copy, params) if run.trainer.ema else {}
-  target = {name: jax.tree.map(jnp.copy, params[name]) for name in state.target}
-  return dataclasses.replace(state, params=params, average=average, target=target)
+  given = {name: jax.tree.map(put, value, getattr(state, name)) for name, value in given.items()}
+  given['target'] = jax.tree.map(jnp.copy, given['target'])  # which may be the same arrays: the step is given both
+  if run.trainer.ema:
+    given['average'] = jax.tree.map(jnp.copy, given['params'])
+  return dataclasses.replace(state, **given)
 
 
-def given_weights(config: Any, state: TrainState) -> Any | None:
-  """The encoder's weights that `init` names, or None. A UserError tells of another model's."""
+def given_weights(config: Any, state: TrainState) -> dict[str, Any] | None:
+  """`params`, `target` and `extra` of the first state as `init` and `init_parts` want them; None without `init`.
+
+  Raises:
+    UserError: what is there is another model's, or has other heads; names the first array that differs.
+  """
   if not config.init:
     return None
+  own = {name: getattr(state, name) for name in ('params', 'target', 'extra')}
+  given = _all_parts(config, own) if config.init_parts != 'encoder' else _encoder_alone(config, own)
+  shape = lambda tree: {jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+                        for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  here, there = shape(own), shape(given)
+  for name in sorted(here.keys() | there.keys()):
+    if here.get(name) != there.get(name):
+      raise UserError(f'init={config.init} is another model than {config.model} or has other heads: {name} is '
+                      f'{there.get(name, "missing")} there and {here.get(name, "missing")} here')
+  return given
+
+
+def _encoder_alone(config: Any, own: dict[str, Any]) -> dict[str, Any]:
+  """The encoder's weights from a run or file, the rest as it is; the target starts as the trained parts."""
   from jaxmed.loading import load
-  own = state.params['encoder']
   given = load(config.init)
-  other = at_size(given.model, given.params, tuple(config.image_size))
-  other = other | {k: own[k] for k in TRAINING_ONLY if k in own and k not in other}
-  shape = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-  wrong = sorted(set(shape(own).items()) ^ set(shape(other).items()))
-  if wrong:
-    raise UserError(f'init={config.init} is another model than {config.model}: {wrong[0][0]} differs')
-  return other
+  encoder = at_size(given.model, given.params, tuple(config.image_size))
+  fresh = own['params']['encoder']
+  encoder = encoder | {k: fresh[k] for k in TRAINING_ONLY if k in fresh and k not in encoder}
+  params = own['params'] | {'encoder': encoder}
+  return {'params': params, 'target': {name: params[name] for name in own['target']}, 'extra': own['extra']}
+
+
+def _all_parts(config: Any, own: dict[str, Any]) -> dict[str, Any]:
+  """Everything but moments and step from a run; what its extra state lacks stays fresh, what is not used is left."""
+  if not pathlib.Path(config.init).is_dir():
+    raise UserError(f'init_parts={config.init_parts} takes heads and more from a run, but init={config.init} is none')
+  trainer, _, _, state = load_state(config.init)
+  resized = lambda encoder: at_size(trainer.objective.encoder, encoder, tuple(config.image_size))
+  whole = lambda tree: tree | {'encoder': resized(tree['encoder'])} if 'encoder' in tree else tree
+  params, target = whole(state.average or state.params), whole(state.target)
+  if config.init_parts == 'target':
+    params = params | target
+  extra = own['extra'] | {k: resized(v) if k == 'gram' else v for k, v in state.extra.items() if k in own['extra']}
+  return {'params': params, 'target': target, 'extra': extra}

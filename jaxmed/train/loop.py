@@ -31,7 +31,7 @@ from jaxmed.train.watch import RollBack, Watch
 from jaxmed.train.watchdog import Watchdog
 
 AHEAD = 2  # steps that the host may be ahead of the device: neither waits, and all hosts are at about one step
-MOST_SKIPPED = 10  # non-finite updates in a row after which a run stops
+MOST_SKIPPED = 10  # updates left out in a row after which a run stops
 
 
 @dataclasses.dataclass
@@ -96,6 +96,9 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     for key, value in config_lib.flat(config).items():
       if value != before[key] and key not in RESUMABLE and key.partition('.')[0] not in RESUMABLE:
         raise UserError(f'{key} cannot change when a run goes on; these can: {", ".join(RESUMABLE)}')
+    if (config.on_spike == 'skip') != (before['on_spike'] == 'skip'):
+      raise UserError(f"on_spike={before['on_spike']} cannot change to {config.on_spike} when a run goes on: with skip "
+                      'a run keeps its last losses')
     setup.check_values(config)
     corpus, source = begin.records(config_lib.to_dict(config))
     setup.check_same(spec, source)
@@ -107,8 +110,9 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
          quiet: bool) -> dict[str, Any]:
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
-    run = Run(out, config, spec, source, corpus, setup.build(config, spec), mesh_lib.make_mesh(config.mesh), agreement,
-              watchdog, quiet)
+    trainer = setup.build(config, spec)
+    run = Run(out, config, spec, source, corpus, trainer, begin.mesh_of(config, spec, trainer), agreement, watchdog,
+              quiet)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -156,6 +160,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
   watch.rows, watch.width = probe.shape
+  watch.skipped = int(state.skipped)
   pending: collections.deque = collections.deque()
   running: collections.deque = collections.deque()
   begun = time.monotonic()
@@ -191,7 +196,9 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         logs.scalars(row, values | vitals.own() | hosts.row(row, values['data_wait']))
         _check_finite(latest, checkpoints)
         limit = spikes.look(values['loss'])
-        if limit is not None:
+        if config.on_spike == 'skip':
+          watch.left_out(row, int(values['skipped']))
+        elif limit is not None:
           watch.spike(row, values['loss'], limit, config.on_spike)
       logs.pause()
       if probing and not stopping:
@@ -248,9 +255,14 @@ def _plain(values: Mapping[str, float]) -> dict[str, float]:
 
 def _check_finite(latest: Mapping[str, float], checkpoints: Checkpoints) -> None:
   """Ends a run whose updates are all left out; the weights are those before the first of them."""
-  if latest.get('skipped_in_row', 0) >= MOST_SKIPPED:
-    checkpoints.wait()
-    steps = checkpoints.steps()
-    kept = f'{checkpoints.folder / str(steps[-1])} is the last good checkpoint' if steps else 'no checkpoint was due'
-    raise UserError(f'loss or gradient was not finite {int(latest["skipped_in_row"])} steps in a row (loss '
-                    f'{latest["loss"]:.3g}); {kept}: lower learning_rate or set optimizer.clip=1')
+  row = int(latest.get('skipped_in_row', 0))
+  if row < MOST_SKIPPED:
+    return
+  checkpoints.wait()
+  steps = checkpoints.steps()
+  kept = f'{checkpoints.folder / str(steps[-1])} is the last good checkpoint' if steps else 'no checkpoint was due'
+  if np.isfinite(latest['loss']) and np.isfinite(latest['grad_norm']):
+    raise UserError(f'the loss stayed far above its last ones {row} steps in a row (loss {latest["loss"]:.3g}); {kept}'
+                    ': lower learning_rate, or start with on_spike=warn if a schedule of the method raises the loss')
+  raise UserError(f'loss or gradient was not finite {row} steps in a row (loss {latest["loss"]:.3g}); {kept}: lower '
+                  'learning_rate or set optimizer.clip=1')

@@ -16,7 +16,12 @@ TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
 
 
 def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
-  """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step.
+  """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step. Errors as of `load_state`."""
+  return encoder_of(*load_state(run, which))
+
+
+def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any, setup.DataSpec, Any]:
+  """Trainer, config, data and state of a run at a checkpoint: 'latest', 'best' or a step.
 
   Raises:
     UserError: not a run, or without a checkpoint.
@@ -33,7 +38,7 @@ def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
   checkpoints.close()
   if state is None:
     raise UserError(f'{run} has no checkpoint yet')
-  return encoder_of(trainer, config, spec, state)
+  return trainer, config, spec, state
 
 
 def product(model: Any, params: Any) -> tuple[Any, Any]:

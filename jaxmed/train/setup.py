@@ -20,7 +20,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import spikes, watch
+from jaxmed.train import mixture, spikes, watch
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
@@ -30,9 +30,11 @@ CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
              'on_collapse', 'on_spike')
+INIT_PARTS = ('encoder', 'all', 'target')  # what `init` gives
 # Keys that runs of earlier versions lack, whose defaults do what those did.
 ADDED = ('on_spike', 'checkpoint.minutes', 'checkpoint.keep_every', 'watchdog.minutes', 'mesh.sequence',
-         'loader.sources', 'optimizer.moments', 'optimizer.offload')
+         'loader.sources', 'optimizer.moments', 'optimizer.offload', 'init_parts',
+         *(f'augment.{name}' for name in mixture.LISTS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,7 @@ def check_values(config: ConfigDict) -> None:
   intensity.parse_mode(config.loader.normalize)
   choose('on_collapse', config.on_collapse, watch.ACTIONS)
   choose('on_spike', config.on_spike, spikes.ACTIONS)
+  choose('init_parts', config.init_parts, INIT_PARTS)
   choose('loader.fit', config.loader.fit, FITS)
   choose('checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
   size = config.loader.load_size
@@ -192,6 +195,7 @@ def _fill_views(config: ConfigDict, objective: Any) -> None:
     if size and (len(size) != rank or not all(type(n) is int and n > 0 for n in size)):
       raise UserError(f'augment.{name} takes {rank} positive whole numbers, not {augment[name]}')
     augment[name] = size
+  mixture.check(config)
 
 
 def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
@@ -271,13 +275,13 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
   whole = np.issubdtype(spec.dtype, np.integer)
+  augment = {k: v for k, v in config.augment.items() if k not in mixture.LISTS}
   view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place,
-                   rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0,
-                   **config.augment)
+                   rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0, **augment)
   o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs')}
   optimizer = Optimizer(config.learning_rate, config.steps, **o)
   return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema,
-                 config.optimizer.offload)
+                 config.optimizer.offload, config.on_spike == 'skip', *mixture.views(config, view))
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,7 @@
 """The training state and the one jitted step, for every objective and any mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxmed.augment.views import ViewMaker
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import spikes
 from jaxmed.train.optimizer import Optimizer
 
 
@@ -23,7 +25,7 @@ class TrainState:
   step: int32. params: trained by gradient. target: following by EMA. extra: queues, centres, prototypes.
   moments: of the optimizer. average: EMA of params, {} when off. rng: raw key data. rate: float32 factor on the
   learning rate, less than 1 after a rollback. skipped, skipped_in_row: int32 counts of updates left out because loss
-  or gradient was not finite.
+  or gradient was not finite, or the loss a spike.
   """
 
   step: jax.Array
@@ -43,12 +45,22 @@ class TrainState:
     return {'params': self.params, 'target': self.target, 'extra': self.extra}
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SkippingState(TrainState):
+  """The state of a run that skips spikes, with the last losses that were none [100] float32, see `spikes.judge`."""
+
+  losses: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """What a step is made of; all fields are static.
 
   `offload` keeps the optimizer's moments in the host's memory between steps, where the backend has that: two copies
-  of the parameters fewer on each device, for one transfer of them each way a step.
+  of the parameters fewer on each device, for one transfer of them each way a step. `skip_spikes` leaves out the update
+  of a step whose loss is a spike (`spikes.judge`). `sizes` are views of several sizes, of which each step sees one,
+  drawn with the probabilities `shares`; `view` remains what shapes, probes and held-out losses are made with.
   """
 
   objective: Any
@@ -58,6 +70,9 @@ class Trainer:
   accumulate: int = 1
   ema: float = 0.0
   offload: bool = False
+  skip_spikes: bool = False
+  sizes: tuple[ViewMaker, ...] = ()
+  shares: tuple[float, ...] = ()
 
   def create(self, batch: Any) -> TrainState:
     """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter."""
@@ -66,10 +81,11 @@ class Trainer:
     variables = self.objective.init(rng, views)
     params = variables['params']
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(
+    state = TrainState(
         step=zero, params=params, target=variables['target'], extra=variables['extra'],
         moments=self.optimizer.init(params), average=jax.tree.map(jnp.copy, params) if self.ema else {},
         rng=jax.random.key_data(rng), rate=jnp.ones((), jnp.float32), skipped=zero, skipped_in_row=zero)
+    return SkippingState(**vars(state), losses=spikes.empty()) if self.skip_spikes else state
 
   def abstract(self, batch: Any, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the state on a mesh."""
@@ -94,12 +110,15 @@ class Trainer:
       return step.lower(abstract, batch).compile()
 
   def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update; left out, and counted, when the loss or a gradient is not finite."""
+    """One update; left out, and counted, when the loss or a gradient is not finite, or the loss a spike."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, (metrics, extra)), grads = self._gradients(state, batch, rng)
     norms = {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if isinstance(state, SkippingState):
+      spike, losses = spikes.judge(state.losses, loss)
+      good, state = good & ~spike, dataclasses.replace(state, losses=losses)
     stats = metrics.pop('stats', {})
     frozen = self.objective.frozen(state.step) if hasattr(self.objective, 'frozen') else {}
     if self.offload:
@@ -110,10 +129,10 @@ class Trainer:
     average = jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, state.average, params) if self.ema else {}
     fresh = dict(params=params, target=target, moments=moments, average=average, extra=extra)
     old = {name: getattr(state, name) for name in fresh}
-    kept = jax.tree.map(lambda new, was: jnp.where(finite, new, was), fresh, old)
+    kept = jax.tree.map(lambda new, was: jnp.where(good, new, was), fresh, old)
     if self.offload:
       kept['moments'] = jax.device_put(kept['moments'], jax.memory.Space.Host)
-    bad = 1 - finite.astype(jnp.int32)
+    bad = 1 - good.astype(jnp.int32)
     state = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + bad,
                                 skipped_in_row=(state.skipped_in_row + 1) * bad, **kept)
     rate = state.rate * self.optimizer.schedule(state.step - 1)
@@ -129,10 +148,20 @@ class Trainer:
     return jax.tree.map(lambda t, p: keep * t + (1 - keep) * p, target, {k: params[k] for k in target})
 
   def _gradients(self, state: TrainState, batch: Any, rng: jax.Array):
-    """Loss, metrics, extra and gradients, averaged over microbatches."""
+    """Loss, metrics, extra and gradients; of a mixture of sizes, those of the size drawn, named in the metrics."""
+    if not self.sizes:
+      return self._gradients_of(self.view, state, batch, rng)
+    index = drawn(rng, self.shares)
+    branches = [functools.partial(self._gradients_of, view, state, batch, rng) for view in self.sizes]
+    (loss, (metrics, extra)), grads = jax.lax.switch(index, branches)
+    size = jnp.asarray([view.size[-1] for view in self.sizes])[index]
+    return (loss, (metrics | {'view_size': size}, extra)), grads
+
+  def _gradients_of(self, view: ViewMaker, state: TrainState, batch: Any, rng: jax.Array):
+    """Loss, metrics, extra and gradients with these views, averaged over microbatches."""
     def loss(params, extra, part, key):
       view_key, loss_key = jax.random.split(key)
-      views = self.view(view_key, part)
+      views = view(view_key, part)
       variables = {'params': params, 'target': state.target, 'extra': extra}
       return self.objective.loss(variables, views, loss_key, state.step)
 
@@ -151,6 +180,11 @@ class Trainer:
     (extra, grads), (values, metrics) = jax.lax.scan(body, start, (parts, jax.random.split(rng, count)))
     mean = lambda tree: jax.tree.map(lambda x: x.mean(axis=0), tree)
     return (mean(values), (mean(metrics), extra)), grads
+
+
+def drawn(rng: jax.Array, shares: tuple[float, ...]) -> jax.Array:
+  """Which of a mixture a step takes, int32, by the step's key alone, which seed and step make."""
+  return jax.random.categorical(jax.random.fold_in(rng, 0), jnp.log(jnp.asarray(shares)))
 
 
 def overlay(params: Any, values: Any) -> Any:

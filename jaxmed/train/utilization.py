@@ -1,6 +1,7 @@
 """Model FLOPs of a step, and what share of the devices' peak a run makes of them (MFU)."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,11 +19,17 @@ def model_flops(config: ConfigDict, spec: setup.DataSpec) -> int:
   """FLOPs of one step by its jaxpr, views and optimizer included.
 
   Counted with rematerialisation off, also that of attention over many keys: MFU is about the model's own work.
+  Of a mixture of sizes, the mean step's.
   """
   config = plain(config)
   trainer, batch = setup.build(config, spec), setup.batch_shapes(config, spec)
+  state = nn.unbox(jax.eval_shape(trainer.create, batch))
+  alone = lambda view: dataclasses.replace(trainer, view=view, sizes=(), shares=())
   with keeping():
-    return flops.count(trainer.step, nn.unbox(jax.eval_shape(trainer.create, batch)), batch)
+    if not trainer.sizes:
+      return flops.count(trainer.step, state, batch)
+    return round(sum(share * flops.count(alone(view).step, state, batch)
+                     for view, share in zip(trainer.sizes, trainer.shares, strict=True)))
 
 
 def plain(config: ConfigDict) -> ConfigDict:

@@ -32,6 +32,7 @@ class Watch:
     run: its directory. action: 'warn', 'stop', or 'rollback'; the latter two only for hard signs.
     rows, width: shape of the features that are looked at.
     start: health before the first step. healthy: the last step without a sign. slowdown: factor on the learning rate.
+    skipped: updates left out until the last row.
   """
 
   run: pathlib.Path
@@ -41,6 +42,7 @@ class Watch:
   start: dict[str, float] = dataclasses.field(default_factory=dict)
   healthy: int = 0
   slowdown: float = 1.0
+  skipped: int = 0
   _warned: str = ''
 
   def load(self) -> 'Watch':
@@ -90,6 +92,13 @@ class Watch:
       print(f'warning: step {step}: {what}', file=sys.stderr, flush=True)
     if action == 'rollback':
       self._slow_down(step, what, step - 1)
+
+  def left_out(self, step: int, skipped: int) -> None:
+    """Says how many updates the step left out since the last row, given their number in all (on_spike=skip)."""
+    if skipped > self.skipped and process.is_main():
+      print(f'warning: step {step}: {skipped - self.skipped} update(s) left out since the row before: the loss was a '
+            'spike or not finite', file=sys.stderr, flush=True)
+    self.skipped = skipped
 
   def _slow_down(self, step: int, why: str, healthy: int) -> None:
     if self.slowdown <= SLOWER**MOST_ROLLBACKS:

@@ -141,3 +141,30 @@ def test_bad_subjects_are_refused():
     metrics.intervals(y, scores, ['a', 'b'])
   with pytest.raises(UserError, match='draws=0'):
     metrics.intervals(y, scores, np.arange(len(y)), draws=0)
+
+
+def test_differences_over_runs_equal_a_slow_loop():
+  """Runs and subjects are drawn independently, the same subjects for all."""
+  y, _, names = data(5)
+  pairs = [tuple(data(seed)[1] + 0.4 * np.eye(4)[y] for seed in (10 + i, 20 + i)) for i in range(3)]
+  pairs[0][0][:] += 0.5 * np.eye(4)[y]
+  got = metrics.difference_over_runs(y, pairs, names, draws=60, seed=7)
+  unique = np.unique(names)
+  subjects = next(metrics.resamples(len(unique), 60, 7)).astype(int)
+  runs = next(metrics.resamples(3, 60, 8)).astype(int)
+  drawn = []
+  for of_subjects, of_runs in zip(subjects, runs, strict=True):
+    rows = np.concatenate([np.flatnonzero(names == s) for s, n in zip(unique, of_subjects, strict=True) for _ in range(n)])
+    chosen = [pairs[i] for i, n in enumerate(of_runs) for _ in range(n)]
+    drawn.append([[reference(y[rows], s[rows])[m] for m in metrics.METRICS] for pair in chosen for s in pair])
+  drawn = np.asarray(drawn)
+  each = (drawn[:, ::2] - drawn[:, 1::2]).mean(axis=1)
+  low, high = np.percentile(each, [2.5, 97.5], axis=0)
+  for i, m in enumerate(metrics.METRICS):
+    assert (got[m]['low'], got[m]['high']) == pytest.approx((low[i], high[i]), abs=1e-12)
+    want = np.mean([reference(y, a)[m] - reference(y, b)[m] for a, b in pairs])
+    assert got[m]['value'] == pytest.approx(want)
+  one = metrics.difference_over_runs(y, pairs[:1], names, draws=60, seed=7)
+  assert one == metrics.paired_difference(y, *pairs[0], names, draws=60, seed=7)
+  with pytest.raises(UserError, match='no runs'):
+    metrics.difference_over_runs(y, [], names)

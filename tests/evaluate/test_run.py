@@ -62,6 +62,16 @@ def test_the_result():
   assert run.best_row(result, 'accuracy')['features'] == 'trained'
 
 
+def test_answers_are_what_the_metrics_are_of():
+  source = fakes.make_source()
+  answers, result = run.answers_of(GOOD, source, 'region'), run.evaluate(GOOD, source, 'region', draws=100)
+  assert answers['known'] == [0, 1, 2]
+  for row in result['rows']:
+    if row['features'] == 'trained':
+      want = metrics.intervals(answers['y'], answers[row['method']], answers['subjects'], draws=100)
+      assert row['metrics'] == want
+
+
 def test_labels_may_be_numbers_and_the_feature_is_chosen():
   result = run.evaluate(GOOD, fakes.make_source(), 'grade', feature='cls', draws=10)
   assert result['classes'] == ['0', '1', '2'] and result['feature'] == 'cls'

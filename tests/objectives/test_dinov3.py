@@ -127,3 +127,38 @@ def test_rotary_coordinates_are_augmented_in_training_only():
 def test_bad_options():
   with pytest.raises(UserError, match='gram_every -1'):
     DINOv3(fakes.encoder('vit', **OPTIONS), gram_every=-1)
+
+
+def official(start, peak, end, warmup, total, bend):
+  """The published schedule as an array: linear, then half a cosine over `bend` steps, then constant."""
+  turn = (1 + np.cos(np.linspace(0, np.pi, bend))) / 2
+  parts = np.linspace(start, peak, warmup, endpoint=False), end + (peak - end) * turn
+  return np.concatenate([*parts, np.full(total - warmup - bend, end)])
+
+
+def test_weights_ramp_as_published():
+  """Both of the Gram stage, whose steps begin at 20 here: 0 to 2, and 1 to a half, in 10 steps."""
+  objective = DINOv3(fakes.encoder('vit', **OPTIONS), gram_weight=2.0, gram_start=20, gram_warmup=10,
+                     local_weight=0.5, start_local_weight=1.0, local_warmup=10)
+  steps = jnp.arange(40)
+  gram = objective.since_start(steps, 0.0, 2.0, 10)
+  np.testing.assert_allclose(gram, official(0, 0, 2.0, 20, 40, 10), atol=2e-6)
+  np.testing.assert_allclose(objective.local_factor(steps), official(1, 1, 0.5, 20, 40, 10), atol=1e-6)
+  assert DINOv3(objective.encoder, local_weight=0.5).local_factor(0) == 0.5
+  np.testing.assert_array_equal(objective.since_start(steps[19:23], 0.0, 2.0, 1), [0, 0, 2, 2])
+
+
+def test_ramped_weights_are_those_of_the_loss():
+  """At a step within both ramps the loss is the weighted sum of its parts."""
+  ramps = dict(gram_weight=2.0, gram_warmup=10, local_weight=0.5, local_warmup=10)
+  objective, variables, data = start(data=fakes.batch(gram=2), **ramps)
+  loss, (metrics, _) = evaluate(objective, variables, data, step=3)
+  share = official(0, 0, 1, 0, 10, 10)[3]
+  close(metrics['gram_weight'], 2 * share, 1e-5)
+  parts = metrics['dino_loss'] + metrics['ibot_loss'] + 0.1 * 2 * metrics['koleo_loss'] + 2 * share * metrics['gram_loss']
+  close(loss, parts, 2e-5)
+  hidden = masks(objective, data)
+  dino = [reference(DINOv3(**(vars(objective) | {'local_weight': w, 'local_warmup': 0})), variables, data, 3, hidden, local=True)[0]
+          for w in (1.0, 0.5)]
+  assert abs(dino[0] - dino[1]) > 0.05
+  close(metrics['dino_loss'], dino[0] + share * (dino[1] - dino[0]), 2e-5)

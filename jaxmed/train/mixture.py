@@ -1,0 +1,48 @@
+"""A mixture of sizes of views, of which each step sees one (DINOv3's high-resolution stage)."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxmed.augment.views import ViewMaker
+from jaxmed.errors import UserError
+from jaxmed.models import registry
+
+LISTS = ('sizes', 'local_sizes', 'gram_sizes', 'size_shares')  # keys of augment, each with a number for every size
+
+
+def check(config: ConfigDict) -> None:
+  """Whether the lists belong together, and patches divide each side; a UserError names the list and the value."""
+  augment = config.augment
+  if not any(augment[name] for name in LISTS):
+    return
+  if augment.views < 2:
+    raise UserError(f'augment.sizes are for methods that compare views, not for {config.method}')
+  for name, wanted in (('local_sizes', augment.local_views), ('gram_sizes', augment.gram_size),
+                       ('size_shares', augment.size_shares)):
+    count = len(augment.sizes) if wanted else 0
+    if len(augment[name]) != count or not augment.sizes:
+      raise UserError(f'augment.{name} has {len(augment[name])} numbers, not {count}: one for each of augment.sizes '
+                      f'{augment.sizes}, and none without local_views or gram_size')
+  if not all(share > 0 for share in augment.size_shares):
+    raise UserError(f'augment.size_shares {augment.size_shares} must be positive')
+  patch = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder).patch_size
+  for name in LISTS[:3]:
+    for side in augment[name]:
+      if type(side) is not int or side < 1 or any(side % p for p in patch):
+        nearest = max(round(side / max(patch)), 1) * max(patch)
+        raise UserError(f'augment.{name}: {side} is no multiple of the patch {patch}; nearest is {nearest}')
+
+
+def views(config: ConfigDict, view: ViewMaker) -> tuple[tuple[ViewMaker, ...], tuple[float, ...]]:
+  """`view` at each of the sizes, squares or cubes, and their shares, which sum to 1; () and () without a mixture."""
+  augment, rank = config.augment, len(config.image_size)
+  lists = {'size': augment.sizes, 'local_size': augment.local_sizes, 'gram_size': augment.gram_sizes}
+
+  def at(i: int) -> ViewMaker:
+    changes: dict[str, Any] = {name: (sides[i],) * rank for name, sides in lists.items() if sides}
+    return dataclasses.replace(view, **changes)
+
+  shares = tuple(augment.size_shares) or (1.0,) * len(augment.sizes)
+  return tuple(at(i) for i in range(len(augment.sizes))), tuple(share / sum(shares) for share in shares)
