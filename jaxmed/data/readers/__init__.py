@@ -8,21 +8,26 @@ A record is a plain dict:
   subject   str, the reader's own guess: the name of the file without its suffix
   source    str, the format
   part      str, '' or what was cut out of the file, e.g. 'z042'
+  meta      dict (may be absent), what else the file tells: only keys of META
 
 A reader raises ValueError (or whatever its decoder raises) for a file that it cannot read whole:
-`prepare` lists it as a reject.
+`prepare` lists it as a reject. Files of a kind in GROUPED belong together: `groups` sorts them by their headers,
+`read_group` reads one group.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from jaxmed.errors import choose
+from jaxmed.errors import UserError, choose
 
 Record = dict[str, Any]
 
@@ -33,16 +38,48 @@ MAX_BYTES = 4 << 30
 
 SUFFIXES = {
   '.png': 'image', '.jpg': 'image', '.jpeg': 'image',
-  '.tif': 'tiff', '.tiff': 'tiff',
-  '.npy': 'array', '.npz': 'array',
-  '.nii': 'nifti', '.nii.gz': 'nifti',
+  '.tif': 'tiff', '.tiff': 'tiff', '.lsm': 'tiff', '.stk': 'tiff',
+  '.svs': 'slide', '.ndpi': 'slide', '.scn': 'slide', '.qptiff': 'slide', '.bif': 'slide', '.mrxs': 'slide',
+  '.vms': 'slide', '.vmu': 'slide', '.svslide': 'slide',
+  '.npy': 'array', '.npz': 'array', '.h5': 'array', '.hdf5': 'array',
+  '.nii': 'nifti', '.nii.gz': 'nifti', '.zarr': 'zarr',
+  '.nrrd': 'itk', '.nhdr': 'itk', '.mha': 'itk', '.mhd': 'itk',
+  '.mp4': 'video', '.mov': 'video', '.avi': 'video', '.mkv': 'video', '.webm': 'video',
+  '.dcm': 'dicom', '.dicom': 'dicom', '.ima': 'dicom',
 }
+# Kinds whose files are grouped before they are read.
+GROUPED = frozenset({'dicom'})
+# `groups` gives files that hold no image at all (reports, structure sets) as rejects whose reason begins so.
+NO_IMAGE = 'no image: '
+
+# What `meta` may hold, as columns of a manifest; absent means unknown.
+#   modality       DICOM's word: CT, MR, US, DX ...
+#   window         [center, width] in the units of the stored pixels; never burnt in
+#   orientation    'RAS' where the axes were turned to [z, y, x] growing to superior, anterior, right; else 'native'
+#   direction      3x3, row by row; column i is the unit vector of array axis x, y, z (i = 0, 1, 2) in RAS space
+#   origin         position in RAS space, mm, of the centre of voxel [0, 0, 0]
+#   frame_seconds  of one frame: its time since the start; of a whole clip: the time between frames
+#   level_mpp      microns per pixel of a tile
+#   tile_xy        [x, y] of a tile's corner, in pixels of the slide's full resolution
+#   bits           bits stored
+#   site           salted hash of the institution's name
+#   intensity      'hu' (CT, int16 Hounsfield units), 'mr', 'pet' or 'native'
+META: dict[str, pa.DataType] = {
+  'modality': pa.string(), 'window': pa.list_(pa.float32()), 'orientation': pa.string(),
+  'direction': pa.list_(pa.float32()), 'origin': pa.list_(pa.float32()), 'frame_seconds': pa.float64(),
+  'level_mpp': pa.float32(), 'tile_xy': pa.list_(pa.int32()), 'bits': pa.int32(), 'notes': pa.string(),
+  'site': pa.string(), 'intensity': pa.string(),
+}
+
 _MAGIC = (
   (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'),
   (b'II*\x00', 'tiff'), (b'MM\x00*', 'tiff'), (b'II+\x00', 'tiff'), (b'MM\x00+', 'tiff'),
-  (b'\x93NUMPY', 'array'), (b'PK\x03\x04', 'array'),
+  (b'\x93NUMPY', 'array'), (b'\x89HDF\r\n\x1a\n', 'array'), (b'NRRD000', 'itk'),
+  (b'PK\x03\x04', 'array'),
 )
 VOLUMES = ('slices', 'whole')
+PLANES = ('axial', 'acquired')
+SLIDES = ('auto', 'tiles')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +89,53 @@ class Options:
   Attributes:
     channels: names for the channels of every file, instead of what the file says; None keeps the file's.
     volumes: 'slices' cuts volumes into [H, W, C] planes along their first axis, 'whole' keeps [D, H, W, C].
+    plane: which planes are cut from volumes in RAS: 'axial', or as 'acquired', across the axis of the coarsest spacing
+      (axial where that is less than 1.2 times the finest).
+    salt: goes into the hash of patients' identifiers; keep it secret, or who guesses an identifier can check it.
+    slides: 'tiles' cuts every TIFF and slide into tiles; 'auto' those that have a pyramid and more than 1e8 pixels.
+    mpp: microns per pixel of a slide's tiles.
+    tile: their height and width in pixels.
+    every: seconds between the frames that are taken from a video.
   """
 
   channels: tuple[str, ...] | None = None
   volumes: str = 'slices'
+  plane: str = 'axial'
+  salt: str = ''
+  slides: str = 'auto'
+  mpp: float = 0.5
+  tile: int = 256
+  every: float = 1.0
 
   def __post_init__(self):
     choose('volumes', self.volumes, VOLUMES)
+    choose('plane', self.plane, PLANES)
+    choose('slides', self.slides, SLIDES)
+    for name in ('mpp', 'tile', 'every'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise UserError(f'{name} is {getattr(self, name)}: expected a number above 0')
 
 
 DEFAULT = Options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Files that are read together, such as the slices of a series.
+
+  Attributes:
+    files: in reading order.
+    name: 16 hex digits, made of what the files hold and not of their names; unique among the groups of one input.
+    subject: salted hash of the patient's identifier.
+    notes: what is odd: missing or duplicate slices, a tilted gantry ...
+    kind: the reader.
+  """
+
+  files: tuple[pathlib.Path, ...]
+  name: str
+  subject: str
+  notes: tuple[str, ...] = ()
+  kind: str = 'dicom'
 
 
 def suffix(path: str | os.PathLike) -> str | None:
@@ -76,19 +150,50 @@ def stem(path: str | os.PathLike) -> str:
   return name[:-len(suffix(path) or '')] or name if suffix(path) else name
 
 
+def known(path: str | os.PathLike) -> bool:
+  """Whether some reader takes this file: its suffix is known, or it is DICOM by its header (132 bytes are read).
+
+  DICOMDIR, the list of a medium's files, is not: the files themselves are found beside it.
+  """
+  if pathlib.Path(path).name.upper() == 'DICOMDIR':
+    return False
+  return suffix(path) is not None or _is_dicom(_head(path))
+
+
+def is_folder_format(path: str | os.PathLike) -> bool:
+  """Whether a folder is one image (OME-Zarr): its name ends in .zarr, or its metadata lists multiscales."""
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    return False
+  if path.name.lower().endswith('.zarr'):
+    return True
+  for name in ('zarr.json', '.zattrs'):
+    with contextlib.suppress(OSError):
+      if b'"multiscales"' in (path / name).read_bytes():
+        return True
+  return False
+
+
 def kind(path: str | os.PathLike) -> str:
-  """The reader for a file: by its first bytes where they tell, else by its suffix.
+  """The reader for a file or folder: by its first bytes where they tell, else by its suffix.
 
   Raises:
     ValueError: an empty file, or a suffix that no reader knows.
   """
+  if os.path.isdir(path):
+    if is_folder_format(path):
+      return 'zarr'
+    raise ValueError('is a folder, and not an OME-Zarr image')
+  head = _head(path)
+  if _is_dicom(head):
+    return 'dicom'
   found = suffix(path)
   if found is None:
     raise ValueError(f'no reader for this suffix; known: {", ".join(SUFFIXES)}')
-  with open(path, 'rb') as f:
-    head = f.read(16)
   if not head:
     raise ValueError('the file is empty (0 bytes)')
+  if SUFFIXES[found] == 'slide':  # most are TIFF inside
+    return 'slide'
   return next((name for magic, name in _MAGIC if head.startswith(magic)), SUFFIXES[found])
 
 
@@ -98,12 +203,59 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   Raises:
     ValueError: the file is empty, of no known format, holds no finite pixels, or has another number of
       channels than `options.channels` names. Decoders raise their own errors for damaged files.
+    UserError: the package that decodes this format is not installed.
   """
-  reader = importlib.import_module(f'jaxmed.data.readers.{kind(path)}')
-  for record in reader.read(path, options):
-    record['image'] = check_pixels(record['image'])
-    record['channels'] = _name_channels(record, options)
-    yield record
+  yield from _checked(_reader(kind(path)).read(path, options), options)
+
+
+def groups(
+    kind: str, paths: Iterable[pathlib.Path], root: str | os.PathLike, options: Options = DEFAULT,
+) -> tuple[list[Group], list[tuple[pathlib.Path, str]]]:
+  """Sorts files of one kind of GROUPED into groups, by their headers.
+
+  Args:
+    kind: a member of GROUPED.
+    paths: files, in any order.
+    root: the folder that they were found under; not looked at by the readers there are.
+    options: `salt` is used.
+
+  Returns:
+    Groups, in an order that does not depend on that of the paths, and (path, reason) for each file that is in none.
+  """
+  found, rejects = _reader(kind).groups(sorted(paths), root, options)
+  return sorted(found, key=lambda g: (g.subject, g.name)), sorted(rejects)
+
+
+def read_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
+  """Yields the records of a group. Raises as `read` does."""
+  yield from _checked(_reader(group.kind).read_group(group, options), options)
+
+
+def _reader(kind: str) -> ModuleType:
+  return importlib.import_module(f'jaxmed.data.readers.{kind}')
+
+
+def _checked(records: Iterable[Record], options: Options) -> Iterator[Record]:
+  try:
+    for record in records:
+      record['image'] = check_pixels(record['image'])
+      record['channels'] = _name_channels(record, options)
+      yield record
+  except MemoryError as e:
+    raise ValueError(f'needs more memory than there is ({e})') from e
+  except Exception as e:
+    if str(e).strip() and not isinstance(e, AssertionError):
+      raise
+    raise ValueError(f'is damaged: {type(e).__name__} in its decoder') from e  # decoders do not always find words
+
+
+def _head(path: str | os.PathLike) -> bytes:
+  with open(path, 'rb') as f:
+    return f.read(132)
+
+
+def _is_dicom(head: bytes) -> bool:
+  return head[128:132] == b'DICM'
 
 
 def check_pixels(image: np.ndarray) -> np.ndarray:
@@ -151,14 +303,29 @@ def numbered(count: int) -> list[str]:
 
 
 def cut(volume: np.ndarray, record: Record, options: Options) -> Iterator[Record]:
-  """Yields a volume [D, H, W, C] whole, or its D planes [H, W, C] as parts 'z000', 'z001', ..."""
+  """Yields a volume [D, H, W, C] whole, or its planes as parts 'z000', 'z001', ...: [H, W, C] of a number of z each, or
+  [D, W, C] of y or [D, H, C] of x where `options.plane` wants these.
+
+  A part that the record has already goes before: 't002', 't002z000'.
+  """
   if options.volumes == 'whole':
-    yield record | {'image': volume, 'part': ''}
+    yield record | {'image': volume}
     return
-  spacing = record['spacing'] and record['spacing'][1:]
-  width = max(3, len(str(len(volume) - 1)))
-  for z, plane in enumerate(volume):
-    yield record | {'image': plane, 'spacing': spacing, 'part': f'z{z:0{width}d}'}
+  axis = _across(record, options)
+  spacing = record['spacing'] and [s for i, s in enumerate(record['spacing']) if i != axis]
+  count = volume.shape[axis]
+  width = max(3, len(str(count - 1)))
+  for i in range(count):
+    part = f'{record["part"]}{"zyx"[axis]}{i:0{width}d}'
+    yield record | {'image': volume.take(i, axis), 'spacing': spacing, 'part': part}
+
+
+def _across(record: Record, options: Options) -> int:
+  """The axis that planes are cut across."""
+  spacing = record['spacing']
+  if options.plane == 'axial' or not spacing or record.get('meta', {}).get('orientation') != 'RAS':
+    return 0
+  return int(np.argmax(spacing)) if max(spacing) >= 1.2 * min(spacing) else 0
 
 
 def _name_channels(record: Record, options: Options) -> list[str]:

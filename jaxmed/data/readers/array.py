@@ -1,4 +1,4 @@
-"""NumPy arrays, .npy and .npz, never with pickled objects."""
+"""Arrays: NumPy's .npy and .npz (never with pickled objects) and HDF5 by h5py."""
 
 import os
 from collections.abc import Iterator
@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, cut, numbered, stem
+from jaxmed.errors import need
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields the image of an array file. An .npz holds one array, or one named `image`; `channels` (names) and
-  `spacing` (mm along the grid axes) may lie beside it.
+  """Yields the image of an array file. An .npz or HDF5 file holds one array, or one named `image`; `channels` (names)
+  and `spacing` (mm along the grid axes) may lie beside it, in HDF5 also as its attributes.
 
   What the axes are, MAX_CHANNELS being 16:
     [H, W]        one channel
@@ -20,7 +21,9 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   Everything else is refused rather than guessed.
 
   Raises:
-    ValueError: axes that are not clear, several arrays, pickled objects, truncated files.
+    ValueError: axes that are not clear, several arrays, pickled objects, truncated files, HDF5 whose pixels lie in
+      other files. h5py raises OSError for damaged ones.
+    UserError: HDF5, and h5py is not installed.
   """
   array, names, spacing = _load(path)
   told = list(options.channels) if options.channels else names
@@ -36,20 +39,48 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
 def _load(path: str | os.PathLike) -> tuple[np.ndarray, list[str], list[float] | None]:
   # A memory map checks the file's length before anything is allocated.
   with open(path, 'rb') as f:
-    is_npy = f.read(6) == b'\x93NUMPY'
-  if is_npy:
+    magic = f.read(8)
+  if magic == b'\x89HDF\r\n\x1a\n':
+    return _load_hdf5(path)
+  if magic.startswith(b'\x93NUMPY'):
     array = np.load(path, mmap_mode='r', allow_pickle=False)
     check_size(array.shape, array.dtype)
     return array, [], None
   with np.load(path, allow_pickle=False) as store:
-    keys = [k for k in store.files if k not in ('channels', 'spacing')]
-    key = 'image' if 'image' in keys else keys[0] if len(keys) == 1 else None
-    if key is None:
-      raise ValueError(f"holds arrays {keys}: expected one array, or one named 'image'")
+    key = _only([k for k in store.files if k not in ('channels', 'spacing')])
     _check_npz(store, key)
     names = [str(s) for s in np.atleast_1d(store['channels'])] if 'channels' in store.files else []
     spacing = [float(s) for s in store['spacing']] if 'spacing' in store.files else None
     return store[key], names, spacing
+
+
+def _only(keys: list[str]) -> str:
+  if 'image' in keys:
+    return 'image'
+  if len(keys) != 1:
+    raise ValueError(f"holds arrays {keys}: expected one array, or one named 'image'")
+  return keys[0]
+
+
+def _load_hdf5(path: str | os.PathLike) -> tuple[np.ndarray, list[str], list[float] | None]:
+  h5py = need('h5py', 'medical')
+  with h5py.File(path, 'r') as store:
+    found: dict = {}
+    # Links are not followed: they may lead to other files.
+    store.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    key = _only([k for k, d in found.items() if k not in ('channels', 'spacing') and d.ndim > 1])
+    image = found[key]
+    if image.external or image.is_virtual:
+      raise ValueError(f'the pixels of {key!r} lie in other files')
+    check_size(image.shape, image.dtype)
+    told = {k: found[k][()] if k in found else image.attrs.get(k) for k in ('channels', 'spacing')}
+    names = [] if told['channels'] is None else [_text(s) for s in np.atleast_1d(told['channels'])]
+    spacing = None if told['spacing'] is None else [float(s) for s in np.atleast_1d(told['spacing'])]
+    return image[()], names, spacing
+
+
+def _text(value) -> str:
+  return value.decode('utf-8') if isinstance(value, bytes) else str(value)
 
 
 def _check_npz(store, key: str) -> None:

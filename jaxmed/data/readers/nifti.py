@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, cut, numbered, stem
+from jaxmed.data.readers.geometry import to_ras
 
 _TO_MM = {'meter': 1e3, 'mm': 1.0, 'micron': 1e-3, 'unknown': 1.0}
+_TO_SECONDS = {'sec': 1.0, 'msec': 1e-3, 'usec': 1e-6, 'unknown': 1.0}
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
   """Yields a volume [D, H, W, C] ('whole') or its axial planes [H, W, C] ('slices').
 
   The axes are turned to the closest RAS axes and stored as [z, y, x]: the index grows towards superior,
-  anterior and right. Spacing is mm in that order. A fourth axis of at most MAX_CHANNELS is channels. Integers
-  without a scale stay as stored; with one they become float32.
+  anterior and right. Spacing is mm in that order. A fourth axis of at most MAX_CHANNELS is channels, a longer one is
+  time: each of its volumes is read as a part 't000', 't001' .... Integers without a scale stay as stored; with one
+  they become float32.
 
   Raises:
     nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError: damaged or truncated, not 3D or 4D.
@@ -25,21 +28,26 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
 
   image: Any = nibabel.load(path)
   shape = tuple(n for i, n in enumerate(image.shape) if i < 3 or n > 1)  # drop trailing axes of length one
-  if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] > MAX_CHANNELS):
-    raise ValueError(f'shape {list(image.shape)}: expected a volume [X, Y, Z] with at most {MAX_CHANNELS} '
-                     'channels')
+  if len(shape) not in (3, 4):
+    raise ValueError(f'shape {list(image.shape)}: expected a volume [X, Y, Z] or [X, Y, Z, channels or time]')
   check_size(shape, image.get_data_dtype())
-  array = _pixels(image).reshape(*shape[:3], -1)
-  to_ras = nibabel.orientations.io_orientation(image.affine)
-  array = nibabel.orientations.apply_orientation(array, to_ras)
-  # apply_orientation moves axis i of the file to axis to_ras[i, 0]; the zooms follow.
+  space, time = image.header.get_xyzt_units()
+  affine = np.diag([_TO_MM[space]] * 3 + [1.0]) @ image.affine
+  volume, where = to_ras(_pixels(image).reshape(*shape[:3], -1), affine)
+  # Zooms and affine may differ in files of some writers: spacing stays what the header calls it.
   zooms = np.empty(3)
-  zooms[to_ras[:, 0].astype(int)] = image.header.get_zooms()[:3]
-  scale = _TO_MM[image.header.get_xyzt_units()[0]]
-  volume = array.transpose(2, 1, 0, 3)  # [X, Y, Z, C] -> [Z, Y, X, C]
-  record = {'channels': numbered(volume.shape[-1]), 'spacing': [float(s) * scale for s in zooms[::-1]],
-            'subject': stem(path), 'source': 'nifti', 'part': ''}
-  yield from cut(volume, record, options)
+  zooms[nibabel.orientations.io_orientation(image.affine)[:, 0].astype(int)] = image.header.get_zooms()[:3]
+  where['spacing'] = [float(s) * _TO_MM[space] for s in zooms[::-1]]
+  record = where | {'subject': stem(path), 'source': 'nifti', 'part': ''}
+  count = volume.shape[-1]
+  if count <= MAX_CHANNELS:
+    yield from cut(volume, record | {'channels': numbered(count)}, options)
+    return
+  step = float(image.header.get_zooms()[3]) * _TO_SECONDS.get(time, 0.0) if len(image.header.get_zooms()) > 3 else 0.0
+  for t in range(count):
+    meta = where['meta'] | {'notes': f'volume {t} of {count} in time'} | ({'frame_seconds': t * step} if step else {})
+    frame = record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta}
+    yield from cut(volume[..., t : t + 1], frame, options)
 
 
 def _pixels(image) -> np.ndarray:

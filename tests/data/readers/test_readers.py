@@ -265,3 +265,35 @@ def test_non_finite_pixels_and_wrong_names(tmp_path):
     one(tmp_path / 'd.npy', channels=('T1', 'T2'))
   with pytest.raises(UserError, match='slices'):
     readers.Options(volumes='slice')
+
+
+def test_hdf5(tmp_path, rng):
+  import h5py
+
+  image = rng.integers(0, 9, (20, 21, 2)).astype(np.int16)
+  with h5py.File(tmp_path / 'a.h5', 'w') as f:
+    f.create_dataset('scan/image', data=image, compression='gzip').attrs['spacing'] = [0.5, 0.25]
+    f['channels'] = ['x', 'y']
+  record = one(tmp_path / 'a.h5')
+  assert np.array_equal(record['image'], image)
+  assert record['channels'] == ['x', 'y']
+  assert record['spacing'] == [0.5, 0.25]
+  with h5py.File(tmp_path / 'two.h5', 'w') as f:
+    f['left'] = f['right'] = image
+    f['deep'] = image
+  with pytest.raises(ValueError, match=r'expected one array'):
+    one(tmp_path / 'two.h5')
+  with h5py.File(tmp_path / 'link.h5', 'w') as f:
+    f['image'] = h5py.ExternalLink(str(tmp_path / 'a.h5'), '/scan/image')
+  with pytest.raises(ValueError, match=r'expected one array'):
+    one(tmp_path / 'link.h5')
+  with h5py.File(tmp_path / 'virtual.h5', 'w') as f:
+    layout = h5py.VirtualLayout(shape=image.shape, dtype=image.dtype)
+    layout[...] = h5py.VirtualSource(str(tmp_path / 'a.h5'), 'scan/image', shape=image.shape)
+    f.create_virtual_dataset('image', layout)
+  with pytest.raises(ValueError, match='other files'):
+    one(tmp_path / 'virtual.h5')
+  with h5py.File(tmp_path / 'bomb.h5', 'w') as f:
+    f.create_dataset('image', shape=(10**6, 10**6), dtype='f4', chunks=(64, 64))
+  with pytest.raises(ValueError, match='GiB'):
+    one(tmp_path / 'bomb.h5')

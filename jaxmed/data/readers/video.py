@@ -1,0 +1,102 @@
+"""Videos by PyAV: a frame every so many seconds."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stem
+from jaxmed.errors import need
+
+# What FFmpeg is allowed to see in a file: left to guess, it would take a text for a playlist and open what that names.
+_FORMATS = {'.mp4': 'mov', '.mov': 'mov', '.avi': 'avi', '.mkv': 'matroska', '.webm': 'matroska'}
+_SLACK = 1.0  # seconds that a stream may end before the length that it declares
+
+
+def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """Yields the first frame at or after 0, `every`, 2 `every` ... seconds as [H, W, C] (parts 't000' ...),
+  or all of them as one clip [T, H, W, C] ('whole').
+
+  C is 3 (R, G, B, uint8), or 1 where the video is gray (uint8 or uint16). Frames are turned as the file says. The time
+  of a frame since the first is meta's `frame_seconds`.
+
+  Raises:
+    ValueError: damaged, or it ends more than a second before the length that it declares.
+    UserError: PyAV is not installed.
+  """
+  av = need('av', 'video')
+  record: Record = {'subject': stem(path), 'source': 'video', 'spacing': None, 'part': ''}
+  frames = _frames(av, path, options.every)
+  if options.volumes == 'slices':
+    for i, (seconds, image) in enumerate(frames):
+      yield record | {'image': image, 'channels': _names(image), 'part': f't{i:03d}',
+                      'meta': {'orientation': 'native', 'frame_seconds': seconds}}
+    return
+  kept: list[np.ndarray] = []
+  times: list[float] = []
+  for seconds, image in frames:
+    check_size((len(kept) + 1, *image.shape), image.dtype)
+    times.append(seconds)
+    kept.append(image)
+  step = {'frame_seconds': float(np.median(np.diff(times)))} if len(times) > 1 else {}
+  yield record | {'image': np.stack(kept), 'channels': _names(kept[0]), 'meta': {'orientation': 'native'} | step}
+
+
+def _names(image: np.ndarray) -> list[str]:
+  return ['R', 'G', 'B'] if image.shape[-1] == 3 else numbered(1)
+
+
+def _frames(av, path: str | os.PathLike, every: float) -> Iterator[tuple[float, np.ndarray]]:
+  """(seconds since the first frame, [H, W, C]) of the frames that are taken."""
+  try:
+    with av.open(os.fspath(path), format=_format(path), options={'protocol_whitelist': 'file'}) as container:
+      if not container.streams.video:
+        raise ValueError('holds no video')
+      stream = container.streams.video[0]
+      check_size((stream.height, stream.width, 4), np.dtype(np.uint8))
+      stream.thread_type = 'AUTO'
+      first, last, taken = None, 0.0, 0
+      for frame in container.decode(stream):
+        first = frame.time if first is None else first
+        if first is None or frame.time is None:
+          raise ValueError('its frames have no times')
+        last = frame.time - first
+        if last >= taken * every - 1e-6:
+          taken = int((last + 1e-6) / every) + 1
+          yield last, _pixels(frame)
+      _check_whole(container, stream, first, last)
+  except av.error.FFmpegError as e:
+    raise ValueError(f'FFmpeg: {e.strerror}') from e
+
+
+def _pixels(frame) -> np.ndarray:
+  if frame.is_corrupt:
+    raise ValueError(f'the frame at {frame.time:.2f} s is damaged')
+  gray = len(frame.format.components) == 1 and not frame.format.has_palette
+  deep = gray and frame.format.components[0].bits > 8
+  image = frame.to_ndarray(format='gray16le' if deep else 'gray' if gray else 'rgb24')
+  image = image[..., None] if gray else image
+  return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))  # degrees against the clock
+
+
+def _check_whole(container, stream, first: float | None, last: float) -> None:
+  """Where the file says how long the video is, it must be."""
+  declared = float(stream.duration * stream.time_base) if stream.duration else None
+  if declared is None and container.duration and not container.streams.audio:
+    declared = container.duration / 1e6
+  if first is None:
+    raise ValueError('holds no frame')
+  if declared is not None and last + _SLACK < declared - 1 / float(stream.average_rate or 1):
+    raise ValueError(f'ends after {last:.1f} of {declared:.1f} s')
+
+
+def _format(path: str | os.PathLike) -> str:
+  with open(path, 'rb') as f:
+    head = f.read(12)
+  if head[4:8] == b'ftyp':
+    return 'mov'
+  if head.startswith(b'RIFF') and head[8:] == b'AVI ':
+    return 'avi'
+  if head.startswith(b'\x1a\x45\xdf\xa3'):
+    return 'matroska'
+  return _FORMATS.get(os.path.splitext(os.fspath(path))[1].lower(), 'mov')

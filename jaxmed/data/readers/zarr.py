@@ -1,0 +1,137 @@
+"""OME-Zarr 0.1 to 0.5 (https://ngff.openmicroscopy.org) by zarr: the level of full resolution."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxmed.data.readers import DEFAULT, Options, Record, check_size, cut, numbered, stem
+from jaxmed.errors import need
+
+_AXES = 'tczyx'
+_MANY = 1000  # chunks: of more, one in a thousand must be there
+_TO_MM = {'meter': 1e3, 'centimeter': 10.0, 'millimeter': 1.0, 'micrometer': 1e-3, 'nanometer': 1e-6, 'angstrom': 1e-7}
+_TO_SECONDS = {'second': 1.0, 'millisecond': 1e-3, 'microsecond': 1e-6, 'minute': 60.0, 'hour': 3600.0}
+
+
+def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """Yields the image of a folder as [H, W, C], or its volumes (whole or cut): one record for each time (part 't000').
+
+  A plate (0.4 and 0.5) and a bioformats2raw folder give the records of all their images (part 'A/1/0t000' ...).
+  Channel names are those of `omero`, spacing that of the axes' units and scales. Chunks that are missing hold the
+  fill value, as Zarr wants it, and are noted.
+
+  Raises:
+    ValueError: no OME-Zarr, axes of another kind, a level outside the folder, pixels that a pickle would decode.
+    UserError: zarr is not installed.
+  """
+  zarr = need('zarr', 'medical')
+  group = zarr.open_group(str(path), mode='r')
+  found = False
+  for inner, image in _images(group):
+    found = True
+    yield from _read_image(image, inner, stem(path), options)
+  if not found:
+    raise ValueError('is not OME-Zarr: its metadata lists no multiscales')
+
+
+def _attributes(group) -> dict[str, Any]:
+  """What 0.5 keeps under `ome` and earlier versions keep at the top."""
+  attributes = dict(group.attrs)
+  return attributes.get('ome') or attributes
+
+
+def _images(group) -> Iterator[tuple[str, Any]]:
+  """(path, group) of every image: the group itself, those of a plate's wells, or bioformats2raw's numbered ones."""
+  told = _attributes(group)
+  if 'multiscales' in told:
+    yield '', group
+  elif 'plate' in told:
+    for well in told['plate']['wells']:
+      inner = group[_inside(well['path'])]
+      for image in _attributes(inner)['well']['images']:
+        yield f'{well["path"]}/{image["path"]}', inner[_inside(image['path'])]
+  elif 'bioformats2raw.layout' in told:
+    for name in sorted((k for k in group.group_keys() if k.isdigit()), key=int):
+      yield name, group[name]
+
+
+def _inside(path: str) -> str:
+  parts = pathlib.PurePosixPath(str(path).replace('\\', '/'))
+  if parts.is_absolute() or '..' in parts.parts:
+    raise ValueError(f'refers to {path}, outside its folder')
+  return str(path)
+
+
+def _read_image(group, inner: str, subject: str, options: Options) -> Iterator[Record]:
+  told = _attributes(group)
+  scales = told['multiscales'][0]
+  level = scales['datasets'][0]
+  array = group[_inside(level['path'])]
+  _check_array(array)
+  names, units = _axes(scales, array.ndim)
+  scale = _scale(scales, level, array.ndim)
+  spacing = [_TO_MM[units[a]] * scale[names.index(a)] for a in 'zyx' if a in names and units[a] in _TO_MM]
+  size = dict(zip(names, array.shape))
+  spacing = spacing if len(spacing) == sum(a in names for a in 'zyx') else []
+  meta: dict[str, Any] = {'orientation': 'native'}
+  missing = array.nchunks - array.nchunks_initialized
+  if array.nchunks > _MANY and missing > 0.999 * array.nchunks:
+    raise ValueError(f'only {array.nchunks - missing} of {array.nchunks} chunks are there')
+  if missing > 0:
+    meta['notes'] = f'{missing} of {array.nchunks} chunks are missing: their pixels are the fill value'
+  record = {'subject': subject, 'source': 'zarr', 'channels': _channels(told, size.get('c', 1)), 'meta': meta}
+  for t in range(size.get('t', 1)):
+    at = {'frame_seconds': t * scale[names.index('t')] * _TO_SECONDS[units['t']]} if (
+      't' in names and size['t'] > 1 and units['t'] in _TO_SECONDS) else {}
+    part = inner + (f't{t:03d}' if size.get('t', 1) > 1 else '')
+    volume = _volume(array[tuple(t if a == 't' else slice(None) for a in names)], names)
+    here = record | {'part': part, 'meta': meta | at}
+    if len(volume) == 1:
+      yield here | {'image': volume[0], 'spacing': spacing[-2:] or None}
+    else:
+      yield from cut(volume, here | {'spacing': spacing or None}, options)
+
+
+def _check_array(array) -> None:
+  check_size(array.shape, array.dtype)
+  if array.dtype.kind not in 'biuf':
+    raise ValueError(f'pixels of type {array.dtype} are not real numbers')
+  if 'pickle' in json.dumps(array.metadata.to_dict(), default=str).lower():
+    raise ValueError('its pixels are pickled: a pickle can run any code, so none is opened')
+
+
+def _axes(scales: dict, rank: int) -> tuple[str, dict[str, str]]:
+  """The axes' names as a string ('tczyx'), and the unit of each. Versions before 0.4 name them only, or not at all."""
+  axes = scales.get('axes') or list(_AXES)
+  axes = [a if isinstance(a, dict) else {'name': a} for a in axes]
+  names = ''.join(str(a.get('name')).lower() for a in axes)
+  if len(names) != rank or set(names) - set(_AXES) or len(set(names)) < rank or not {'y', 'x'} <= set(names):
+    raise ValueError(f'axes {names} of {rank} are not those of an image: expected some of {_AXES}')
+  return names, {str(a['name']).lower(): str(a.get('unit') or '') for a in axes}
+
+
+def _scale(scales: dict, level: dict, rank: int) -> np.ndarray:
+  """The product of the level's own scale and of the one that all levels share."""
+  scale = np.ones(rank)
+  for transform in (level.get('coordinateTransformations') or []) + (scales.get('coordinateTransformations') or []):
+    if transform.get('type') == 'scale':
+      scale = scale * np.array(transform['scale'], float)
+  return scale
+
+
+def _channels(told: dict, count: int) -> list[str]:
+  labels = [str(c.get('label') or '') for c in (told.get('omero') or {}).get('channels') or []]
+  return labels if len(labels) == count and len(set(labels)) == count and all(labels) else numbered(count)
+
+
+def _volume(array: np.ndarray, names: str) -> np.ndarray:
+  """[D, H, W, C] of an array whose axes are `names` without t."""
+  left = names.replace('t', '')
+  for axis in 'zc':
+    if axis not in left:
+      array, left = array[None], axis + left
+  return array.transpose([left.index(a) for a in 'zyxc'])
