@@ -148,6 +148,16 @@ def _prepare(p: argparse.ArgumentParser) -> None:
   p.add_argument('--seed', type=int, default=0)
   p.add_argument('--max-bad', type=float, default=0.0, help='share of unreadable files that is put up with')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
+  p.add_argument('--workers', type=_positive, help='processes that read; all cores by default')
+  p.add_argument('--scheduler', metavar='ADDRESS', help='let the workers of a Dask scheduler read instead')
+  p.add_argument('--dry-run', action='store_true', help='read headers only, show what would be done, write nothing')
+  p.add_argument('--salt', default=os.environ.get('JAXMED_SALT', ''), help="secret for the hashes of patients' "
+                 'identifiers in DICOM; the variable JAXMED_SALT by default')
+  p.add_argument('--slides', choices=('auto', 'tiles'), default='auto', help='cut every TIFF into tiles, or only large '
+                 'ones with a pyramid')
+  p.add_argument('--mpp', type=float, default=0.5, help="microns per pixel of a slide's tiles")
+  p.add_argument('--tile', type=_positive, default=256, help='pixels along the side of a tile')
+  p.add_argument('--every', type=float, default=1.0, help='seconds between the frames taken from a video')
 
 
 def _train(p: argparse.ArgumentParser) -> None:

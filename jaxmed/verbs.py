@@ -16,28 +16,53 @@ from typing import Any
 import numpy as np
 
 from jaxmed import __version__, files
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import Stopped, UserError, choose
 
-EXTRAS = {'demo': ('nilearn', 'skimage'), 'parity': ('torch', 'timm'), 'tpu-plan': ('libtpu',)}
+EXTRAS = {'cluster': ('distributed',), 'demo': ('nilearn', 'skimage'), 'parity': ('torch', 'timm'),
+          'tpu-plan': ('libtpu',)}
 EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export` accepts
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-  """Turns folders into a corpus."""
+  """Turns folders into a corpus, or says what would come out."""
+  from jaxmed.data import pool
   from jaxmed.data.prepare import prepare as run
+  from jaxmed.data.survey import survey
   try:
     splits = tuple(float(s) for s in args.splits.split(','))
   except ValueError as e:
     raise UserError(f'--splits {args.splits} must be three numbers, for example 0.8,0.1,0.1') from e
-  summary = run(args.inputs, args.out, table=args.table, labels_from_folders=args.labels_from_folders,
-                subject_pattern=args.subject_pattern, channels=_names(args.channels), volumes=args.volumes,
-                splits=splits, seed=args.seed, max_bad=args.max_bad, overwrite=args.overwrite,
-                progress=sys.stderr.isatty())
+  options = dict(table=args.table, labels_from_folders=args.labels_from_folders, subject_pattern=args.subject_pattern,
+                 channels=_names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
+                 slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every)
+  if args.dry_run:
+    return _surveyed(survey(args.inputs, args.out, **options))
+  try:
+    summary = run(args.inputs, args.out, max_bad=args.max_bad, overwrite=args.overwrite, progress=sys.stderr.isatty(),
+                  workers=args.workers or pool.cores(), scheduler=args.scheduler, **options)
+  except (KeyboardInterrupt, Stopped) as e:
+    by = 'SIGTERM' if isinstance(e, Stopped) else 'Ctrl-C'
+    raise Stopped(f'{by}; what is done is kept in {args.out}.part: the same command goes on there') from e
   shares = ', '.join(f'{k} {v["records"]}' for k, v in summary['splits'].items())
   text = (f'{summary["records"]} records of {summary["subjects"]} subjects ({shares}) in {args.out}\n'
           f'channels: {", ".join(summary["channels"])}; {summary["rejected"]} files rejected, '
-          f'{summary["ignored"]} ignored')
+          f'{summary["ignored"] + summary["empty"]} ignored\ncard: {args.out}/card.md')
+  if summary['groups'] and not args.salt:
+    text += "\npatients are hashed without a salt, so who knows an identifier can look for it: --salt SECRET"
   return {'json': summary, 'text': text}
+
+
+def _surveyed(found: dict[str, Any]) -> dict[str, Any]:
+  """The text of a dry run."""
+  untold = f', and those of {found["untold"]} items whose header does not tell' if found['untold'] else ''
+  splits = ', '.join(f'{k} {v["items"]} ({v["subjects"]} subjects)' for k, v in found['splits'].items())
+  lines = [', '.join(f'{n} {kind}' for kind, n in found['formats'].items()) or 'the demo corpus',
+           f'{found["items"]} items of {found["files"]} files ({found["groups"]} groups), '
+           f'{found["bytes"] / 1e6:.1f} MB in {found["blocks"]} blocks',
+           f'{found["subjects"]} subjects; items: {splits}', f'{found["records"]} records{untold}',
+           f'{len(found["rejects"])} files rejected already, {found["ignored"] + found["empty"]} ignored',
+           *(f'  {path}: {reason}' for path, reason in found['rejects'][:20]), 'nothing was written']
+  return {'json': found, 'text': '\n'.join(lines)}
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -155,10 +180,13 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
     return
   if target.exists():
     raise UserError(f'{target} exists: give --data {target} to train on it, or remove it')
+  from jaxmed.data import pool
+  from jaxmed.data.prepare import check_small
   from jaxmed.data.prepare import prepare as prepare_
+  check_small(place)
   new = not run.exists()
   try:
-    summary = prepare_([data], target, progress=sys.stderr.isatty())
+    summary = prepare_([data], target, progress=sys.stderr.isatty(), workers=pool.cores())
     print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
     yield str(target)
   finally:

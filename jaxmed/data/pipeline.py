@@ -38,7 +38,10 @@ class _Layout:
 
 @dataclasses.dataclass(frozen=True)
 class _Elements:
-  """A source of fixed-size elements; rows from `len(source)` up to `length` are blank."""
+  """A source of elements; rows from `len(source)` up to `length` are blank.
+
+  With fit 'resize' they have the layout's size; with 'crop' they have no image until `crop` reads its window.
+  """
 
   source: Source
   layout: _Layout
@@ -56,15 +59,27 @@ class _Elements:
       blank = np.zeros((*layout.size, layout.channels), layout.dtype)
       return {'image': blank, 'channels': channels, 'channel_mask': mask, 'label': np.int32(-1),
               'index': np.int32(-1)}
-    record = self.source[i]
-    image = record['image']
-    count = image.shape[-1]
-    channels[:count] = [layout.ids[c] for c in record['channels']]
-    mask[:count] = True
     if layout.fit == 'resize':
-      image = _pad_channels(resize(image, layout.size), layout)
+      record = self.source[i]
+      names, image = record['channels'], _pad_channels(resize(record['image'], layout.size), layout)
+    else:
+      names, image = self.source.table['channels'][i].as_py(), None
+    channels[:len(names)] = [layout.ids[c] for c in names]
+    mask[:len(names)] = True
     return {'image': image, 'channels': channels, 'channel_mask': mask, 'label': self.labels[i],
             'index': np.int32(i)}
+
+  def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
+    """Reads a window of the layout's size: random with `rng`, else central. Smaller images lie amid zeros."""
+    i, layout = int(element['index']), self.layout
+    if i < 0:
+      return element
+    grid = self.source.table['shape'][i].as_py()[:-1]
+    spare = [have - want for have, want in zip(grid, layout.size)]
+    pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
+    start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
+    window = self.source.window(i, start, layout.size)
+    return element | {'image': _pad_channels(np.pad(window, [*pad, (0, 0)]), layout)}
 
 
 def train_batches(
@@ -102,7 +117,7 @@ def train_batches(
   local = _share(batch_size, process_index, process_count)
   data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat()
   if fit == 'crop':
-    data = data.random_map(lambda e, rng: _cropped(e, elements.layout, rng))
+    data = data.random_map(elements.crop)
   data = data.batch(local)[process_index::process_count][start_step:]
   return _iterate(data, elements.layout, local, threads, prefetch)
 
@@ -121,7 +136,7 @@ def eval_batches(
   local = _share(batch_size, process_index, process_count)
   data = grain.MapDataset.source(elements)
   if fit == 'crop':
-    data = data.map(lambda e: _cropped(e, elements.layout, None))
+    data = data.map(lambda e: elements.crop(e, None))
   return _iterate(data.batch(local)[process_index::process_count], elements.layout, local, threads, prefetch)
 
 
@@ -167,17 +182,6 @@ def _pad_channels(image: np.ndarray, layout: _Layout) -> np.ndarray:
   image = image.astype(layout.dtype, copy=False)
   missing = layout.channels - image.shape[-1]
   return np.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, missing)]) if missing else image
-
-
-def _cropped(element: dict[str, Any], layout: _Layout, rng: np.random.Generator | None) -> dict[str, Any]:
-  """A window of the layout's size: random with `rng`, else central. Smaller images lie amid zeros."""
-  image = element['image']
-  grid = image.shape[:-1]
-  spare = [have - want for have, want in zip(grid, layout.size)]
-  pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
-  start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
-  window = image[tuple(slice(at, at + want) for at, want in zip(start, layout.size))]
-  return element | {'image': _pad_channels(np.pad(window, [*pad, (0, 0)]), layout)}
 
 
 def _iterate(data, layout: _Layout, local: int, threads: int, prefetch: int | None) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmed import files
-from jaxmed.data.corpus import COLUMNS, MANIFEST, SPLITS, decode, is_corpus
+from jaxmed.data import store
+from jaxmed.data.corpus import COLUMNS, MANIFEST, SPLITS, decode, is_corpus, shard_name
 from jaxmed.errors import UserError, choose
 
 
@@ -26,12 +27,16 @@ class Source:
     table: one row a record (see jaxmed.data.corpus for the columns).
     stats: {channel: count, mean, std, low, high, split} of the corpus.
     readers: {split: TFDS data source}.
+    bricks: {split: files of the pixels of its large volumes}.
+    shards: {split: records up to the end of each shard}.
   """
 
   path: pathlib.Path
   table: pa.Table = dataclasses.field(repr=False)
   stats: dict[str, dict[str, Any]] = dataclasses.field(repr=False)
   readers: dict[str, Any] = dataclasses.field(repr=False)
+  bricks: dict[str, store.Files] = dataclasses.field(repr=False, default_factory=dict)
+  shards: dict[str, np.ndarray] = dataclasses.field(repr=False, default_factory=dict)
 
   def __len__(self) -> int:
     return self.table.num_rows
@@ -49,6 +54,22 @@ class Source:
       for k, example in zip(places, self._read(SPLITS[code], [int(self._place[rows[k]]) for k in places])):
         out[k] = example
     return out
+
+  def window(self, i: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """The part [*size, C] of the image of row i that begins at `start`; shorter where the image ends.
+
+    Of a volume that lies in bricks (see jaxmed.data.store) only the bricks that the part touches are read.
+
+    Raises:
+      ValueError: start or size has not one number >= 0 for each axis.
+    """
+    i = self._row(i)
+    grid = self.table['shape'][i].as_py()[:-1]
+    if not len(grid) == len(start) == len(size) or min(*start, *size) < 0:
+      raise ValueError(f'window {tuple(start)} + {tuple(size)} does not fit an image of axes {tuple(grid)}')
+    at = tuple(slice(min(int(a), n), min(int(a) + int(s), n)) for a, s, n in zip(start, size, grid))
+    split, place = SPLITS[self._split[i]], int(self._place[i])
+    return self._guarded(split, lambda: [self._pixels(split, place, decode(self.readers[split][place]), at)])[0]
 
   def select(self, split: str | None = None, label: str | None = None, sources: Sequence[str] = ()) -> 'Source':
     """The rows of a split, with `label` only those where that column says something, with `sources` only theirs.
@@ -112,12 +133,35 @@ class Source:
 
   def _read(self, split: str, places: list[int]) -> list[dict[str, Any]]:
     reader = self.readers[split]
-    try:
+
+    def found() -> list[dict[str, Any]]:
       # One at a time is the faster call for one; it starts no threads.
-      found = [reader[places[0]]] if len(places) == 1 else reader.__getitems__(places)
-      return [decode(example) for example in found]
+      examples = [reader[places[0]]] if len(places) == 1 else reader.__getitems__(places)
+      return [self._whole(split, place, decode(e)) for place, e in zip(places, examples)]
+
+    return self._guarded(split, found)
+
+  def _guarded(self, split: str, read: Callable[[], list]) -> list:
+    try:
+      return read()
     except (RuntimeError, ValueError, KeyError, IndexError) as e:
       raise UserError(f'{self.path} has a damaged shard of split {split}: {e}; prepare it again') from e
+
+  def _whole(self, split: str, place: int, record: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(record['image'], np.ndarray):
+      return record
+    at = tuple(slice(0, n) for n in record['shape'][:-1])
+    image = self._pixels(split, place, record, at)
+    image.flags.writeable = False
+    return {k: v for k, v in record.items() if k not in ('shape', 'dtype')} | {'image': image}
+
+  def _pixels(self, split: str, place: int, record: dict[str, Any], at: store.Slices) -> np.ndarray:
+    if isinstance(record['image'], np.ndarray):
+      return record['image'][at]
+    shard = int(np.searchsorted(self.shards[split], place, side='right'))
+    read = functools.partial(self.bricks[split].read, shard)
+    first, edge = record['image']
+    return store.window(read, record['shape'], record['dtype'], first, edge, at)
 
 
 def open_source(uri: str | os.PathLike) -> Source:
@@ -139,10 +183,14 @@ def open_source(uri: str | os.PathLike) -> Source:
   if lost:
     raise UserError(f'{path / MANIFEST} has no column {lost[0]!r}: prepare it again')
   stats = files.read_json(path / 'stats.json')
-  return Source(path, table.combine_chunks(), stats, _open_shards(path, table))
+  shards, lengths = _open_shards(path, table)
+  bricks = {split: store.Files([str(path / shard_name(f'{split}-bricks', i, len(ends))) for i in range(len(ends))])
+            for split, ends in lengths.items()}
+  return Source(path, table.combine_chunks(), stats, shards, bricks, lengths)
 
 
-def _open_shards(path: pathlib.Path, table: pa.Table) -> dict[str, Any]:
+def _open_shards(path: pathlib.Path, table: pa.Table) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """{split: TFDS data source} and {split: records up to the end of each shard}."""
   import tensorflow_datasets as tfds
 
   try:
@@ -157,7 +205,8 @@ def _open_shards(path: pathlib.Path, table: pa.Table) -> dict[str, Any]:
   if counts != wanted:
     raise UserError(f'{path} is damaged: the manifest has {wanted} records, the shards {counts}; '
                     'prepare it again')
-  return {name: builder.as_data_source(split=name) for name in counts}
+  lengths = {name: np.cumsum(info.shard_lengths) for name, info in builder.info.splits.items()}
+  return {name: builder.as_data_source(split=name) for name in counts}, lengths
 
 
 def _as_text(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -1,0 +1,112 @@
+"""The plan of a corpus with everything that can be decided before a pixel is read: options, splits, blocks."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from jaxmed import __version__
+from jaxmed.data import blocks, corpus, readers, store
+from jaxmed.data.items import Plan, given_splits
+from jaxmed.data.plan import make_plan
+from jaxmed.errors import UserError, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What `prepare` will do.
+
+  Attributes:
+    plan: what is read; each item has subject and split.
+    tasks: the plan in blocks.
+    options: of the readers.
+    shares: fractions of subjects in train, val and test.
+  """
+
+  plan: Plan
+  tasks: list[blocks.Task]
+  options: readers.Options
+  shares: tuple[float, float, float]
+
+  def fingerprint(self) -> str:
+    """A hash of all that the corpus follows from: files by name, size and time, options, and how it is cut."""
+    plan = self.plan
+    told = [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
+            plan.empty, store.CHUNK_BYTES, store.EDGE, corpus.SHARD_BYTES]
+    for task in self.tasks:
+      told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp] for i in task.items])
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+  def check_train(self, pairs: set[tuple[Any, Any]]) -> None:
+    """Raises a UserError where chance left train without a subject; pairs are (subject, split)."""
+    if pairs and self.shares[0] > 0 and not self.plan.given and not any(split == 'train' for _, split in pairs):
+      raise UserError(f'none of {len(pairs)} subjects fell into train: give more subjects, other splits or another '
+                      'seed')
+
+
+def lay_out(
+    inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
+    labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
+    volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, **reading: Any,
+) -> Layout:
+  """Walks the inputs and reads headers of files that are grouped. See `prepare` for the arguments.
+
+  Raises:
+    UserError: nothing to read, a bad table or option, a subject in two splits.
+  """
+  options = _options(channels, volumes, reading)
+  shares = _fractions(splits)
+  if is_demo(inputs):
+    if table or labels_from_folders or subject_pattern or channels:
+      raise UserError("the demo corpus takes no table, labels, subject pattern or channels: 'demo' stands alone")
+    plan = Plan([], types={'region': pa.string()}, given=True)
+    return Layout(plan, [blocks.Task(0, (), options, plan.types, demo=True)], options, shares)
+  plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options)
+  given = given_splits(plan.items)
+  plan.given = any(i.split for i in plan.items)
+  subject = lambda i: i.subject or ''
+  plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or split_of(subject(i), seed, shares))
+                for i in plan.items]
+  layout = Layout(plan, blocks.cut(plan.items, options, plan.types), options, shares)
+  layout.check_train({(i.subject, i.split) for i in plan.items})
+  return layout
+
+
+def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
+  """The split of a subject: a uniform number from SHA-256 of 'seed:subject' against cumulated fractions."""
+  digest = hashlib.sha256(f'{seed}:{subject}'.encode()).digest()
+  u = int.from_bytes(digest[:8], 'big') / 2**64
+  return 'train' if u < splits[0] else 'val' if u < splits[0] + splits[1] else 'test'
+
+
+def is_demo(inputs: Sequence[str | os.PathLike]) -> bool:
+  """Whether the word 'demo' stands for the demo corpus."""
+  return [str(i) for i in inputs] == ['demo'] and not os.path.exists('demo')
+
+
+def _options(channels: Sequence[str] | None, volumes: str, reading: dict[str, Any]) -> readers.Options:
+  names = [f.name for f in dataclasses.fields(readers.Options)]
+  for name in reading:
+    choose('option of prepare', name, names)
+  return readers.Options(_channel_names(channels), volumes, **reading)
+
+
+def _channel_names(channels: Sequence[str] | None) -> tuple[str, ...] | None:
+  if channels is None:
+    return None
+  names = tuple(str(c) for c in channels)
+  if not names or len(set(names)) != len(names) or not all(names):
+    raise UserError(f'channels are {", ".join(names) or "empty"}: expected distinct names')
+  return names
+
+
+def _fractions(splits: Sequence[float]) -> tuple[float, float, float]:
+  values = tuple(float(s) for s in splits)
+  if len(values) != 3 or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+    raise UserError(f'splits are {", ".join(map(str, splits))}: expected three fractions (train, val, test) '
+                    'that sum to 1')
+  return values
