@@ -89,6 +89,12 @@ rate of all links and not hidden behind compute; v5e in slices of 256 chips join
 one slice; no latency, no stragglers, no input. Real efficiency is lower. Overlap hides what the curves lose where the
 network bound is below the compute bound.
 """
+MEASURED = """## Weak scaling, measured on one machine
+
+Several processes of one machine share its cores, so this shows what processes cost, not how a cluster scales: the
+efficiency of N processes on fewer cores is at most cores / N, and the ratio to one process with as many devices, whose
+collectives are copies in memory, should be 1.
+"""
 WEAK = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # chips
 HEAD = """# Scaling
 
@@ -122,7 +128,9 @@ def write(plans: dict[str, Any]) -> None:
   """docs/scaling.md and its figure."""
   curves = weak_scaling()
   draw(curves)
-  parts = [HEAD, targets(plans), SHORT, chip_table(), FORMULAS, weak_text(curves)]
+  measured = DOCS / 'weak_scaling.md'
+  parts = [HEAD, targets(plans), SHORT, chip_table(), FORMULAS, weak_text(curves), MEASURED,
+           measured.read_text(encoding='utf-8') if measured.exists() else 'Not measured yet.\n']
   files.write_text(DOCS / 'scaling.md', '\n'.join(parts))
 
 

@@ -8,7 +8,7 @@ copies in memory. Each pair of runs alternates; the figure of a run is its media
 
 Example:
   jaxmed prepare demo --out runs/demo/corpus
-  python tools/weak_scaling.py --data runs/demo/corpus
+  python tools/weak_scaling.py --data runs/demo/corpus --out docs/weak_scaling.md
 """
 
 import argparse
@@ -20,6 +20,10 @@ import sys
 import tempfile
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from jaxmed import files  # noqa: E402
 
 FIRST = 5  # steps that are left out
 CONFIG = ('model=channel_vit_tiny/16', 'method=mae', 'image_size=96', 'log_every=1', 'eval_every=0', 'loader.threads=1')
@@ -48,6 +52,7 @@ def main() -> None:
   parser.add_argument('--batch', type=int, default=8, help='images of a device')
   parser.add_argument('--steps', type=int, default=30)
   parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--out', type=pathlib.Path, help='a Markdown file for the table')
   args = parser.parse_args()
   seen: dict[tuple[int, int], list[float]] = {}
   with tempfile.TemporaryDirectory() as place:
@@ -58,12 +63,16 @@ def main() -> None:
           seconds = step_seconds(args.data, folder, processes, devices, args.batch, args.steps)
           seen.setdefault((devices, processes), []).append(seconds)
           print(f'{devices} devices, {processes} processes: {seconds:.3f} s', file=sys.stderr, flush=True)
-  print(f'{os.cpu_count()} cores; medians of {args.rounds} rounds\n')
-  print('| processes | step, s | one process with as many devices, s | ratio | efficiency |\n|---|---|---|---|---|')
+  lines = [f'`tools/weak_scaling.py` on {os.cpu_count()} cores, {args.batch} images a device, medians of {args.rounds} '
+           'rounds:', '', '| processes | step, s | one process with as many devices, s | ratio | efficiency |',
+           '|---|---|---|---|---|']
   for n in COUNTS:
     many, one = (np.array(seen[n, p]) for p in (n, 1))
     ratio, efficiency = np.median(many / one), np.median(n * np.array(seen[1, 1]) / many)
-    print(f'| {n} | {np.median(many):.3f} | {np.median(one):.3f} | {ratio:.2f} | {efficiency:.2f} |')
+    lines.append(f'| {n} | {np.median(many):.3f} | {np.median(one):.3f} | {ratio:.2f} | {efficiency:.2f} |')
+  print('\n'.join(lines))
+  if args.out:
+    files.write_text(args.out, '\n'.join(lines) + '\n')
 
 
 if __name__ == '__main__':
