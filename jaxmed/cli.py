@@ -5,7 +5,6 @@ progress or another process is gone (go on from the last checkpoint), 1 a defect
 """
 
 import argparse
-import errno
 import importlib
 import json
 import os
@@ -14,10 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmed import __version__
-from jaxmed.errors import EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
+from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
 from jaxmed.train.signals import raising_on_sigterm
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
@@ -71,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except OSError as e:
-    if e.errno not in _DISK:
+    if e.errno not in DISK:
       raise
     print(f'jaxmed: cannot write {e.filename or "to disk"}: {e.strerror}', file=sys.stderr)
     return EXIT_USER

@@ -1,11 +1,14 @@
 """The errors that end a command with one line, and how they name the nearest valid choice."""
 
 import difflib
+import errno
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
 EXIT_USER, EXIT_STOPPED, EXIT_UNAVAILABLE = 2, 75, 69  # the latter two may be started again with --resume
+# What an operating system says of a place that cannot be written: the user's to mend.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 class UserError(Exception):

@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from jaxmed import files  # noqa: E402
 
 FIRST = 5  # steps that are left out
-CONFIG = ('model=channel_vit_tiny/16', 'method=mae', 'image_size=96', 'log_every=1', 'eval_every=0', 'loader.threads=1')
+CONFIG = ('model=channel_vit_micro/16', 'method=mae', 'image_size=96', 'log_every=1', 'loader.threads=1')
 COUNTS = (1, 2, 4)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxmed.errors import EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError
+from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError
 from jaxmed.parallel import process
 from jaxmed.train import stacks
 from jaxmed.train.signals import StopFlag, stop_on_signals
@@ -211,7 +211,10 @@ def together() -> Iterator[Agreement]:
 
 
 def _exit_code(e: BaseException) -> int:
-  return EXIT_USER if isinstance(e, UserError) else EXIT_STOPPED if isinstance(e, KeyboardInterrupt) else 1
+  """As the command's own."""
+  if isinstance(e, UserError) or (isinstance(e, OSError) and e.errno in DISK):
+    return EXIT_USER
+  return EXIT_STOPPED if isinstance(e, KeyboardInterrupt) else 1
 
 
 def _lost(e: BaseException) -> str:

@@ -1,10 +1,13 @@
 """Several processes decide together, and none is left waiting for another."""
 
 
+import errno
+
 import numpy as np
 import pytest
 
 from jaxmed.data.sources import open_source
+from jaxmed.train import agree
 from jaxmed.train.logs import read_rows
 from tests.common import saved_steps
 from tests.parallel import crew
@@ -141,3 +144,9 @@ def test_a_partly_blank_batch_of_held_out_records(crews, corpus, tmp_path):
     assert crew.ends(forks) == [0] * count, [f.err.read_text()[-2000:] for f in forks]
     losses += [r['val_loss'] for r in read_rows(place / 'run' / 'metrics.jsonl') if 'val_loss' in r]
   np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_full_disk_is_the_users_to_mend():
+  """All processes end with the code of the one whose log could not be written."""
+  assert agree._exit_code(OSError(errno.ENOSPC, 'No space left on device')) == 2
+  assert agree._exit_code(OSError(errno.EBADF, 'no')) == agree._exit_code(ValueError()) == 1
