@@ -35,10 +35,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
   if mask is not None:
     specs.append(spec(('batch', None), mask.shape))
     operands.append(mask)
-  local = lambda q, k, v, mask=None: by_pallas(q, k, v, mask)
   if not jax.sharding.get_abstract_mesh().shape:
-    return local(*operands)
-  return jax.shard_map(local, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*operands)
+    return by_pallas(*operands)
+  return jax.shard_map(by_pallas, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*operands)
 
 
 def by_library(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, implementation: str) -> jax.Array:
@@ -49,7 +48,7 @@ def by_library(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None,
   return _without_blind(out.swapaxes(1, 2), mask)
 
 
-def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """The flash attention for TPU that comes with JAX (jax/experimental/pallas/ops/tpu/flash_attention.py)."""
   from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 

@@ -97,10 +97,8 @@ def _by_rules(names: Sequence[str | None], shape: Sequence[int], sizes: Mapping[
 
 def weight(x: jax.Array, names: Sequence[str | None], gathered: bool) -> jax.Array:
   """A weight, or its gradient, as it lies on the surrounding mesh; or whole along fsdp, as a product needs it."""
-  sizes = dict(jax.sharding.get_abstract_mesh().shape)
-  if math.prod(sizes.values()) == 1:
-    return x
-  return jax.lax.with_sharding_constraint(x, _by_rules(names, x.shape, sizes | ({'fsdp': 1} if gathered else {})))
+  sizes = dict(jax.sharding.get_abstract_mesh().shape) | ({'fsdp': 1} if gathered else {})
+  return jax.lax.with_sharding_constraint(x, _by_rules(names, x.shape, sizes))
 
 
 def on_host(sharding: NamedSharding) -> NamedSharding:

@@ -195,10 +195,9 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         latest |= values
         logs.scalars(row, values | vitals.own() | hosts.row(row, values['data_wait']))
         _check_finite(latest, checkpoints)
-        limit = spikes.look(values['loss'])
-        if config.on_spike == 'skip':
+        if config.on_spike == 'skip':  # the step has looked
           watch.left_out(row, int(values['skipped']))
-        elif limit is not None:
+        elif (limit := spikes.look(values['loss'])) is not None:
           watch.spike(row, values['loss'], limit, config.on_spike)
       logs.pause()
       if probing and not stopping:
