@@ -1,4 +1,4 @@
-"""Flat dicts of float32 arrays in safetensors files, the one container that every layout here uses."""
+"""Flat dicts of float32 arrays: safetensors files, the container of every layout here, and PyTorch's own, read."""
 
 import os
 import pathlib
@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from jaxmed.errors import UserError
 from jaxmed.files import writing
+from jaxmed.interop.pickle_io import read_pickle
 
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 _PICKLES = ('.pth', '.pt', '.ckpt', '.bin', '.pkl')
@@ -34,15 +35,20 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metad
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Reads all floating-point tensors as float32, and the metadata.
+  """Reads all floating-point tensors as float32, and the metadata (none in PyTorch's files, see `pickle_io`).
 
   float64, float16 and bfloat16 are converted; integer tensors (counters) are left out.
 
   Raises:
-    UserError: no such file, a PyTorch pickle, a damaged file, a NaN or infinite weight, an 8-bit float.
+    UserError: no such file, a damaged one, a pickle that names more than tensors, a NaN or infinite weight, an 8-bit
+      float.
   """
   path = pathlib.Path(path)
-  _check_container(path)
+  if _is_pickle(path):
+    tensors = read_pickle(path)
+    for name, value in tensors.items():
+      _check_finite(path, name, value)
+    return tensors, {}
   try:
     with safetensors.safe_open(path, framework='numpy') as f:
       kinds = {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118 (not a dict)
@@ -71,7 +77,8 @@ def _read_bfloat16(path: pathlib.Path) -> dict[str, np.ndarray]:
   return tensors
 
 
-def _check_container(path: pathlib.Path) -> None:
+def _is_pickle(path: pathlib.Path) -> bool:
+  """Whether a file is PyTorch's; a UserError where there is none."""
   if not path.is_file():
     what = 'is a folder, expected a .safetensors file' if path.is_dir() else 'does not exist'
     raise UserError(f'{path} {what}')
@@ -80,19 +87,9 @@ def _check_container(path: pathlib.Path) -> None:
       start = f.read(9)
   except OSError as e:
     raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-  pickled = start[:1] == b'\x80' and start[8:] != b'{'  # a header of safetensors may be 128 + 256 n bytes long
-  if start[:4] == b'PK\x03\x04' or pickled or (path.suffix in _PICKLES and start):
-    raise UserError(f'{path} is a PyTorch pickle, which is not read here; where torch is installed run: '
-                    f'{convert_command(path)}')
-
-
-def convert_command(path: pathlib.Path) -> str:
-  """One line of shell that turns a PyTorch checkpoint into a safetensors file beside it."""
-  return (f'python -c "import torch, safetensors.torch as s; '
-          f"d = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-          f"d = next((d[k] for k in ('state_dict', 'model', 'teacher') if k in d), d); "
-          f"s.save_file({{k: v.contiguous().clone() for k, v in d.items() if hasattr(v, 'clone')}}, "
-          f'{str(path.with_suffix(".safetensors"))!r})"')
+  named = path.suffix in _PICKLES and start[8:] != b'{'
+  # The header of a safetensors file may be 128 + 256 n bytes long, and then begins as a pickle does.
+  return start[:4] == b'PK\x03\x04' or named or (start[:1] == b'\x80' and start[8:] != b'{')
 
 
 def _check_finite(path: str | os.PathLike, name: str, value: np.ndarray) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError
+from jaxmed.interop.aliases import timm_names
 from jaxmed.models.registry import SIZES
 
 logger = logging.getLogger('jaxmed.interop')
@@ -31,7 +32,7 @@ class StateDict:
 
   def __init__(self, tensors: Mapping[str, np.ndarray], layout: str, anchor: str = ANCHOR):
     self.layout = layout
-    self.tensors = {k: np.asarray(v, np.float32) for k, v in strip_prefix(tensors, layout, anchor).items()}
+    self.tensors = {k: np.asarray(v, np.float32) for k, v in timm_names(strip_prefix(tensors, layout, anchor)).items()}
 
   def __contains__(self, name: str) -> bool:
     return name in self.tensors

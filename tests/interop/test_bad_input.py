@@ -68,7 +68,17 @@ def test_truncated(tmp_path, vit, keep):
 )
 def test_torch_pickle(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
-  fails([name, 'PyTorch pickle', 'torch.load', 'save_file'], interop.load_file, tmp_path / name, 'timm')
+  fails([name, 'PyTorch checkpoint'], interop.load_file, tmp_path / name, 'timm')
+
+
+def test_a_pickle_that_runs_code(tmp_path):
+  class Evil:
+    def __reduce__(self):
+      return os.mkdir, (str(tmp_path / 'ran'),)
+
+  (tmp_path / 'w.bin').write_bytes(pickle.dumps({'a': Evil()}))
+  fails(['w.bin', 'posix.mkdir', 'could run code'], interop.load_file, tmp_path / 'w.bin', 'timm')
+  assert not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

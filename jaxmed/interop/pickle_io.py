@@ -1,0 +1,269 @@
+"""PyTorch's checkpoint files read without torch, and without running anything that is in them.
+
+Both containers of `torch.save` are read: the zip archive (PyTorch 1.6 and later: `data.pkl` beside one stored entry a
+storage; torch/serialization.py) and the row of pickles before it. A pickle is a program that may import and call
+whatever it names, so an unpickler that knows a fixed list of names takes its place: tensors, ordered dictionaries, and
+a few plain things which lie beside weights in published checkpoints and become empty objects. Any other name ends the
+reading with a line that tells it.
+"""
+
+import collections
+import dataclasses
+import io
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxmed.errors import UserError
+
+MAX_PICKLE = 256 << 20  # bytes of a program; weights lie beside it
+MAX_DEPTH = 32  # of dictionaries in dictionaries
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+# Storages by the names of their classes: the type of an element, None for one that numpy lacks (bfloat16).
+_STORAGES: dict[str, np.dtype | None] = {
+    'DoubleStorage': np.dtype('<f8'), 'FloatStorage': np.dtype('<f4'), 'HalfStorage': np.dtype('<f2'),
+    'BFloat16Storage': None, 'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4'),
+    'ShortStorage': np.dtype('<i2'), 'CharStorage': np.dtype('<i1'), 'ByteStorage': np.dtype('<u1'),
+    'BoolStorage': np.dtype('?'),
+}
+# What may lie beside weights and holds none: settings, scalars, dates. It becomes an `Inert`.
+_INERT = {
+    'argparse.Namespace', 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar', 'numpy.dtype',
+    'datetime.datetime', 'datetime.timedelta', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Size', 'torch.device',
+    'omegaconf.dictconfig.DictConfig', 'omegaconf.listconfig.ListConfig', 'omegaconf.base.ContainerMetadata',
+    'omegaconf.base.Metadata', 'omegaconf.nodes.AnyNode', 'typing.Any', 'builtins.dict', 'builtins.list',
+    'collections.defaultdict', '__builtin__.dict', '__builtin__.list', 'builtins.set', '__builtin__.set',
+    '_codecs.encode', 'torch.nn.parameter.UninitializedParameter',
+}
+
+
+class Inert:
+  """Stands for a thing that is not needed: takes whatever a pickle gives it, and does nothing."""
+
+  def __new__(cls, *args: Any, **kwargs: Any) -> 'Inert':
+    del args, kwargs
+    return super().__new__(cls)
+
+  def __init__(self, *args: Any, **kwargs: Any):
+    del args, kwargs
+
+  def __setstate__(self, state: Any) -> None:
+    del state
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    del key, value
+
+  def append(self, value: Any) -> None:
+    """Drops an item."""
+    del value
+
+  def extend(self, values: Any) -> None:
+    """Drops items."""
+    del values
+
+  add = append
+
+  def __hash__(self) -> int:
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+  """A storage by its key in the container; `kind` is the name of its class, `count` its elements."""
+
+  key: str
+  kind: str
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  """A view of a storage, in elements, before its bytes are read."""
+
+  storage: _Storage
+  offset: int
+  shape: tuple[int, ...]
+  stride: tuple[int, ...]
+
+
+def read_pickle(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """All floating-point tensors of a file of `torch.save` as float32, by their keys joined with '.'.
+
+  Dictionaries in dictionaries are walked by their text keys ('teacher' -> 'backbone.cls_token' gives
+  'teacher.backbone.cls_token'); lists and dictionaries with other keys (the state of an optimizer) are not.
+
+  Raises:
+    UserError: a damaged file, a name that is not on the list, a tensor that lies outside its storage.
+  """
+  try:
+    with open(path, 'rb') as f:
+      start = f.read(4)
+      f.seek(0)
+      read: Callable[[str | os.PathLike, BinaryIO], dict[str, np.ndarray]] = (
+          _read_zip if start == b'PK\x03\x04' else _read_legacy)
+      return read(path, f)
+  except UserError:
+    raise
+  except OSError as e:
+    raise UserError(f'cannot read {path}: {e.strerror or e}') from e
+  except Exception as e:  # a hostile or cut pickle raises almost anything
+    raise UserError(f'cannot read {path} as a PyTorch checkpoint, it is damaged or something else: '
+                    f'{type(e).__name__}: {" ".join(str(e).split())[:200]}') from e
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows the names in this module and no others."""
+
+  def __init__(self, file: BinaryIO, path: str | os.PathLike):
+    super().__init__(file, encoding='utf-8')
+    self._path = path
+
+  def find_class(self, module: str, name: str) -> Any:
+    """The stand-in for a name."""
+    full = f'{module}.{name}'
+    if full == 'collections.OrderedDict':
+      return collections.OrderedDict
+    if full == 'torch._utils._rebuild_tensor_v2':
+      return _rebuild_tensor
+    if full == 'torch._utils._rebuild_parameter':
+      return lambda data, *_: data
+    if module in ('torch', 'torch.cuda') and name in _STORAGES:
+      return _Storages(name)
+    if full in _INERT or (module == 'torch' and name in ('float32', 'float16', 'bfloat16', 'float64', 'int64')):
+      return Inert
+    raise UserError(f'{self._path} names {full}, which is not read from a checkpoint (it could run code): expected '
+                    'tensors in dictionaries. If you trust the file, save its state_dict alone with torch')
+
+  def persistent_load(self, pid: Any) -> _Storage:
+    """A storage, which a pickle refers to as ('storage', class, key, device, elements)."""
+    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage' and isinstance(pid[1], _Storages)):
+      raise UserError(f'{self._path} refers to something that is no storage: expected a checkpoint of tensors')
+    if len(pid) > 5 and pid[5] is not None:
+      raise UserError(f'{self._path} has storages that are parts of others, as before PyTorch 0.4: save it again')
+    return _Storage(str(pid[2]), pid[1].kind, int(pid[4]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storages:
+  """What the class of a storage is unpickled as."""
+
+  kind: str
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
+  if not isinstance(storage, _Storage):
+    raise pickle.UnpicklingError('a tensor without a storage')
+  return _Tensor(storage, int(offset), tuple(int(n) for n in shape), tuple(int(n) for n in stride))
+
+
+def _load(data: bytes, path: str | os.PathLike) -> Any:
+  return _Unpickler(io.BytesIO(data), path).load()
+
+
+def _read_zip(path: str | os.PathLike, file: BinaryIO) -> dict[str, np.ndarray]:
+  with zipfile.ZipFile(file) as archive:
+    names = {name.partition('/')[2]: name for name in archive.namelist()}
+
+    def entry(name: str, most: int) -> bytes:
+      info = archive.getinfo(names[name])
+      if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+        raise UserError(f'{path}: its part {name!r} is compressed or larger than {most} bytes, which torch.save never '
+                        'writes')
+      return archive.read(info)
+
+    if 'data.pkl' not in names:
+      raise UserError(f'{path} is a zip archive but no PyTorch checkpoint: it has no data.pkl')
+    if 'byteorder' in names and entry('byteorder', 16) != b'little':
+      raise UserError(f'{path} was saved on a big-endian machine, which is not read')
+    content = _load(entry('data.pkl', MAX_PICKLE), path)
+    return _arrays(path, content, lambda s: entry(f'data/{s.key}', _bytes(s)))
+
+
+def _read_legacy(path: str | os.PathLike, file: BinaryIO) -> dict[str, np.ndarray]:
+  """Five pickles (magic, protocol, system, content, keys of storages), then each storage: its length, its elements."""
+  size = os.fstat(file.fileno()).st_size
+  parts = [_Unpickler(file, path).load() for _ in range(5)]
+  if parts[0] != _LEGACY_MAGIC:
+    raise UserError(f'{path} is a pickle but no PyTorch checkpoint')
+  storages = {t.storage.key: t.storage for t in _tensors(parts[3]).values()}
+  known = {s.key: s for s in _all_storages(parts[3])} | storages
+  data: dict[str, bytes] = {}
+  for key in parts[4]:
+    count = int.from_bytes(file.read(8), 'little')
+    if key not in known:
+      raise UserError(f'{path} holds the storage {key!r} of no tensor that is read: save its state_dict alone')
+    width = _bytes(known[key]) // max(known[key].count, 1)
+    if count != known[key].count or count * width > size:
+      raise UserError(f'{path} is damaged: storage {key!r} has {count} elements, expected {known[key].count}')
+    data[key] = file.read(count * width)
+  return _arrays(path, parts[3], lambda s: data[s.key])
+
+
+def _all_storages(value: Any, seen: set[int] | None = None) -> Iterator[_Storage]:
+  """The storages of all tensors anywhere in dictionaries and lists."""
+  seen = set() if seen is None else seen
+  if isinstance(value, _Tensor):
+    yield value.storage
+  elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+    seen.add(id(value))
+    for item in value.values() if isinstance(value, dict) else value:
+      yield from _all_storages(item, seen)
+
+
+def _tensors(content: Any, prefix: str = '', depth: int = 0) -> dict[str, _Tensor]:
+  """Tensors by their keys joined with '.'."""
+  out: dict[str, _Tensor] = {}
+  if isinstance(content, Mapping) and depth < MAX_DEPTH and all(isinstance(k, str) for k in content):
+    for key, value in content.items():
+      if isinstance(value, _Tensor):
+        out[prefix + key] = value
+      else:
+        out |= _tensors(value, f'{prefix}{key}.', depth + 1)
+  return out
+
+
+def _bytes(storage: _Storage) -> int:
+  kind = _STORAGES[storage.kind]
+  return storage.count * (2 if kind is None else kind.itemsize)
+
+
+def _arrays(path: str | os.PathLike, content: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
+  """The floating-point tensors as float32; `read` gives the bytes of a storage."""
+  out: dict[str, np.ndarray] = {}
+  buffers: dict[str, np.ndarray] = {}
+  for name, tensor in _tensors(content).items():
+    storage = tensor.storage
+    kind = _STORAGES[storage.kind]
+    if kind is not None and kind.kind != 'f':
+      continue
+    if storage.key not in buffers:
+      buffers[storage.key] = _elements(path, storage, read(storage))
+    out[name] = _view(path, name, tensor, buffers[storage.key])
+  if not out:
+    raise UserError(f'{path} holds no tensors in dictionaries: expected a state_dict')
+  return out
+
+
+def _elements(path: str | os.PathLike, storage: _Storage, data: bytes) -> np.ndarray:
+  if len(data) != _bytes(storage):
+    raise UserError(f'{path} is damaged: storage {storage.key!r} has {len(data)} bytes, expected {_bytes(storage)}')
+  kind = _STORAGES[storage.kind]
+  if kind is None:  # bfloat16: the upper half of a float32
+    return (np.frombuffer(data, '<u2').astype(np.uint32) << 16).view(np.float32)
+  return np.frombuffer(data, kind).astype(np.float32)
+
+
+def _view(path: str | os.PathLike, name: str, tensor: _Tensor, buffer: np.ndarray) -> np.ndarray:
+  shape, stride = tensor.shape, tensor.stride
+  last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+  outside = last >= len(buffer) or min((tensor.offset, *shape, *stride)) < 0
+  if math.prod(shape) > len(buffer) or (outside and math.prod(shape)):  # a view never needs more than it has
+    raise UserError(f'{path} is damaged: tensor {name!r} of shape {list(shape)} lies outside its storage')
+  strides = tuple(s * buffer.itemsize for s in stride)
+  return np.lib.stride_tricks.as_strided(buffer[tensor.offset:], shape, strides).copy()
