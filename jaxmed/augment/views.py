@@ -43,7 +43,9 @@ class ViewMaker:
     views: global views of a sample; with one and no local views a batch is just augmented, see `__call__`.
     local_views, local_size, local_scale: of the small crops that go with them.
     gram_size: grid of global crops without changes of intensity, at another resolution (DINOv3's Gram teacher).
-    channel_sampling: 'none' or 'hcs'. channel_views: whether all views of a batch show the same channels ('shared') or
+    channel_sampling: 'none', 'hcs', 'hcs_sample' (each sample its own) or 'diverse', see `channels`; the last one looks
+      at a batch's entry 'similarity' [V, V], without which all channels are equally unlike. channel_temperature: of it.
+    channel_views: whether all views of a batch show the same channels ('shared') or
       each its own ('each'). teacher_channels: what the teacher sees meanwhile, 'all' channels or the 'same'.
 
   A probability is one number, or three: of the first global view, of the other global ones, of the local ones. Changes
@@ -80,6 +82,7 @@ class ViewMaker:
   local_scale: tuple[float, float] = (0.05, 0.4)
   gram_size: tuple[int, ...] = ()
   channel_sampling: str = 'none'
+  channel_temperature: float = 0.1
   channel_views: str = 'each'
   teacher_channels: str = 'all'
   rgb: tuple[int, ...] = ()
@@ -109,6 +112,8 @@ class ViewMaker:
       if len(value) not in (1, 3) or not all(0 <= p <= 1 for p in value):
         raise UserError(f'augment.{name} {getattr(self, name)} must be a probability, or three: of the first global '
                         'view, of the other global views, of the local views')
+    if self.channel_temperature <= 0:
+      raise UserError(f'augment.channel_temperature {self.channel_temperature} must be above 0')
     for name in STRENGTHS:
       if getattr(self, name) < 0:
         raise UserError(f'augment.{name} {getattr(self, name)} must be at least 0')
@@ -161,12 +166,13 @@ class ViewMaker:
       view_key, channel_key = jax.random.split(rng)
       chance = lambda name: self._chance(name, jnp.asarray(FIRST), (FIRST,))
       out = dict(batch, image=self._view(view_key, image, batch, chance, self.size, self.scale)[0])
-      if self.channel_sampling == 'hcs':
-        out['channel_there'] = there = _there(batch)
-        out['channel_mask'] = channel_lib.hierarchical_channel_sampling(channel_key, there)
+      if self.channel_sampling != 'none':
+        out['channel_there'] = _there(batch)
+        out['channel_mask'] = self._sampled(channel_key, batch)
+      out.pop('similarity', None)
       return self._placed(out)
     keys = jax.random.split(rng, 3)
-    rest = {k: v for k, v in batch.items() if k not in ('image', 'channels', 'channel_mask')}
+    rest = {k: v for k, v in batch.items() if k not in ('image', 'channels', 'channel_mask', 'similarity')}
     kinds = (FIRST, *(OTHER,) * (self.views - 1))
     images, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
     rest['global'] = self._group(keys[1], batch, images, 0)
@@ -253,8 +259,8 @@ class ViewMaker:
     spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:]))
     there = _there(batch)
     masks = {'channel_mask': spread(there)} if 'channel_mask' in batch else {}
-    if self.channel_sampling == 'hcs' and sample:
-      draw = lambda i: channel_lib.hierarchical_channel_sampling(jax.random.fold_in(rng, i), there)
+    if self.channel_sampling != 'none' and sample:
+      draw = lambda i: self._sampled(jax.random.fold_in(rng, i), batch)
       each = self.channel_views == 'each'
       shown = jax.vmap(draw, out_axes=1)(jnp.arange(first, first + count)) if each else spread(draw(0))
       masks = {'channel_mask': shown, 'teacher_mask': spread(there) if self.teacher_channels == 'all' else shown}
@@ -265,6 +271,16 @@ class ViewMaker:
     split = lambda x: x.reshape(-1, count, *x.shape[1:])
     placed = self._placed({k: merge(v) for k, v in group.items()})
     return {k: split(v) for k, v in placed.items()}
+
+  def _sampled(self, rng: jax.Array, batch: dict) -> jax.Array:
+    """The channels [B, C] bool that a view shows."""
+    there = _there(batch)
+    if self.channel_sampling == 'hcs':
+      return channel_lib.hierarchical_channel_sampling(rng, there)
+    if self.channel_sampling == 'hcs_sample':
+      return channel_lib.sampled_each(rng, there)
+    similarity = batch.get('similarity', jnp.eye(len(self.mean)))
+    return channel_lib.diverse_channel_sampling(rng, there, batch['channels'], similarity, self.channel_temperature)
 
   def _placed(self, batch: dict) -> dict:
     """The batch with each channel at the place of its id, where the encoder takes fixed channels."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.models import kernels
+from jaxmed.models import channel_attention, kernels
 from jaxmed.models import positions as pos
 from jaxmed.parallel.mesh import axis_size, constrain, weight
 
@@ -108,7 +108,8 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
   """Multi-head self-attention [B, N, D] -> [B, N, D] with a fused qkv projection.
 
-  A row may hold several crops one after the other (see Transformer): each attends to itself alone.
+  A row may hold several crops one after the other (see Transformer): each attends to itself alone. `layout` says where
+  channels lie in a row and how they attend to each other, see `channel_attention`; None for all to all.
   """
 
   num_heads: int
@@ -117,6 +118,7 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
   form: str = 'auto'
   crops: Crops = ()
+  layout: channel_attention.Layout | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, masks: Each, angles: Each) -> jax.Array:
@@ -125,18 +127,22 @@ class Attention(nn.Module):
     qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
                 self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
     qkv = constrain(qkv, 'batch', 'tokens', None, 'heads', None)
-    parts = (_attend(*part, self.form) for part in zip(_split(qkv, self.crops), masks, angles, strict=True))
+    operands = zip(_split(qkv, self.crops), masks, angles, strict=True)
+    parts = (_attend(*part, self.form, self.layout) for part in operands)
     out = constrain(_joined(parts, self.crops), 'batch', 'tokens', 'heads', None)  # [B, N, H, Dh]
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
 
 
-def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, form: str) -> jax.Array:
+def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, form: str,
+            layout: channel_attention.Layout | None) -> jax.Array:
   """Attention [B, N, H, Dh] of each row of qkv [B, N, 3, H, Dh] to itself."""
-  if angles is None and axis_size('sequence') == 1:
+  if angles is None and layout is None and axis_size('sequence') == 1:
     return kernels.self_attention(qkv, mask, form)
   q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
   if angles is not None:
     q, k = pos.rotate(q, angles), pos.rotate(k, angles)
+  if layout is not None:
+    return channel_attention.attend(q, k, v, mask, form, layout)
   k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
   return kernels.attention(q, k, v, mask, form)
 
@@ -193,6 +199,7 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
   attention: str = 'auto'
   crops: Crops = ()
+  layout: channel_attention.Layout | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
@@ -200,7 +207,7 @@ class Block(nn.Module):
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
-                  name='attn')(y, masks, angles)
+                  self.layout, name='attn')(y, masks, angles)
     x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
@@ -250,12 +257,13 @@ class Transformer(nn.Module):
   attention: str = 'auto'
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+               train: bool = False, layout: channel_attention.Layout | None = None) -> jax.Array:
     """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
-    return self.together([x], [mask], [angles], x.shape[0], train)[0]
+    return self.together([x], [mask], [angles], x.shape[0], train, layout)[0]
 
   def together(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
-               angles: Sequence[jax.Array | None], batch: int, train: bool = False) -> list[jax.Array]:
+               angles: Sequence[jax.Array | None], batch: int, train: bool = False,
+               layout: channel_attention.Layout | None = None) -> list[jax.Array]:
     """Several kinds of crops [batch * V, N, D], each sample's V views together, in one pass over the blocks.
 
     A sample's crops stand in one row, so each layer multiplies all tokens by its weights at once: over devices they
@@ -269,22 +277,23 @@ class Transformer(nn.Module):
       count = sum(views for views, _ in crops)
       keep = stochastic_depth(self.make_rng('dropout'), rates, batch * count).reshape(self.depth, 2, batch, count)
     if len(parts) > 1 and axis_size('sequence') == 1:
-      return _split(self._blocks(_joined(parts, crops), keep, crops, tuple(masks), tuple(angles)), crops)
+      return _split(self._blocks(_joined(parts, crops), keep, crops, tuple(masks), tuple(angles), layout), crops)
     out, first = [], 0
     for x, (views, tokens), mask, angle in zip(parts, crops, masks, angles, strict=True):
       own = None if keep is None else keep[..., first:first + views].reshape(self.depth, 2, x.shape[0], 1)
       x, mask, angle = _padded(x, mask, angle, -tokens % axis_size('sequence'))
-      out.append(self._blocks(x, own, (), (mask,), (angle,))[:, :tokens])
+      out.append(self._blocks(x, own, (), (mask,), (angle,), layout)[:, :tokens])
       first += views
     return out
 
   @nn.compact
-  def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each) -> jax.Array:
+  def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each,
+              layout: channel_attention.Layout | None) -> jax.Array:
     scanned = nn.scan(
         _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
-                     self.dtype, self.attention, crops, name='blocks')
+                     self.dtype, self.attention, crops, layout, name='blocks')
     return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)[0]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models import convnext, metaformer, pvt, resnet
+from jaxmed.models import channel_attention, channel_embed, convnext, metaformer, pvt, resnet
 from jaxmed.models.channel_vit import ChannelViT
 from jaxmed.models.convolution import MASKINGS, Hierarchical
 from jaxmed.models.kernels import FORMS
@@ -12,6 +12,7 @@ from jaxmed.models.layers import REMAT_POLICIES
 from jaxmed.models.vit import POSITIONS, ViT
 
 Encoder = ViT | Hierarchical
+FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names')  # fields that are no options
 
 # embed_dim, depth, num_heads and what else differs; 'giant' is timm's vit_giant_patch14, 'giant2' DINOv2's ViT-g.
 SIZES: dict[str, dict[str, Any]] = {
@@ -39,7 +40,8 @@ _CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
     'dtype': ('float32', 'bfloat16'),
     'kernel_init': ('trunc_normal', 'xavier_uniform', 'xavier_qkv'), 'pos_interpolation': ('antialias', 'offset'),
-    'masking': MASKINGS,
+    'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
+    'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS,
 }
 
 
@@ -52,11 +54,12 @@ def default_options(name: str) -> dict[str, Any]:
   """The fields of the named model that a config may set, with their defaults for that size."""
   family, sizes, _ = _split(name)
   fields = {f.name: f.default for f in dataclasses.fields(FAMILIES[family])
-            if f.name not in ('parent', 'name', 'image_size', 'patch_size', 'in_channels')}
+            if f.name not in FILLED}
   return fields | sizes
 
 
-def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels: int = 3, **options: Any) -> Any:
+def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels: int = 3,
+                 channel_names: tuple[str, ...] = (), **options: Any) -> Any:
   """Makes an encoder, e.g. `create_model('channel_vit_small/16', image_size=(96, 96, 96), in_channels=4)`.
 
   Args:
@@ -64,6 +67,7 @@ def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels
       timm's name for the others: 'resnet50', 'convnextv2_tiny'.
     image_size: native size; a single number means a square. Its rank is the rank of the inputs.
     in_channels: input channels, for channel_vit the size of the channel vocabulary.
+    channel_names: of these, for a channel_vit whose embeddings are hashed.
     **options: any other field of the class, see `default_options`.
   Raises:
     UserError: unknown name or option, or sizes that do not fit together.
@@ -80,6 +84,9 @@ def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels
     raise UserError(f'num_heads {fields["num_heads"]} does not divide embed_dim {fields["embed_dim"]}')
   if patch:
     fields['patch_size'] = patch * len(image_size) if len(patch) == 1 else patch
+  if fields.get('channel_embedding') == 'hashed':
+    fields['channel_names'] = channel_names or tuple(f'channel_{i}' for i in range(in_channels))
+    channel_embed.stacked(fields['channel_names'], fields['hash_rows'], fields['hashes'])  # raises
   model = FAMILIES[family](image_size=image_size, in_channels=in_channels, **fields)
   _check_size(name, image_size, model.patch_size)
   return model

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.models import positions as pos
+from jaxmed.models.channel_attention import Layout
 from jaxmed.models.layers import Dense, LayerNorm, Transformer
 from jaxmed.models.tokens import Features, Tokens, drop_channels, grid_of, patchify
 
@@ -132,7 +133,12 @@ class ViT(nn.Module):
   def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = (), local: bool = False) -> Features:
     """Runs prefix and patch tokens through the blocks and the final norm; `local` crops have `local_norm`."""
     x, valid, angles = self._with_prefix(tokens, train)
-    return self._features(self.transformer(x, valid, angles, train), tokens, grid, local)
+    return self._features(self.transformer(x, valid, angles, train, self._layout(grid)), tokens, grid, local)
+
+  def _layout(self, grid: tuple[int, ...]) -> Layout | None:
+    """How tokens of that grid attend to each other; None for all to all."""
+    del grid
+    return None
 
   def together(self, groups: Sequence[dict], batch: int, train: bool = False) -> list[Features]:
     """Features of several groups of images in one pass over the blocks, see `Transformer.together`.
@@ -145,7 +151,7 @@ class ViT(nn.Module):
       embedded.append(self.embed_patches(**known))
       starts.append(self._with_prefix(embedded[-1], train))
       places.append((self._grid(group['image']), group.get('local', False)))
-    out = self.transformer.together(*zip(*starts, strict=True), batch, train)
+    out = self.transformer.together(*zip(*starts, strict=True), batch, train, self._layout(places[0][0]))
     return [self._features(x, tokens, *place) for x, tokens, place in zip(out, embedded, places, strict=True)]
 
   def _grid(self, image: jax.Array) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from jaxmed.models.decoder import Decoder
 from jaxmed.models.tokens import grid_of, patchify, unpatchify
 from jaxmed.objectives.networks import encode_shown, token_slots, with_stats
 
-MASK_CHANNELS = ('independent', 'shared')
+MASK_CHANNELS = ('independent', 'shared', 'dynamic')
 UNSAMPLED = ('drop', 'predict')
 
 
@@ -23,7 +23,10 @@ class MAE:
   Attributes:
     mask_ratio: share of a sample's tokens that is hidden.
     norm_pixels: targets are (x - mean) / sqrt(var + 1e-6) of each patch, with the unbiased variance.
-    mask_channels: for channel tokens, 'independent' masks a channel, or 'shared' the same positions in all.
+    mask_channels: for channel tokens, 'independent' masks a channel, 'shared' the same positions in all, or 'dynamic',
+      see `_dynamic`: then a step may hide anything from no token to all but one channel, and the encoder's program is
+      that of all tokens.
+    patches_only, channels_only: probabilities of the first two modes of 'dynamic'.
     unsampled: what becomes of channels that channel sampling left out: 'drop', as HCS defines it, or 'predict', so
       that they are reconstructed from the others (channel masking as in CA-MAE and ChA-MAEViT).
     decoder_*: width, blocks and heads of the decoder. 0 follows the encoder: 512, 8 and 16 as published where it is
@@ -34,6 +37,8 @@ class MAE:
   mask_ratio: float = 0.75
   norm_pixels: bool = True
   mask_channels: str = 'independent'
+  patches_only: float = 0.5
+  channels_only: float = 0.5
   unsampled: str = 'drop'
   decoder_dim: int = 0
   decoder_depth: int = 0
@@ -52,6 +57,11 @@ class MAE:
     choose('objective.unsampled', self.unsampled, UNSAMPLED)
     if not 0 < self.mask_ratio < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} must lie between 0 and 1')
+    if min(self.patches_only, self.channels_only) < 0 or self.patches_only + self.channels_only > 1:
+      raise UserError(f'objective.patches_only {self.patches_only} and channels_only {self.channels_only} must be '
+                      'probabilities of two modes, together at most 1')
+    if self.mask_channels == 'dynamic' and not self.encoder.per_channel:
+      raise UserError('objective.mask_channels=dynamic hides channels: it needs a channel_vit')
     dim, _, heads = self._decoder_size
     if dim % heads:
       raise UserError(f'objective.decoder_heads {heads} does not divide decoder_dim {dim}')
@@ -145,7 +155,8 @@ class MAE:
     """Predicted pixels [B, N, P] of every token, which tokens were hidden [B, N] float, new running statistics."""
     mask_key, drop_key = jax.random.split(rng)
     keep, order, visible, hidden, there = self._mask(mask_key, batch)
-    valid = visible if self.encoder.per_channel and 'channel_mask' in batch else None
+    some = 'channel_mask' in batch or self.mask_channels == 'dynamic'
+    valid = visible if self.encoder.per_channel and some else None
     latent, stats = encode_shown(self.encoder, params['encoder'], batch, keep, valid, train, {'dropout': drop_key})
     predicted = self.decoder.apply({'params': params['decoder']}, latent.cls, latent.patches, visible, order,
                                    batch['channels'], there)
@@ -164,19 +175,44 @@ class MAE:
     shown = together * int(count // together * (1 - self.mask_ratio))
     if shown < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} hides all {count} tokens: lower it or the patch size')
-    noise = jnp.tile(jax.random.uniform(rng, (size, count // together)), (1, together))
+    noise_key, mode_key = jax.random.split(rng) if self.mask_channels == 'dynamic' else (rng, rng)
+    noise = jnp.tile(jax.random.uniform(noise_key, (size, count // together)), (1, together))
     sampled = jnp.ones((size, count), bool) if valid is None else valid
     there = valid
     if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
       there = jnp.repeat(batch['channel_there'], count // batch['channels'].shape[1], axis=1)
     exists = sampled if there is None else there
     noise = noise + 2.0 * ~sampled + 2.0 * ~exists  # first what may be shown, then what is only predicted
+    quota = sampled.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
+    if self.mask_channels == 'dynamic':
+      shown, hide = count, self._dynamic(mode_key, noise, sampled, batch['channels'].shape[1])
+      noise, quota = noise + 2.0 * hide, (sampled & ~hide).sum(axis=1, keepdims=True)
     shuffle = jnp.argsort(noise, axis=1)
     order = jnp.argsort(shuffle, axis=1)
-    quota = sampled.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
     visible = jnp.arange(shown)[None] < quota
     hidden = (order >= quota) & exists
     return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32), there
+
+
+  def _dynamic(self, rng: jax.Array, noise: jax.Array, sampled: jax.Array, count: int) -> jax.Array:
+    """Which tokens [B, C * N] dynamic channel-patch masking hides (ChA-MAEViT, arXiv 2503.19331).
+
+    One mode a batch: patches, of each channel by itself a share `mask_ratio`; channels, k ~ U{0 .. C - 1} whole ones;
+    or both. k goes by the number of channels that a sample has, and which ones are hidden is a sample's own draw.
+    """
+    mode_key, count_key, channel_key = jax.random.split(rng, 3)
+    by_channel = lambda x: x.reshape(len(x), count, -1)
+    there = by_channel(sampled).any(axis=2)  # [B, C]
+    rank = lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
+    tokens = noise.shape[1] // count
+    patches = rank(by_channel(noise)) >= int(tokens * (1 - self.mask_ratio))  # [B, C, N]
+    k = jnp.floor(jax.random.uniform(count_key) * there.sum(axis=1, keepdims=True))
+    drawn = jnp.where(there, jax.random.uniform(channel_key, there.shape), 2.0)
+    channels = (rank(drawn) < k)[..., None]  # [B, C, 1]
+    mode = jax.random.uniform(mode_key)
+    with_patches = (mode < self.patches_only) | (mode >= self.patches_only + self.channels_only)
+    hide = (patches & with_patches) | (channels & (mode >= self.patches_only))
+    return hide.reshape(noise.shape)
 
 
 def _mean(x: jax.Array, there: jax.Array | None) -> jax.Array:

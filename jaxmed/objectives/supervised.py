@@ -1,4 +1,4 @@
-"""Supervised classification: cross-entropy with label smoothing, mixup and CutMix."""
+"""Supervised classification: cross-entropy with label smoothing, mixup, CutMix, and DiChaViT's diverse channels."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmed.augment.channels import mask_by_name
 from jaxmed.augment.mix import mix
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
+from jaxmed.objectives.diversity import channel_diversity, token_diversity
 from jaxmed.objectives.networks import run, with_stats
 
 
@@ -21,6 +23,8 @@ class Supervised:
     num_classes: filled in from the data. feature: 'cls' or 'mean', what the head reads.
     label_smoothing: share of the target that is spread over all classes.
     mixup, cutmix: alpha of their Beta distributions, 0 for none.
+    channel_diversity, token_diversity: weights of DiChaViT's losses, see `diversity`; 0 for none. Of a channel_vit.
+    diversity_temperature: of the first. same_channel, other_channels: factors of the two parts of the second.
   """
 
   encoder: Any
@@ -29,6 +33,11 @@ class Supervised:
   label_smoothing: float = 0.1
   mixup: float = 0.0
   cutmix: float = 0.0
+  channel_diversity: float = 0.0
+  token_diversity: float = 0.0
+  diversity_temperature: float = 0.07
+  same_channel: float = 1.0
+  other_channels: float = 4.0
 
   LEARNING_RATE: ClassVar = (5e-4, 256)  # insitro/ChannelViT: 5e-4 * B / 256 at a batch of 256
   FEATURE: ClassVar[str] = 'cls'
@@ -42,6 +51,11 @@ class Supervised:
     choose('objective.feature', self.feature, ('cls', 'mean'))
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f'objective.label_smoothing {self.label_smoothing} must lie in [0, 1)')
+    if min(self.channel_diversity, self.token_diversity) < 0 or self.diversity_temperature <= 0:
+      raise UserError('objective.channel_diversity and token_diversity must be at least 0, diversity_temperature above '
+                      f'0, not {self.channel_diversity}, {self.token_diversity} and {self.diversity_temperature}')
+    if (self.channel_diversity or self.token_diversity) and not self.encoder.per_channel:
+      raise UserError('objective.channel_diversity and token_diversity need one token a channel: a channel_vit')
 
   @property
   def head(self) -> Dense:
@@ -55,7 +69,11 @@ class Supervised:
     encoder_key, head_key = jax.random.split(rng)
     encoder = self.encoder.init(encoder_key, batch['image'], batch['channels'], batch.get('channel_mask'))['params']
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
-    return {'params': {'encoder': encoder, 'head': head}, 'target': {}, 'extra': {}}
+    params = {'encoder': encoder, 'head': head}
+    if self.channel_diversity:
+      draw = jax.random.normal(jax.random.fold_in(head_key, 1), (self.encoder.in_channels, self.encoder.embed_dim))
+      params['proxies'] = nn.LogicallyPartitioned(draw / 8, ('channels', 'embed'))
+    return {'params': params, 'target': {}, 'extra': {}}
 
   def encoder_params(self, variables: dict) -> Any:
     """Weights of the encoder."""
@@ -78,5 +96,21 @@ class Supervised:
     total = jnp.maximum(known.sum(), 1.0)
     loss = (entropy * known).sum() / total
     right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
-    metrics = with_stats({'cross_entropy': loss, 'accuracy': right}, train, encoder=stats)
-    return loss, (metrics, variables['extra'])
+    apart = self._diversity(variables['params'], batch) if train else {}
+    metrics = with_stats({'cross_entropy': loss, 'accuracy': right} | apart, train, encoder=stats)
+    return loss + sum(getattr(self, name) * value for name, value in apart.items()), (metrics, variables['extra'])
+
+  def _diversity(self, params: Any, batch: dict) -> dict[str, jax.Array]:
+    """DiChaViT's losses that have a weight, by the names of these."""
+    encoder, channels = self.encoder, batch['channels']
+    there = batch.get('channel_mask', jnp.ones(channels.shape, bool))
+    out = {}
+    if self.channel_diversity:
+      present = mask_by_name(channels, there, encoder.in_channels).any(axis=0)
+      vectors = encoder.apply({'params': params['encoder']}, method='channel_vectors')
+      out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, self.diversity_temperature)
+    if self.token_diversity:
+      image = jnp.where(there.reshape(len(there), *[1] * (batch['image'].ndim - 2), -1), batch['image'], 0)
+      tokens = encoder.apply({'params': params['encoder']}, image, method='project')
+      out['token_diversity'] = token_diversity(tokens, there, self.same_channel, self.other_channels)
+    return out

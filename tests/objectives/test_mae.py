@@ -185,3 +185,62 @@ def test_pixels_of_missing_channels_do_not_count_in_an_encoder_of_fixed_channels
     errors.append(((guess - target) ** 2).mean(-1))
   want = (np.stack(errors) * np.asarray(hidden)).sum() / np.asarray(hidden).sum()
   assert abs(loss - want) < 1e-5 * want
+
+
+def masks_of(objective, batch, count):
+  """What `count` keys hide: [keys, B, C, N] bool."""
+  draw = jax.jit(jax.vmap(lambda key: objective._mask(key, batch)[3]))
+  hidden = np.asarray(draw(jax.random.split(jax.random.key(2), count))) > 0
+  return hidden.reshape(count, len(batch['image']), batch['channels'].shape[1], -1)
+
+
+@pytest.mark.parametrize('patches,channels', [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.3, 0.5)])
+def test_dynamic_masks(patches, channels):
+  """Each mode by its law: patches of each channel by itself, k ~ U{0 .. C - 1} whole channels, or both."""
+  objective, _, batch = make('channel 2D', mask_channels='dynamic', mask_ratio=0.75, patches_only=patches,
+                             channels_only=channels)
+  hidden = masks_of(objective, batch, 400)
+  whole = hidden.all(axis=3).sum(axis=2)  # [keys, B] channels without a token
+  assert (whole < 3).all() and (whole == whole[:, :1]).all()  # one number a batch
+  left = (~hidden).sum(axis=3)  # [keys, B, C]; 3 of 12 are shown where patches are masked
+  assert set(np.unique(left)) <= {0, 3, 12}
+  by_patch, by_channel = (left == 3).any(axis=(1, 2)), (left == 12).any(axis=(1, 2))
+  assert not (by_patch & by_channel).any()
+  if (patches, channels) == (1.0, 0.0):
+    assert by_patch.all() and not whole.any()
+  else:
+    assert by_channel.mean() == pytest.approx(channels, abs=0.08)
+    counts = np.bincount(whole[:, 0], minlength=3) / 400
+    np.testing.assert_allclose(counts[1:], (1 - patches) / 3, atol=0.08)
+    assert len(np.unique(hidden.all(axis=3)[whole[:, 0] == 1][0], axis=0)) > 1  # which, is a sample's own
+
+
+def test_dynamic_masks_hide_pixels_from_the_encoder():
+  """The loss is that of a NumPy reference over what is hidden, and no hidden pixel reaches a prediction."""
+  objective, variables, batch = make('channel 2D', mask_channels='dynamic', patches_only=0.0, channels_only=0.0)
+  for seed in range(3):
+    key = jax.random.key(seed)
+    predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+    target = reference_patches(batch['image'], objective.encoder.patch_size, True)
+    target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+    error = np.square(np.asarray(predicted, np.float64) - target).mean(-1)
+    want = (error * np.asarray(hidden)).sum() / max(float(hidden.sum()), 1.0)
+    assert float(objective.loss(variables, batch, key, 0)[0]) == pytest.approx(want, rel=1e-5)
+    total = lambda image: objective._predict(variables['params'], batch | {'image': image}, key, True)[0].sum()
+    touched = reference_patches(jax.grad(total)(batch['image']), objective.encoder.patch_size, True)
+    assert not np.abs(touched[np.asarray(hidden) > 0]).any() and np.abs(touched[np.asarray(hidden) == 0]).any()
+
+
+def test_dynamic_masks_of_samples_with_missing_channels():
+  objective, _, batch = make('channel 2D', mask_channels='dynamic', patches_only=0.0, channels_only=1.0)
+  batch |= {'channel_mask': jnp.asarray([[True] * 3, [True, False, True], [False, True, False]] * 2)[:5]}
+  hidden = masks_of(objective, batch, 200)
+  assert not hidden[:, ~np.asarray(batch['channel_mask'])].any()
+  assert (hidden.all(axis=3).sum(axis=2) < np.asarray(batch['channel_mask']).sum(axis=1)).all()  # one is always shown
+
+
+def test_dynamic_masks_need_channel_tokens():
+  with pytest.raises(UserError, match='it needs a channel_vit'):
+    make('patch 2D', mask_channels='dynamic')
+  with pytest.raises(UserError, match='together at most 1'):
+    make('channel 2D', mask_channels='dynamic', patches_only=0.8)
