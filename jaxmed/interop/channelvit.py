@@ -61,6 +61,8 @@ def check_channelvit(model: ViT) -> None:
     wrong = f"pos_interpolation 'offset' only, not {model.pos_interpolation!r}"
   elif not model.class_token or model.num_registers:
     wrong = f'one class token and no registers, not {int(model.class_token)} and {model.num_registers}'
+  elif model.channel_attention != 'joint':
+    wrong = f'joint attention only, not channel_attention={model.channel_attention!r}'
   elif model.layer_scale or model.mlp != 'gelu':
     wrong = f'no LayerScale and a GELU MLP, not layer_scale={model.layer_scale}, mlp={model.mlp!r}'
   if wrong:

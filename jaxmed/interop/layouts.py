@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.interop import conv, state_dict
+from jaxmed.interop import conv, inflate, state_dict
 from jaxmed.interop.channelvit import from_channelvit, to_channelvit
 from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.state_dict import Params
@@ -75,6 +75,8 @@ def export_file(path: str | os.PathLike, fmt: str, model: Encoder, params: Param
   """
   layout = FORMATS[choose('format', fmt, FORMATS)]
   check_params(model, params)
+  if fmt == 'channelvit':  # whose class has a table
+    model, params = inflate.as_table(model, params)
   text = json.dumps({'format': fmt, 'model': registry.describe(model), 'info': dict(info)}, sort_keys=True)
   write_tensors(path, layout.write(model, params), {METADATA: text})
 
@@ -115,17 +117,32 @@ def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | 
 
 
 def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike, num_heads: int | None = None,
-                image_size: tuple[int, ...] | None = None, channels: Sequence[Any] | None = None) -> Encoder:
-  """Rewrites a foreign file in the same layout, with the metadata that makes it load without arguments.
+                image_size: tuple[int, ...] | None = None, channels: Sequence[Any] | None = None,
+                how: str | None = None, kind: str | None = None) -> Encoder:
+  """Rewrites a foreign file with the metadata that makes it load without arguments.
 
   Args:
     channels: one entry for each input channel, a name or {'name', 'mean', 'std'}; None for 'channel_0', ... .
       Names alone mean that images are used as they are (mean 0, std 1, normalize 'none').
+    how: makes a model of the `channels`, which may be others and another number, see `inflate.inflate`; None where
+      they name those of the file. Three unnamed channels are R, G and B.
+    kind: 'vit' or 'channel_vit', which the model becomes, see `inflate`; None leaves it.
   Returns:
     The model.
   """
+  if fmt is not None:
+    choose('format', fmt, FORMATS)
+  tensors, metadata = read_tensors(src)
+  fmt = fmt or (json.loads(metadata[METADATA])['format'] if METADATA in metadata else guess_format(tensors))
   model, params, info = load_file(src, fmt, num_heads, image_size)
-  fmt = fmt or json.loads(read_tensors(src)[1][METADATA])['format']
+  assert fmt is not None  # or there was no telling what it is
+  if kind is not None and kind != ('channel_vit' if model.per_channel else 'vit'):
+    convert = {'vit': inflate.to_vit, 'channel_vit': inflate.to_channel_vit}[choose('--to', kind, inflate.KINDS)]
+    model, params = convert(model, params)
+    fmt = 'jaxmed'  # the only layout that holds every option of both
+  if how is not None:
+    names = [c if isinstance(c, str) else c['name'] for c in channels or ()]
+    model, params = inflate.inflate(model, params, _names(model, info), names, how)
   if channels is not None or 'channels' not in info:
     info = info | _channel_info(model, channels)
   info = {'feature': 'cls' if model.class_token else 'mean', 'method': 'imported'} | info
@@ -189,6 +206,13 @@ def _as_described(model: Encoder, params: Params) -> Params:
   elif model.per_channel and model.no_embed_class:
     params['pos_embed'] = params['pos_embed'][1:]
   return params
+
+
+def _names(model: Encoder, info: Mapping[str, Any]) -> list[str]:
+  """The channels of a file; those of three that nobody named are taken as colours."""
+  if 'channels' in info:
+    return [c['name'] for c in info['channels']]
+  return ['R', 'G', 'B'] if model.in_channels == 3 else [f'channel_{i}' for i in range(model.in_channels)]
 
 
 def _channel_info(model: Encoder, channels: Sequence[Any] | None) -> dict[str, Any]:

@@ -263,7 +263,8 @@ def _view(path: str | os.PathLike, name: str, tensor: _Tensor, buffer: np.ndarra
   shape, stride = tensor.shape, tensor.stride
   last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
   outside = last >= len(buffer) or min((tensor.offset, *shape, *stride)) < 0
-  if math.prod(shape) > len(buffer) or (outside and math.prod(shape)):  # a view never needs more than it has
+  count = math.prod(int(n) for n in shape)
+  if count > len(buffer) or (outside and count):  # a view never needs more than it has
     raise UserError(f'{path} is damaged: tensor {name!r} of shape {list(shape)} lies outside its storage')
   strides = tuple(s * buffer.itemsize for s in stride)
   return np.lib.stride_tricks.as_strided(buffer[tensor.offset:], shape, strides).copy()
