@@ -2,10 +2,10 @@
 
 Reproduces insitro/ChannelViT, README.md and channelvit/config (main_supervised.yaml, meta_arch/supervised.yaml): 100
 epochs, batch 256, rate 5e-4 * B / 256, warm-up of 10 epochs, decay 0.04 to 0.4, no label smoothing. `published` is
-JUMP-CP (8 channels, 161 perturbations) at patch 16, `jumpcp_8` at patch 8, `imagenet` ImageNet-1k. Differs: each sample
-draws its channels (there the whole batch shares them); on JUMP-CP windows of 224 pixels are flipped and turned with 0.5
-each (there one of five such changes, half of the time), a Gaussian blur of up to 1 pixel stands for a defocus of radius
-1 to 3, and no holes are cut; on ImageNet see experiments/README.md.
+JUMP-CP (8 channels, 161 perturbations) at patch 16, `jumpcp_8` at patch 8, `imagenet` ImageNet-1k. Differs: on JUMP-CP
+windows of 224 pixels are flipped and turned with 0.5 each (there one of five such changes, half of the time), a
+Gaussian blur of up to 1 pixel stands for a defocus of radius 1 to 3, and no holes are cut; on ImageNet see
+experiments/README.md.
 
   jaxmed train experiments/supervised.py --data JUMPCP --out RUN
   jaxmed train experiments/supervised.py:imagenet --data IMAGENET --out RUN

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.4.0'
+__version__ = '0.5.0'
 __all__ = ['create_model', 'load']
 
 if TYPE_CHECKING:

@@ -18,6 +18,8 @@ from jaxmed.train.signals import raising_on_sigterm
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
+    'curate': ('select records of a corpus, or look for those that an evaluation set holds too', 'jaxmed curate corpus '
+               '--methods quality,hash --out lean && jaxmed train --data corpus@lean --out run'),
     'train': ('pretrain an encoder', 'jaxmed train --data corpus --out run'),
     'launch': ('train with several processes, or on a cluster', 'jaxmed launch slurm --data corpus --out run --nodes 2 '
                '--gpus-per-task 4 --time 12:00:00'),
@@ -35,7 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'list': ('show methods, models, formats and recipes', 'jaxmed list'),
     'plan': ('say what a run takes on a TPU pod or GPU cluster, without one', 'jaxmed plan experiments/dinov2.py '
              '--topology v5e:16x16'),
-    'doctor': ('show versions, devices, memory and advice', 'jaxmed doctor'),
+    'doctor': ('show versions, devices, memory and advice', 'jaxmed doctor --data corpus'),
 }
 
 
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(argv: list[str]) -> argparse.Namespace:
   """argparse gives a list of words up at the first option; here they may stand on both sides of it."""
   args, rest = _parser().parse_known_args(argv)
-  if args.verb in ('train', 'compare', 'launch', 'plan'):
+  if args.verb in ('train', 'compare', 'curate', 'launch', 'plan'):
     args.words += [word for word in rest if not word.startswith('-')]
     rest = [word for word in rest if word.startswith('-')]
   if rest:
@@ -141,12 +143,27 @@ def _prepare(p: argparse.ArgumentParser) -> None:
   p.add_argument('--subject-pattern', help='regular expression whose first group in the path is the subject')
   p.add_argument('--channels', help='names of the channels, comma-separated')
   p.add_argument('--volumes', choices=('slices', 'whole'), default='slices', help='cut volumes into slices or not')
+  p.add_argument('--plane', choices=('axial', 'acquired'), default='axial', help='which slices of a volume: axial, or '
+                 'across its coarsest spacing')
+  p.add_argument('--spacing', metavar='MM', help='bring images and volumes to this spacing: 1, or 3,1,1 along z, y, x')
+  p.add_argument('--crop', choices=('none', 'foreground'), default='none', help='keep the box around what is not '
+                 'background')
+  p.add_argument('--margin', type=int, default=4, help='of the crop, in pixels')
+  p.add_argument('--min-content', type=float, default=0.0, help='leave images and slices out of whose pixels a smaller '
+                 'share is not background')
   p.add_argument('--splits', default='0.8,0.1,0.1', help='shares of train, val, test (by subject)')
   p.add_argument('--seed', type=int, default=0)
   p.add_argument('--max-bad', type=float, default=0.0, help='share of unreadable files that is put up with')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--workers', type=_positive, help='processes that read; all cores by default')
   p.add_argument('--scheduler', metavar='ADDRESS', help='let the workers of a Dask scheduler read instead')
+  p.add_argument('--slurm', metavar='JOBS', type=_positive, help='let so many SLURM jobs read instead')
+  p.add_argument('--cores', type=_positive, default=4, help='of a SLURM job, and processes in it')
+  p.add_argument('--memory', default='16GB', help='of a SLURM job')
+  p.add_argument('--time', default='12:00:00', help='limit of a SLURM job')
+  p.add_argument('--partition', default='', help='of SLURM')
+  p.add_argument('--account', default='', help='of SLURM')
+  p.add_argument('--sbatch', action='append', default=[], metavar='OPTION', help='a further option of sbatch')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show what would be done, write nothing')
   p.add_argument('--salt', default=os.environ.get('JAXMED_SALT', ''), help="secret for the hashes of patients' "
                  'identifiers in DICOM; the variable JAXMED_SALT by default')
@@ -155,6 +172,25 @@ def _prepare(p: argparse.ArgumentParser) -> None:
   p.add_argument('--mpp', type=float, default=0.5, help="microns per pixel of a slide's tiles")
   p.add_argument('--tile', type=_positive, default=256, help='pixels along the side of a tile')
   p.add_argument('--every', type=float, default=1.0, help='seconds between the frames taken from a video')
+
+
+def _curate(p: argparse.ArgumentParser) -> None:
+  p.add_argument('corpus', metavar='CORPUS', help='a corpus, or a selection of one: CORPUS@NAME')
+  p.add_argument('words', nargs='*', metavar='key=value', help='hash.radius=4, quality.blur=0.2 ... (see '
+                 'jaxmed/data/curation/run.py)')
+  p.add_argument('--out', metavar='NAME', help='the selection to write; train on it with --data CORPUS@NAME')
+  p.add_argument('--methods', help='in this order, comma-separated: quality, hash, ssim, mutual_information, entropy, '
+                 'embedding, semdedup, balance; hash by default')
+  p.add_argument('--scope', default='all', help='where near-duplicates are sought: volume (records of one file) or all')
+  p.add_argument('--split', default='train', help='which records are judged, the others stay: train, val, test or all')
+  p.add_argument('--encoder', metavar='RUN|FILE', help='embeds the records for the methods that need features')
+  p.add_argument('--features', metavar='FILE.npz', help='of jaxmed embed instead; comma-separated for --against too')
+  p.add_argument('--against', metavar='CORPUS', help='evaluation sets, comma-separated: looks for the same files, '
+                 'subjects, images; leakage.csv beside the selections lists them')
+  p.add_argument('--drop-leaks', action='store_true', help='leave these records out of the selection')
+  p.add_argument('--strict', action='store_true', help='exit code 2 where there are leaks')
+  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--overwrite', action='store_true', help='replace a selection of that name')
 
 
 def _train(p: argparse.ArgumentParser) -> None:
@@ -198,21 +234,33 @@ def _which(p: argparse.ArgumentParser, what: str = 'a run or an exported file') 
   p.add_argument('--checkpoint', default='latest', help='of a run: latest, best or a step')
 
 
+def _unseen(p: argparse.ArgumentParser) -> None:
+  p.add_argument('--unseen', choices=('error', 'allow'), default='error', help='channels that the encoder was not '
+                 'trained on: an error, or what hashed embeddings make of their names (a table: the mean of its rows)')
+
+
 def _evaluate(p: argparse.ArgumentParser) -> None:
   _which(p)
+  _unseen(p)
   p.add_argument('--data', required=True, help='a corpus with labels and splits')
   p.add_argument('--label', required=True, metavar='COLUMN', help='column of the manifest')
+  p.add_argument('--where', default='', metavar='COLUMN=A,B', help='judge the rows with these values alone')
   p.add_argument('--out', help='file for the results; in a run also RUN/evaluation.json and the report')
   p.add_argument('--feature', choices=('cls', 'mean'), help='the vector to judge; the method\'s own by default')
+  p.add_argument('--channels', metavar='all', help='all: judge test images that show each subset of their channels')
+  p.add_argument('--subsets', type=_positive, default=255, help='how many subsets at most; beyond it a random sample')
+  p.add_argument('--beside', metavar='RUN|FILE', help='with --channels: another encoder, side by side')
   p.add_argument('--batch-size', type=_positive, default=64)
   p.add_argument('--seed', type=int, default=0)
 
 
 def _embed(p: argparse.ArgumentParser) -> None:
   _which(p)
+  _unseen(p)
   p.add_argument('--data', required=True, help='a folder of images or a corpus')
   p.add_argument('--out', required=True, metavar='FILE.npz', help='features [N, D] float32 and id [N]')
-  p.add_argument('--feature', choices=('cls', 'mean'))
+  p.add_argument('--feature', choices=('cls', 'mean', 'map'), help='map: of each patch, [N, *grid, D], the mean over '
+                 'channels')
   p.add_argument('--split', help='of a corpus: only this split')
   p.add_argument('--channels', help='names of the channels of a folder, comma-separated')
   p.add_argument('--batch-size', type=_positive, default=64)
@@ -225,12 +273,16 @@ def _export(p: argparse.ArgumentParser) -> None:
 
 
 def _import(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='FILE', help='safetensors with the weights of a PyTorch model')
-  p.add_argument('--format', required=True, help='timm or channelvit')
+  p.add_argument('path', metavar='FILE', help='weights of a PyTorch model: safetensors, or .pth, .pt, .bin, .ckpt, of '
+                 'which nothing is executed')
+  p.add_argument('--format', help='timm or channelvit; told by the tensors by default')
   p.add_argument('--out', required=True, metavar='FILE.safetensors')
   p.add_argument('--num-heads', type=int, help='attention heads; width / 64 by default')
   p.add_argument('--image-size', type=int, nargs='+', help='native size; square by default')
   p.add_argument('--channels', help='names of the input channels, comma-separated')
+  p.add_argument('--inflate', help='make it a model of --channels, which may be more or others: name (what has the '
+                 'name of a known channel keeps its weights, the rest gets the mean), mean or repeat')
+  p.add_argument('--to', help='make a vit a channel_vit, or the other way round as far as that is linear')
 
 
 def _report(p: argparse.ArgumentParser) -> None:
@@ -253,15 +305,24 @@ def _plan(p: argparse.ArgumentParser) -> None:
   p.add_argument('--hlo', metavar='FILE', help='write the optimised program')
 
 
+def _doctor(p: argparse.ArgumentParser) -> None:
+  p.add_argument('--data', help='a corpus: measure how fast it is read, and what is in the way')
+  p.add_argument('--size', type=_positive, nargs='+', help='image_size of the run that is meant; with --data')
+  p.add_argument('--fit', choices=('resize', 'crop'), default='resize', help='loader.fit of that run')
+  p.add_argument('--batch', type=_positive, default=64, help='its batch_size')
+  p.add_argument('--seconds', type=float, default=1.0, help='for each measurement')
+
+
 def _nothing(p: argparse.ArgumentParser) -> None:
   del p
 
 
 _OPTIONS: dict[str, Callable[[Any], None]] = {
-    'prepare': _prepare, 'train': _train, 'launch': _launch, 'status': _run, 'stop': _run, 'compare': _compare,
+    'prepare': _prepare, 'curate': _curate, 'train': _train, 'launch': _launch, 'status': _run, 'stop': _run,
+    'compare': _compare,
     'evaluate': _evaluate, 'embed': _embed, 'export': _export, 'import': _import, 'report': _report,
     'demo-data': _demo_data, 'list': _nothing, 'plan': _plan,
-    'doctor': _nothing,
+    'doctor': _doctor,
 }
 
 

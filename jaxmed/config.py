@@ -34,6 +34,8 @@ def base() -> ConfigDict:
       'log_every': 10,
       'on_collapse': 'warn',  # 'warn' | 'stop' | 'rollback' (to the last healthy checkpoint, at half the rate)
       'on_spike': 'warn',  # of the loss: 'ignore' | 'warn' | 'skip' (that update) | 'rollback' (at half the rate)
+      'evaluation': '',  # corpora to judge by, comma-separated: records to train on that they hold too are told
+      'on_leak': 'warn',  # 'ignore' | 'warn' | 'stop', where there are such records
       'init': '',  # a run or file whose weights training starts from
       'init_parts': 'encoder',  # | 'all' (heads, teacher and state too) | 'target' (all, the student from the teacher)
       'encoder': {},
@@ -87,14 +89,24 @@ def base() -> ConfigDict:
           'local_sizes': (),  # sides of the local views that go with each of them
           'gram_sizes': (),  # and of those of a Gram teacher
           'size_shares': (),  # shares of the steps; () for equal ones
-          'channel_sampling': 'none',  # 'none' | 'hcs'
+          'size_starts': (),  # or a curriculum: the fraction of the run where each size begins, (0, 0.5, 0.8)
+          'channel_sampling': 'none',  # 'none' | 'hcs' | 'hcs_sample' (each sample its own) | 'diverse' (DiChaViT)
+          'channel_temperature': 0.1,  # of 'diverse': the smaller, the more unlike are the channels drawn together
           'channel_views': 'each',  # which channels views show: 'each' its own, or 'shared'
           'teacher_channels': 'all',  # 'all' | 'same': what a teacher sees where a student sees a sample
       },
       'loader': {
           'split': 'train',
           'sources': '',  # train on the records of these alone, comma-separated (column `source` of the manifest)
+          'held_out': '',  # train on all but 'site=A,B;subject=7'
+          'balance': '',  # mix the values of a column of the manifest: modality, site, dataset (of data='A,B'), ...
+          'alpha': 1.0,  # shares in proportion to records^alpha: 1 as they are, 0 all alike
+          'weights': '',  # shares instead: 'CT=2,MR=1,*=1'; by fractions of the run '0:CT=1,MR=1;0.5:CT=1,MR=3'
+          'schedule': 'step',  # 'step' | 'linear': how weights get from one fraction to the next
+          'subjects': '',  # 'balanced': subjects alike, not records
           'label': '',
+          'vocabulary': '',  # JSON of other names for channels and what else is known of them, see data/vocabulary.py
+          'unknown': 'warn',  # of channels that the vocabulary does not name: 'ignore' | 'warn' | 'error'
           'load_size': (),  # what a record is fitted to before the crop
           'fit': 'resize',  # 'resize' | 'crop'
           'normalize': 'corpus',  # 'corpus' | 'image' | 'none' | 'window:LOW:HIGH' | 'percentile[:LOW:HIGH]' | 'full'

@@ -1,11 +1,12 @@
 """Files that are whole or absent: everything is written aside, flushed, then renamed into place."""
 
 import contextlib
+import csv
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxmed.errors import UserError
@@ -60,6 +61,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON with sorted keys, whole or not at all."""
   write_text(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
+
+
+def write_csv(path: str | os.PathLike, rows: Iterable[Sequence[Any]]) -> None:
+  """Writes rows as CSV, whole or not at all."""
+  with writing(path) as part, open(part, 'w', newline='', encoding='utf-8') as f:
+    csv.writer(f).writerows(rows)
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -10,16 +11,16 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxmed import __version__, files
-from jaxmed.errors import Stopped, UserError, choose
+from jaxmed.errors import EXIT_USER, Stopped, UserError, choose
 
-EXTRAS = {'cluster': ('distributed',), 'demo': ('nilearn', 'skimage'), 'parity': ('torch', 'timm'),
-          'tpu-plan': ('libtpu',)}
+EXTRAS = {'cluster': ('distributed', 'dask_jobqueue'), 'curate': ('faiss',), 'demo': ('nilearn', 'skimage'),
+          'microscopes': ('nd2',), 'parity': ('torch', 'timm'), 'tpu-plan': ('libtpu',)}
 EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export` accepts
 
 
@@ -34,12 +35,13 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     raise UserError(f'--splits {args.splits} must be three numbers, for example 0.8,0.1,0.1') from e
   options = dict(table=args.table, labels_from_folders=args.labels_from_folders, subject_pattern=args.subject_pattern,
                  channels=_names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
-                 slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every)
+                 slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
+                 spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content)
   if args.dry_run:
-    return _surveyed(survey(args.inputs, args.out, **options))
+    return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:
     summary = run(args.inputs, args.out, max_bad=args.max_bad, overwrite=args.overwrite, progress=sys.stderr.isatty(),
-                  workers=args.workers or pool.cores(), scheduler=args.scheduler, **options)
+                  workers=args.workers or pool.cores(), scheduler=_scheduler(args), **options)
   except (KeyboardInterrupt, Stopped) as e:
     by = 'SIGTERM' if isinstance(e, Stopped) else 'Ctrl-C'
     raise Stopped(f'{by}; what is done is kept in {args.out}.part: the same command goes on there') from e
@@ -52,14 +54,31 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
   return {'json': summary, 'text': text}
 
 
-def _surveyed(found: dict[str, Any]) -> dict[str, Any]:
+def _scheduler(args: argparse.Namespace) -> Any:
+  """What `prepare` takes as scheduler."""
+  from jaxmed.data.cluster import Slurm
+  if args.slurm and args.scheduler:
+    raise UserError('give --slurm or --scheduler, not both')
+  return Slurm(args.slurm, args.cores, args.memory, args.time, args.partition, args.account, tuple(args.sbatch)
+               ) if args.slurm else args.scheduler
+
+
+def _spacing(text: str | None) -> tuple[float, ...] | None:
+  try:
+    return tuple(float(s) for s in text.split(',')) if text else None
+  except ValueError as e:
+    raise UserError(f'--spacing {text}: expected one number of mm, or three (z, y, x), for example 3,1,1') from e
+
+
+def _surveyed(found: dict[str, Any], min_content: float) -> dict[str, Any]:
   """The text of a dry run."""
-  untold = f', and those of {found["untold"]} items whose header does not tell' if found['untold'] else ''
+  untold = f', and those of {found["untold"]} items that are cropped before they are cut' if found['untold'] else ''
+  before = ' before --min-content' if min_content else ''
   splits = ', '.join(f'{k} {v["items"]} ({v["subjects"]} subjects)' for k, v in found['splits'].items())
   lines = [', '.join(f'{n} {kind}' for kind, n in found['formats'].items()) or 'the demo corpus',
            f'{found["items"]} items of {found["files"]} files ({found["groups"]} groups), '
            f'{found["bytes"] / 1e6:.1f} MB in {found["blocks"]} blocks',
-           f'{found["subjects"]} subjects; items: {splits}', f'{found["records"]} records{untold}',
+           f'{found["subjects"]} subjects; items: {splits}', f'{found["records"]} records{before}{untold}',
            f'{len(found["rejects"])} files rejected already, {found["ignored"] + found["empty"]} ignored',
            *(f'  {path}: {reason}' for path, reason in found['rejects'][:20]), 'nothing was written']
   return {'json': found, 'text': '\n'.join(lines)}
@@ -110,12 +129,43 @@ def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
   return loop.resume(out, config.nested({key: wanted[key] for key in said if wanted[key] != have.get(key)}))
 
 
+def curate(args: argparse.Namespace) -> dict[str, Any]:
+  """Selects records of a corpus, looks for those that an evaluation set holds too."""
+  from jaxmed import config
+  from jaxmed.data.curation import run
+  from jaxmed.data.curation.features import stored
+  against = _names(args.against) or ()
+  methods = _names(args.methods) or (('hash',) if args.out and not args.drop_leaks else ())
+  paths = _names(args.features) or ()
+  if len(paths) not in (0, 1, 1 + len(against)):
+    raise UserError(f'--features takes one file for the corpus, or {1 + len(against)}: one for each --against too')
+  request = run.Request(args.corpus, args.out or '', methods, config.parse_overrides(args.words), args.scope,
+                        args.split, against=against, drop_leaks=args.drop_leaks, seed=args.seed,
+                        overwrite=args.overwrite)
+  run.check(request)
+  given = _embedded(args.encoder, (args.corpus, *against)) if args.encoder else [stored(path) for path in paths]
+  request = dataclasses.replace(request, features=given[0] if given else None, against_features=tuple(given[1:]))
+  found = run.curate(request, progress=sys.stderr.isatty())
+  leaking = any(leaks['leaks'] for leaks in found['leaks'])
+  return {'json': found, 'text': run.text(found, args.out), 'code': EXIT_USER if args.strict and leaking else 0}
+
+
+def _embedded(encoder: str, corpora: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Features and ids of each corpus, by a run or an exported file."""
+  from jaxmed.data.sources import open_source
+  from jaxmed.loading import load
+  loaded = load(encoder)
+  return [(loaded.embed_source(source, 64)[loaded.feature], np.asarray(source.table.column('id').to_pylist()))
+          for source in map(open_source, corpora)]
+
+
 def launch(args: argparse.Namespace) -> dict[str, Any]:
   """Starts the training command on another system, or as several processes here."""
   from jaxmed.data.corpus import is_corpus
+  from jaxmed.data.curation.selection import split_uri
   from jaxmed.launching import options, run
   chosen = options.of(args.launcher, args)
-  data = pathlib.Path(args.data)
+  data = split_uri(args.data)[0]
   if args.launcher in ('local', 'slurm') and data.exists() and not is_corpus(data):
     raise UserError(f'--data {data} is not a corpus: jaxmed prepare {data} --out CORPUS makes one, before many '
                     'processes read it')
@@ -170,9 +220,14 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
   That one is removed when the run does not begin, so that the corrected command finds the place free.
   """
   from jaxmed.data.corpus import is_corpus
+  from jaxmed.data.curation.selection import split_uri
+  from jaxmed.data.sources import elsewhere
   if not data:
     raise UserError('nothing to train on: give --data with a corpus or a folder of images')
-  place, target = pathlib.Path(data), run / 'corpus'
+  if elsewhere(data):
+    yield data
+    return
+  place, target = split_uri(data)[0], run / 'corpus'
   if not place.exists():
     raise UserError(f'{data} does not exist: expected a corpus or a folder of images')
   if is_corpus(place):
@@ -196,16 +251,19 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   """Judges frozen features."""
+  from jaxmed.data.sampling import parse_values
   from jaxmed.data.sources import open_source
   from jaxmed.evaluate import tables
   from jaxmed.evaluate.report import write_report
   from jaxmed.evaluate.run import evaluate as run
   from jaxmed.loading import load
-  source = open_source(args.data)
+  source = open_source(args.data).where(parse_values(args.where, '--where'))
   choose(f'column of {args.data}', args.label, source.table.column_names)
-  encoder = load(args.path, args.checkpoint)
+  encoder = _for_channels(load(args.path, args.checkpoint), args, source)
   if args.out:
     files.check_place(args.out)
+  if args.channels:
+    return _by_channels(args, encoder, source)
   result = run(encoder, source, args.label, untrained=encoder.untrained(args.seed),
                feature=args.feature or encoder.feature, batch_size=args.batch_size, seed=args.seed)
   if args.out:
@@ -215,6 +273,38 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     files.write_json(pathlib.Path(args.path) / 'evaluation.json', result)
     text += f'\nreport: {write_report(args.path)}'
   return {'json': result, 'text': text}
+
+
+def _for_channels(encoder: Any, args: argparse.Namespace, source: Any) -> Any:
+  """The encoder for the channels of a source, also those that it was not trained on if --unseen=allow."""
+  if args.unseen == 'error':
+    return encoder
+  fresh = [name for name in source.channels if name not in encoder.ids]
+  if fresh:
+    print(f'jaxmed: {args.path} was not trained on {", ".join(fresh)}', file=sys.stderr)
+  return encoder.extended({name: source.stats[name] for name in fresh})
+
+
+def _by_channels(args: argparse.Namespace, encoder: Any, source: Any) -> dict[str, Any]:
+  """Judges frozen features of test images that show subsets of their channels, maybe of two encoders side by side."""
+  from jaxmed.evaluate import channels, figures
+  from jaxmed.loading import load
+  choose('--channels', args.channels, ('all',))
+  both = {args.path: encoder} | ({args.beside: _for_channels(load(args.beside), args, source)} if args.beside else {})
+  results = {}
+  for name, one in both.items():
+    results[name] = channels.evaluate_channels(
+        one, source, args.label, subsets=args.subsets, feature=args.feature or one.feature, batch_size=args.batch_size,
+        seed=args.seed)
+  text = channels.text_table(results)
+  run = pathlib.Path(args.path)
+  stem = pathlib.Path(args.out).with_suffix('') if args.out else run / 'channels' if run.is_dir() else None
+  if stem is not None:
+    files.write_json(stem.with_suffix('.json'), results)
+    files.write_csv(stem.with_suffix('.csv'), channels.csv_rows(results))
+    figures.channel_curves(results, stem.with_suffix('.png'))
+    text += f'\ntable and plot: {stem}.json, .csv, .png'
+  return {'json': results, 'text': text}
 
 
 def embed(args: argparse.Namespace) -> dict[str, Any]:
@@ -233,7 +323,7 @@ def embed(args: argparse.Namespace) -> dict[str, Any]:
       run([args.data], data, channels=_names(args.channels), splits=(1.0, 0.0, 0.0), progress=False)
     source = open_source(data)
     source = source.select(split=args.split) if args.split else source
-    found = encoder.embed_source(source, args.batch_size)
+    found = _for_channels(encoder, args, source).embed_source(source, args.batch_size, feature == 'map')
     if feature not in found:
       raise UserError(f'the encoder has no feature {feature!r}: choose one of {", ".join(found)}')
     ids = np.asarray(source.table.column('id').to_pylist())
@@ -280,8 +370,8 @@ def import_(args: argparse.Namespace) -> dict[str, Any]:
   size = tuple(args.image_size) if args.image_size else None
   if size and len(size) == 1:
     size = size * 2
-  model = layouts.import_file(args.path, choose('format', args.format, layouts.FORMATS), args.out, args.num_heads,
-                              size, _names(args.channels))
+  model = layouts.import_file(args.path, args.format, args.out, args.num_heads, size, _names(args.channels),
+                              args.inflate, args.to)
   about = registry.describe(model)
   return {'json': {'out': args.out, 'model': about},
           'text': f'{verify.architecture(model)}, {model.in_channels} channels in {args.out}'}
@@ -348,8 +438,9 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:
-  """Versions, devices, memory, disk, extras, advice."""
-  del args
+  """Versions, devices, memory, disk, extras, advice; of a corpus, how fast it is read."""
+  if args.data:
+    return _rates(args)
   import jax
   import psutil
 
@@ -375,6 +466,23 @@ def doctor(args: argparse.Namespace) -> dict[str, Any]:
   lines = [f'{k:16} ' + (', '.join(f'{a} {b}' for a, b in v.items()) if isinstance(v, Mapping)
                          else '; '.join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in out.items()]
   return {'json': out, 'text': '\n'.join(lines)}
+
+
+def _rates(args: argparse.Namespace) -> dict[str, Any]:
+  """How fast batches of a corpus can be had, as a run with these values would read them."""
+  from jaxmed.data import rates
+  from jaxmed.data.sources import open_source
+  from jaxmed.train import setup
+  if not args.seconds > 0:
+    raise UserError(f'--seconds is {args.seconds}: expected a positive number')
+  source = open_source(args.data)
+  source = source.select('train') if len(source.select('train')) else source
+  spec = setup.data_spec(source, '')
+  user = {'image_size': tuple(args.size or ()), 'loader': {'fit': args.fit}}
+  config = setup.resolve(user, spec)
+  found = rates.measure(source, size=tuple(config.loader.load_size), batch_size=args.batch, fit=args.fit,
+                        threads=config.loader.threads, seconds=args.seconds)
+  return {'json': found, 'text': rates.text(found)}
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

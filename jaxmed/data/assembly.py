@@ -14,14 +14,14 @@ from jaxmed import files
 from jaxmed.data import readers
 from jaxmed.data.blocks import Task, schema
 from jaxmed.data.building import Place
-from jaxmed.data.corpus import MANIFEST, shard_name, write_metadata, write_rejects
+from jaxmed.data.corpus import MANIFEST, fields_of, shard_name, write_metadata, write_rejects
 from jaxmed.data.items import one_split
 from jaxmed.data.stats import Stats, merged
 from jaxmed.errors import UserError
 
 
 def facts(tasks: Sequence[Task], place: Place) -> list[dict[str, Any]]:
-  """What block.json says of each block: shards, bricks, rejects."""
+  """What block.json says of each block: shards, bricks, rejects, and empty (records left out for want of content)."""
   return [files.read_json(place.blocks / t.name / 'block.json') for t in tasks]
 
 
@@ -70,7 +70,7 @@ def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequenc
   files.write_json(place.corpus / 'stats.json', stats.summary())
   with files.writing(place.corpus / MANIFEST) as part:
     pq.write_table(table, part)
-  write_metadata(place.corpus, shards)
+  write_metadata(place.corpus, shards, fields_of(tasks[0].types if tasks else {}))
 
 
 def _numbered(table: pa.Table) -> pa.Table:

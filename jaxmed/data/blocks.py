@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from jaxmed import files
 from jaxmed.data import readers
-from jaxmed.data.corpus import COLUMNS, Writer
+from jaxmed.data.corpus import COLUMNS, Writer, fields_of
 from jaxmed.data.items import Item, one_line, paths
+from jaxmed.data.readers.companions import read_signal
 from jaxmed.errors import UserError
 
 # A block holds a 32nd of the bytes to read, within these bounds, and at least one item: small corpora are not torn into
@@ -119,28 +120,30 @@ class _Late(Exception):
 
 
 def _items(task: Task, part: pathlib.Path, late: dict[str, str], tick: Callable[[int], Any]) -> dict[str, Any]:
-  writer = Writer(part, task.number)
+  writer = Writer(part, task.number, fields_of(task.types))
   rejects: list[tuple[str, str]] = []
+  empty: list[tuple[str, str]] = []
   try:
     for item in task.items:
-      reason = late.get(item.rel) or _one(item, task, writer)
+      reason = late.get(item.rel) or _one(item, task, writer, empty)
       if reason:
         rejects.append((item.rel, reason))
       if not late:
         tick(1)
   finally:
     writer.close()
-  return _rows(writer, task, rejects)
+  return _rows(writer, task, rejects, empty)
 
 
-def _one(item: Item, task: Task, writer: Writer) -> str | None:
-  """Reads an item and writes its records; returns why it cannot be read, or None."""
+def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -> str | None:
+  """Reads an item and writes its records; returns why it cannot be read, or None. `empty` gets records left out."""
   held: list[readers.Record] = []
-  digest, begun, size = '', False, 0
+  digest, beside, begun, size = '', {}, False, 0
   source = _records(item, task.options)
   while True:
     try:
-      digest = digest or sha256(item)
+      if not digest:
+        digest, beside = sha256(item), _beside(item)
       record = next(source, None)
       if record is None and not (begun or held):
         raise ValueError('holds no image')
@@ -156,7 +159,7 @@ def _one(item: Item, task: Task, writer: Writer) -> str | None:
       size += record['image'].nbytes
     if record is None or size > HELD_BYTES:
       for kept in held:
-        _add(kept, item, digest, task, writer)
+        _add(kept | beside, item, digest, task, writer, empty)
       begun, held, size = True, [], 0
     if record is None:
       return None
@@ -164,17 +167,30 @@ def _one(item: Item, task: Task, writer: Writer) -> str | None:
 
 def _records(item: Item, options: readers.Options) -> Iterator[readers.Record]:
   if item.group is not None:
-    yield from readers.read_group(item.group, options)
+    yield from readers.read_group(item.group, options, item.mask)
   else:
-    yield from readers.read(item.file, options)
+    yield from readers.read(item.file, options, item.mask)
 
 
-def _add(record: readers.Record, item: Item, digest: str, task: Task, writer: Writer) -> None:
+def _beside(item: Item) -> dict[str, Any]:
+  """What a table lays beside an image, for each of its records."""
+  out = {'text': item.extra['text']} if isinstance(item.extra.get('text'), str) else {}
+  if item.signal is not None:
+    signal, rate = read_signal(item.signal)
+    out |= {'signal': signal, 'signal_rate': item.extra.get('signal_rate') or rate}
+  return out
+
+
+def _add(record: readers.Record, item: Item, digest: str, task: Task, writer: Writer, empty: list) -> None:
+  name = item.rel + (f'#{record["part"]}' if record['part'] else '')
+  content = record.get('content', 1.0)
+  if content < task.options.min_content:
+    empty.append((name, f'{readers.NO_CONTENT}{100 * content:.2g} % of its pixels are not background'))
+    return
   meta = {k: v for k, v in record.get('meta', {}).items() if k not in task.types}
   unknown = sorted(set(meta) - set(readers.META))
   if unknown:
     raise RuntimeError(f'the reader of {item.rel} gives {unknown[0]!r}, which readers.META does not know')
-  name = item.rel + (f'#{record["part"]}' if record['part'] else '')
   writer.add(record | {'id': name, 'subject': item.subject, 'source': item.source}, item.split or '', item.rel, digest,
              item.extra | meta)
 
@@ -188,17 +204,17 @@ def _demo(task: Task, part: pathlib.Path) -> dict[str, Any]:
       writer.add(record, split, path, digest, extra)
   finally:
     writer.close()
-  return _rows(writer, task, [])
+  return _rows(writer, task, [], [])
 
 
-def _rows(writer: Writer, task: Task, rejects: list[tuple[str, str]]) -> dict[str, Any]:
+def _rows(writer: Writer, task: Task, rejects: list[tuple[str, str]], empty: list[tuple[str, str]]) -> dict[str, Any]:
   """Writes rows and statistics of a closed writer; returns what block.json says."""
   columns = schema(task.types)
   arrays = [pa.array([r.get(f.name) for r in writer.rows], type=f.type) for f in columns]
   pq.write_table(pa.Table.from_arrays(arrays, schema=columns), writer.folder / 'rows.parquet')
   writer.stats.save(writer.folder / 'stats.npz')
   bricks = {s: [i for i in range(len(n)) if writer.part(f'{s}-bricks', i).exists()] for s, n in writer.shards.items()}
-  return {'shards': writer.shards, 'bricks': bricks, 'rejects': rejects}
+  return {'shards': writer.shards, 'bricks': bricks, 'rejects': rejects, 'empty': empty}
 
 
 def _flush(folder: pathlib.Path) -> None:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,16 @@ _BARS, _BINS = 24, 8
 _LISTED = 24  # values of a column
 
 
-def write_card(folder: pathlib.Path, source: Source, rejected: int) -> None:
-  """Writes card.md and mosaic.png into a folder."""
+def write_card(folder: pathlib.Path, source: Source, rejected: int, carried: Mapping[str, str] | None = None) -> None:
+  """Writes card.md and mosaic.png into a folder; `carried` is {column: what of it may tell who somebody is}."""
   from PIL import Image
 
   with files.writing(folder / 'mosaic.png') as part:
     Image.fromarray(mosaic(source)).save(part, format='PNG')
-  files.write_text(folder / 'card.md', text(source, rejected))
+  files.write_text(folder / 'card.md', text(source, rejected, carried or {}))
 
 
-def text(source: Source, rejected: int) -> str:
+def text(source: Source, rejected: int, carried: Mapping[str, str]) -> str:
   """The card as Markdown."""
   table = source.table
   subjects = pc.count_distinct(table['subject']).as_py()
@@ -42,6 +42,10 @@ def text(source: Source, rejected: int) -> str:
   parts += ['## Size of the longest side (pixels)', _histogram(grid.max(axis=1) if len(grid) else grid)]
   if len(spacing):
     parts += ['## Finest spacing (mm)', _histogram(spacing.min(axis=1))]
+  told = [(k, v) for k, v in carried.items() if k in table.column_names]
+  if told:
+    parts += ['## What may tell who somebody is', _table(('column', 'what it holds'), told),
+              'Nothing else of a header is kept. Text burnt into pixels is not looked for.']
   return '\n\n'.join([*parts, '![samples of the train split](mosaic.png)']) + '\n'
 
 

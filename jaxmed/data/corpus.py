@@ -11,6 +11,9 @@ A folder that TensorFlow Datasets reads without TensorFlow
   rejects.csv                                       path, reason: files that could not be read
   card.md, mosaic.png                               what is in it
 
+Where a table gave them, records hold `text`, `mask` (integers on the image's grid) and `signal` [T, C] with
+`signal_rate` (Hz), too; where their cell was empty they are empty.
+
 One specification holds for pixels of any rank and type: the array travels as raw bytes (C order, little
 endian) beside its type and shape. The same input gives the same bytes, however many processes wrote them.
 """
@@ -46,12 +49,25 @@ def is_corpus(folder: str | os.PathLike) -> bool:
   return pathlib.Path(folder, MANIFEST).is_file()
 
 
-def features():
-  """The TFDS features of a corpus."""
+def fields_of(types: Mapping[str, Any]) -> tuple[str, ...]:
+  """Which of the fields that only some corpora have follow from a manifest's columns."""
+  return tuple(name for name in ('text', 'mask', 'signal') if name in types)
+
+
+def features(fields: Sequence[str] = ()):
+  """The TFDS features of a corpus with the fields that only some have."""
   import tensorflow_datasets as tfds
 
   f = tfds.features
-  return f.FeaturesDict({
+  data = lambda: f.Tensor(shape=(), dtype=np.object_)
+  optional = {
+    'text': {'text': f.Text()},
+    'mask': {'mask': data(), 'mask_dtype': f.Text()},
+    'signal': {'signal': data(), 'signal_dtype': f.Text(), 'signal_shape': f.Tensor(shape=(None,), dtype=np.int32),
+               'signal_rate': f.Tensor(shape=(), dtype=np.float64)},
+  }
+  more = {k: v for name in fields for k, v in optional[name].items()}
+  return f.FeaturesDict(more | {
     'id': f.Text(), 'subject': f.Text(), 'source': f.Text(),
     'image': f.Tensor(shape=(), dtype=np.object_), 'dtype': f.Text(),
     'shape': f.Tensor(shape=(None,), dtype=np.int32), 'channels': f.Sequence(f.Text()),
@@ -62,19 +78,36 @@ def features():
 def decode(example: dict[str, Any]) -> dict[str, Any]:
   """A TFDS example of a corpus -> a record with `image` as an array (see jaxmed.data.readers).
 
-  Where the pixels lie in bricks, `image` is what `store.parse` gives, and `shape` and `dtype` are there too.
+  `text`, `mask`, and `signal` with `signal_rate` (None where unknown), are there where the record has them. Where the
+  pixels lie in bricks, `image` is what `store.parse` gives, and `shape` and `dtype` are there too; so with `mask`,
+  and `mask_shape` and `mask_dtype`.
   """
   dtype = np.dtype(_text(example['dtype'])).newbyteorder('<')
   spacing = [float(s) for s in example['spacing']]
   shape = [int(n) for n in example['shape']]
-  out = {
+  out: dict[str, Any] = {
     'channels': [_text(c) for c in example['channels']], 'spacing': spacing or None,
     'id': _text(example['id']), 'subject': _text(example['subject']), 'source': _text(example['source']),
   }
+  if example.get('text'):
+    out['text'] = _text(example['text'])
+  if example.get('signal'):
+    signal = np.frombuffer(example['signal'], np.dtype(_text(example['signal_dtype'])).newbyteorder('<'))
+    out |= {'signal': signal.reshape(example['signal_shape']), 'signal_rate': float(example['signal_rate']) or None}
+  if example.get('mask'):
+    out |= _mask(example, shape[:-1])
   bricks = store.parse(example['image'], int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
   if bricks is not None:
     return {'image': bricks, 'shape': shape, 'dtype': dtype} | out
   return {'image': np.frombuffer(example['image'], dtype).reshape(shape)} | out
+
+
+def _mask(example: dict[str, Any], grid: list[int]) -> dict[str, Any]:
+  dtype = np.dtype(_text(example['mask_dtype'])).newbyteorder('<')
+  bricks = store.parse(example['mask'], int(np.prod(grid, dtype=np.int64)) * dtype.itemsize)
+  if bricks is not None:
+    return {'mask': bricks, 'mask_dtype': dtype, 'mask_shape': [*grid, 1]}
+  return {'mask': np.frombuffer(example['mask'], dtype).reshape(grid)}
 
 
 class Writer:
@@ -86,14 +119,15 @@ class Writer:
     shards: {split: [records, bytes] of each shard}. Their files are `part(split, i)`.
   """
 
-  def __init__(self, folder: pathlib.Path, block: int = 0):
+  def __init__(self, folder: pathlib.Path, block: int = 0, fields: Sequence[str] = ()):
     from tensorflow_datasets.core import example_serializer
 
     self.folder = folder
     self.stats = Stats(block)
     self.rows: list[dict[str, Any]] = []
     self.shards: dict[str, list[list[int]]] = {}
-    self._features = features()
+    self._features = features(fields)
+    self._fields = tuple(fields)
     self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
     self._open: dict[str, Any] = {}
     self._bricks: dict[str, int] = {}  # rows in the brick file beside the open shard
@@ -106,6 +140,7 @@ class Writer:
       'image': self._pixels(split, image), 'dtype': image.dtype.name, 'shape': np.array(image.shape, np.int32),
       'spacing': np.array(record['spacing'] or [], np.float32),
     }
+    example |= self._optional(split, record)
     # Protobuf orders the fields of a map by chance unless it is told not to.
     proto = self._serializer.get_tf_example(self._features.encode_example(example))
     row = sum(n for n, _ in shards)
@@ -125,9 +160,24 @@ class Writer:
     while self._open:
       self._open.popitem()[1].close()
 
+  def _optional(self, split: str, record: dict[str, Any]) -> dict[str, Any]:
+    """The fields that only some corpora have, empty where the record lacks them."""
+    out: dict[str, Any] = {}
+    if 'text' in self._fields:
+      out['text'] = record.get('text') or ''
+    if 'mask' in self._fields:
+      mask = record.get('mask')
+      out['mask'] = b'' if mask is None else self._pixels(split, mask[..., None])
+      out['mask_dtype'] = '' if mask is None else mask.dtype.name
+    if 'signal' in self._fields:
+      signal = record.get('signal', np.zeros((0, 0), np.float32))
+      out |= {'signal': _little(signal), 'signal_dtype': signal.dtype.name,
+              'signal_shape': np.array(signal.shape, np.int32), 'signal_rate': record.get('signal_rate') or 0.0}
+    return out
+
   def _pixels(self, split: str, image: np.ndarray) -> bytes:
     if not store.is_chunked(image):
-      return np.ascontiguousarray(image, image.dtype.newbyteorder('<')).tobytes()
+      return _little(image)
     key = f'{split}-bricks'
     if key not in self._open:
       self._open[key] = self._create(self.part(key, len(self.shards[split]) - 1), 'group_size:1,uncompressed')
@@ -166,7 +216,8 @@ def shard_name(key: str, i: int, count: int) -> str:
   return f'bricks-{split}-{number}.array_record' if bricks else f'{NAME}-{split}.array_record-{number}'
 
 
-def write_metadata(folder: pathlib.Path, shards: Mapping[str, Sequence[Sequence[int]]]) -> None:
+def write_metadata(folder: pathlib.Path, shards: Mapping[str, Sequence[Sequence[int]]], fields: Sequence[str] = (),
+                   ) -> None:
   """Writes what TFDS needs to read a folder; `shards` holds [records, bytes] of each shard of each split."""
   import tensorflow_datasets as tfds
 
@@ -179,7 +230,7 @@ def write_metadata(folder: pathlib.Path, shards: Mapping[str, Sequence[Sequence[
       name=split, shard_lengths=[n for n, _ in shards[split]], num_bytes=sum(b for _, b in shards[split]),
       filename_template=template))
   tfds.folder_dataset.write_metadata(
-    data_dir=folder, features=features(), split_infos=infos, version='1.0.0',
+    data_dir=folder, features=features(fields), split_infos=infos, version='1.0.0',
     filename_template=pattern, check_data=False, description='Medical images of any rank and channels.')
 
 
@@ -187,6 +238,10 @@ def write_rejects(path: pathlib.Path, rejects: Sequence[Sequence[str]]) -> None:
   """Writes a CSV with the columns path and reason."""
   with files.writing(path) as part, open(part, 'w', newline='', encoding='utf-8') as f:
     csv.writer(f).writerows([('path', 'reason'), *rejects])
+
+
+def _little(array: np.ndarray) -> bytes:
+  return np.ascontiguousarray(array, array.dtype.newbyteorder('<')).tobytes()
 
 
 def _text(value: bytes | str) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxmed import files
 from jaxmed.data.corpus import SPLITS
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, need
 
 SIZE = 48
 BRAIN_CHANNELS = ('T1', 'GM', 'WM')
@@ -42,6 +42,7 @@ SLABS = (('train', 13), (None, 4), ('test', 5), (None, 4), ('val', 3), (None, 4)
 FIRST_SLICE = -60
 Y_EDGES, Z_EDGE, X_EDGE = (-40, 0), 10, -36
 BLOCK = 24
+PATIENTS, SLICES = 8, 12  # of the DICOM samples
 
 _ICBM = 'datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz'
 # source name, package, file, channel names, stride, least standard deviation of a tile worth keeping
@@ -71,8 +72,14 @@ def records() -> Iterator[Cut]:
 def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
   """Writes sample files cut from the same images, to try commands on, and returns their paths.
 
-  png/: 8-bit colour tiles of two tissues; tiff/: 16-bit slices with channels T1, GM, WM; nifti/: T1 volumes
-  of 1 mm; npy/: arrays [48, 48, 3] uint8; table.csv: path, subject, split, label of all of them.
+  dicom/: T1 series of 1 mm, a patient each, as a scanner's archive leaves them: file names without order or suffix;
+  ome/: OME-TIFF of two stains, told apart from their colours (Ruifrok and Johnston, 2001), 16 bit, with channel names
+  and a pixel size (0.5 micron, assumed: the image does not say); png/: 8-bit colour tiles of two tissues; tiff/: 16-bit
+  slices with channels T1, GM, WM; nifti/: T1 volumes of 1 mm; npy/: arrays [48, 48, 3] uint8; table.csv: path, subject,
+  split, label, text (a sentence made of these) of the last four.
+
+  Raises:
+    UserError: the folder is not empty; a package is not installed, or lacks a file.
   """
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -94,9 +101,69 @@ def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
                          (f'npy/patch-{i}.npy', part[8:56, 8:56, 80])):
       _save(folder / path, pixels)
       rows.append((path, f'brain-{i}', SPLITS[i], 'brain'))
-  lines = [('path', 'subject', 'split', 'label'), *rows]
+  lines = [('path', 'subject', 'split', 'label', 'text'), *((*row, _sentence(*row)) for row in rows)]
   files.write_text(folder / 'table.csv', ''.join(f'{",".join(line)}\n' for line in lines))
-  return [folder / row[0] for row in rows] + [folder / 'table.csv']
+  found = [*_write_series(folder / 'dicom', volume[..., 0]), *_write_stains(folder / 'ome')]
+  return found + [folder / row[0] for row in rows] + [folder / 'table.csv']
+
+
+def _sentence(path: str, subject: str, split: str, label: str) -> str:
+  del subject, split
+  kind = {'png': 'Colour photograph', 'tiff': 'Axial slice with tissue maps', 'nifti': 'T1-weighted volume',
+          'npy': 'Axial patch with tissue maps'}[path.split('/')[0]]
+  return f'{kind}: {label}.'
+
+
+def _write_series(folder: pathlib.Path, volume: np.ndarray) -> list[pathlib.Path]:
+  """Writes PATIENTS series of 12 axial slices [64, 64] of the template's T1 [y, x, z]; returns their paths."""
+  pydicom = need('pydicom', 'demo')
+  from pydicom.dataset import FileMetaDataset
+
+  folder.mkdir(parents=True)
+  paths = []
+  uid = lambda *words: pydicom.uid.generate_uid(entropy_srcs=['jaxmed demo', *map(str, words)])
+  names = np.random.default_rng(0).permutation(PATIENTS * SLICES)
+  for number, name in enumerate(names):
+    patient, k = divmod(number, SLICES)
+    y, x, z = 40 + 22 * (patient % 4), 26, 56 + 24 * (patient // 4) + k
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.MRImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid(patient, k)
+    data.StudyInstanceUID, data.SeriesInstanceUID = uid(patient, 'study'), uid(patient, 'series')
+    data.PatientName, data.PatientID = f'Template^{patient}', f'sample-{patient}'
+    data.Modality, data.SeriesDescription, data.InstanceNumber = 'MR', 'T1 of the ICBM152 template', k + 1
+    # As DICOM has it, rows lie from front to back and their pixels from the patient's right to left; the template's
+    # index grows to the other sides, and to the head, from x, y, z = 98, 134, 72 at 0 mm.
+    plane = volume[y:y + 64, x:x + 64, z][::-1, ::-1]
+    data.ImageOrientationPatient, data.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
+    data.ImagePositionPatient = [-(x + 63 - 98), -(y + 63 - 134), z - 72]
+    data.SliceThickness, data.Rows, data.Columns = 1, 64, 64
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, 'MONOCHROME2'
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.add_new(0x7FE00010, 'OW', (plane.astype('<u2') * 16).tobytes())
+    paths.append(folder / f'IM{name:04d}')
+    pydicom.dcmwrite(paths[-1], data, enforce_file_format=True)
+  return paths
+
+
+def _write_stains(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes 16 OME-TIFF tiles [2, 96, 96] of haematoxylin and DAB (brown) of the stained colon; returns their paths."""
+  import tifffile
+  from skimage.color import rgb2hed
+
+  folder.mkdir(parents=True)
+  image = rgb2hed(_pixels(_find('skimage', 'data/ihc.png')))[..., [0, 2]]  # optical densities
+  deep = (image * 4e4).clip(0, 65535).round().astype(np.uint16)
+  paths = []
+  for i in range(16):
+    y, x = 64 + 96 * (i // 4), 64 + 96 * (i % 4)
+    paths.append(folder / f'colon-{i:02d}.ome.tif')
+    tifffile.imwrite(paths[-1], np.moveaxis(deep[y:y + 96, x:x + 96], -1, 0), photometric='minisblack', metadata={
+      'axes': 'CYX', 'Channel': {'Name': ['haematoxylin', 'DAB']}, 'PhysicalSizeX': 0.5, 'PhysicalSizeY': 0.5,
+      'PhysicalSizeXUnit': 'µm', 'PhysicalSizeYUnit': 'µm'})
+  return paths
 
 
 def region(x: float, y: float, z: float) -> str:

@@ -54,6 +54,7 @@ def _item(group: readers.Group, items: list[Item], prefix: str) -> Item:
     first, rel=f'{prefix}{group.name}', group=group, split=_same(items, 'split', lambda i: i.split),
     source=_same(items, 'source', lambda i: i.source),
     subject=_same(items, 'subject', lambda i: i.subject) or group.subject,
+    mask=_same(items, 'mask', lambda i: i.mask), signal=_same(items, 'signal', lambda i: i.signal),
     extra={k: _same(items, k, functools.partial(_extra, k)) for k in first.extra})
 
 

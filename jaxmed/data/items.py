@@ -28,6 +28,8 @@ class Item:
     group: the files to read together, or None.
     size: bytes of its files.
     stamp: when they were last changed, in nanoseconds.
+    mask: the file of its mask, or None.
+    signal: the file of its signal, or None.
   """
 
   file: pathlib.Path
@@ -41,6 +43,8 @@ class Item:
   group: Group | None = None
   size: int = 0
   stamp: int = 0
+  mask: pathlib.Path | None = None
+  signal: pathlib.Path | None = None
 
 
 @dataclasses.dataclass
@@ -76,9 +80,9 @@ def paths(item: Item) -> list[pathlib.Path]:
 
 
 def sized(item: Item) -> Item:
-  """The item with its size and stamp; a file that went away has none."""
+  """The item with its size and stamp, mask and signal included; a file that went away has none."""
   stats = []
-  for path in paths(item):
+  for path in [*paths(item), *filter(None, (item.mask, item.signal))]:
     try:
       stats.append(path.stat())
     except OSError:  # reading it will tell

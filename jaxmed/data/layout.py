@@ -41,6 +41,22 @@ class Layout:
       told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp] for i in task.items])
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
+  def carried(self) -> dict[str, str]:
+    """{column of the manifest: what of it may tell who somebody is}, as far as `prepare` can know."""
+    items, types = self.plan.items, self.plan.types
+    hashed = [i for i in items if i.group is not None and i.subject == i.group.subject]
+    salted = 'salted' if self.options.salt else 'not salted: who knows an identifier can look for it'
+    out = {'subject': f"hash of the patient's identifier, {salted}"} if hashed else {}
+    if len(hashed) < len(items):
+      given = 'as the table, the pattern or the file names say'
+      out['subject'] = f'{out["subject"]}; else {given}' if hashed else given
+    if any(i.group is None for i in items):
+      out |= dict.fromkeys(('id', 'path'), 'names of files and folders, except of DICOM')
+    if any(i.group is not None for i in items):
+      out['site'] = f"hash of the institution's name, {salted}"
+    told = {'text': 'free text, in the records too', 'mask': 'name of a file', 'signal': 'name of a file'}
+    return out | {k: told.get(k, 'as the table or the folders say') for k in (types if items else ())}
+
   def check_train(self, pairs: set[tuple[Any, Any]]) -> None:
     """Raises a UserError where chance left train without a subject; pairs are (subject, split)."""
     if pairs and self.shares[0] > 0 and not self.plan.given and not any(split == 'train' for _, split in pairs):

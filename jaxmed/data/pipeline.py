@@ -6,12 +6,11 @@ the other, are the same global batch for every P.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
 import numpy as np
-import pyarrow.compute as pc
 
 from jaxmed.data.resize import resize
 from jaxmed.data.sources import Source
@@ -20,9 +19,12 @@ from jaxmed.errors import UserError, choose
 FITS = ('resize', 'crop')
 # Batches that are read ahead take at most this much memory, with at least two of them.
 PREFETCH_BYTES = 256 << 20
+# Elements of a stream that does not end. Grain's own infinity, sys.maxsize, overflows in batches of one element.
+_ENDLESS = 1 << 60
 _INTEGERS = ('uint8', 'uint16', 'int16')
 
 Batch = dict[str, np.ndarray]
+Vocabulary = Sequence[str] | Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Elements:
       record = self.source[i]
       names, image = record['channels'], _pad_channels(resize(record['image'], layout.size), layout)
     else:
-      names, image = self.source.table['channels'][i].as_py(), None
+      names, image = self.source.value('channels', i), None
     channels[:len(names)] = [layout.ids[c] for c in names]
     mask[:len(names)] = True
     return {'image': image, 'channels': channels, 'channel_mask': mask, 'label': self.labels[i],
@@ -74,18 +76,35 @@ class _Elements:
     i, layout = int(element['index']), self.layout
     if i < 0:
       return element
-    grid = self.source.table['shape'][i].as_py()[:-1]
+    grid = self.source.value('shape', i)[:-1]
     spare = [have - want for have, want in zip(grid, layout.size)]
     pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
     start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
     window = self.source.window(i, start, layout.size)
-    return element | {'image': _pad_channels(np.pad(window, [*pad, (0, 0)]), layout)}
+    if any(map(any, pad)):
+      window = np.pad(window, [*pad, (0, 0)])
+    return element | {'image': _pad_channels(window, layout)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+  """The endless stream of elements that a sampler chooses."""
+
+  elements: _Elements
+  sampler: Callable[[int], int]
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    return self.elements[self.sampler(int(position))]
 
 
 def train_batches(
-    source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Sequence[str], seed: int,
+    source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary, seed: int,
     start_step: int = 0, process_index: int = 0, process_count: int = 1, label: str | None = None,
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
+    sampler: Callable[[int], int] | None = None,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; every epoch has its own order.
 
@@ -93,7 +112,7 @@ def train_batches(
     source: the rows to train on.
     batch_size: size B of the global batch; this process yields b = B / process_count elements.
     size: the grid of the images, of rank 2 or 3.
-    vocabulary: channel names; a channel's id is its place here.
+    vocabulary: channel names, where a channel's id is its place, or {name: id}, where several names may share an id.
     seed: with the step it determines order and crops.
     start_step: the first step to yield.
     process_index: this process.
@@ -103,6 +122,7 @@ def train_batches(
     fit: 'resize' (antialiased, the whole image) or 'crop' (a random window, zero-padded where too small).
     threads: reading threads.
     prefetch: batches read ahead; by default what fits into PREFETCH_BYTES, 2 to 16.
+    sampler: gives the row at each position of the stream (see jaxmed.data.sampling) instead of a shuffle.
 
   Returns:
     An iterator of dicts: image [b, *size, C] (uint8, uint16 or int16 if all records are, else float32),
@@ -115,7 +135,10 @@ def train_batches(
   """
   elements = _elements(source, size, vocabulary, label, classes, fit, len(source))
   local = _share(batch_size, process_index, process_count)
-  data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat()
+  if sampler is None:
+    data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(source))
+  else:
+    data = grain.MapDataset.source(_Drawn(elements, sampler)).seed(seed)
   if fit == 'crop':
     data = data.random_map(elements.crop)
   data = data.batch(local)[process_index::process_count][start_step:]
@@ -123,7 +146,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Sequence[str],
+    source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary,
     label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
     process_count: int = 1, threads: int = 2, prefetch: int | None = None,
 ) -> Iterator[Batch]:
@@ -140,6 +163,17 @@ def eval_batches(
   return _iterate(data.batch(local)[process_index::process_count], elements.layout, local, threads, prefetch)
 
 
+def elements(source: Source, size: Sequence[int], vocabulary: Vocabulary, fit: str) -> _Elements:
+  """The elements that `train_batches` shuffles and batches, one by one, without labels."""
+  return _elements(source, size, vocabulary, None, (), fit, len(source))
+
+
+def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
+  """Element i with its image, cropped where the elements are."""
+  element = data[i]
+  return data.crop(element, rng) if data.layout.fit == 'crop' else element
+
+
 def _elements(source, size, vocabulary, label, classes, fit, length) -> _Elements:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
@@ -148,25 +182,25 @@ def _elements(source, size, vocabulary, label, classes, fit, length) -> _Element
   _check_rank(source, size)
   for name in source.channels:
     choose(f'channel of {source.path}', name, vocabulary)
-  dtypes = pc.unique(source.table['dtype']).to_pylist()
+  dtypes = source.distinct('dtype')[1]
   dtype = np.dtype(dtypes[0] if len(dtypes) == 1 and dtypes[0] in _INTEGERS else 'float32')
-  widest = pc.max(pc.list_value_length(source.table['channels'])).as_py()
+  widest = max(len(names) for names in source.distinct('channels')[1])
   labels = np.full(len(source), -1, np.int32)
   if label is not None:
     labels = source.codes(label, classes or source.classes(label))
-  ids = {name: i for i, name in enumerate(vocabulary)}
+  ids = dict(vocabulary) if isinstance(vocabulary, Mapping) else {name: i for i, name in enumerate(vocabulary)}
   return _Elements(source, _Layout(size, widest, dtype, ids, fit), labels, length)
 
 
 def _check_rank(source: Source, size: tuple[int, ...]) -> None:
   if min(size, default=0) < 1:
     raise UserError(f'size is {size}: expected positive numbers')
-  rank = pc.subtract(pc.list_value_length(source.table['shape']), 1)
-  other = pc.not_equal(rank, len(size))
-  if pc.any(other).as_py():
-    row = source.table.filter(other).slice(0, 1).to_pylist()[0]
-    grid = row['shape'][:-1]
-    raise UserError(f'size {"x".join(map(str, size))} has rank {len(size)}, but {row["id"]} in '
+  codes, shapes = source.distinct('shape')
+  other = np.array([len(shape) - 1 != len(size) for shape in shapes])
+  if other.any():
+    i = int(np.argmax(other[codes]))
+    grid = shapes[codes[i]][:-1]
+    raise UserError(f'size {"x".join(map(str, size))} has rank {len(size)}, but {source.table["id"][i].as_py()} in '
                     f'{source.path} is {"x".join(map(str, grid))} of rank {len(grid)}')
 
 

@@ -1,8 +1,7 @@
-"""Runs the blocks of a corpus: here, in processes of this machine, or by a Dask cluster."""
+"""Runs the blocks of a corpus: here, in processes of this machine, or by a cluster."""
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import pathlib
@@ -11,12 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jaxmed.data import blocks
-from jaxmed.errors import Unavailable, UserError, need
+from jaxmed.data import blocks, cluster
+from jaxmed.errors import Unavailable
 
 _POLL = 0.2  # seconds
-_CONNECT = 20.0  # seconds
-_RETRIES = 3  # of a block whose file system failed
 # In worker processes: how many items of each block are done. Each has one writer, so it needs no lock.
 _counts: Any = None
 
@@ -27,12 +24,13 @@ def cores() -> int:
 
 
 def run(
-    tasks: Sequence[blocks.Task], folder: pathlib.Path, workers: int, progress: bool, scheduler: str | None,
-    signals: list[int],
+    tasks: Sequence[blocks.Task], folder: pathlib.Path, workers: int, progress: bool,
+    scheduler: str | cluster.Slurm | None, signals: list[int],
 ) -> None:
   """Does all blocks that `folder` lacks, in `workers` processes (1: in this one), with a bar over items.
 
-  With `scheduler`, the workers of a Dask cluster do them. `signals` is the list of `put_off`.
+  With `scheduler`, the workers of the Dask cluster at that address do them, or SLURM jobs. `signals` is the list of
+  `put_off`.
 
   Raises:
     Unavailable: a process was killed; what is done is kept. KeyboardInterrupt: a signal came. Whatever `blocks.write`
@@ -42,8 +40,12 @@ def run(
   total = sum(len(t.items) for t in tasks)
   with _bar(total, progress, signals) as tick:
     tick(total - sum(len(t.items) for t in left))
-    if scheduler is not None:
-      _cluster(left, folder, scheduler, tick)
+    if isinstance(scheduler, cluster.Slurm) and left:
+      with cluster.of_slurm(scheduler, folder.parent / 'logs') as (client, check):
+        cluster.run(left, folder, client, tick, check)
+    elif isinstance(scheduler, str):
+      with cluster.at(scheduler) as client:
+        cluster.run(left, folder, client, tick)
     elif min(workers, len(left)) <= 1:
       for task in left:
         blocks.write(task, folder, tick)
@@ -76,42 +78,6 @@ def _processes(tasks: Sequence[blocks.Task], folder: pathlib.Path, workers: int,
     writing.close()
     pool.shutdown(cancel_futures=True)
     reading.close()
-
-
-def _cluster(tasks: Sequence[blocks.Task], folder: pathlib.Path, address: str, tick: Callable[[int], Any]) -> None:
-  """Blocks are done again elsewhere when a worker dies; done twice, they have the same bytes."""
-  distributed = need('distributed', 'cluster')
-  try:
-    client = distributed.Client(address, timeout=_CONNECT)
-  except (OSError, ValueError, TimeoutError) as e:
-    raise UserError(f'no Dask scheduler answers at {address}: expected, for example, tcp://host:8786') from e
-  with client:
-    futures = {client.submit(blocks.write, _absolute(t), folder, key=f'{folder}/{t.name}', retries=_RETRIES): t
-               for t in tasks}
-    pending = set(futures)
-    try:
-      while pending:
-        tick(0)
-        with contextlib.suppress(TimeoutError):
-          done, pending = distributed.wait(pending, timeout=_POLL, return_when='FIRST_COMPLETED')
-          for future in done:
-            future.result()
-            tick(len(futures[future].items))
-    except distributed.KilledWorker as e:
-      raise Unavailable('Dask workers were killed again and again (too little memory?); finished blocks are kept: the '
-                        'same command goes on') from e
-    finally:
-      client.cancel(list(futures))
-
-
-def _absolute(task: blocks.Task) -> blocks.Task:
-  """The task for a process in another working directory."""
-  absolute = lambda path: pathlib.Path(os.path.abspath(path))
-  items = []
-  for item in task.items:
-    group = item.group and dataclasses.replace(item.group, files=tuple(map(absolute, item.group.files)))
-    items.append(dataclasses.replace(item, file=absolute(item.file), group=group))
-  return dataclasses.replace(task, items=tuple(items))
 
 
 def _start(counts: Any, reading: Any) -> None:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxmed.data import assembly, pool
+from jaxmed.data import assembly, pool, readers
 from jaxmed.data import corpus as corpora
 from jaxmed.data.building import Place, building, check_free
+from jaxmed.data.cluster import Slurm
 from jaxmed.data.layout import Layout, lay_out, split_of
 from jaxmed.errors import UserError
 
@@ -30,7 +31,7 @@ def prepare(
     labels_from_folders: bool = False, subject_pattern: str | None = None,
     channels: Sequence[str] | None = None, volumes: str = 'slices',
     splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, max_bad: float = 0.0, overwrite: bool = False,
-    progress: bool = True, workers: int = 1, scheduler: str | None = None, **reading: Any,
+    progress: bool = True, workers: int = 1, scheduler: str | Slurm | None = None, **reading: Any,
 ) -> dict[str, Any]:
   """Writes a corpus (see jaxmed.data.corpus) of every readable file under the inputs.
 
@@ -41,8 +42,9 @@ def prepare(
     inputs: folders or files; the word 'demo', where nothing of that name exists, is the demo corpus.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
-      and optionally `subject`, `split` and `source`; its other columns go to the manifest. Only files that it lists
-      are read.
+      and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
+      the records, too, and so do the files that `mask` (on the image's grid, brought into shape with it) and `signal`
+      ([T, C], with `signal_rate` in Hz) name; cells may be empty. Only files that it lists are read.
     labels_from_folders: the name of a file's folder becomes the column `label`.
     subject_pattern: a regular expression searched in the path relative to the input; its group `subject`, or
       first group, or whole match is the subject. Without it (and without a table) the subject is the path
@@ -56,13 +58,15 @@ def prepare(
     progress: show a bar where standard error is a terminal.
     workers: processes that read. More than one needs a main module that can be imported (`if __name__ ==
       '__main__'`), as always with Python's multiprocessing.
-    scheduler: address of a Dask scheduler whose workers read instead; they must see the same files.
+    scheduler: address of a Dask scheduler whose workers read instead, or the SLURM jobs that do; they must see the same
+      files.
     reading: further fields of readers.Options.
 
   Returns:
-    The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature), ignored,
+    The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images
+    and planes below min_content), ignored,
     not_in_table, groups (of the plan), blocks, bytes, seconds; splits (records and subjects of each), channels, shapes
-    and dtypes (records of each), labels (values of each text column).
+    and dtypes (records of each), labels (values of each text column), carried (what may tell who somebody is).
 
   Raises:
     UserError: nothing to read, OUT in the way, a bad table or option, a subject in two splits, a full disk,
@@ -107,18 +111,21 @@ def _finish(layout: Layout, place: Place, out, max_bad: float) -> None:
 
   plan, tasks = layout.plan, layout.tasks
   table = assembly.rows(tasks, place)
-  late = [(path, reason) for fact in assembly.facts(tasks, place) for path, reason in fact['rejects']]
+  facts = assembly.facts(tasks, place)
+  late = [(path, reason) for fact in facts for path, reason in fact['rejects']]
+  empty = [(path, reason) for fact in facts for path, reason in fact['empty']]
   rejects = plan.rejects + late
-  _judge(rejects, len(plan.items) + len(plan.rejects), len(table), max_bad, out)
+  _judge(rejects, len(plan.items) + len(plan.rejects), len(table), max_bad, out, len(empty))
   layout.check_train(set(zip(table['subject'].to_pylist(), table['split'].to_pylist())))
-  assembly.write(tasks, place, table, rejects + plan.empty)
-  write_card(place.corpus, open_source(place.corpus), len(rejects))
+  assembly.write(tasks, place, table, rejects + plan.empty + empty)
+  write_card(place.corpus, open_source(place.corpus), len(rejects), layout.carried())
 
 
-def _judge(rejects: list[tuple[str, str]], total: int, records: int, max_bad: float, out) -> None:
+def _judge(rejects: list[tuple[str, str]], total: int, records: int, max_bad: float, out, empty: int) -> None:
   """Stops when more than `max_bad` of the files are unreadable; the list then lies beside OUT."""
   if not records and not rejects:
-    raise UserError('none of the files found holds an image')
+    wanted = ' with the content that min_content wants' if empty else ''
+    raise UserError(f'none of the files found holds an image{wanted}')
   if rejects and (len(rejects) > max_bad * total or not records):
     listed = pathlib.Path(os.path.abspath(out))
     listed = listed.with_name(listed.name + '.rejects.csv')
@@ -132,15 +139,16 @@ def _summary(out: pathlib.Path, layout: Layout, seconds: float) -> dict[str, Any
   plan = layout.plan
   table = pq.read_table(out / corpora.MANIFEST)
   with open(out / 'rejects.csv', newline='', encoding='utf-8') as f:
-    rejected = len(list(csv.reader(f))) - 1 - len(plan.empty)
+    reasons = [row[1] for row in csv.reader(f)][1:]
+  empty = sum(r.startswith((readers.NO_IMAGE, readers.NO_CONTENT)) for r in reasons)
   def per(values) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
   subjects = Counter(split for split, _ in set(zip(table['split'].to_pylist(), table['subject'].to_pylist())))
-  text = [k for k, t in plan.types.items() if pa.types.is_string(t)]
+  text = [k for k, t in plan.types.items() if pa.types.is_string(t) and k not in corpora.fields_of(plan.types)]
   return {
     'out': str(out), 'files': pc.count_distinct(table['path']).as_py(), 'records': len(table),
-    'subjects': sum(subjects.values()), 'rejected': rejected, 'empty': len(plan.empty), 'ignored': plan.ignored,
+    'subjects': sum(subjects.values()), 'rejected': len(reasons) - empty, 'empty': empty, 'ignored': plan.ignored,
     'groups': sum(i.group is not None for i in plan.items),
     'not_in_table': plan.not_in_table, 'blocks': len(layout.tasks),
     'splits': {s: {'records': n, 'subjects': subjects[s]} for s, n in per(table['split'].to_pylist()).items()},
@@ -148,5 +156,6 @@ def _summary(out: pathlib.Path, layout: Layout, seconds: float) -> dict[str, Any
     'shapes': per('x'.join(map(str, shape)) for shape in table['shape'].to_pylist()),
     'dtypes': per(table['dtype'].to_pylist()),
     'labels': {k: pc.count_distinct(table[k]).as_py() for k in text},
+    'carried': {k: v for k, v in layout.carried().items() if k in table.column_names},
     'bytes': sum(f.stat().st_size for f in out.iterdir()), 'seconds': round(seconds, 2),
   }

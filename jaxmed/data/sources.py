@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jaxmed import files
-from jaxmed.data import store
+from jaxmed.data import manifest, store
 from jaxmed.data.corpus import COLUMNS, MANIFEST, SPLITS, decode, is_corpus, shard_name
+from jaxmed.data.curation import selection
+from jaxmed.data.manifest import Manifest
 from jaxmed.errors import UserError, choose
 
 
@@ -24,19 +25,21 @@ class Source:
 
   Attributes:
     path: the corpus.
-    table: one row a record (see jaxmed.data.corpus for the columns).
+    table: one row a record (see jaxmed.data.corpus for the columns), a pyarrow.Table or a Manifest.
     stats: {channel: count, mean, std, low, high, split} of the corpus.
-    readers: {split: TFDS data source}.
+    readers: {split: TFDS data source}. Of several corpora the keys are 'DATASET/SPLIT' here and below.
     bricks: {split: files of the pixels of its large volumes}.
     shards: {split: records up to the end of each shard}.
+    datasets: names of several corpora, the values of the column `dataset`; () for one.
   """
 
   path: pathlib.Path
-  table: pa.Table = dataclasses.field(repr=False)
+  table: Any = dataclasses.field(repr=False)
   stats: dict[str, dict[str, Any]] = dataclasses.field(repr=False)
   readers: dict[str, Any] = dataclasses.field(repr=False)
   bricks: dict[str, store.Files] = dataclasses.field(repr=False, default_factory=dict)
   shards: dict[str, np.ndarray] = dataclasses.field(repr=False, default_factory=dict)
+  datasets: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return self.table.num_rows
@@ -49,9 +52,9 @@ class Source:
     """The records of several rows, in one call a split to the shards."""
     rows = [self._row(i) for i in rows]
     out: list[dict[str, Any]] = [{}] * len(rows)
-    for code in set(self._split[rows].tolist()):
-      places = [k for k, i in enumerate(rows) if self._split[i] == code]
-      for k, example in zip(places, self._read(SPLITS[code], [int(self._place[rows[k]]) for k in places])):
+    for code in set(self._key[rows].tolist()):
+      places = [k for k, i in enumerate(rows) if self._key[i] == code]
+      for k, example in zip(places, self._read(self._keys[code], [int(self._place[rows[k]]) for k in places])):
         out[k] = example
     return out
 
@@ -64,11 +67,11 @@ class Source:
       ValueError: start or size has not one number >= 0 for each axis.
     """
     i = self._row(i)
-    grid = self.table['shape'][i].as_py()[:-1]
+    grid = self.value('shape', i)[:-1]
     if not len(grid) == len(start) == len(size) or min(*start, *size) < 0:
       raise ValueError(f'window {tuple(start)} + {tuple(size)} does not fit an image of axes {tuple(grid)}')
     at = tuple(slice(min(int(a), n), min(int(a) + int(s), n)) for a, s, n in zip(start, size, grid))
-    split, place = SPLITS[self._split[i]], int(self._place[i])
+    split, place = self._keys[self._key[i]], int(self._place[i])
     return self._guarded(split, lambda: [self._pixels(split, place, decode(self.readers[split][place]), at)])[0]
 
   def select(self, split: str | None = None, label: str | None = None, sources: Sequence[str] = ()) -> 'Source':
@@ -77,17 +80,60 @@ class Source:
     Raises:
       UserError: an unknown split, column or source; the nearest one is named.
     """
-    keep = pa.chunked_array([pa.array(np.ones(len(self), bool))])
+    keep = np.ones(len(self), bool)
     if split is not None:
-      choose('split', split, SPLITS)
-      keep = pc.and_(keep, pc.equal(self.table['split'], split))
+      keep &= self._among('split', (choose('split', split, SPLITS),))
     if label is not None:
-      keep = pc.and_(keep, pc.is_valid(self.column(label)))
+      keep &= pc.is_valid(self.column(label)).to_numpy()
     if sources:
-      for name in sources:
-        choose(f'source of {self.path}', name, pc.unique(self.table['source']).to_pylist())
-      keep = pc.and_(keep, pc.is_in(self.table['source'], value_set=pa.array(sources, pa.string())))
-    return dataclasses.replace(self, table=self.table.filter(keep))
+      self._known('source', sources, f'source of {self.path}')
+      keep &= self._among('source', sources)
+    return self._kept(keep)
+
+  def where(self, values: Mapping[str, Sequence[str]], *, but: bool = False) -> 'Source':
+    """The rows that have one of the values in each of the columns; with `but` those that have none in any.
+
+    Raises:
+      UserError: an unknown column or value; the nearest one is named.
+    """
+    hits = []
+    for name, wanted in values.items():
+      self._known(name, wanted, f'value of column {name!r} of {self.path}')
+      hits.append(self._among(name, wanted))
+    if not hits:
+      return self
+    return self._kept(~np.logical_or.reduce(hits) if but else np.logical_and.reduce(hits))
+
+  def distinct(self, name: str) -> tuple[np.ndarray, list]:
+    """The values of a column in order of first appearance, and the place among them of each row, int32 [N]."""
+    choose(f'column of {self.path}', name, self.table.column_names)
+    if isinstance(self.table, Manifest):
+      return self.table.distinct(name)
+    if name not in self._found:
+      self._found[name] = manifest.distinct(self.table[name])
+    return self._found[name]
+
+  def value(self, name: str, i: int) -> Any:
+    """What a column of few values says of row i."""
+    codes, values = self.distinct(name)
+    return values[codes[i]]
+
+  def _kept(self, keep: np.ndarray) -> 'Source':
+    return self if keep.all() else dataclasses.replace(self, table=self.table.filter(pa.array(keep)))
+
+  def _known(self, column: str, names: Sequence[str], kind: str) -> None:
+    values = [manifest.name_of(v) for v in self.distinct(column)[1]]
+    for name in names:
+      choose(kind, name, values)
+
+  def _among(self, column: str, names: Sequence[str]) -> np.ndarray:
+    """bool [N]: which rows have one of these values."""
+    codes, values = self.distinct(column)
+    return np.array([manifest.name_of(v) in names for v in values], bool)[codes]
+
+  def keep(self, rows: np.ndarray) -> 'Source':
+    """The same records without those whose place in `rows` [N] is False."""
+    return dataclasses.replace(self, table=self.table.filter(pa.array(rows)))
 
   def column(self, name: str) -> pa.ChunkedArray:
     """A column of the manifest; a UserError names the nearest one to an unknown name."""
@@ -96,8 +142,7 @@ class Source:
 
   def classes(self, label: str) -> tuple[str, ...]:
     """The values of a column as sorted text, nulls left out."""
-    values = pc.unique(_as_text(self.column(label), label)).to_pylist()
-    return tuple(sorted(v for v in values if v is not None))
+    return tuple(sorted(v for v in self._texts(label)[1] if v is not None))
 
   def codes(self, label: str, classes: Sequence[str]) -> np.ndarray:
     """int32 [N]: the position of each row's value among `classes`, -1 where it has none.
@@ -105,25 +150,58 @@ class Source:
     Raises:
       UserError: an unknown column, or a value that is none of `classes`.
     """
-    text = _as_text(self.column(label), label)
-    codes = pc.index_in(text, value_set=pa.array(list(classes), pa.string()))
-    lost = pc.and_(pc.is_valid(text), pc.is_null(codes))
-    if pc.any(lost).as_py():
-      choose(f'value of column {label!r} in {self.path}', text.filter(lost)[0].as_py(), classes)
-    return pc.fill_null(codes, -1).to_numpy().astype(np.int32)
+    codes, texts = self._texts(label)
+    places = {name: i for i, name in enumerate(classes)}
+    for text in texts:
+      if text is not None and text not in places:
+        choose(f'value of column {label!r} in {self.path}', text, classes)
+    return np.array([-1 if t is None else places[t] for t in texts], np.int32)[codes]
+
+  def _texts(self, label: str) -> tuple[np.ndarray, list[str | None]]:
+    """`distinct` with the values as text."""
+    codes, values = self.distinct(label)
+    kind = self.column_type(label)
+    try:
+      return codes, pa.array(values, kind).cast(pa.string()).to_pylist()
+    except pa.ArrowException as e:
+      raise UserError(f'column {label!r} holds {kind}, which cannot be a label') from e
+
+  def column_type(self, name: str) -> pa.DataType:
+    """The type of a column of the manifest."""
+    choose(f'column of {self.path}', name, self.table.column_names)
+    return self.table.schema.field(name).type
+
+  @functools.cached_property
+  def _found(self) -> dict[str, tuple[np.ndarray, list]]:
+    return {}
 
   @functools.cached_property
   def channels(self) -> tuple[str, ...]:
     """The names of all channels of these rows, in order of first appearance."""
-    return tuple(pc.unique(pc.list_flatten(self.table['channels'])).to_pylist())
+    return tuple(dict.fromkeys(name for names in self.distinct('channels')[1] for name in names))
 
   @functools.cached_property
-  def _split(self) -> np.ndarray:
-    return pc.index_in(self.table['split'], value_set=pa.array(SPLITS)).to_numpy().astype(np.int8)
+  def _keys(self) -> tuple[str, ...]:
+    """Of readers, bricks and shards."""
+    return tuple(f'{name}/{split}' for name in self.datasets for split in SPLITS) if self.datasets else SPLITS
+
+  @functools.cached_property
+  def _key(self) -> np.ndarray:
+    """The place among `_keys` of each row."""
+    places = lambda column, names: np.array([names.index(v) for v in self.distinct(column)[1]], np.int32)
+    split = places('split', SPLITS)[self.distinct('split')[0]]
+    if not self.datasets:
+      return split
+    return places(manifest.DATASET, self.datasets)[self.distinct(manifest.DATASET)[0]] * len(SPLITS) + split
 
   @functools.cached_property
   def _place(self) -> np.ndarray:
     return self.table['row'].to_numpy()
+
+  def reader(self, i: int) -> tuple[Any, int]:
+    """The data source that holds row i, and its place there."""
+    i = self._row(i)
+    return self.readers[self._keys[self._key[i]]], int(self._place[i])
 
   def _row(self, i: int) -> int:
     i = i.__index__()
@@ -148,37 +226,60 @@ class Source:
       raise UserError(f'{self.path} has a damaged shard of split {split}: {e}; prepare it again') from e
 
   def _whole(self, split: str, place: int, record: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(record['image'], np.ndarray):
-      return record
-    at = tuple(slice(0, n) for n in record['shape'][:-1])
-    image = self._pixels(split, place, record, at)
-    image.flags.writeable = False
-    return {k: v for k, v in record.items() if k not in ('shape', 'dtype')} | {'image': image}
+    out = {k: v for k, v in record.items() if k not in ('shape', 'dtype', 'mask_shape', 'mask_dtype')}
+    if isinstance(record['image'], tuple):
+      out['image'] = self._pixels(split, place, record, tuple(slice(0, n) for n in record['shape'][:-1]))
+      out['image'].flags.writeable = False
+    if isinstance(record.get('mask'), tuple):
+      at = tuple(slice(0, n) for n in record['mask_shape'][:-1])
+      out['mask'] = self._pixels(split, place, record, at, 'mask')[..., 0]
+      out['mask'].flags.writeable = False
+    return out
 
-  def _pixels(self, split: str, place: int, record: dict[str, Any], at: store.Slices) -> np.ndarray:
-    if isinstance(record['image'], np.ndarray):
-      return record['image'][at]
+  def _pixels(self, split: str, place: int, record: dict[str, Any], at: store.Slices, field: str = 'image',
+              ) -> np.ndarray:
+    if isinstance(record[field], np.ndarray):
+      return record[field][at]
     shard = int(np.searchsorted(self.shards[split], place, side='right'))
     read = functools.partial(self.bricks[split].read, shard)
-    first, edge = record['image']
-    return store.window(read, record['shape'], record['dtype'], first, edge, at)
+    first, edge = record[field]
+    prefix = '' if field == 'image' else f'{field}_'
+    return store.window(read, record[f'{prefix}shape'], record[f'{prefix}dtype'], first, edge, at)
 
 
 def open_source(uri: str | os.PathLike) -> Source:
-  """Opens a corpus that `prepare` wrote. Records are all its rows, in the manifest's order.
+  """Opens a corpus that `prepare` wrote: a folder, or a URL of an object store (see jaxmed.data.remote). 'A,B' opens
+  several as one (see jaxmed.data.joint), where no folder has that very name.
+
+  Records are all its rows, in the manifest's order; of CORPUS@NAME those of a selection (see jaxmed.data.curation),
+  with the statistics of the whole corpus.
 
   Raises:
-    UserError: the folder is missing, no corpus, or damaged.
+    UserError: the folder is missing, no corpus, or damaged, or has no such selection.
   """
-  path = pathlib.Path(uri)
+  parts = os.fspath(uri).split(',')
+  if len(parts) > 1 and elsewhere(os.fspath(uri)):
+    from jaxmed.data.joint import join
+    return join([_open(part.strip()) for part in parts if part.strip()])
+  return _open(uri)
+
+
+def elsewhere(uri: str) -> bool:
+  """Whether a name of a corpus is no path of one folder: a URL, or several corpora."""
+  return '://' in uri or (',' in uri and not os.path.exists(uri))
+
+
+def _open(uri: str | os.PathLike) -> Source:
+  if '://' in os.fspath(uri):
+    from jaxmed.data.remote import open_remote
+    scheme, _, place = os.fspath(uri).partition('://')
+    return _open(place) if scheme == 'file' else open_remote(os.fspath(uri))
+  path, name = selection.split_uri(uri)
   if not path.exists():
     raise UserError(f'{path} does not exist: expected a corpus (a folder that `jaxmed prepare` writes)')
   if not is_corpus(path):
     raise UserError(f'{path} is no corpus: it has no {MANIFEST}; make one with `jaxmed prepare`')
-  try:
-    table = pq.read_table(path / MANIFEST)
-  except (pa.ArrowException, OSError) as e:
-    raise UserError(f'{path / MANIFEST} is damaged: {e}; prepare it again') from e
+  table = Manifest(manifest.Columns(path / MANIFEST))
   lost = [c for c in COLUMNS.names if c not in table.column_names]
   if lost:
     raise UserError(f'{path / MANIFEST} has no column {lost[0]!r}: prepare it again')
@@ -186,31 +287,37 @@ def open_source(uri: str | os.PathLike) -> Source:
   shards, lengths = _open_shards(path, table)
   bricks = {split: store.Files([str(path / shard_name(f'{split}-bricks', i, len(ends))) for i in range(len(ends))])
             for split, ends in lengths.items()}
-  return Source(path, table.combine_chunks(), stats, shards, bricks, lengths)
+  return Source(path, selection.filtered(path, name, table) if name else table, stats, shards, bricks, lengths)
 
 
-def _open_shards(path: pathlib.Path, table: pa.Table) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _open_shards(path: pathlib.Path, table: Manifest) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """{split: TFDS data source} and {split: records up to the end of each shard}."""
+  builder = metadata(path, path)
+  lost = [f for info in builder.info.splits.values() for f in info.filepaths if not os.path.isfile(f)]
+  if lost:
+    raise UserError(f'{path} lacks the shard {os.path.basename(lost[0])}: prepare it again')
+  check_counts(builder, table, path)
+  splits = builder.info.splits
+  lengths = {name: np.cumsum(info.shard_lengths) for name, info in splits.items()}
+  return {name: builder.as_data_source(split=name) for name in splits}, lengths
+
+
+def metadata(folder: pathlib.Path, corpus: Any) -> Any:
+  """What TFDS makes of the metadata in a folder; `corpus` is its name in errors."""
   import tensorflow_datasets as tfds
 
   try:
-    builder = tfds.builder_from_directory(path)
-    counts = {name: info.num_examples for name, info in builder.info.splits.items()}
-    lost = [f for info in builder.info.splits.values() for f in info.filepaths if not os.path.isfile(f)]
+    builder = tfds.builder_from_directory(folder)
+    [info.filepaths for info in builder.info.splits.values()]
+    return builder
   except Exception as e:  # TFDS raises its own kinds for missing or damaged metadata
-    raise UserError(f'{path} has damaged metadata: {" ".join(str(e).split())}; prepare it again') from e
-  if lost:
-    raise UserError(f'{path} lacks the shard {os.path.basename(lost[0])}: prepare it again')
-  wanted = {d['values']: d['counts'] for d in pc.value_counts(table['split']).to_pylist()}
+    raise UserError(f'{corpus} has damaged metadata: {" ".join(str(e).split())}; prepare it again') from e
+
+
+def check_counts(builder: Any, table: Manifest, corpus: Any) -> None:
+  """Raises a UserError where shards and manifest have different numbers of records."""
+  counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+  codes, values = table.distinct('split')
+  wanted = dict(zip(values, np.bincount(codes, minlength=len(values)).tolist()))
   if counts != wanted:
-    raise UserError(f'{path} is damaged: the manifest has {wanted} records, the shards {counts}; '
-                    'prepare it again')
-  lengths = {name: np.cumsum(info.shard_lengths) for name, info in builder.info.splits.items()}
-  return {name: builder.as_data_source(split=name) for name in counts}, lengths
-
-
-def _as_text(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-  try:
-    return column.cast(pa.string())
-  except pa.ArrowException as e:
-    raise UserError(f'column {name!r} holds {column.type}, which cannot be a label') from e
+    raise UserError(f'{corpus} is damaged: the manifest has {wanted} records, the shards {counts}; prepare it again')

@@ -65,15 +65,34 @@ def decode(data: bytes, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
   Raises:
     ValueError: the data are damaged.
   """
+  dtype = np.dtype(dtype).newbyteorder('<')
+  steps = np.empty(shape, f'<u{dtype.itemsize}')
+  _unpack(data, shape, tuple(slice(0, n) for n in shape[:3]), steps)
+  return _summed(steps, shape[1]).view(dtype)
+
+
+def _unpack(data: bytes, shape: Sequence[int], part: Slices, out: np.ndarray) -> None:
+  """Puts a part of the differences that a brick holds into `out`; the rest is not put together."""
   import imagecodecs
 
-  dtype = np.dtype(dtype).newbyteorder('<')
   try:
-    planes = np.frombuffer(imagecodecs.zstd_decode(data), np.uint8).reshape(dtype.itemsize, -1)
-    steps = np.ascontiguousarray(planes.T).view(f'<u{dtype.itemsize}').reshape(shape)
+    planes = np.frombuffer(imagecodecs.zstd_decode(data), np.uint8).reshape(out.itemsize, *shape)[:, *part]
   except (RuntimeError, ValueError) as e:
     raise ValueError(f'a brick of {len(data)} bytes is damaged: {e}') from e
-  return np.add.accumulate(steps, axis=1, dtype=steps.dtype).view(dtype)
+  out[...] = planes[0]
+  for k in range(1, out.itemsize):
+    out |= np.left_shift(planes[k], 8 * k, dtype=out.dtype)
+
+
+def _summed(steps: np.ndarray, edge: int) -> np.ndarray:
+  """Differences along the second axis -> values, in place; they begin anew at each multiple of `edge`.
+
+  Plane by plane: np.add.accumulate goes element by element, four times as slowly.
+  """
+  for k in range(1, steps.shape[1]):
+    if k % edge:
+      steps[:, k] += steps[:, k - 1]
+  return steps
 
 
 def window(
@@ -93,16 +112,19 @@ def window(
   grid = [-(-n // edge) for n in shape[:3]]
   needed = list(itertools.product(*(range(s.start // edge, -(-s.stop // edge)) for s in at)))
   rows = [first + int(np.ravel_multi_index(place, grid)) for place in needed]
-  out = np.empty([*(s.stop - s.start for s in at), shape[3]], np.dtype(dtype).newbyteorder('<'))
+  dtype = np.dtype(dtype).newbyteorder('<')
+  # Along the second axis from the border of a brick on: values are sums of what lies before them in it.
+  whole = (at[0], slice(at[1].start // edge * edge, at[1].stop), at[2])
+  steps = np.empty([*(s.stop - s.start for s in whole), shape[3]], f'<u{dtype.itemsize}')
   for place, data in zip(needed, read(rows) if rows else ()):
     begin = [p * edge for p in place]
     size = [min(edge, n - b) for b, n in zip(begin, shape)]
-    brick = decode(data, [*size, shape[3]], dtype)
-    low = [max(s.start, b) for s, b in zip(at, begin)]
-    high = [min(s.stop, b + n) for s, b, n in zip(at, begin, size)]
-    out[tuple(slice(lo - s.start, hi - s.start) for lo, hi, s in zip(low, high, at))] = \
-      brick[tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin))]
-  return out
+    low = [max(s.start, b) for s, b in zip(whole, begin)]
+    high = [min(s.stop, b + n) for s, b, n in zip(whole, begin, size)]
+    part = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin))
+    into = tuple(slice(lo - s.start, hi - s.start) for lo, hi, s in zip(low, high, whole))
+    _unpack(data, [*size, shape[3]], part, steps[into])
+  return _summed(steps, edge).view(dtype)[:, at[1].start - whole[1].start:]
 
 
 class Files:

@@ -1,7 +1,7 @@
 """A trained encoder with all that it needs to take images as they are stored: what `jaxmed.load` returns."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import numpy as np
 from jaxmed.augment.views import ViewMaker
 from jaxmed.data.pipeline import eval_batches
 from jaxmed.errors import UserError, choose
+from jaxmed.interop.inflate import inflate
 from jaxmed.models.vit import ViT
 
 
@@ -20,7 +21,8 @@ class Encoder:
   """A model, its weights, and how stored intensities become its input.
 
   Attributes:
-    channels: the vocabulary in order, [{'name', 'mean', 'std'}] in native units. normalize: 'corpus' | 'image' |
+    channels: the vocabulary in order, [{'name', 'mean', 'std'}] in native units, maybe with 'aliases' and 'features'
+      (see `data.vocabulary`). normalize: 'corpus' | 'image' |
       'none', see `augment.intensity.normalize`. feature: 'mean' or 'cls', the vector that the method recommends.
     info: what else is known of the run (method, steps, ...), plain data.
   """
@@ -36,6 +38,16 @@ class Encoder:
   def vocabulary(self) -> tuple[str, ...]:
     """Channel names by id."""
     return tuple(c['name'] for c in self.channels)
+
+  @property
+  def ids(self) -> dict[str, int]:
+    """The id of each channel by its name and aliases."""
+    return {name: i for i, c in enumerate(self.channels) for name in (c['name'], *c.get('aliases', ()))}
+
+  @property
+  def named(self) -> bool:
+    """Whether the channels have names of their own, not only places."""
+    return self.vocabulary != tuple(f'channel_{i}' for i in range(len(self.channels)))
 
   @property
   def image_size(self) -> tuple[int, ...]:
@@ -56,7 +68,7 @@ class Encoder:
       channels: the C names, in the order of the last axis; by default the vocabulary's first C.
     Returns:
       float32 arrays: 'cls' [N, D] (where the model has a class token), 'mean' [N, D], 'patches' [N, *grid, D] or,
-      for channel tokens, [N, C, *grid, D].
+      for channel tokens, [N, C, *grid, D], and 'map' [N, *grid, D], the mean of these over channels, for dense heads.
     Raises:
       UserError: a name that the encoder does not know, or shapes that do not fit.
     """
@@ -81,14 +93,32 @@ class Encoder:
     if names is None:
       names = self.vocabulary[:count]
     for name in names:
-      choose('channel', name, self.vocabulary)
-    if len(names) != count or len(set(names)) != count or (self._fixed and tuple(names) != self.vocabulary):
+      choose('channel', name, self.ids)
+    ids = [self.ids[n] for n in names]
+    if len(ids) != count or len(set(ids)) != count or (self._fixed and ids != list(range(len(self.channels)))):
       raise UserError(f'the encoder takes the channels {", ".join(self.vocabulary)}; '
                       f'{count} channels came with the names {", ".join(names)}')
-    return np.asarray([self.vocabulary.index(n) for n in names], np.int32)
+    return np.asarray(ids, np.int32)
 
-  def embed_source(self, source: Any, batch_size: int = 64) -> dict[str, np.ndarray]:
-    """{'cls', 'mean'} float32 [N, D] of all rows of a `data.sources.Source`, in order.
+  def extended(self, stats: Mapping[str, Mapping[str, float]]) -> 'Encoder':
+    """The encoder for channels that it was not trained on too: those of `stats` {name: {'mean', 'std'}} that it lacks.
+
+    Hashed embeddings make a vector of the name; of a table the mean of its rows stands in. Not for an encoder that sees
+    all channels together: a UserError.
+    """
+    fresh = {name: s for name, s in stats.items() if name not in self.ids}
+    if not fresh:
+      return self
+    if not self.model.per_channel:
+      raise UserError(f'the encoder was trained on the channels {", ".join(self.vocabulary)} together and cannot take '
+                      f'{", ".join(fresh)} too')
+    described = lambda entries: [c.get('features', c['name']) for c in entries]
+    channels = (*self.channels, *({'name': n, 'mean': s['mean'], 'std': s['std']} for n, s in fresh.items()))
+    model, params = inflate(self.model, self.params, described(self.channels), described(channels))
+    return dataclasses.replace(self, model=model, params=jax.tree.map(jnp.asarray, params), channels=channels)
+
+  def embed_source(self, source: Any, batch_size: int = 64, dense: bool = False) -> dict[str, np.ndarray]:
+    """{'cls', 'mean'} float32 [N, D] of all rows of a `data.sources.Source`, in order; 'map' [N, *grid, D] if `dense`.
 
     Rows are resized to the native grid; they may have different channels.
     """
@@ -97,14 +127,41 @@ class Encoder:
       for names in {tuple(names) for names in source.table.column('channels').to_pylist()}:
         self.channel_ids(names, len(names))
     batch_size = min(batch_size, max(len(source), 1))
-    batches = eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.vocabulary)
+    batches = eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.ids)
     for batch in batches:
       real = batch['index'] >= 0
       mask = np.where(real[:, None], batch['channel_mask'], True)
-      out = self._apply(batch['image'], batch['channels'], None if mask.all() else mask, patches=False)
+      out = self._apply(batch['image'], batch['channels'], None if mask.all() else mask, patches=dense)
+      out.pop('patches', None)
       for name, value in out.items():
         rows.setdefault(name, []).append(np.asarray(value)[real])
     return {k: np.concatenate(v) for k, v in rows.items()}
+
+  def embed_subsets(self, source: Any, subsets: Sequence[Sequence[str]], batch_size: int = 64,
+                    feature: str = 'mean') -> np.ndarray:
+    """Features float32 [S, N, D] of all rows of a source, once for each subset of channels that they show.
+
+    Records are read once. A ChannelViT has tokens of the channels shown alone; another encoder sees the others zeroed
+    and the rest scaled. A row that has none of a subset's channels has the features of an image without any.
+    """
+    ids = [[self.ids[choose('channel', name, self.ids)] for name in s] for s in subsets]
+    parts: list[list[np.ndarray]] = [[] for _ in subsets]
+    batch_size = min(batch_size, max(len(source), 1))
+    for batch in eval_batches(source, batch_size=batch_size, size=self.image_size, vocabulary=self.ids):
+      real = batch['index'] >= 0
+      for out, wanted in zip(parts, ids, strict=True):
+        shown = batch['channel_mask'] & np.isin(batch['channels'], wanted)
+        image, channels = batch['image'], batch['channels']
+        if self.model.per_channel:  # those shown first, and no more slots than one of the rows needs
+          count = min(len(wanted), shown.shape[1])
+          order = np.argsort(~shown, axis=1, kind='stable')[:, :count]
+          image = np.take_along_axis(image, order.reshape(len(image), *[1] * (image.ndim - 2), count), axis=-1)
+          channels, shown = (np.take_along_axis(a, order, axis=1) for a in (channels, shown))
+          shown[~real] = True
+        mask = None if shown.all() else shown
+        found = self._apply(image, channels, mask, patches=False)
+        out.append(np.asarray(found[choose('feature', feature, found)])[real])
+    return np.stack([np.concatenate(p) for p in parts])
 
   def untrained(self, seed: int = 0) -> 'Encoder':
     """The same encoder with fresh random weights: the baseline of every evaluation."""
@@ -129,7 +186,16 @@ def _features(model, tables, normalize, place, patches, params, image, ids, mask
     out['cls'] = features.cls.astype(jnp.float32)
   if patches:
     out['patches'] = features.patches.astype(jnp.float32).reshape(len(image), *features.grid, -1)
+    out['map'] = _over_channels(out['patches'], batch.get('channel_mask')) if model.per_channel else out['patches']
   return out
+
+
+def _over_channels(patches: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """[B, C, *grid, D] -> [B, *grid, D]: the mean over the channels that are there, [B, C]."""
+  if mask is None:
+    return patches.mean(axis=1)
+  weight = mask.reshape(*mask.shape, *[1] * (patches.ndim - 2)).astype(patches.dtype)
+  return (patches * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
 
 
 _forward = jax.jit(_features, static_argnums=(0, 1, 2, 3, 4))

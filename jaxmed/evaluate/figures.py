@@ -84,6 +84,34 @@ def method_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Sequen
   _save(figure, path)
 
 
+def channel_curves(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike, metric: str = 'accuracy') -> None:
+  """One panel a probe: a metric against the number of channels shown, with its interval, and a dot for each subset.
+
+  Args:
+    results: {encoder: what `channels.evaluate_channels` returned}.
+  """
+  methods = list(next(iter(results.values()))['methods'])
+  figure = _figure(5.6 * len(methods), 4.2)
+  for ax, method in zip(figure.subplots(1, len(methods), squeeze=False).flat, methods, strict=True):
+    for i, (name, result) in enumerate(results.items()):
+      colour, found = COLOURS[i % len(COLOURS)], result['methods'][method]
+      x = [c['channels'] for c in found['counts']]
+      cells = [c['metrics'][metric] for c in found['counts']]
+      ax.plot(x, [c['value'] for c in cells], color=colour, linewidth=1.6, label=name)
+      if all(c['low'] is not None for c in cells):
+        ax.fill_between(x, [c['low'] for c in cells], [c['high'] for c in cells], color=colour, alpha=0.12, linewidth=0)
+      ax.plot([len(s['channels']) + 0.04 * (i + 1) for s in found['subsets']],
+              [s['metrics'][metric]['value'] for s in found['subsets']], '.', color=colour, alpha=0.4, markersize=4)
+    ax.axhline(next(iter(results.values()))['chance'][metric], color=_QUIET, linewidth=0.8, linestyle=':')
+    ax.set_title(method, color=_INK, loc='left', fontsize=11)
+    ax.set_xlabel('channels shown', color=_QUIET)
+    ax.set_ylabel(metric, color=_QUIET)
+    ax.set_xticks(x)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+  _save(figure, path)
+
+
 def image_grid(images: np.ndarray, names: Sequence[str], path: str | os.PathLike, title: str = '') -> None:
   """Images [N, H, W, C] or [N, D, H, W, C], numbers of any range, with C channel names."""
   images = _sliced('images', images, names)
@@ -119,6 +147,24 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, predicted: np.ndar
     for what in ('original', 'masked', 'predicted')
   ]
   _mosaic([list(line.reshape(-1, *line.shape[2:])) for line in shown], labels, path, title, group=3)
+
+
+def channel_similarity(vectors: np.ndarray, names: Sequence[str], path: str | os.PathLike) -> None:
+  """Cosines between the embeddings [V, D] of channels, as a matrix with numbers."""
+  vectors = np.asarray(vectors, np.float64)
+  unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+  cosine = unit @ unit.T
+  side = 1.6 + 0.45 * len(names)
+  figure = _figure(side + 1.0, side)
+  ax = figure.subplots()
+  ax.imshow(cosine, cmap='RdBu_r', vmin=-1, vmax=1)
+  ax.set_xticks(range(len(names)), list(names), rotation=90)
+  ax.set_yticks(range(len(names)), list(names))
+  for i, j in np.ndindex(*cosine.shape) if len(names) <= 24 else ():
+    ax.text(j, i, f'{cosine[i, j]:.1f}', ha='center', va='center', fontsize=7,
+            color='white' if abs(cosine[i, j]) > 0.6 else _INK)
+  ax.set_title('cosine between channel embeddings', color=_INK, loc='left', fontsize=11)
+  _save(figure, path)
 
 
 def patch_pca(

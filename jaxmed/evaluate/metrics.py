@@ -5,7 +5,8 @@ move together (cluster bootstrap, percentile interval). A resample is a vector o
 subject was drawn, and every metric here is computed for many such vectors at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,10 +62,20 @@ def intervals(
   Returns:
     {metric: {'value', 'low', 'high'}} for accuracy, balanced_accuracy, auroc.
   """
+  ask: dict[str, Any] = dict(draws=draws, seed=seed, auroc_classes=auroc_classes)
+  return summarised(score(y, scores, auroc_classes), resampled(y, scores, subjects, **ask))
+
+
+def resampled(y: np.ndarray, scores: np.ndarray, subjects: Sequence | np.ndarray, *, draws: int = 1000, seed: int = 0,
+              auroc_classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+  """Each metric [draws] on resampled subjects: the same ones wherever `subjects`, `draws` and `seed` are the same."""
   y, scores = _checked(y, scores)
-  value = score(y, scores, auroc_classes)
-  drawn = _bootstrap(y, [scores], subjects, draws, seed, auroc_classes)[0]
-  return {m: _interval(value[m], drawn[m]) for m in METRICS}
+  return _bootstrap(y, [scores], subjects, draws, seed, auroc_classes)[0]
+
+
+def summarised(values: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+  """{metric: {'value', 'low', 'high'}} of values and what resamples give, NaN left out."""
+  return {m: _interval(value, drawn[m]) for m, value in values.items()}
 
 
 def paired_difference(

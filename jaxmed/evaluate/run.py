@@ -24,7 +24,7 @@ class _Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
+class Task:
   """Three parts, the classes, and which training rows fit the penalty search (the rest judges it)."""
 
   label: str
@@ -67,10 +67,10 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
     UserError: unknown column or feature, no test or training rows, a single class, a subject in two splits,
       features that are not finite.
   """
-  task = _task(source, label, seed)
-  notes, sets = list(task.notes), {TRAINED: _encoded(encoder, task, feature, batch_size, TRAINED)}
+  task = make_task(source, label, seed)
+  notes, sets = list(task.notes), {TRAINED: encoded(encoder, task, feature, batch_size, TRAINED)}
   if untrained is not None:
-    sets[UNTRAINED] = _encoded(untrained, task, feature, batch_size, UNTRAINED)
+    sets[UNTRAINED] = encoded(untrained, task, feature, batch_size, UNTRAINED)
   else:
     notes.append('no untrained encoder was given: that baseline is missing')
   if pixels:
@@ -84,14 +84,14 @@ def answers_of(encoder: Any, source: Any, label: str, *, feature: str = 'mean', 
                 seed: int = 0) -> dict[str, Any]:
   """What the probes of `evaluate` say of each test row: {'y': [M], 'subjects': [M], 'known': classes that the probes
   can learn, 'knn': [M, K], 'logistic': [M, K]}; arguments and errors as there."""
-  task = _task(source, label, seed)
-  features = _encoded(encoder, task, feature, batch_size, TRAINED)
-  scores = {method: _probe(method, features, task)[0] for method in METHODS}
+  task = make_task(source, label, seed)
+  features = encoded(encoder, task, feature, batch_size, TRAINED)
+  scores = {method: probe_scores(method, features, task)[0] for method in METHODS}
   return {'y': task.test.y, 'subjects': task.test.subjects, 'known': task.known} | scores
 
 
 def _scored(
-  sets: dict[str, dict[str, np.ndarray]], task: _Task, draws: int, seed: int
+  sets: dict[str, dict[str, np.ndarray]], task: Task, draws: int, seed: int
 ) -> tuple[list, list, list]:
   """The rows, the paired differences and the notes of every probe on every kind of features."""
   ask: dict[str, Any] = dict(draws=draws, seed=seed, auroc_classes=task.known)
@@ -99,9 +99,9 @@ def _scored(
   rows, differences, notes, scores = [], [], [], {}
   for name, features in sets.items():
     for method in METHODS:
-      scores[name, method], info = _probe(method, features, task)
+      scores[name, method], info = probe_scores(method, features, task)
       row = dict(features=name, method=method,
-                 metrics=_plain(metrics.intervals(y, scores[name, method], subjects, **ask)))
+                 metrics=plain(metrics.intervals(y, scores[name, method], subjects, **ask)))
       rows.append(row | ({'penalty': info} if info else {}))
       if info.get('unconverged'):
         fits = len(info['grid']) + 1
@@ -109,11 +109,12 @@ def _scored(
   for other in (UNTRAINED, PIXELS):
     for method in METHODS if other in sets else ():
       got = metrics.paired_difference(y, scores[TRAINED, method], scores[other, method], subjects, **ask)
-      differences.append(dict(features=TRAINED, minus=other, method=method, metrics=_plain(got)))
+      differences.append(dict(features=TRAINED, minus=other, method=method, metrics=plain(got)))
   return rows, differences, notes
 
 
-def _task(source: Any, label: str, seed: int) -> _Task:
+def make_task(source: Any, label: str, seed: int) -> Task:
+  """The labelled rows of each split; errors as of `evaluate`."""
   classes = tuple(source.classes(label)) if label in source.table.column_names else ()
   if not classes:
     source.select(label=label)  # an unknown column raises here, with the nearest name
@@ -143,7 +144,7 @@ def _task(source: Any, label: str, seed: int) -> _Task:
     notes.append('classes without a test row, left out of AUROC: ' + ', '.join(absent))
   if len(set(test.subjects)) < 2:
     notes.append('the test rows are of one subject: there are no intervals')
-  return _Task(label, classes, train, val, test, fit, tuple(notes))
+  return Task(label, classes, train, val, test, fit, tuple(notes))
 
 
 def _part(source: Any, split: str, label: str, classes: tuple[str, ...]) -> _Part | None:
@@ -209,11 +210,12 @@ def _cut(train: _Part, label: str, seed: int) -> np.ndarray:
   return best
 
 
-def _encoded(encoder: Any, task: _Task, feature: str, batch_size: int, name: str) -> dict[str, np.ndarray]:
-  """{split: [n, D]} features of one encoder."""
+def encoded(encoder: Any, task: Task, feature: str, batch_size: int, name: str,
+            splits: Sequence[str] = ('train', 'val', 'test')) -> dict[str, np.ndarray]:
+  """{split: [n, D]} features of one encoder; a UserError where one is not finite."""
   out = {}
   for split, part in (('train', task.train), ('val', task.val), ('test', task.test)):
-    if part is None:
+    if part is None or split not in splits:
       continue
     found = encoder.embed_source(part.source, batch_size)
     x = np.asarray(found[choose('feature', feature, found)], np.float32)
@@ -229,7 +231,7 @@ def _encoded(encoder: Any, task: _Task, feature: str, batch_size: int, name: str
   return out
 
 
-def _pixels(encoder: Any, task: _Task, batch_size: int) -> dict[str, np.ndarray]:
+def _pixels(encoder: Any, task: Task, batch_size: int) -> dict[str, np.ndarray]:
   parts = {
     s: p.source for s, p in (('train', task.train), ('val', task.val), ('test', task.test)) if p is not None
   }
@@ -237,7 +239,7 @@ def _pixels(encoder: Any, task: _Task, batch_size: int) -> dict[str, np.ndarray]
   return dict(zip(parts, found, strict=True))
 
 
-def _probe(method: str, x: dict[str, np.ndarray], task: _Task) -> tuple[np.ndarray, dict[str, Any]]:
+def probe_scores(method: str, x: dict[str, np.ndarray], task: Task) -> tuple[np.ndarray, dict[str, Any]]:
   """Scores [M, K] of the test rows, and what the fit has to say (nothing for kNN)."""
   if method == 'knn':
     return probes.knn(x['train'], task.train.y, x['test'], len(task.classes)), {}
@@ -246,20 +248,20 @@ def _probe(method: str, x: dict[str, np.ndarray], task: _Task) -> tuple[np.ndarr
   return probes.logistic(x['train'][fit], task.train.y[fit], val_x, val_y, x['test'], len(task.classes))
 
 
-def _chance(task: _Task) -> dict[str, float]:
+def _chance(task: Task) -> dict[str, float]:
   """What a constant answer, the commonest training class, gets on the test rows; 0.5 for AUROC."""
   common = np.bincount(task.train.y).argmax()
   return dict(accuracy=float((task.test.y == common).mean()), auroc=0.5,
               balanced_accuracy=float(np.any(task.test.y == common) / len(np.unique(task.test.y))))
 
 
-def _sizes(task: _Task) -> dict[str, dict[str, int]]:
+def _sizes(task: Task) -> dict[str, dict[str, int]]:
   parts = dict(train=task.train, val=task.val, test=task.test)
   return dict(splits={s: len(p.y) if p else 0 for s, p in parts.items()},
               subjects={s: len(set(p.subjects)) if p else 0 for s, p in parts.items()})
 
 
-def _plain(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+def plain(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
   """NaN is not JSON: a value that does not exist becomes None."""
   return {m: {k: float(v) if np.isfinite(v) else None for k, v in i.items()} for m, i in found.items()}
 

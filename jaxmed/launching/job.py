@@ -75,6 +75,11 @@ class Job:
     return [f'export {name}={shlex.quote(value)}' for name, value in self.variables().items()]
 
 
+def _absolute(place: str) -> str:
+  """A folder's absolute path; a URL as it is."""
+  return place if '://' in place else os.path.abspath(place)
+
+
 def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bool, restarts: int = MANY,
          python: str = '', copy: str = '') -> Job:
   """The job of `jaxmed launch ... WORDS --data D --out RUN`.
@@ -88,11 +93,11 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
   if here:
     if words and '=' not in words[0]:
       words[0] = os.path.abspath(words[0])
-    data, out = os.path.abspath(data), os.path.abspath(out)
+    data, out = ','.join(map(_absolute, data.split(','))), os.path.abspath(out)
     cache = os.path.abspath(options.cache) if options.cache else ''
   else:
     for flag, path in (('--data', data), ('--out', out), ('--cache', options.cache)):
-      if path and not os.path.isabs(path):
+      if path and not (os.path.isabs(path) or (flag == '--data' and '://' in path)):
         raise UserError(f'{flag} {path} must be an absolute path: it is one of the machines that train')
     cache = options.cache
   file, colon, variant = words[0].partition(':') if words and '=' not in words[0] else ('', '', '')

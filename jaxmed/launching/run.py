@@ -1,11 +1,11 @@
 """Launches a run, says how it is, stops it: what the three verbs do, whatever the system."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from jaxmed import files
+from jaxmed.data.curation.selection import split_uri
 from jaxmed.errors import UserError
 from jaxmed.launching import job as job_lib
 from jaxmed.launching import jobset, local, record, slurm, tpu_vm
@@ -37,7 +37,7 @@ def prepare(launcher: str, words: Sequence[str], data: str, out: str,
     _SYSTEMS[launcher].check(options)
     count = _SYSTEMS[launcher].devices(options)
   job_lib.check_config(words, *count, here=here)
-  if here and not os.path.exists(job.data):
+  if here and not split_uri(job.data)[0].exists():
     if isinstance(options, Local):
       raise UserError(f'--data {data} does not exist: expected a corpus or a folder of images')
     warnings.append(f'--data {data} does not exist on this machine: it must on those that train')

@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmed import files
+from jaxmed.data.curation import leakage, selection
+from jaxmed.data.sampling import parse_values
 from jaxmed.data.sources import open_source
-from jaxmed.errors import Stopped, UserError
-from jaxmed.models.vit import at_size
+from jaxmed.errors import Stopped, UserError, choose
+from jaxmed.interop.inflate import inflate
+from jaxmed.models.vit import ViT, at_size
 from jaxmed.parallel import layout, process
 from jaxmed.parallel.axes import filled, open_mesh
 from jaxmed.parallel.mesh import make_mesh
@@ -26,6 +29,7 @@ from jaxmed.train.run import TRAINING_ONLY, load_state
 from jaxmed.train.step import Trainer, TrainState
 
 LAST_SECONDS = 10.0
+_HASHING = 24 * 3600.0  # seconds that the others wait while one process hashes a corpus for the first time
 _BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part')  # in a run directory, before config.json
 
 
@@ -47,11 +51,36 @@ def records(user: Mapping[str, Any]) -> tuple[Any, Any]:
   corpus = open_source(str(user['data']))
   label = loader.get('label') if user.get('method') == 'supervised' else None
   sources = [name for name in str(loader.get('sources', '')).split(',') if name]
-  source = corpus.select(split=loader.get('split', 'train'), label=label or None, sources=sources)
+  source = corpus.where(parse_values(str(loader.get('held_out', '')), 'loader.held_out'), but=True)
+  source = source.select(split=loader.get('split', 'train'), label=label or None, sources=sources)
   if not len(source):
     of = f' of {", ".join(sources)}' if sources else ''
     raise UserError(f'{user["data"]} has no records{of} in split {loader.get("split", "train")!r}')
+  tell_leaks(user, source)
   return corpus, source
+
+
+def tell_leaks(user: Mapping[str, Any], source: Any) -> None:
+  """Says which records to train on are in the corpora of `evaluation` too; with on_leak=stop raises a UserError."""
+  action = choose('on_leak', str(user.get('on_leak', 'warn')), setup.ON_LEAK)
+  against = [name.strip() for name in str(user.get('evaluation', '')).split(',') if name.strip()]
+  if not against or action == 'ignore':
+    return
+  for name in against:
+    open_source(name)  # by all processes: what is wrong with one, all say
+  main = process.is_main()
+  found = [leakage.between(source, name, progress=sys.stderr.isatty()) for name in against] if main else []
+  texts = process.gather('leaks', [leaks.text() for leaks in found if leaks.rows.any()], _HASHING)[0]
+  if not texts:
+    return
+  parts = [part.strip() for part in str(user['data']).split(',')]
+  clean = ','.join(f'{selection.split_uri(part)[0]}@clean' for part in parts)
+  text = (f'{"; ".join(texts)}: jaxmed curate {parts[0]} --against {",".join(against)} --drop-leaks --out clean '
+          f'leaves them out{"" if len(parts) == 1 else " (and so for each corpus)"}, train with data={clean}')
+  if action == 'stop':
+    raise UserError(text)
+  if main:
+    print(f'jaxmed: {text}', file=sys.stderr, flush=True)
 
 
 def mesh_of(config: Any, spec: setup.DataSpec, trainer: Trainer) -> Mesh:
@@ -117,7 +146,7 @@ def state_of(run: Any, checkpoints: Checkpoints, abstract: TrainState, shapes: A
 def initialize(run: Any, abstract: TrainState, shapes: Any) -> TrainState:
   """Fresh weights, or what `init` and `init_parts` say of another run's or a file's."""
   state = run.trainer.initialize(abstract, shapes)
-  given = given_weights(run.config, state)
+  given = given_weights(run.config, state, run.spec.vocabulary)
   if given is None:
     return state
   put = lambda new, old: jax.device_put(new, old.sharding)
@@ -128,7 +157,8 @@ def initialize(run: Any, abstract: TrainState, shapes: Any) -> TrainState:
   return dataclasses.replace(state, **given)
 
 
-def given_weights(config: Any, state: TrainState) -> dict[str, Any] | None:
+def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
+                  quiet: bool = True) -> dict[str, Any] | None:
   """`params`, `target` and `extra` of the first state as `init` and `init_parts` want them; None without `init`.
 
   Raises:
@@ -137,7 +167,8 @@ def given_weights(config: Any, state: TrainState) -> dict[str, Any] | None:
   if not config.init:
     return None
   own = {name: getattr(state, name) for name in ('params', 'target', 'extra')}
-  given = _all_parts(config, own) if config.init_parts != 'encoder' else _encoder_alone(config, own)
+  given = (_all_parts(config, own) if config.init_parts != 'encoder' else
+           _encoder_alone(config, own, vocabulary, quiet))
   shape = lambda tree: {jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
                         for path, x in jax.tree_util.tree_leaves_with_path(tree)}
   here, there = shape(own), shape(given)
@@ -148,11 +179,21 @@ def given_weights(config: Any, state: TrainState) -> dict[str, Any] | None:
   return given
 
 
-def _encoder_alone(config: Any, own: dict[str, Any]) -> dict[str, Any]:
-  """The encoder's weights from a run or file, the rest as it is; the target starts as the trained parts."""
+def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], quiet: bool) -> dict[str, Any]:
+  """The encoder's weights from a run or file, the rest as it is; the target starts as the trained parts.
+
+  Channels go by their names: those that the encoder does not know begin as the mean of those that it knows.
+  """
   from jaxmed.loading import load
   given = load(config.init)
-  encoder = at_size(given.model, given.params, tuple(config.image_size))
+  params = given.params
+  if isinstance(given.model, ViT) and given.named and given.vocabulary != tuple(vocabulary):
+    params = inflate(given.model, params, given.vocabulary, vocabulary)[1]
+    unknown = [name for name in vocabulary if name not in given.vocabulary]
+    if unknown and not quiet and process.is_main():
+      print(f'init={config.init} does not know the channels {", ".join(unknown)}: they begin as the mean of '
+            f'{", ".join(given.vocabulary)}', file=sys.stderr, flush=True)
+  encoder = at_size(given.model, params, tuple(config.image_size))
   fresh = own['params']['encoder']
   encoder = encoder | {k: fresh[k] for k in TRAINING_ONLY if k in fresh and k not in encoder}
   params = own['params'] | {'encoder': encoder}

@@ -66,12 +66,14 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   with together() as agreement:
     corpus, source = begin.records(user)
     label = str(dict(user.get('loader', {})).get('label', ''))
-    spec = setup.data_spec(source, label)
+    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source))
     config = setup.resolve(user, spec)
     mesh = mesh_lib.make_mesh(config.mesh)
     setup.check_shares(config, mesh)
     # Every option is checked before anything is written.
-    begin.given_weights(config, setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh))
+    setup.sampler(config, source)
+    state = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh)
+    begin.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
       try:
         out.mkdir(parents=True, exist_ok=True)
@@ -234,7 +236,7 @@ def _memory(step: Any) -> int:
 def _batches(run: Run, first: int):
   c = run.config
   return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
-                       **setup.reading(c, run.spec))
+                       sampler=setup.sampler(c, run.source), **setup.reading(c, run.spec))
 
 
 def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:

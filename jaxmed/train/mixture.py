@@ -1,4 +1,4 @@
-"""A mixture of sizes of views, of which each step sees one (DINOv3's high-resolution stage)."""
+"""Several sizes of views, of which each step sees one: a mixture (DINOv3's high-resolution stage) or a curriculum."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,8 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.errors import UserError
 from jaxmed.models import registry
 
-LISTS = ('sizes', 'local_sizes', 'gram_sizes', 'size_shares')  # keys of augment, each with a number for every size
+# Keys of augment, each with a number for every size.
+LISTS = ('sizes', 'local_sizes', 'gram_sizes', 'size_shares', 'size_starts')
 
 
 def check(config: ConfigDict) -> None:
@@ -20,13 +21,16 @@ def check(config: ConfigDict) -> None:
   if augment.views < 2:
     raise UserError(f'augment.sizes are for methods that compare views, not for {config.method}')
   for name, wanted in (('local_sizes', augment.local_views), ('gram_sizes', augment.gram_size),
-                       ('size_shares', augment.size_shares)):
+                       ('size_shares', augment.size_shares), ('size_starts', augment.size_starts)):
     count = len(augment.sizes) if wanted else 0
     if len(augment[name]) != count or not augment.sizes:
       raise UserError(f'augment.{name} has {len(augment[name])} numbers, not {count}: one for each of augment.sizes '
                       f'{augment.sizes}, and none without local_views or gram_size')
   if not all(share > 0 for share in augment.size_shares):
     raise UserError(f'augment.size_shares {augment.size_shares} must be positive')
+  starts = augment.size_starts
+  if starts and (augment.size_shares or starts[0] != 0 or any(b <= a for a, b in zip(starts, (*starts[1:], 1)))):
+    raise UserError(f'augment.size_starts {starts} must rise from 0 and stay below 1, and go without size_shares')
   patch = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder).patch_size
   for name in LISTS[:3]:
     for side in augment[name]:
@@ -35,8 +39,11 @@ def check(config: ConfigDict) -> None:
         raise UserError(f'augment.{name}: {side} is no multiple of the patch {patch}; nearest is {nearest}')
 
 
-def views(config: ConfigDict, view: ViewMaker) -> tuple[tuple[ViewMaker, ...], tuple[float, ...]]:
-  """`view` at each of the sizes, squares or cubes, and their shares, which sum to 1; () and () without a mixture."""
+def views(
+    config: ConfigDict, view: ViewMaker
+) -> tuple[tuple[ViewMaker, ...], tuple[float, ...], tuple[int, ...]]:
+  """`view` at each of the sizes, squares or cubes, their shares, which sum to 1, and of a curriculum the first step of
+  each, else (); three times () without sizes."""
   augment, rank = config.augment, len(config.image_size)
   lists = {'size': augment.sizes, 'local_size': augment.local_sizes, 'gram_size': augment.gram_sizes}
 
@@ -44,5 +51,7 @@ def views(config: ConfigDict, view: ViewMaker) -> tuple[tuple[ViewMaker, ...], t
     changes: dict[str, Any] = {name: (sides[i],) * rank for name, sides in lists.items() if sides}
     return dataclasses.replace(view, **changes)
 
-  shares = tuple(augment.size_shares) or (1.0,) * len(augment.sizes)
-  return tuple(at(i) for i in range(len(augment.sizes))), tuple(share / sum(shares) for share in shares)
+  firsts = tuple(round(start * config.steps) for start in augment.size_starts)
+  spans = tuple(float(b - a) for a, b in zip(firsts, (*firsts[1:], config.steps)))
+  shares = spans or tuple(augment.size_shares) or (1.0,) * len(augment.sizes)
+  return (tuple(at(i) for i in range(len(augment.sizes))), tuple(share / sum(shares) for share in shares), firsts)

@@ -56,6 +56,9 @@ def end(run: Any, state: TrainState) -> None:
   patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
   if encoder.model.per_channel:
     patches = patches.mean(axis=1)
+    if len(encoder.channels) > 1:
+      vectors = encoder.model.apply({'params': encoder.params}, method='channel_vectors')
+      figures.channel_similarity(np.asarray(vectors), encoder.vocabulary, folder / 'channel_similarity.png')
   figures.patch_pca(_own(run, plain['image'], batch), patches, folder / 'patch_pca.png', names)
   write_report(run.folder)
 
@@ -74,13 +77,13 @@ def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
   from jaxmed.data.pipeline import eval_batches
   source = run.corpus.select(split=split)
   sets = [tuple(row) for row in source.table.column('channels').to_pylist()]
-  known = collections.Counter(s for s in sets if set(s) <= set(run.spec.vocabulary))
+  known = collections.Counter(s for s in sets if set(s) <= set(run.spec.ids))
   if not known:  # nothing held out has channels that the model knows
     return _sample(run, 'train')
   names, _ = known.most_common(1)[0]
   rows = np.asarray([i for i, s in enumerate(sets) if s == names])
   source = thin(dataclasses.replace(source, table=source.table.take(rows)), 6)
   batch = next(iter(eval_batches(source, batch_size=len(source), size=tuple(run.config.loader.load_size),
-                                 vocabulary=run.spec.vocabulary, fit=run.config.loader.fit)))
+                                 vocabulary=run.spec.ids, fit=run.config.loader.fit)))
   batch.pop('channel_mask')
   return batch, names

@@ -74,7 +74,7 @@ class Probe:
 
   def _known(self, source: Any) -> Any:
     """The rows whose channels the run knows: it may train on some sources alone."""
-    known = set(self.spec.vocabulary)
+    known = set(self.spec.ids)
     keep = [known.issuperset(names) for names in source.table.column('channels').to_pylist()]
     return dataclasses.replace(source, table=source.table.filter(pa.array(keep, pa.bool_())))
 

@@ -2,20 +2,25 @@
 
 import collections
 import dataclasses
+import difflib
 import math
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed import files, objectives
 from jaxmed.augment import color, intensity
 from jaxmed.augment.views import ViewMaker
+from jaxmed.data import joint, sampling, vocabulary
 from jaxmed.data.pipeline import FITS
+from jaxmed.data.vocabulary import Vocabulary
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
@@ -29,11 +34,17 @@ CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
-             'on_collapse', 'on_spike')
+             'on_collapse', 'on_spike', 'evaluation', 'on_leak')
 INIT_PARTS = ('encoder', 'all', 'target')  # what `init` gives
+NO_VOCABULARY = Vocabulary()
+UNKNOWN = ('ignore', 'warn', 'error')
+ON_LEAK = ('ignore', 'warn', 'stop')
+MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 # Keys that runs of earlier versions lack, whose defaults do what those did.
-ADDED = ('on_spike', 'checkpoint.minutes', 'checkpoint.keep_every', 'watchdog.minutes', 'mesh.sequence',
-         'loader.sources', 'optimizer.moments', 'optimizer.offload', 'init_parts',
+ADDED = ('on_spike', 'evaluation', 'on_leak', 'checkpoint.minutes', 'checkpoint.keep_every', 'watchdog.minutes',
+         'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.vocabulary', 'loader.unknown',
+         'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
+         'optimizer.moments', 'optimizer.offload', 'init_parts',
          *(f'augment.{name}' for name in mixture.LISTS))
 
 
@@ -41,7 +52,8 @@ ADDED = ('on_spike', 'checkpoint.minutes', 'checkpoint.keep_every', 'watchdog.mi
 class DataSpec:
   """What a run must know of its data, saved in RUN/data.json so that a run can be read without its corpus.
 
-  channels: [{'name', 'mean', 'std'}], the vocabulary. slots: most channels of a record. masked: whether some
+  channels: [{'name', 'mean', 'std'}], the vocabulary; where a vocabulary file knows more, 'aliases' and 'features' too,
+  see `data.vocabulary`. slots: most channels of a record. masked: whether some
   records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
   classes: of the label, () for none.
   """
@@ -60,6 +72,16 @@ class DataSpec:
   def vocabulary(self) -> tuple[str, ...]:
     """Channel names by id."""
     return tuple(c['name'] for c in self.channels)
+
+  @property
+  def ids(self) -> dict[str, int]:
+    """The id of each channel by its name and aliases."""
+    return {name: i for i, c in enumerate(self.channels) for name in (c['name'], *c.get('aliases', ()))}
+
+  @property
+  def described(self) -> tuple[str, ...]:
+    """Names with what else is known of the channels, by id, as `models.channel_embed` reads them."""
+    return tuple(c.get('features', c['name']) for c in self.channels)
 
 
 def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
@@ -121,7 +143,9 @@ def check_values(config: ConfigDict) -> None:
   choose('on_collapse', config.on_collapse, watch.ACTIONS)
   choose('on_spike', config.on_spike, spikes.ACTIONS)
   choose('init_parts', config.init_parts, INIT_PARTS)
+  choose('on_leak', config.on_leak, ON_LEAK)
   choose('loader.fit', config.loader.fit, FITS)
+  sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
   choose('checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
   size = config.loader.load_size
   config.loader.load_size = size * len(config.image_size) if len(size) == 1 else size
@@ -205,45 +229,96 @@ def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
 
 
-def data_spec(source: Any, label: str) -> DataSpec:
-  """Looks at the manifest and statistics of a `data.sources.Source` (already reduced to the rows to train on)."""
-  names = source.table.column('channels').to_pylist()
-  shapes = source.table.column('shape').to_pylist()
-  if not names:
+def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY) -> DataSpec:
+  """Looks at the manifest and statistics of a `data.sources.Source` (already reduced to the rows to train on).
+
+  Channels that `known` gives one name are one channel; a UserError where a record has two of them.
+  """
+  if not len(source):
     raise UserError('the corpus has no record to train on')
-  ranks = {len(s) for s in shapes}
-  if len(ranks) > 1:
+  codes, sets = source.distinct('channels')
+  places, shapes = source.distinct('shape')
+  of_set, of_shape = (np.bincount(x, minlength=len(y)) for x, y in ((codes, sets), (places, shapes)))
+  if len({len(s) for s in shapes}) > 1:
     raise UserError(f'the corpus mixes images and volumes (shapes {shapes[0]} and others): prepare them separately')
-  vocabulary = list(dict.fromkeys(name for row in names for name in row))
-  stats = source.stats
-  channels = tuple({'name': n, 'mean': stats[n]['mean'], 'std': stats[n]['std']} for n in vocabulary)
-  counts = {len(row) for row in names}
-  dtypes = set(source.table.column('dtype').to_pylist())
-  dtype = dtypes.pop() if len(dtypes) == 1 else 'float32'
-  size = tuple(int(n) for n in np.median([s[:-1] for s in shapes], axis=0))
+  channels = _channels(source, sets, known)
+  counts = {len(row) for row in sets}
+  dtypes = source.distinct('dtype')[1]
+  dtype = dtypes[0] if len(dtypes) == 1 else 'float32'
+  size = tuple(_median(axis, of_shape) for axis in np.array([s[:-1] for s in shapes]).T)
   classes = tuple(source.classes(label)) if label else ()
-  return DataSpec(channels, max(counts), len(counts) > 1, dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32',
-                  len(names), size, classes, _summary(source, names, shapes), len({tuple(row) for row in names}) > 1)
-
-
-def _summary(source: Any, names: list, shapes: list) -> dict[str, Any]:
-  """The corpus in a few numbers, for the report."""
-  return {
-      'records': len(names), 'subjects': len(set(source.table.column('subject').to_pylist())),
-      'sources': dict(collections.Counter(map(str, source.table.column('source').to_pylist()))),
-      'channel_sets': _commonest('+'.join(n) for n in names),
-      'sizes': _commonest('x'.join(map(str, s[:-1])) for s in shapes),
+  summary = {
+      'records': len(source), 'subjects': pc.count_distinct(source.column('subject'), mode='all').as_py(),
+      'sources': _counted(*source.distinct('source')),
+      'channel_sets': _commonest(('+'.join(row) for row in sets), of_set),
+      'sizes': _commonest(('x'.join(map(str, s[:-1])) for s in shapes), of_shape),
   }
+  return DataSpec(channels, max(counts), len(counts) > 1, dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32',
+                  len(source), size, classes, summary, len(sets) > 1)
 
 
-def _commonest(values: Iterable[str]) -> dict[str, int]:
+def _channels(source: Any, sets: list, known: Vocabulary) -> tuple[dict[str, Any], ...]:
+  """The entries of `DataSpec.channels`, from the sets of channels of the records."""
+  for row in sets:
+    own = [known.name(c) for c in row]
+    twice = [c for c in row if own.count(known.name(c)) > 1]
+    if twice:
+      raise UserError(f'{source.path} has records with the channels {" and ".join(twice)}, which are both '
+                      f'{known.name(twice[0])!r} in the vocabulary: give one of them another name')
+  by_name: dict[str, list[str]] = {}
+  for name in source.channels:
+    by_name.setdefault(known.name(name), []).append(name)
+  out = []
+  for name, own in by_name.items():
+    stats = joint.merged([{name: source.stats[n]} for n in own])[name]
+    entry = {'name': name, 'mean': stats['mean'], 'std': stats['std']}
+    aliases = sorted({*known.aliases(name), *own} - {name})
+    entry |= {'aliases': aliases} if aliases else {}
+    out.append(entry | ({'features': known.features[name]} if name in known.features else {}))
+  return tuple(out)
+
+
+def vocabulary_of(user: Mapping[str, Any], source: Any) -> Vocabulary:
+  """What the file of loader.vocabulary says; tells of channels that it lacks, or raises, as loader.unknown wants."""
+  loader = dict(user.get('loader', {}))
+  if not loader.get('vocabulary'):
+    return NO_VOCABULARY
+  known = vocabulary.read(str(loader['vocabulary']))
+  action = choose('loader.unknown', str(loader.get('unknown', 'warn')), UNKNOWN)
+  for name in known.unknown(source.channels):
+    near = difflib.get_close_matches(name, list(known.names), n=3, cutoff=0.4)
+    text = (f'{source.path} has the channel {name!r}, which {loader["vocabulary"]} does not name' +
+            (f' (near it: {", ".join(near)})' if near else ''))
+    if action == 'error':
+      raise UserError(text)
+    if action == 'warn' and jax.process_index() == 0:
+      print(f'jaxmed: {text}', file=sys.stderr, flush=True)
+  return known
+
+
+def _median(values: np.ndarray, counts: np.ndarray) -> int:
+  """The median of values that occur so often, rounded down."""
+  order = np.argsort(values, kind='stable')
+  ends, n = np.cumsum(counts[order]), int(counts.sum())
+  low, high = (values[order][np.searchsorted(ends, k, side='right')] for k in ((n - 1) // 2, n // 2))
+  return int((int(low) + int(high)) / 2)
+
+
+def _counted(codes: np.ndarray, values: list) -> dict[str, int]:
+  return dict(zip(map(str, values), np.bincount(codes, minlength=len(values)).tolist(), strict=True))
+
+
+def _commonest(values: Iterable[str], counts: np.ndarray) -> dict[str, int]:
   """The ten most frequent values; equal ones by name."""
-  return dict(collections.Counter(sorted(values)).most_common(10))
+  total: collections.Counter[str] = collections.Counter()
+  for value, n in sorted(zip(values, counts.tolist(), strict=True)):
+    total[value] += n
+  return dict(total.most_common(10))
 
 
 def check_same(spec: DataSpec, source: Any) -> None:
   """A run goes on only with the records that it began with: their order depends on how many there are."""
-  if len(source) != spec.rows or set(source.channels) != set(spec.vocabulary):
+  if len(source) != spec.rows or {spec.ids.get(c, c) for c in source.channels} != set(spec.ids.values()):
     tell = lambda rows, names: f'{rows} records to train on with channels {", ".join(names)}'
     raise UserError(f'{source.path} has {tell(len(source), source.channels)}, but the run began with '
                     f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
@@ -268,7 +343,11 @@ def check_shares(config: ConfigDict, mesh: Any) -> None:
 
 def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
-  model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
+  model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), spec.described,
+                                **config.encoder)
+  if config.augment.channel_sampling == 'diverse' and not model.per_channel:
+    raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
+                    'take hcs, or a channel_vit')
   method = objectives.get(config.method)
   clock = Clock(config.steps, spec.rows / config.batch_size)
   objective = method(encoder=model, **config.objective, **objectives.filled(method, clock=clock, rows=spec.rows))
@@ -299,8 +378,14 @@ def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[s
 def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
-  return dict(size=tuple(config.loader.load_size), vocabulary=spec.vocabulary, fit=config.loader.fit,
+  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit,
               process_index=jax.process_index(), process_count=jax.process_count(), **classes)
+
+
+def sampler(config: ConfigDict, source: Any) -> sampling.Sampler | None:
+  """Which record stands where in the run's stream; None for a plain shuffle."""
+  mixture = sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
+  return sampling.make(source, mixture, config.seed, config.batch_size, config.steps)
 
 
 def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:

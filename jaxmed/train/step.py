@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxmed.augment.channels import cosines
 from jaxmed.augment.views import ViewMaker
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import spikes
@@ -60,7 +61,8 @@ class Trainer:
   `offload` keeps the optimizer's moments in the host's memory between steps, where the backend has that: two copies
   of the parameters fewer on each device, for one transfer of them each way a step. `skip_spikes` leaves out the update
   of a step whose loss is a spike (`spikes.judge`). `sizes` are views of several sizes, of which each step sees one,
-  drawn with the probabilities `shares`; `view` remains what shapes, probes and held-out losses are made with.
+  drawn with the probabilities `shares` or, with `firsts`, the last one whose first step was reached; `view` remains
+  what shapes, probes and held-out losses are made with.
   """
 
   objective: Any
@@ -73,6 +75,7 @@ class Trainer:
   skip_spikes: bool = False
   sizes: tuple[ViewMaker, ...] = ()
   shares: tuple[float, ...] = ()
+  firsts: tuple[int, ...] = ()
 
   def create(self, batch: Any) -> TrainState:
     """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter."""
@@ -151,7 +154,8 @@ class Trainer:
     """Loss, metrics, extra and gradients; of a mixture of sizes, those of the size drawn, named in the metrics."""
     if not self.sizes:
       return self._gradients_of(self.view, state, batch, rng)
-    index = drawn(rng, self.shares)
+    firsts = jnp.asarray(self.firsts, jnp.int32)
+    index = jnp.sum(firsts <= state.step) - 1 if self.firsts else drawn(rng, self.shares)
     branches = [functools.partial(self._gradients_of, view, state, batch, rng) for view in self.sizes]
     (loss, (metrics, extra)), grads = jax.lax.switch(index, branches)
     size = jnp.asarray([view.size[-1] for view in self.sizes])[index]
@@ -161,8 +165,12 @@ class Trainer:
     """Loss, metrics, extra and gradients with these views, averaged over microbatches."""
     def loss(params, extra, part, key):
       view_key, loss_key = jax.random.split(key)
-      views = view(view_key, part)
       variables = {'params': params, 'target': state.target, 'extra': extra}
+      if view.channel_sampling == 'diverse':
+        known = self.objective.encoder_params(variables)
+        vectors = self.objective.encoder.apply({'params': known}, method='channel_vectors')
+        part = part | {'similarity': cosines(vectors)}
+      views = view(view_key, part)
       return self.objective.loss(variables, views, loss_key, state.step)
 
     gradient = jax.value_and_grad(loss, has_aux=True)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -9,9 +10,11 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxmed.data import blocks, pool
+from jaxmed.data import blocks
+from jaxmed.data import cluster as cluster_module
 from jaxmed.data.prepare import prepare
 from jaxmed.errors import Unavailable, UserError
+from tests.launching.test_slurm import takes_jobs
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_a_cluster_writes_the_same_bytes_when_a_worker_is_killed(folder, tmp_pat
   assert 3 <= said[0] < 40
   assert not psutil.pid_exists(pids[0])
   assert content(tmp_path / 'c') == content(tmp_path / 'one')
-  monkeypatch.setattr(pool, '_CONNECT', 1.0)
+  monkeypatch.setattr(cluster_module, '_CONNECT', 1.0)
   with pytest.raises(UserError, match='no Dask scheduler answers at tcp://127.0.0.1:1'):
     prepare(['in'], 'd', progress=False, scheduler='tcp://127.0.0.1:1')
 
@@ -78,3 +81,35 @@ def test_a_killed_worker_is_one_line_and_the_same_call_goes_on(folder, tmp_path)
   assert kept >= 3
   assert prepare([folder], tmp_path / 'c', progress=False)['blocks'] == 40
   assert content(tmp_path / 'c') == content(tmp_path / 'one')
+
+
+def test_bad_jobs(folder, tmp_path, monkeypatch):
+  for words, options in (('jobs is 0', {'jobs': 0}), ("memory is 'much'", {'jobs': 1, 'memory': 'much'})):
+    with pytest.raises(UserError, match=words):
+      cluster_module.Slurm(**options)
+  monkeypatch.setenv('PATH', '')
+  with pytest.raises(UserError, match='there is no sbatch here'):
+    prepare([folder], tmp_path / 'c', progress=False, scheduler=cluster_module.Slurm(1))
+  assert not (tmp_path / 'c.part').exists()
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(not takes_jobs(), reason='no SLURM here: tools/slurm_here.sh sets one up')
+@pytest.mark.timeout(900)
+def test_slurm_jobs_write_the_same_bytes(folder, tmp_path, monkeypatch):
+  pytest.importorskip('dask_jobqueue')
+  jobs = cluster_module.Slurm(2, cores=1, memory='500MB', time='10')
+  monkeypatch.chdir(tmp_path)
+  summary = prepare(['in'], 'c', progress=False, scheduler=jobs)
+  assert summary['blocks'] == 40
+  assert content(tmp_path / 'c') == content(tmp_path / 'one')
+  left = subprocess.run(['squeue', '-h', '-n', 'jaxmed-prepare', '-t', 'R,PD'], capture_output=True, text=True, check=True)
+  assert left.stdout == ''
+  assert not (tmp_path / 'c.part').exists()
+  with pytest.raises(UserError, match='sbatch does not take such jobs: .*Invalid partition'):
+    prepare(['in'], 'd', progress=False, scheduler=cluster_module.Slurm(1, partition='nowhere'))
+  # A job that its time ends, or whose worker cannot start, is told of.
+  monkeypatch.setattr(cluster_module, '_ASK', 1.0)
+  monkeypatch.setattr(cluster_module.sys, 'executable', '/bin/false')
+  with pytest.raises(Unavailable, match='all SLURM jobs ended before the work was done .*: the same command goes on'):
+    prepare(['in'], 'e', progress=False, scheduler=jobs)

@@ -1,5 +1,7 @@
 """The demo corpus is what its docstring says: no voxel in two splits, labels by place, real pixels."""
 
+import json
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -9,6 +11,8 @@ from jaxmed.data import demo
 from jaxmed.data.prepare import prepare
 from jaxmed.data.sources import open_source
 from jaxmed.errors import UserError
+from tests.common import words
+from tests.conftest import TINY
 
 nibabel = pytest.importorskip('nibabel')
 nilearn = pytest.importorskip('nilearn')
@@ -18,6 +22,13 @@ nilearn = pytest.importorskip('nilearn')
 def made(tmp_path_factory):
   out = tmp_path_factory.mktemp('demo') / 'c'
   return prepare(['demo'], out, progress=False), open_source(out)
+
+
+@pytest.fixture(scope='module')
+def samples(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('samples') / 'samples'
+  demo.demo_files(folder)
+  return folder
 
 
 def place(name):
@@ -92,8 +103,9 @@ def test_sample_files(tmp_path):
   assert np.asarray(Image.open(tmp_path / 'files/png/fundus-0.png')).shape == (96, 96, 3)
   table = tmp_path / 'files' / 'table.csv'
   summary = prepare([tmp_path / 'files'], tmp_path / 'c', table=table, progress=False)
-  assert summary['files'] == len(paths) - 1
-  assert summary['rejected'] == summary['not_in_table'] == 0
+  assert summary['files'] == 25
+  assert summary['rejected'] == 0
+  assert summary['not_in_table'] == 96 + 16  # series and stains
   assert set(summary['splits']) == {'train', 'val', 'test'}
   assert summary['labels'] == {'label': 3}
   source = open_source(tmp_path / 'c')
@@ -103,3 +115,59 @@ def test_sample_files(tmp_path):
   assert source[tiff]['image'].max() > 2**15
   with pytest.raises(UserError, match='not empty'):
     demo.demo_files(tmp_path / 'files')
+
+
+def test_sample_series_is_the_template_turned_back(samples, tmp_path):
+  names = [p.name for p in sorted((samples / 'dicom').iterdir())]
+  assert len(names) == demo.PATIENTS * demo.SLICES
+  prepare([samples / 'dicom'], tmp_path / 'c', volumes='whole', progress=False)
+  source = open_source(tmp_path / 'c')
+  t1 = np.asarray(nibabel.load(demo._find('nilearn', demo._ICBM.format('t1'))).dataobj)
+  assert len(source) == demo.PATIENTS
+  for i in range(len(source)):
+    record, row = source[i], source.table.slice(i, 1).to_pylist()[0]
+    x, y, z = (round(o) + n for o, n in zip(row['origin'], (98, 134, 72)))
+    assert np.array_equal(record['image'][..., 0].T, t1[x:x + 64, y:y + 64, z:z + 12].astype(np.uint16) * 16)
+    assert record['spacing'] == [1, 1, 1]
+    assert np.allclose(row['direction'], np.eye(3).ravel())
+
+
+def test_sample_stains_have_names_and_a_pixel_size(samples, tmp_path):
+  summary = prepare([samples / 'ome'], tmp_path / 'c', progress=False)
+  source = open_source(tmp_path / 'c')
+  assert source.channels == ('haematoxylin', 'DAB')
+  assert summary['records'] == 16
+  assert source[0]['spacing'] == pytest.approx([5e-4, 5e-4])
+  assert source[0]['image'].dtype == np.uint16
+  stains = np.concatenate([source[i]['image'].reshape(-1, 2) for i in range(16)])
+  assert stains.max() < 65535  # nothing was clipped
+  assert abs(np.corrcoef(stains.T)[0, 1]) < 0.5  # two stains, not one twice
+
+
+@pytest.mark.parametrize('way', ['dicom', 'ome', 'table'])
+def test_three_ways_in(samples, tmp_path, capsys, way):
+  """From files to features, by the commands."""
+  from jaxmed import cli
+
+  def jaxmed(*argv):
+    assert cli.main([*map(str, argv), '--json']) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+  files = [samples, '--table', samples / 'table.csv'] if way == 'table' else [samples / way]
+  planned = jaxmed('prepare', *files, '--out', tmp_path / 'c', '--workers', 1, '--dry-run')
+  summary = jaxmed('prepare', *files, '--out', tmp_path / 'c', '--workers', 1)
+  assert planned['records'] == summary['records'] == {'dicom': 96, 'ome': 16, 'table': 70}[way]
+  assert summary['rejected'] == planned['untold'] == 0
+  run = jaxmed('train', '--data', tmp_path / 'c', '--out', tmp_path / 'run', *words(TINY | {'steps': 2}))
+  assert run['steps'] == 2
+  assert np.isfinite(run['loss'])
+  if way == 'table':
+    found = jaxmed('evaluate', tmp_path / 'run', '--data', tmp_path / 'c', '--label', 'label')
+    assert found['rows']
+    record = next(r for r in open_source(tmp_path / 'c') if r['id'].startswith('nifti'))
+    assert record['text'] == 'T1-weighted volume: brain.'
+  found = jaxmed('embed', tmp_path / 'run', '--data', tmp_path / 'c', '--out', tmp_path / 'f.npz')
+  assert found['shape'][0] == summary['records']
+  features = np.load(tmp_path / 'f.npz')['features']
+  assert np.isfinite(features).all()
+  assert features.std(axis=0).max() > 0

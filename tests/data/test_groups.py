@@ -150,7 +150,7 @@ def test_folder_formats_are_one_item(tmp_path):
 
 def test_columns_that_readers_fill(tmp_path, monkeypatch):
   """A reader of the test's own; a column of the table of the same name comes first."""
-  def read(path, options):
+  def read(path, options, mask=None):
     number = int(path.stem)
     yield {'image': np.full((4, 4, 1), number, np.uint8), 'channels': ['g'], 'spacing': None, 'subject': 'x',
            'source': 'own', 'part': '', 'meta': {'modality': 'US', 'site': f'h{number}', 'tile_xy': [number, 7]} if number else {}}

@@ -58,6 +58,13 @@ def test_global_batch_does_not_depend_on_processes_or_start(source, fit, process
     equal(whole[step], {k: np.concatenate([b[k] for b in local]) for k in local[0]})
 
 
+def test_one_element_a_process(source):
+  whole = take(2, source=source, batch_size=8)
+  parts = [take(2, source=source, batch_size=8, process_index=p, process_count=8) for p in range(8)]
+  for step in range(2):
+    equal(whole[step], {k: np.concatenate([part[step][k] for part in parts]) for k in whole[step]})
+
+
 def test_every_epoch_is_a_permutation_of_its_own(source):
   rows = np.concatenate([b['index'] for b in take(11, source=source)])  # 88 elements are four epochs of 22
   epochs = rows.reshape(4, 22)

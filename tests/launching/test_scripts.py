@@ -170,6 +170,17 @@ def test_a_missing_program_is_named_and_nothing_is_written(launcher, program, wo
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('launcher, words', [('slurm', []), ('tpu-vm', ['--accelerator', 'v6e-8', '--zone', 'z'])])
+def test_corpora_of_stores_and_several(launcher, words, capfd, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for data, want in (('s3://bucket/corpus', 's3://bucket/corpus'), ('/a,gs://b/c', '/a,gs://b/c')):
+    assert cli.main(['launch', launcher, '--data', data, '--out', str(tmp_path / 'run'), '--dry-run', *words]) == 0
+    assert f'--data {want}' in capfd.readouterr().out
+  if launcher == 'slurm':
+    assert cli.main(['launch', launcher, '--data', 'a,b', '--out', str(tmp_path / 'run'), '--dry-run']) == 0
+    assert f'--data {tmp_path}/a,{tmp_path}/b' in capfd.readouterr().out
+
+
 def test_a_disk_that_machines_do_not_share():
   mounts = '/dev/sda1 / ext4 rw 0 0\nnas:/x /home nfs4 rw 0 0\n/dev/sdb /home/me/own\\040disk xfs rw 0 0\n'
   assert [job.file_system(p, mounts) for p in ('/tmp/run', '/home/me/run', '/home/me/own disk/run', '/homes/run')] == [

@@ -10,6 +10,7 @@ import pytest
 from jaxmed.config import merge
 from jaxmed.errors import UserError
 from jaxmed.train import setup, utilization
+from jaxmed.train.mixture import LISTS
 from jaxmed.train.step import drawn
 from tests.common import host
 from tests.conftest import TINY
@@ -32,7 +33,7 @@ def test_each_branch_is_a_run_with_that_size_alone(corpus):
   both, losses = jax.jit(bench.trainer._gradients), []
   for i, sizes in enumerate(({'image_size': 16, 'augment': {'local_size': 8, 'gram_size': 24}},
                              {'image_size': 24, 'augment': {'local_size': 16, 'gram_size': 32}})):
-    one = Bench(corpus, merge(MIXED, {'augment': dict.fromkeys(('sizes', 'local_sizes', 'gram_sizes', 'size_shares'), ())},
+    one = Bench(corpus, merge(MIXED, {'augment': dict.fromkeys(LISTS, ())},
                               sizes)).trainer
     assert one.view == bench.trainer.sizes[i] and not one.sizes
     key = next(k for k in map(jax.random.key, range(99)) if int(drawn(k, bench.trainer.shares)) == i)
@@ -55,6 +56,18 @@ def test_sizes_are_drawn_by_seed_and_step_with_their_shares():
   assert int(drawn(jax.random.fold_in(jax.random.key(5), 17), shares)) == index[17]
 
 
+def test_a_curriculum_goes_by_the_step(corpus):
+  """The same program as a mixture's, which takes the size that has begun."""
+  bench = Bench(corpus, merge(MIXED, {'augment': {'size_shares': (), 'size_starts': (0, 0.7)}}))
+  assert bench.trainer.firsts == (0, 8)  # of 12 steps
+  assert bench.trainer.shares == pytest.approx((8 / 12, 4 / 12))
+  state, batch = bench.state(), bench.batches(1)[0]
+  gradients = jax.jit(bench.trainer._gradients)
+  for step, size in ((0, 16), (7, 16), (8, 24), (11, 24), (12, 24)):
+    (_, (metrics, _)), _ = gradients(dataclasses.replace(state, step=jnp.int32(step)), batch, jax.random.key(step))
+    assert int(metrics['view_size']) == size
+
+
 def test_flops_are_those_of_the_mean_step(corpus):
   spec = Bench(corpus, MIXED).spec
   count = lambda **augment: utilization.model_flops(
@@ -69,6 +82,10 @@ def test_flops_are_those_of_the_mean_step(corpus):
     ({'augment': {'local_views': 0}}, r'augment.local_sizes has 2 numbers, not 0'),
     ({'augment': {'sizes': (16, 20)}}, r'augment.sizes: 20 is no multiple of the patch \(8, 8\); nearest is 16'),
     ({'augment': {'size_shares': (1, 0)}}, r'size_shares \(1, 0\) must be positive'),
+    ({'augment': {'size_starts': (0, 0.5)}}, 'go without size_shares'),
+    ({'augment': {'size_shares': (), 'size_starts': (0.1, 0.5)}}, 'must rise from 0'),
+    ({'augment': {'size_shares': (), 'size_starts': (0, 1)}}, 'stay below 1'),
+    ({'augment': {'size_shares': (), 'size_starts': (0,)}}, 'size_starts has 1 numbers, not 2'),
 ])
 def test_lists_that_do_not_fit_are_told(corpus, changes, words):
   with pytest.raises(UserError, match=words):

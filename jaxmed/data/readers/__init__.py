@@ -9,10 +9,13 @@ A record is a plain dict:
   source    str, the format
   part      str, '' or what was cut out of the file, e.g. 'z042'
   meta      dict (may be absent), what else the file tells: only keys of META
+  mask      [H, W] or [D, H, W] integers (only where a mask was given), on the grid of the image
+  content   share of the pixels that are no background (only with `Options.min_content`)
 
-A reader raises ValueError (or whatever its decoder raises) for a file that it cannot read whole:
-`prepare` lists it as a reject. Files of a kind in GROUPED belong together: `groups` sorts them by their headers,
-`read_group` reads one group.
+A reader's module gives volumes whole, marked by `volume`; jaxmed.data.readers.shaping makes records of them. Its
+`outline` gives the same from headers alone, with stand-ins for images. It raises ValueError (or whatever its decoder
+raises) for a file that it cannot read whole: `prepare` lists it as a reject. Files of a kind in GROUPED belong
+together: `groups` sorts them by their headers, `read_group` reads one group.
 """
 
 import contextlib
@@ -44,6 +47,7 @@ SUFFIXES = {
   '.npy': 'array', '.npz': 'array', '.h5': 'array', '.hdf5': 'array',
   '.nii': 'nifti', '.nii.gz': 'nifti', '.zarr': 'zarr',
   '.nrrd': 'itk', '.nhdr': 'itk', '.mha': 'itk', '.mhd': 'itk',
+  '.czi': 'czi', '.nd2': 'nd2',
   '.mp4': 'video', '.mov': 'video', '.avi': 'video', '.mkv': 'video', '.webm': 'video',
   '.dcm': 'dicom', '.dicom': 'dicom', '.ima': 'dicom',
 }
@@ -51,6 +55,8 @@ SUFFIXES = {
 GROUPED = frozenset({'dicom'})
 # `groups` gives files that hold no image at all (reports, structure sets) as rejects whose reason begins so.
 NO_IMAGE = 'no image: '
+# Images and planes below `Options.min_content` are listed with a reason that begins so.
+NO_CONTENT = 'no content: '
 
 # What `meta` may hold, as columns of a manifest; absent means unknown.
 #   modality       DICOM's word: CT, MR, US, DX ...
@@ -75,11 +81,12 @@ _MAGIC = (
   (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'),
   (b'II*\x00', 'tiff'), (b'MM\x00*', 'tiff'), (b'II+\x00', 'tiff'), (b'MM\x00+', 'tiff'),
   (b'\x93NUMPY', 'array'), (b'\x89HDF\r\n\x1a\n', 'array'), (b'NRRD000', 'itk'),
-  (b'PK\x03\x04', 'array'),
+  (b'PK\x03\x04', 'array'), (b'ZISRAWFILE', 'czi'),
 )
 VOLUMES = ('slices', 'whole')
 PLANES = ('axial', 'acquired')
 SLIDES = ('auto', 'tiles')
+CROPS = ('none', 'foreground')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,11 @@ class Options:
     mpp: microns per pixel of a slide's tiles.
     tile: their height and width in pixels.
     every: seconds between the frames that are taken from a video.
+    spacing: mm between pixels: one number, or three along z, y, x; None keeps the file's. Images of unknown spacing,
+      tiles and clips stay as they are. See readers.spacing.
+    crop: 'foreground' keeps the box around what is no background (see readers.content), not of tiles and clips.
+    margin: pixels that the box is wider on each side.
+    min_content: the share of pixels that are no background below which an image or plane is left out.
   """
 
   channels: tuple[str, ...] | None = None
@@ -106,14 +118,26 @@ class Options:
   mpp: float = 0.5
   tile: int = 256
   every: float = 1.0
+  spacing: tuple[float, ...] | None = None
+  crop: str = 'none'
+  margin: int = 4
+  min_content: float = 0.0
 
   def __post_init__(self):
     choose('volumes', self.volumes, VOLUMES)
     choose('plane', self.plane, PLANES)
     choose('slides', self.slides, SLIDES)
+    choose('crop', self.crop, CROPS)
     for name in ('mpp', 'tile', 'every'):
       if not 0 < getattr(self, name) < float('inf'):
         raise UserError(f'{name} is {getattr(self, name)}: expected a number above 0')
+    spacing = self.spacing
+    if spacing is not None and not (len(spacing) in (1, 3) and all(0 < s < float('inf') for s in spacing)):
+      raise UserError(f'spacing is {", ".join(map(str, spacing))}: expected one number of mm, or three (z, y, x)')
+    if self.margin < 0:
+      raise UserError(f'margin is {self.margin}: expected a number of pixels, 0 or more')
+    if not 0 <= self.min_content < 1:
+      raise UserError(f'min_content is {self.min_content}: expected a fraction from 0 to below 1')
 
 
 DEFAULT = Options()
@@ -197,15 +221,34 @@ def kind(path: str | os.PathLike) -> str:
   return next((name for magic, name in _MAGIC if head.startswith(magic)), SUFFIXES[found])
 
 
-def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields the records of one file. See the module's docstring for a record's fields.
+def read(path: str | os.PathLike, options: Options = DEFAULT, mask: str | os.PathLike | None = None,
+         ) -> Iterator[Record]:
+  """Yields the records of one file, with the mask that another file holds. See the module's docstring for a record's
+  fields.
 
   Raises:
     ValueError: the file is empty, of no known format, holds no finite pixels, or has another number of
-      channels than `options.channels` names. Decoders raise their own errors for damaged files.
+      channels than `options.channels` names; the mask does not fit. Decoders raise their own errors for damaged files.
     UserError: the package that decodes this format is not installed.
   """
-  yield from _checked(_reader(kind(path)).read(path, options), options)
+  yield from _checked(_reader(kind(path)).read(path, options), options, mask)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """Yields what the reader of a file would, from its header: images are stand-ins (see `stand_in`), not yet cut.
+
+  Raises as `read` does, for a damaged header."""
+  yield from _reader(kind(path)).outline(path, options)
+
+
+def outline_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
+  """`outline` of a group."""
+  yield from _reader(group.kind).outline_group(group, options)
+
+
+def stand_in(*shape: int) -> np.ndarray:
+  """Zeros of a shape that take no memory."""
+  return np.broadcast_to(np.uint8(0), shape)
 
 
 def groups(
@@ -226,27 +269,33 @@ def groups(
   return sorted(found, key=lambda g: (g.subject, g.name)), sorted(rejects)
 
 
-def read_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
+def read_group(group: Group, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
   """Yields the records of a group. Raises as `read` does."""
-  yield from _checked(_reader(group.kind).read_group(group, options), options)
+  yield from _checked(_reader(group.kind).read_group(group, options), options, mask)
 
 
 def _reader(kind: str) -> ModuleType:
   return importlib.import_module(f'jaxmed.data.readers.{kind}')
 
 
-def _checked(records: Iterable[Record], options: Options) -> Iterator[Record]:
+def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLike | None) -> Iterator[Record]:
+  from jaxmed.data.readers import shaping
+  from jaxmed.data.readers.companions import read_masks
+
   try:
-    for record in records:
-      record['image'] = check_pixels(record['image'])
-      record['channels'] = _name_channels(record, options)
-      yield record
+    masks = read_masks(mask, options) if mask is not None else []
+    yield from shaping.shaped(_named(records, options), options, masks)
   except MemoryError as e:
     raise ValueError(f'needs more memory than there is ({e})') from e
   except Exception as e:
     if str(e).strip() and not isinstance(e, AssertionError):
       raise
     raise ValueError(f'is damaged: {type(e).__name__} in its decoder') from e  # decoders do not always find words
+
+
+def _named(records: Iterable[Record], options: Options) -> Iterator[Record]:
+  for record in records:
+    yield record | {'image': check_pixels(record['image']), 'channels': _name_channels(record, options)}
 
 
 def _head(path: str | os.PathLike) -> bytes:
@@ -302,30 +351,9 @@ def numbered(count: int) -> list[str]:
   return ['gray'] if count == 1 else [f'c{i}' for i in range(count)]
 
 
-def cut(volume: np.ndarray, record: Record, options: Options) -> Iterator[Record]:
-  """Yields a volume [D, H, W, C] whole, or its planes as parts 'z000', 'z001', ...: [H, W, C] of a number of z each, or
-  [D, W, C] of y or [D, H, C] of x where `options.plane` wants these.
-
-  A part that the record has already goes before: 't002', 't002z000'.
-  """
-  if options.volumes == 'whole':
-    yield record | {'image': volume}
-    return
-  axis = _across(record, options)
-  spacing = record['spacing'] and [s for i, s in enumerate(record['spacing']) if i != axis]
-  count = volume.shape[axis]
-  width = max(3, len(str(count - 1)))
-  for i in range(count):
-    part = f'{record["part"]}{"zyx"[axis]}{i:0{width}d}'
-    yield record | {'image': volume.take(i, axis), 'spacing': spacing, 'part': part}
-
-
-def _across(record: Record, options: Options) -> int:
-  """The axis that planes are cut across."""
-  spacing = record['spacing']
-  if options.plane == 'axial' or not spacing or record.get('meta', {}).get('orientation') != 'RAS':
-    return 0
-  return int(np.argmax(spacing)) if max(spacing) >= 1.2 * min(spacing) else 0
+def whole(volume: np.ndarray, record: Record) -> Record:
+  """A volume [D, H, W, C] as a reader gives it: it is cut and brought into shape later."""
+  return record | {'image': volume, 'volume': True}
 
 
 def _name_channels(record: Record, options: Options) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, cut, numbered, stem
+from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.errors import need
 
 
@@ -25,33 +25,39 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
       other files. h5py raises OSError for damaged ones.
     UserError: HDF5, and h5py is not installed.
   """
-  array, names, spacing = _load(path)
+  yield from _read(path, options, True)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline."""
+  yield from _read(path, options, False)
+
+
+def _read(path: str | os.PathLike, options: Options, pixels: bool) -> Iterator[Record]:
+  array, names, spacing = _load(path, pixels)
   told = list(options.channels) if options.channels else names
   volume, is_volume = _arrange(array, told)
   names = names if len(names) == volume.shape[-1] else numbered(volume.shape[-1])
   record = {'channels': names, 'spacing': spacing, 'subject': stem(path), 'source': 'array', 'part': ''}
-  if is_volume:
-    yield from cut(volume, record, options)
-  else:
-    yield record | {'image': volume}
+  yield whole(volume, record) if is_volume else record | {'image': volume}
 
 
-def _load(path: str | os.PathLike) -> tuple[np.ndarray, list[str], list[float] | None]:
+def _load(path: str | os.PathLike, pixels: bool) -> tuple[np.ndarray, list[str], list[float] | None]:
   # A memory map checks the file's length before anything is allocated.
   with open(path, 'rb') as f:
     magic = f.read(8)
   if magic == b'\x89HDF\r\n\x1a\n':
-    return _load_hdf5(path)
+    return _load_hdf5(path, pixels)
   if magic.startswith(b'\x93NUMPY'):
     array = np.load(path, mmap_mode='r', allow_pickle=False)
     check_size(array.shape, array.dtype)
     return array, [], None
   with np.load(path, allow_pickle=False) as store:
     key = _only([k for k in store.files if k not in ('channels', 'spacing')])
-    _check_npz(store, key)
+    shape = _check_npz(store, key)
     names = [str(s) for s in np.atleast_1d(store['channels'])] if 'channels' in store.files else []
     spacing = [float(s) for s in store['spacing']] if 'spacing' in store.files else None
-    return store[key], names, spacing
+    return store[key] if pixels else stand_in(*shape), names, spacing
 
 
 def _only(keys: list[str]) -> str:
@@ -62,7 +68,7 @@ def _only(keys: list[str]) -> str:
   return keys[0]
 
 
-def _load_hdf5(path: str | os.PathLike) -> tuple[np.ndarray, list[str], list[float] | None]:
+def _load_hdf5(path: str | os.PathLike, pixels: bool) -> tuple[np.ndarray, list[str], list[float] | None]:
   h5py = need('h5py', 'medical')
   with h5py.File(path, 'r') as store:
     found: dict = {}
@@ -76,20 +82,21 @@ def _load_hdf5(path: str | os.PathLike) -> tuple[np.ndarray, list[str], list[flo
     told = {k: found[k][()] if k in found else image.attrs.get(k) for k in ('channels', 'spacing')}
     names = [] if told['channels'] is None else [_text(s) for s in np.atleast_1d(told['channels'])]
     spacing = None if told['spacing'] is None else [float(s) for s in np.atleast_1d(told['spacing'])]
-    return image[()], names, spacing
+    return image[()] if pixels else stand_in(*image.shape), names, spacing
 
 
 def _text(value) -> str:
   return value.decode('utf-8') if isinstance(value, bytes) else str(value)
 
 
-def _check_npz(store, key: str) -> None:
-  """Reads only the header of a member: a zip can declare terabytes of zeros."""
+def _check_npz(store, key: str) -> tuple[int, ...]:
+  """The shape of a member, from its header alone: a zip can declare terabytes of zeros."""
   with store.zip.open(f'{key}.npy') as f:
     version = np.lib.format.read_magic(f)
     lib = np.lib.format
     shape, _, dtype = (lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0)(f)
   check_size(shape, dtype)
+  return shape
 
 
 def _arrange(array: np.ndarray, names: list[str]) -> tuple[np.ndarray, bool]:

@@ -9,12 +9,12 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Group, Options, Record, check_size, cut, numbered
+from jaxmed.data.readers import DEFAULT, Group, Options, Record, check_size, numbered, stand_in, whole
 from jaxmed.data.readers.dicom_headers import (
   Slice,
   Stack,
@@ -109,9 +109,9 @@ def _group(stack: Stack, options: Options) -> Group:
 def read_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
   """Yields the images of a group.
 
-  Several slices, and frames that say where they lie, are a volume [D, H, W, C] turned to RAS (cut by
-  `options.volumes`); other frames are a clip [T, H, W, C] as it is (or its frames, parts 't000' ...); a single
-  slice or image is [H, W, C] as it is. A whole slide is cut into tiles, see jaxmed.data.readers.slide.
+  Several slices, and frames that say where they lie, are a volume [D, H, W, C] turned to RAS; other frames are a clip
+  [T, H, W, C] as it is (or its frames, parts 't000' ...); a single slice or image is [H, W, C] as it is. A whole slide
+  is cut into tiles, see jaxmed.data.readers.slide.
 
   Raises:
     ValueError: damaged; pydicom raises its own errors. UserError: a decoder is not installed.
@@ -134,7 +134,52 @@ def read_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
     return
   check_size((len(group.files), int(data.Rows), int(data.Columns)), np.dtype(np.int16))
   ordered, parts = zip(*(_read_slice(group.files, i) for i in range(len(group.files))))
-  yield from _volume(data, ordered, parts, record, notes, options)
+  yield _volume(data, ordered, parts, record, notes, options)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline."""
+  found, rejects = groups([pathlib.Path(path)], pathlib.Path(path).parent, options)
+  if rejects:
+    raise ValueError(rejects[0][1])
+  for group in found:
+    yield from outline_group(group, options)
+
+
+def outline_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline. Of slides the coarsest level is read, which tells where tissue is."""
+  data = load(group.files[0], pixels=False)
+  record: Record = {'channels': numbered(1), 'spacing': None, 'part': ''}
+  frames = slices(group.files[0], data)
+  if 'TotalPixelMatrixColumns' in data:
+    levels = [load(f, pixels=f == group.files[-1]) for f in group.files]
+    yield from tiles(open_slide(levels, {}), record, options, pixels=False)
+  elif len(group.files) > 1:
+    # The median step needs all headers; without a spacing to bring the volume to, the ends tell enough.
+    others = group.files[1:] if options.spacing else group.files[-1:]
+    yield _outlined(data, [frames[0], *(slices(f, load(f, pixels=False))[0] for f in others)], len(group.files), record)
+  elif len(frames) > 1:
+    for stack in _frames_apart(lambda: load(group.files[0]), frames):
+      yield _outlined(data, stack.slices, len(stack.slices), record)
+  else:
+    count, shape = frame_count(data), (int(data.Rows), int(data.Columns), 1)
+    if options.volumes == 'whole' and count > 1:
+      yield record | {'image': stand_in(count, *shape)}
+    else:
+      yield from (record | {'image': stand_in(*shape)} for _ in range(count))
+
+
+def _outlined(data, ordered: Sequence[Slice], count: int, record: Record) -> Record:
+  """The outline of `count` slices, of which `ordered` are all, or the first and the last."""
+  shape, spacing = (int(data.Rows), int(data.Columns), 1), ordered[0].spacing
+  if count == 1:
+    return record | {'image': stand_in(*shape), 'spacing': spacing and list(spacing)}
+  if not ordered[0].axes:
+    depth = ordered[0].thickness
+    return whole(stand_in(count, *shape), record | {'spacing': [depth, *spacing] if depth and spacing else None})
+  along = step(ordered) * ((len(ordered) - 1) / (count - 1))
+  volume, where = to_ras(stand_in(count, *shape).transpose(2, 1, 0, 3), _affine(ordered[0], along))
+  return whole(volume, record | where | ({} if spacing else {'spacing': None}))
 
 
 def _read_slice(files: Sequence[pathlib.Path], i: int) -> tuple[Slice, Pixels]:
@@ -150,10 +195,7 @@ def _read_slice(files: Sequence[pathlib.Path], i: int) -> tuple[Slice, Pixels]:
 
 def _enhanced(data, frames: Sequence[Slice], record, notes, options: Options) -> Iterator[Record]:
   """The volumes of a file whose frames say where they lie."""
-  digest = lambda s: hashlib.sha256(decode(data, s.index).tobytes()).hexdigest()
-  found, refused = stacks(frames, functools.cache(digest))
-  if refused:
-    raise ValueError(refused[0][1])
+  found = _frames_apart(lambda: data, frames)
   for i, stack in enumerate(found):
     parts = [transform(data, decode(data, s.index), frame_values(data, s.index)) for s in stack.slices]
     part = f'v{i:02d}' if len(found) > 1 else ''
@@ -161,11 +203,25 @@ def _enhanced(data, frames: Sequence[Slice], record, notes, options: Options) ->
     if len(stack.slices) == 1:
       yield _image(data, stack.slices[0], parts[0], record | {'part': part}, here, options)
     else:
-      yield from _volume(data, stack.slices, parts, record | {'part': part}, here, options)
+      yield _volume(data, stack.slices, parts, record | {'part': part}, here, options)
 
 
-def _volume(data, ordered: Sequence[Slice], parts: Sequence[Pixels], record, notes, options: Options):
-  """Slices in order -> the records of one volume."""
+def _frames_apart(loaded: Callable[[], Any], frames: Sequence[Slice]) -> list[Stack]:
+  """The volumes of a file's frames; its pixels, from `loaded`, are needed only where frames share a position.
+
+  Raises:
+    ValueError: frames of which no volume can be made.
+  """
+  data = functools.cache(loaded)
+  digest = lambda s: hashlib.sha256(decode(data(), s.index).tobytes()).hexdigest()
+  found, refused = stacks(frames, functools.cache(digest))
+  if refused:
+    raise ValueError(refused[0][1])
+  return found
+
+
+def _volume(data, ordered: Sequence[Slice], parts: Sequence[Pixels], record, notes, options: Options) -> Record:
+  """Slices in order -> one volume."""
   images = [p.frames[0] for p in parts]
   dtype = np.result_type(*(i.dtype for i in images)) if all(i.dtype.kind != 'f' for i in images) else np.float32
   volume = np.stack(images).astype(dtype, copy=False)  # [slices, rows, columns, C]
@@ -182,7 +238,7 @@ def _volume(data, ordered: Sequence[Slice], parts: Sequence[Pixels], record, not
     record = record | {'spacing': [depth, *spacing] if depth and spacing else None}
     meta['orientation'] = 'native'
   names = ['R', 'G', 'B'] if volume.shape[-1] == 3 else numbered(volume.shape[-1])
-  yield from cut(volume, record | {'channels': names, 'meta': meta}, options)
+  return whole(volume, record | {'channels': names, 'meta': meta})
 
 
 def _clip(data, record, notes, options: Options) -> Iterator[Record]:

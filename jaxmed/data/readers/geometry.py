@@ -1,5 +1,6 @@
 """Where voxels lie: axes turned to the closest RAS axes, as every volume is stored."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,3 +44,16 @@ def place(affine: np.ndarray) -> dict[str, list[float]]:
 def from_lps(affine: np.ndarray) -> np.ndarray:
   """An affine into DICOM's and ITK's LPS space -> the one into RAS space."""
   return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def shifted(record: dict[str, Any], start: Sequence[float] | None) -> dict[str, Any]:
+  """The record with `origin` moved to a voxel `start` mm along its axes ([z,] y, x) from the old one; None, where that
+  is unknown, drops the origin."""
+  meta = record.get('meta', {})
+  if 'origin' not in meta or 'direction' not in meta:
+    return record
+  if start is None:
+    return record | {'meta': {k: v for k, v in meta.items() if k != 'origin'}}
+  xyz = np.array([*start[::-1], 0.0][:3])
+  moved = np.array(meta['origin']) + np.reshape(meta['direction'], (3, 3)) @ xyz
+  return record | {'meta': meta | {'origin': [float(v) for v in moved]}}

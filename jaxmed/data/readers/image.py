@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxmed.data.readers import DEFAULT, Options, Record, numbered, stem
+from jaxmed.data.readers import DEFAULT, Options, Record, numbered, stand_in, stem
 
 _RGB = ['R', 'G', 'B']
 
@@ -33,6 +33,16 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   names = numbered(1) if image.shape[-1] == 1 else _RGB
   yield {'image': image, 'channels': names, 'spacing': None, 'subject': stem(path), 'source': 'image',
          'part': ''}
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline."""
+  del options
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+    with Image.open(path) as handle:
+      width, height = handle.size
+  yield {'image': stand_in(height, width, 1), 'channels': numbered(1), 'spacing': None, 'part': ''}
 
 
 def _decode(path: str | os.PathLike) -> np.ndarray:

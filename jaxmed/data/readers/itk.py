@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, cut, numbered, stem
+from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.data.readers.geometry import from_lps, to_ras
 from jaxmed.errors import need
 
@@ -17,8 +17,8 @@ _DATA_FILE = re.compile(rb'^\s*(?:ElementDataFile|data ?file)\s*[=:](.+)$', re.M
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields a volume [D, H, W, C] ('whole') or its axial planes ('slices'), turned to RAS as NIfTI is; a plane of a
-  two-dimensional file is [H, W, C] as it lies.
+  """Yields the volumes [D, H, W, C] of a file, turned to RAS as NIfTI is; a plane of a two-dimensional file is
+  [H, W, C] as it lies.
 
   The components of a pixel are channels; a fourth axis of at most MAX_CHANNELS is, too, a longer one is time.
 
@@ -26,9 +26,20 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
     ValueError: damaged, truncated, or its pixels lie in several files or in one outside the header's folder.
     UserError: SimpleITK is not installed.
   """
+  del options
+  yield from _read(path, True)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline."""
+  del options
+  yield from _read(path, False)
+
+
+def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   sitk = need('SimpleITK', 'medical')
-  image, array = _load(sitk, path, _check_header(pathlib.Path(path)))
-  rank, parts = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+  image, array, parts = _load(sitk, path, _check_header(pathlib.Path(path)), pixels)
+  rank = image.GetDimension()
   record = {'subject': stem(path), 'source': 'itk', 'part': ''}
   if rank == 2:
     spacing = [float(s) for s in image.GetSpacing()[::-1]]
@@ -42,11 +53,11 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   else:
     array = array.T if rank == 4 else array.T[..., None]  # [(t,) z, y, x] -> [x, y, z, t or 1]
   volume, where = to_ras(array, _affine(image))
-  yield from _volumes(volume, record | where, parts, options)
+  yield from _volumes(volume, record | where, parts)
 
 
-def _load(sitk, path: str | os.PathLike, name: str):
-  """The image, and its pixels as an array [(t,) (z,) y, x (, c)]."""
+def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
+  """The image (or its reader, without pixels), its pixels as an array [(t,) (z,) y, x (, c)], and components of one."""
   sitk.ProcessObject.SetGlobalWarningDisplay(False)
   reader = sitk.ImageFileReader()
   reader.SetImageIO(name)
@@ -55,24 +66,26 @@ def _load(sitk, path: str | os.PathLike, name: str):
     reader.ReadImageInformation()
     size = reader.GetSize()
     depth = int((re.findall(r'\d+', sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())) or ['64'])[0]) // 8
-    check_size((*size, reader.GetNumberOfComponents()), np.dtype(f'u{depth}'))
+    parts = reader.GetNumberOfComponents()
+    check_size((*size, parts), np.dtype(f'u{depth}'))
+    if not pixels:
+      return reader, stand_in(*size[::-1], *([parts] if parts > 1 else [])), parts
     image = reader.Execute()
   except RuntimeError as e:
     last = str(e).strip().splitlines()[-1].strip()
     # MetaImage gives the system's last error as the reason, whatever went wrong.
     raise ValueError(f'SimpleITK: {"damaged or truncated" if last.startswith("Reason") else last}') from e
-  return image, sitk.GetArrayFromImage(image)
+  return image, sitk.GetArrayFromImage(image), parts
 
 
-def _volumes(volume: np.ndarray, record: Record, parts: int, options: Options) -> Iterator[Record]:
+def _volumes(volume: np.ndarray, record: Record, parts: int) -> Iterator[Record]:
   count = volume.shape[-1]
   if count <= MAX_CHANNELS:
-    yield from cut(volume, record | {'channels': _names(count) if parts > 1 else numbered(count)}, options)
+    yield whole(volume, record | {'channels': _names(count) if parts > 1 else numbered(count)})
     return
   for t in range(count):
     meta = record['meta'] | {'notes': f'volume {t} of {count} in time'}
-    frame = record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta}
-    yield from cut(volume[..., t : t + 1], frame, options)
+    yield whole(volume[..., t : t + 1], record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta})
 
 
 def _names(parts: int) -> list[str]:

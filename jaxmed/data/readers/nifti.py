@@ -1,12 +1,12 @@
-"""NIfTI by nibabel, turned to RAS: whole volumes or axial slices."""
+"""NIfTI by nibabel, turned to RAS."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, cut, numbered, stem
+from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.data.readers.geometry import to_ras
 
 _TO_MM = {'meter': 1e3, 'mm': 1.0, 'micron': 1e-3, 'unknown': 1.0}
@@ -14,7 +14,7 @@ _TO_SECONDS = {'sec': 1.0, 'msec': 1e-3, 'usec': 1e-6, 'unknown': 1.0}
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields a volume [D, H, W, C] ('whole') or its axial planes [H, W, C] ('slices').
+  """Yields the volumes [D, H, W, C] of a file.
 
   The axes are turned to the closest RAS axes and stored as [z, y, x]: the index grows towards superior,
   anterior and right. Spacing is mm in that order. A fourth axis of at most MAX_CHANNELS is channels, a longer one is
@@ -24,6 +24,17 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   Raises:
     nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError: damaged or truncated, not 3D or 4D.
   """
+  del options
+  yield from _read(path, _pixels)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline."""
+  del options
+  yield from _read(path, lambda image: stand_in(*image.shape))
+
+
+def _read(path: str | os.PathLike, pixels: Callable[[Any], np.ndarray]) -> Iterator[Record]:
   import nibabel
 
   image: Any = nibabel.load(path)
@@ -33,7 +44,7 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   check_size(shape, image.get_data_dtype())
   space, time = image.header.get_xyzt_units()
   affine = np.diag([_TO_MM[space]] * 3 + [1.0]) @ image.affine
-  volume, where = to_ras(_pixels(image).reshape(*shape[:3], -1), affine)
+  volume, where = to_ras(pixels(image).reshape(*shape[:3], -1), affine)
   # Zooms and affine may differ in files of some writers: spacing stays what the header calls it.
   zooms = np.empty(3)
   zooms[nibabel.orientations.io_orientation(image.affine)[:, 0].astype(int)] = image.header.get_zooms()[:3]
@@ -41,13 +52,12 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   record = where | {'subject': stem(path), 'source': 'nifti', 'part': ''}
   count = volume.shape[-1]
   if count <= MAX_CHANNELS:
-    yield from cut(volume, record | {'channels': numbered(count)}, options)
+    yield whole(volume, record | {'channels': numbered(count)})
     return
   step = float(image.header.get_zooms()[3]) * _TO_SECONDS.get(time, 0.0) if len(image.header.get_zooms()) > 3 else 0.0
   for t in range(count):
     meta = where['meta'] | {'notes': f'volume {t} of {count} in time'} | ({'frame_seconds': t * step} if step else {})
-    frame = record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta}
-    yield from cut(volume[..., t : t + 1], frame, options)
+    yield whole(volume[..., t : t + 1], record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta})
 
 
 def _pixels(image) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, SUFFIXES, Options, Record, check_size, stem, suffix
+from jaxmed.data.readers import DEFAULT, SUFFIXES, Options, Record, check_size, stand_in, stem, suffix
 from jaxmed.data.readers.tiff import channel_names, no_complaints, open_tiff, pixel_size
 from jaxmed.data.resize import resize
 from jaxmed.errors import need
@@ -67,8 +67,14 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
     yield from tiles(slide, {'subject': stem(path), 'source': 'slide'}, options)
 
 
-def tiles(slide: Slide, record: Record, options: Options) -> Iterator[Record]:
-  """Yields the tiles of an open slide. See `read`."""
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline. The coarsest level is read, which tells where tissue is."""
+  with _open(path) as slide:
+    yield from tiles(slide, {}, options, pixels=False)
+
+
+def tiles(slide: Slide, record: Record, options: Options, pixels: bool = True) -> Iterator[Record]:
+  """Yields the tiles of an open slide. See `read`; without `pixels`, stand-ins (see `outline`)."""
   level, scale = _level(slide, options)
   tissue = tissue_mask(slide)
   tile = [options.tile * options.mpp / m for m in slide.mpp]  # pixels of the finest level along y, x
@@ -79,7 +85,9 @@ def tiles(slide: Slide, record: Record, options: Options) -> Iterator[Record]:
     box = [r * tile[0], (r + 1) * tile[0], c * tile[1], (c + 1) * tile[1]]
     if _covered(tissue, box, slide.levels[0].shape) >= TISSUE:
       found += 1
-      yield record | _tile(slide, level, scale, box, options) | {'channels': list(slide.channels)}
+      tile_ = _tile(slide, level, scale, box, options) if pixels else {
+        'image': stand_in(options.tile, options.tile, len(slide.channels)), 'spacing': None, 'part': ''}
+      yield record | tile_ | {'channels': list(slide.channels)}
   if not found:
     raise ValueError(f'none of {rows * columns} tiles is tissue')
 

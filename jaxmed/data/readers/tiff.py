@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, cut, numbered, stem
+from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
 
 _TO_MM = {
   'm': 1e3, 'cm': 10.0, 'mm': 1.0, 'µm': 1e-3, 'μm': 1e-3, 'um': 1e-3, 'micron': 1e-3, 'microns': 1e-3,
@@ -21,7 +21,7 @@ _PRINT = (72, 96, 100, 150, 200, 300, 600, 1200)
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields the images of a file as [H, W, C], or volumes (whole or their planes, by `options.volumes`).
+  """Yields the images of a file as [H, W, C], or volumes [D, H, W, C].
 
   Axes are tifffile's. C, S and an unnamed page axis (I or Q, at most MAX_CHANNELS long) are channels; Z and a longer
   unnamed page axis are the slices of a volume [D, H, W, C]. With Z, each time (T) is a part 't000' ...; alone, T is
@@ -34,10 +34,19 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   Raises:
     ValueError, tifffile.TiffFileError, struct.error: damaged or truncated, or axes of another kind.
   """
+  yield from _read(path, options, True)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline. Of slides the coarsest level is read, which tells where tissue is."""
+  yield from _read(path, options, False)
+
+
+def _read(path: str | os.PathLike, options: Options, pixels: bool) -> Iterator[Record]:
   from jaxmed.data.readers import slide
 
   if slide.wanted(path, options):
-    yield from slide.read(path, options)
+    yield from (slide.read if pixels else slide.outline)(path, options)
     return
   with no_complaints():
     tif = open_tiff(path)
@@ -45,18 +54,18 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   with tif:
     for part, index, series in images:
       with no_complaints():
-        volumes, axes, record = _load(tif, index, series)
-      yield from _records(volumes, axes, record | {'subject': stem(path), 'source': 'tiff', 'part': part}, options)
+        volumes, axes, record = _load(tif, index, series, pixels)
+      yield from records(volumes, axes, record | {'subject': stem(path), 'source': 'tiff', 'part': part}, options)
 
 
-def _records(volumes: np.ndarray, axes: str, record: Record, options: Options) -> Iterator[Record]:
+def records(volumes: np.ndarray, axes: str, record: Record, options: Options) -> Iterator[Record]:
   """The records of [T, D, H, W, C]."""
   if 'T' in axes and len(volumes) > 1:
     yield from _in_time(volumes, record, options)
   elif volumes.shape[1] == 1:
     yield record | {'image': volumes[0, 0], 'spacing': record['spacing'] and record['spacing'][1:]}
   else:
-    yield from cut(volumes[0], record | {'spacing': _known(record['spacing'])}, options)
+    yield whole(volumes[0], record | {'spacing': _known(record['spacing'])})
 
 
 def _in_time(volumes: np.ndarray, record: Record, options: Options) -> Iterator[Record]:
@@ -72,7 +81,7 @@ def _in_time(volumes: np.ndarray, record: Record, options: Options) -> Iterator[
     if len(volume) == 1:
       yield here | {'image': volume[0], 'spacing': record['spacing'] and record['spacing'][1:]}
     else:
-      yield from cut(volume, here | {'spacing': _known(record['spacing'])}, options)
+      yield whole(volume, here | {'spacing': _known(record['spacing'])})
 
 
 def _known(spacing: list | None) -> list[float] | None:
@@ -113,17 +122,21 @@ def _images(tif) -> list[tuple[str, int, list]]:
   return [(f's{i:02d}', i, [s]) for i, s in enumerate(series)]
 
 
-def _load(tif, index: int, series: list) -> tuple[np.ndarray, str, Record]:
+def _load(tif, index: int, series: list, pixels: bool) -> tuple[np.ndarray, str, Record]:
   """Pixels [T, D, H, W, C], the axes' names, and the record without them."""
   import tifffile
 
   first = series[0].keyframe
   check_size((len(series), *series[0].shape), series[0].dtype)
   axes = series[0].axes if len(series) == 1 else 'I' + series[0].axes
-  array = series[0].asarray() if len(series) == 1 else np.stack([s.asarray() for s in series])
-  if first.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind == 'u':
+  several = [len(series)] if len(series) > 1 else []
+  if not pixels:
+    array = stand_in(*several, *series[0].shape)
+  else:
+    array = np.stack([s.asarray() for s in series]) if several else series[0].asarray()
+  if pixels and first.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind == 'u':
     array = np.array(2**first.bitspersample - 1, array.dtype) - array
-  volume = _arrange(array, axes)
+  volume = arrange(array, axes)
   rgb = first.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
   if rgb and 'S' in axes and volume.shape[-1] == 4:
     volume = volume[..., :3]  # alpha is no measurement
@@ -140,7 +153,7 @@ def channel_names(tif, index: int, count: int, rgb: bool) -> list[str]:
   return ['R', 'G', 'B'] if rgb and count == 3 else numbered(count)
 
 
-def _arrange(array: np.ndarray, axes: str) -> np.ndarray:
+def arrange(array: np.ndarray, axes: str) -> np.ndarray:
   """Any axes -> [T, D, H, W, C], with T = D = 1 for a single plane."""
   unknown = set(axes) - set('TZCIQSYX')
   if unknown or 'Y' not in axes or 'X' not in axes:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stem
+from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
 from jaxmed.errors import need
 
 # What FFmpeg is allowed to see in a file: left to guess, it would take a text for a playlist and open what that names.
@@ -42,6 +42,36 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   yield record | {'image': np.stack(kept), 'channels': _names(kept[0]), 'meta': {'orientation': 'native'} | step}
 
 
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline. No frame is decoded: their times are those of the packets."""
+  av = need('av', 'video')
+  try:
+    with av.open(os.fspath(path), format=_format(path), options={'protocol_whitelist': 'file'}) as container:
+      if not container.streams.video:
+        raise ValueError('holds no video')
+      stream = container.streams.video[0]
+      shape = stream.height, stream.width, 1
+      times = sorted(float(p.pts * stream.time_base) for p in container.demux(stream) if p.pts is not None and p.size)
+  except av.error.FFmpegError as e:
+    raise ValueError(f'FFmpeg: {e.strerror}') from e
+  if not times:
+    raise ValueError('holds no frame')
+  taken, count = 0, 0
+  for time in times:
+    if time - times[0] >= taken * options.every - 1e-6:
+      taken, count = _next(time - times[0], options.every), count + 1
+  record: Record = {'channels': numbered(1), 'spacing': None, 'part': ''}
+  if options.volumes == 'whole':
+    yield record | {'image': stand_in(count, *shape)}
+  else:
+    yield from (record | {'image': stand_in(*shape)} for _ in range(count))
+
+
+def _next(seconds: float, every: float) -> int:
+  """The number of the frame to take after one at that time."""
+  return int((seconds + 1e-6) / every) + 1
+
+
 def _names(image: np.ndarray) -> list[str]:
   return ['R', 'G', 'B'] if image.shape[-1] == 3 else numbered(1)
 
@@ -62,7 +92,7 @@ def _frames(av, path: str | os.PathLike, every: float) -> Iterator[tuple[float, 
           raise ValueError('its frames have no times')
         last = frame.time - first
         if last >= taken * every - 1e-6:
-          taken = int((last + 1e-6) / every) + 1
+          taken = _next(last, every)
           yield last, _pixels(frame)
       _check_whole(container, stream, first, last)
   except av.error.FFmpegError as e:

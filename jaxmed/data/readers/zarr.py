@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Options, Record, check_size, cut, numbered, stem
+from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.errors import need
 
 _AXES = 'tczyx'
@@ -18,7 +18,7 @@ _TO_SECONDS = {'second': 1.0, 'millisecond': 1e-3, 'microsecond': 1e-6, 'minute'
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields the image of a folder as [H, W, C], or its volumes (whole or cut): one record for each time (part 't000').
+  """Yields the image of a folder as [H, W, C], or its volumes: one record for each time (part 't000').
 
   A plate (0.4 and 0.5) and a bioformats2raw folder give the records of all their images (part 'A/1/0t000' ...).
   Channel names are those of `omero`, spacing that of the axes' units and scales. Chunks that are missing hold the
@@ -28,12 +28,23 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
     ValueError: no OME-Zarr, axes of another kind, a level outside the folder, pixels that a pickle would decode.
     UserError: zarr is not installed.
   """
+  del options
+  yield from _read(path, True)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """See readers.outline."""
+  del options
+  yield from _read(path, False)
+
+
+def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   zarr = need('zarr', 'medical')
   group = zarr.open_group(str(path), mode='r')
   found = False
   for inner, image in _images(group):
     found = True
-    yield from _read_image(image, inner, stem(path), options)
+    yield from _read_image(image, inner, stem(path), pixels)
   if not found:
     raise ValueError('is not OME-Zarr: its metadata lists no multiscales')
 
@@ -66,7 +77,7 @@ def _inside(path: str) -> str:
   return str(path)
 
 
-def _read_image(group, inner: str, subject: str, options: Options) -> Iterator[Record]:
+def _read_image(group, inner: str, subject: str, pixels: bool) -> Iterator[Record]:
   told = _attributes(group)
   scales = told['multiscales'][0]
   level = scales['datasets'][0]
@@ -85,15 +96,16 @@ def _read_image(group, inner: str, subject: str, options: Options) -> Iterator[R
     meta['notes'] = f'{missing} of {array.nchunks} chunks are missing: their pixels are the fill value'
   record = {'subject': subject, 'source': 'zarr', 'channels': _channels(told, size.get('c', 1)), 'meta': meta}
   for t in range(size.get('t', 1)):
-    at = {'frame_seconds': t * scale[names.index('t')] * _TO_SECONDS[units['t']]} if (
+    when = {'frame_seconds': t * scale[names.index('t')] * _TO_SECONDS[units['t']]} if (
       't' in names and size['t'] > 1 and units['t'] in _TO_SECONDS) else {}
     part = inner + (f't{t:03d}' if size.get('t', 1) > 1 else '')
-    volume = _volume(array[tuple(t if a == 't' else slice(None) for a in names)], names)
-    here = record | {'part': part, 'meta': meta | at}
+    at = tuple(t if a == 't' else slice(None) for a in names)
+    volume = _volume(array[at] if pixels else stand_in(*(n for a, n in zip(names, array.shape) if a != 't')), names)
+    here = record | {'part': part, 'meta': meta | when}
     if len(volume) == 1:
       yield here | {'image': volume[0], 'spacing': spacing[-2:] or None}
     else:
-      yield from cut(volume, here | {'spacing': spacing or None}, options)
+      yield whole(volume, here | {'spacing': spacing or None})
 
 
 def _check_array(array) -> None:

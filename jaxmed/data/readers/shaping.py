@@ -1,0 +1,91 @@
+"""From what a reader gives to what is stored: masks laid on, spacing, crop, planes, and how much is no background."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmed.data.readers import Options, Record
+from jaxmed.data.readers.companions import masked
+from jaxmed.data.readers.content import Box, box, cropped, foreground
+from jaxmed.data.readers.spacing import for_axes, grid, resampled
+
+_TIME = re.compile(r't\d+$')  # of a part
+
+
+def shaped(records: Iterable[Record], options: Options, masks: Sequence[Record] = ()) -> Iterator[Record]:
+  """Yields records as they are stored, from those of a reader, whose volumes are marked by `volume`.
+
+  First the mask is laid on (one for all, or one each); then the image is brought to `options.spacing`; then it is
+  cropped, all times of a series by the box of the first; then planes are cut. Tiles of slides and clips in time keep
+  their grid.
+
+  Raises:
+    ValueError: a mask does not fit, or is missing.
+  """
+  boxes: dict[Any, Box | None] = {}
+  for number, record in enumerate(records):
+    axis = across(record, options)
+    free = _is_free(record)
+    record = {k: v for k, v in record.items() if k != 'volume'}
+    if masks:
+      record = masked(record, masks, number)
+    if free and options.spacing:
+      record = resampled(record, options.spacing)
+    inside = None
+    if options.min_content > 0 or (free and options.crop == 'foreground'):
+      inside = foreground(record['image'], record['channels'], record.get('meta', {}))
+    if free and options.crop == 'foreground' and inside is not None:
+      key = (inside.shape, _TIME.sub('', record['part']))
+      at = boxes.setdefault(key, box(inside, options.margin))
+      record, inside = (cropped(record, at), inside[at]) if at else (record, inside)
+    yield from _planes(record, axis, inside if options.min_content > 0 else None)
+
+
+def across(record: Record, options: Options) -> int | None:
+  """The axis that planes are cut across; None where the image stays whole."""
+  if not record.get('volume') or options.volumes == 'whole':
+    return None
+  spacing = record['spacing']
+  if options.plane == 'axial' or not spacing or record.get('meta', {}).get('orientation') != 'RAS':
+    return 0
+  return int(np.argmax(spacing)) if max(spacing) >= 1.2 * min(spacing) else 0
+
+
+def count(record: Record, options: Options) -> int | None:
+  """How many records `shaped` makes of one, of whose image only the shape counts; None where pixels decide that."""
+  axis = across(record, options)
+  if axis is None:
+    return 1
+  if options.crop != 'none':
+    return None
+  shape, spacing = record['image'].shape[:-1], record['spacing']
+  if options.spacing and spacing:
+    shape = grid(shape, spacing, for_axes(options.spacing, len(spacing)))
+  return int(shape[axis])
+
+
+def _is_free(record: Record) -> bool:
+  """Whether the image may get another grid: not tiles, whose size is chosen, nor clips [T, H, W, C]."""
+  return 'tile_xy' not in record.get('meta', {}) and bool(record.get('volume') or record['image'].ndim == 3)
+
+
+def _planes(record: Record, axis: int | None, inside: np.ndarray | None) -> Iterator[Record]:
+  """An image whole, or the planes across an axis of a volume: parts 'z000', 'z001' ... of a number of z each, or [D, W,
+  C] of y or [D, H, C] of x. A part that the record has already goes before: 't002z000'. `inside` is what is no
+  background of the image, and `content` becomes its share."""
+  if axis is None:
+    yield record | ({} if inside is None else {'content': float(inside.mean())})
+    return
+  spacing = record['spacing'] and [s for i, s in enumerate(record['spacing']) if i != axis]
+  number = record['image'].shape[axis]
+  width = max(3, len(str(number - 1)))
+  for i in range(number):
+    out = record | {'image': record['image'].take(i, axis), 'spacing': spacing,
+                    'part': f'{record["part"]}{"zyx"[axis]}{i:0{width}d}'}
+    if 'mask' in record:
+      out['mask'] = record['mask'].take(i, axis)
+    if inside is not None:
+      out['content'] = float(inside.take(i, axis).mean())
+    yield out

@@ -1,0 +1,55 @@
+"""What a run knows of its data is what a look at every row of the manifest says."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from jaxmed.data.sources import open_source
+from jaxmed.errors import UserError
+from jaxmed.train import setup
+
+
+def plainly(source):
+  """The same row by row, as lists."""
+  rows = source.table.to_pylist()
+  names, shapes = [r['channels'] for r in rows], [r['shape'] for r in rows]
+  commonest = lambda values: dict(collections.Counter(sorted(values)).most_common(10))
+  return {
+    'vocabulary': tuple(dict.fromkeys(n for row in names for n in row)), 'slots': max(map(len, names)),
+    'masked': len({len(n) for n in names}) > 1, 'mixed': len({tuple(n) for n in names}) > 1, 'rows': len(rows),
+    'size': tuple(int(n) for n in np.median([s[:-1] for s in shapes], axis=0)),
+    'summary': {
+      'records': len(rows), 'subjects': len({r['subject'] for r in rows}),
+      'sources': dict(collections.Counter(str(r['source']) for r in rows)),
+      'channel_sets': commonest('+'.join(n) for n in names),
+      'sizes': commonest('x'.join(map(str, s[:-1])) for s in shapes)}}
+
+
+@pytest.fixture(scope='module')
+def varied(tmp_path_factory):
+  """Images of a dozen sizes and four channel sets."""
+  from jaxmed.data.prepare import prepare
+  root = tmp_path_factory.mktemp('varied')
+  rng = np.random.default_rng(0)
+  (root / 'in').mkdir()
+  for i in range(31):
+    channels = [['R', 'G'], ['G', 'R'], ['T1'], ['R', 'G', 'B']][i * i % 7 % 4]
+    shape = (5 + i * 7 % 13, 6 + i % 3, len(channels))
+    np.savez(root / 'in' / f's{i // 2}_{i}.npz', image=rng.integers(0, 255, shape).astype(np.uint8), channels=channels)
+  prepare([root / 'in'], root / 'c', subject_pattern=r's(\d+)_', progress=False)
+  return root / 'c'
+
+
+def test_the_whole_manifest_is_told(varied, corpus, mixed_corpus):
+  for place in (varied, corpus, mixed_corpus, f'{corpus},{mixed_corpus}'):
+    for source in (open_source(place), open_source(place).select('train')):
+      spec, wanted = setup.data_spec(source, ''), plainly(source)
+      assert {key: getattr(spec, key) for key in wanted} == wanted
+      for part in ('channel_sets', 'sizes'):
+        assert list(spec.summary[part]) == list(wanted['summary'][part])
+
+
+def test_nothing_to_train_on(varied):
+  with pytest.raises(UserError, match='no record to train on'):
+    setup.data_spec(open_source(varied).where({'source': ('in',)}, but=True), '')
