@@ -58,6 +58,7 @@ class Case:
   depth: int = 12
   size: int = 224
   patch: int = 16
+  attention: str = 'joint'  # over channel tokens
 
   @property
   def tokens(self) -> int:
@@ -136,10 +137,9 @@ CASES = {
 # The two sides. Each returns a function that runs one step and waits for its end.
 
 
-def jax_step(case: Case) -> Callable[[], None]:
-  """jaxmed's own training step, compiled as a run compiles it."""
+def jax_program(case: Case) -> tuple[Any, Any, Any, Any]:
+  """jaxmed's own training step, compiled as a run compiles it: trainer, step, first state, batch."""
   import jax
-  import numpy as np
 
   from jaxmed.parallel import mesh as mesh_lib
   from jaxmed.train.optimizer import Optimizer
@@ -152,8 +152,16 @@ def jax_step(case: Case) -> Callable[[], None]:
   mesh = mesh_lib.make_mesh({'data': 0})
   batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
   abstract = trainer.abstract(batch, mesh)
-  box = [trainer.initialize(abstract, batch)]
-  step = trainer.compile(abstract, batch, mesh)
+  return trainer, trainer.compile(abstract, batch, mesh), trainer.initialize(abstract, batch), batch
+
+
+def jax_step(case: Case) -> Callable[[], None]:
+  """jaxmed's side of a comparison."""
+  import jax
+  import numpy as np
+
+  _, step, state, batch = jax_program(case)
+  box = [state]
 
   def run():
     box[0], metrics = step(box[0], batch)
@@ -177,7 +185,8 @@ def _jax_images(case: Case) -> tuple[Any, Any, dict]:
     encoder = create_model(case.model, size, case.channels, pos='sincos', kernel_init='xavier_uniform')
     objective = MAE(encoder, mask_ratio=MASK_RATIO, **{f'decoder_{k}': v for k, v in DECODER.items()})
   else:
-    objective = Supervised(create_model(case.model, size, case.channels), num_classes=CLASSES,
+    options = {'channel_attention': case.attention} if case.per_channel else {}
+    objective = Supervised(create_model(case.model, size, case.channels, **options), num_classes=CLASSES,
                            label_smoothing=LABEL_SMOOTHING)
   zeros, ones = (0.0,) * case.channels, (1.0,) * case.channels
   view = ViewMaker(size, zeros, ones, 'corpus', scale=(1.0, 1.0), flip=(0.0, 0.0))
@@ -508,7 +517,9 @@ def worker(side: str, threads: int, batch: int) -> None:
 
 
 def _sized(name: str, batch: int) -> Case:
-  """The case, with another batch unless that is 0."""
+  """The case, with another batch unless that is 0; one that is not in CASES is its fields as JSON."""
+  if name.startswith('{'):
+    return Case(**json.loads(name))
   return dataclasses.replace(CASES[name], batch=batch) if batch else CASES[name]
 
 

@@ -10,6 +10,7 @@ became of them by format; files that crashed a reader, ran on, or ran their code
 
 import argparse
 import collections
+import contextlib
 import gzip
 import io
 import json
@@ -46,13 +47,14 @@ class Payload:
 
 
 def write_seeds(folder: pathlib.Path) -> None:
-  """A small valid file of each format, by the format's own library."""
+  """A small valid file of each format, by the format's own library (ND2: as the tests write it)."""
   rng = np.random.default_rng(0)
   volume = rng.integers(0, 3000, (17, 20, 24)).astype(np.int16)
   colour = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
   _write_images(folder, volume, colour)
   _write_volumes(folder, volume)
   _write_video(folder)
+  _write_microscopes(folder, colour)
   import pydicom
 
   for name in DICOMS:
@@ -114,6 +116,15 @@ def _write_video(folder: pathlib.Path) -> None:
           out.mux(packet)
       for packet in stream.encode():
         out.mux(packet)
+
+
+def _write_microscopes(folder: pathlib.Path, colour: np.ndarray) -> None:
+  sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+  from tests.data.readers import czis, nd2s
+
+  for name in ('tczyx', 'rgb', 'zstd'):
+    (folder / f'{name}.czi').write_bytes(czis.unpack(name))
+  nd2s.write(folder / 'a.nd2', colour[None, ..., :2], ['a', 'b'], 0.5)
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
@@ -311,6 +322,8 @@ def _child(path: pathlib.Path, pipe: int) -> None:
   from jaxmed.data import readers
 
   told = 'read'
+  with contextlib.suppress(Exception):  # of a dry run; reading will find the same
+    collections.deque(readers.outline(path), maxlen=0)
   try:
     for record in readers.read(path, readers.Options(volumes='whole')):
       if record['image'].size == 0 or len(record['channels']) != record['image'].shape[-1]:
@@ -327,6 +340,7 @@ def import_all() -> None:
   import av  # noqa: F401
   import h5py  # noqa: F401
   import imagecodecs  # noqa: F401
+  import nd2  # noqa: F401
   import nibabel  # noqa: F401
   import openjpeg  # noqa: F401
   import pydicom.pixels.decoders  # noqa: F401
@@ -334,7 +348,7 @@ def import_all() -> None:
   import tifffile  # noqa: F401
   import zarr  # noqa: F401
 
-  from jaxmed.data.readers import array, dicom, image, itk, nifti, slide, tiff, video  # noqa: F401
+  from jaxmed.data.readers import array, czi, dicom, image, itk, nifti, slide, tiff, video  # noqa: F401
 
 
 def main() -> int:
