@@ -25,14 +25,17 @@ def whole(crews, corpus, tmp_path_factory):
 
 
 def stop_at(n):
-  """A hook: this process signals itself with batch `n`."""
+  """A hook: this process signals itself with batch `n`, and takes its time from then on, so that all hear of it."""
   return f'''
+import time
 _take = loop._batches
 def _stopped(run, first):
   for k, batch in enumerate(_take(run, first), first + 1):
     if k == {n}:
       import signal
       signal.raise_signal(signal.SIGTERM)
+    if k >= {n}:
+      time.sleep(0.5)
     yield batch
 loop._batches = _stopped
 '''

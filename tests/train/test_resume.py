@@ -181,7 +181,8 @@ def test_a_run_is_readable_without_its_corpus(corpus, trained, tmp_path):
   (run / 'config.json').write_text(config.replace(str(corpus), str(tmp_path / 'gone')))
   images = np.stack([open_source(corpus)[i]['image'] for i in range(3)])[:, :16, :16]
   before, after = load(trained).embed(images), load(run).embed(images)
-  assert {k: v.shape for k, v in after.items()} == {'cls': (3, 32), 'mean': (3, 32), 'patches': (3, 3, 2, 2, 32)}
+  assert {k: v.shape for k, v in after.items()} == {'cls': (3, 32), 'mean': (3, 32), 'patches': (3, 3, 2, 2, 32),
+                                                     'map': (3, 2, 2, 32)}
   same(before, after)
   with pytest.raises(UserError, match='gone does not exist'):
     loop.resume(run, quiet=True)
@@ -201,7 +202,7 @@ def test_init_reaches_the_average_of_the_weights(corpus, trained, tmp_path):
   """It is the product of a run that has one."""
   config, spec = loop.setup.load(trained)
   config.optimizer.ema, config.init = 0.9, str(trained)
-  run = types.SimpleNamespace(config=config, trainer=loop.setup.build(config, spec),
+  run = types.SimpleNamespace(config=config, spec=spec, trainer=loop.setup.build(config, spec),
                               mesh=loop.mesh_lib.make_mesh(config.mesh))
   shapes = loop.setup.batch_shapes(config, spec, run.mesh)
   state = begin.initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
