@@ -27,6 +27,7 @@ import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
 TILE = 24
+MOST_MAPS = 25_000
 # The run that tests train. Its step takes milliseconds and is compiled once, also for other processes; other values
 # of what the step is made of (steps and learning rate among them) cost a compilation.
 TINY = {
@@ -36,6 +37,19 @@ TINY = {
     'objective': {'decoder_dim': 32, 'decoder_depth': 1, 'decoder_heads': 2},
 }
 SUPERVISED = TINY | {'method': 'supervised', 'objective': {}, 'loader': {'threads': 1, 'label': 'tissue'}}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def few_programs():
+  """Lets go of compiled programs before Linux runs out of memory maps (65,530 a process), of which each takes some."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and sum(1 for _ in maps.open(encoding='utf-8')) > MOST_MAPS:
+    import gc
+
+    import jax
+    jax.clear_caches()
+    gc.collect()
 
 
 def _skimage(name: str) -> np.ndarray:
