@@ -25,7 +25,7 @@ def load(path: str | os.PathLike, checkpoint: str = 'latest') -> Encoder:
   if not path.exists():
     raise UserError(f'{path} does not exist: expected a run directory or an exported file')
   from jaxmed.interop.layouts import load_file
+  from jaxmed.models.channel_embed import unnamed
   model, params, info = load_file(path)
-  names = [f'channel_{i}' for i in range(model.in_channels)]
-  channels = info.get('channels') or [{'name': n, 'mean': 0.0, 'std': 1.0} for n in names]
+  channels = info.get('channels') or [{'name': n, 'mean': 0.0, 'std': 1.0} for n in unnamed(model.in_channels)]
   return Encoder(model, params, tuple(channels), info.get('normalize', 'none'), info.get('feature', 'cls'), info)

@@ -476,7 +476,7 @@ def _rates(args: argparse.Namespace) -> dict[str, Any]:
   if not args.seconds > 0:
     raise UserError(f'--seconds is {args.seconds}: expected a positive number')
   source = open_source(args.data)
-  source = source.select('train') if len(source.select('train')) else source
+  source = trained if len(trained := source.select('train')) else source
   spec = setup.data_spec(source, '')
   user = {'image_size': tuple(args.size or ()), 'loader': {'fit': args.fit}}
   config = setup.resolve(user, spec)

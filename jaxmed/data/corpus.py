@@ -18,7 +18,6 @@ One specification holds for pixels of any rank and type: the array travels as ra
 endian) beside its type and shape. The same input gives the same bytes, however many processes wrote them.
 """
 
-import csv
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -236,8 +235,7 @@ def write_metadata(folder: pathlib.Path, shards: Mapping[str, Sequence[Sequence[
 
 def write_rejects(path: pathlib.Path, rejects: Sequence[Sequence[str]]) -> None:
   """Writes a CSV with the columns path and reason."""
-  with files.writing(path) as part, open(part, 'w', newline='', encoding='utf-8') as f:
-    csv.writer(f).writerows([('path', 'reason'), *rejects])
+  files.write_csv(path, [('path', 'reason'), *rejects])
 
 
 def _little(array: np.ndarray) -> bytes:

@@ -120,3 +120,14 @@ def one_line(error: BaseException) -> str:
   """An error as one line, with its kind unless it is a plain ValueError."""
   text = ' '.join(str(error).split()) or type(error).__name__
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+
+
+def unique(names: Iterable[str]) -> list[str]:
+  """The names, equal ones with a number: a, a-2."""
+  out: list[str] = []
+  for name in names:
+    candidate, n = name, 2
+    while candidate in out:
+      candidate, n = f'{name}-{n}', n + 1
+    out.append(candidate)
+  return out

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.items import unique
 from jaxmed.data.manifest import Joint, Manifest
 from jaxmed.data.sources import Source
 from jaxmed.errors import UserError
@@ -21,7 +22,7 @@ def join(sources: Sequence[Source]) -> Source:
   """
   if len(sources) == 1:
     return sources[0]
-  names = _unique([source.path.resolve().name for source in sources])
+  names = unique([source.path.resolve().name for source in sources])
   first: dict[int, str] = {}
   for source, name in zip(sources, names):
     for shape in source.distinct('shape')[1]:
@@ -62,13 +63,3 @@ def _pooled(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   mean, low, high = (over([s[key] for s in parts]) for key in ('mean', 'low', 'high'))
   spread = over([s['std'] ** 2 + (s['mean'] - mean) ** 2 for s in parts])
   return {'count': int(sum(s['count'] for s in parts)), 'mean': mean, 'std': spread**0.5, 'low': low, 'high': high}
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-  out: list[str] = []
-  for name in names:
-    candidate, n = name, 2
-    while candidate in out:
-      candidate, n = f'{name}-{n}', n + 1
-    out.append(candidate)
-  return out

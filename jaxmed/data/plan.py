@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jaxmed.data import readers
 from jaxmed.data.grouping import grouped
-from jaxmed.data.items import Item, Plan, joined, sized
+from jaxmed.data.items import Item, Plan, joined, sized, unique
 from jaxmed.data.table import from_table
 from jaxmed.errors import UserError
 
@@ -54,7 +54,7 @@ def _walk(inputs, out: pathlib.Path) -> tuple[list[Item], int]:
   """All that some reader takes, sorted within each input, and the number of other files."""
   if not inputs:
     raise UserError('no input: expected folders or files')
-  names = _unique([pathlib.Path(os.path.abspath(i)).name for i in inputs])
+  names = unique([pathlib.Path(os.path.abspath(i)).name for i in inputs])
   found: list[Item] = []
   ignored = 0
   for root, name in zip((pathlib.Path(i) for i in inputs), names):
@@ -137,13 +137,3 @@ def _subject(item: Item) -> str:
   if readers.SUFFIXES.get(readers.suffix(item.file) or '') == 'nifti':
     return readers.stem(item.file)
   return item.rel[:len(item.rel) - len(readers.suffix(item.file) or '')]
-
-
-def _unique(names: list[str]) -> list[str]:
-  out: list[str] = []
-  for name in names:
-    candidate, n = name, 2
-    while candidate in out:
-      candidate, n = f'{name}-{n}', n + 1
-    out.append(candidate)
-  return out

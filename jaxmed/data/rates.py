@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data import pipeline, sampling
+from jaxmed.data import pipeline, pool, sampling
 from jaxmed.data.sources import Source
 
 FAR = 16  # threads to go up to for an object store
@@ -47,7 +47,7 @@ def measure(source: Source, *, size: Sequence[int], batch_size: int = 64, fit: s
   Raises:
     UserError: an empty source, or a size of another rank.
   """
-  cores = cores or usable_cores()
+  cores = cores or pool.cores()
   most = cores if isinstance(source.path, pathlib.Path) else max(cores, FAR)  # a store is waited for, not worked for
   counts = sorted({1, *(2**k for k in range(1, 10) if 2**k < most), most})
   vocabulary = source.channels
@@ -78,11 +78,6 @@ def measure(source: Source, *, size: Sequence[int], batch_size: int = 64, fit: s
   if transfer:
     out |= _transfer(source, size, vocabulary, fit, batch_size, seconds)
   return out | _judged(out, threads)
-
-
-def usable_cores() -> int:
-  """Cores that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @dataclasses.dataclass
@@ -131,10 +126,10 @@ def _rate(work: Callable[[int], int], rows: int, threads: int, seconds: float) -
       done[k][1] += size
 
   work(0)
-  with ThreadPoolExecutor(threads) as pool:
+  with ThreadPoolExecutor(threads) as executor:
     begin = time.perf_counter()
     end[0] = begin + seconds
-    for future in [pool.submit(loop, k) for k in range(threads)]:
+    for future in [executor.submit(loop, k) for k in range(threads)]:
       future.result()
   return sum(n for n, _ in done) / seconds, sum(b for _, b in done) / seconds
 

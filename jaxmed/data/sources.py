@@ -88,7 +88,7 @@ class Source:
     if sources:
       self._known('source', sources, f'source of {self.path}')
       keep &= self._among('source', sources)
-    return self._kept(keep)
+    return self.keep(keep)
 
   def where(self, values: Mapping[str, Sequence[str]], *, but: bool = False) -> 'Source':
     """The rows that have one of the values in each of the columns; with `but` those that have none in any.
@@ -102,7 +102,7 @@ class Source:
       hits.append(self._among(name, wanted))
     if not hits:
       return self
-    return self._kept(~np.logical_or.reduce(hits) if but else np.logical_and.reduce(hits))
+    return self.keep(~np.logical_or.reduce(hits) if but else np.logical_and.reduce(hits))
 
   def distinct(self, name: str) -> tuple[np.ndarray, list]:
     """The values of a column in order of first appearance, and the place among them of each row, int32 [N]."""
@@ -118,9 +118,6 @@ class Source:
     codes, values = self.distinct(name)
     return values[codes[i]]
 
-  def _kept(self, keep: np.ndarray) -> 'Source':
-    return self if keep.all() else dataclasses.replace(self, table=self.table.filter(pa.array(keep)))
-
   def _known(self, column: str, names: Sequence[str], kind: str) -> None:
     values = [manifest.name_of(v) for v in self.distinct(column)[1]]
     for name in names:
@@ -133,7 +130,7 @@ class Source:
 
   def keep(self, rows: np.ndarray) -> 'Source':
     """The same records without those whose place in `rows` [N] is False."""
-    return dataclasses.replace(self, table=self.table.filter(pa.array(rows)))
+    return self if rows.all() else dataclasses.replace(self, table=self.table.filter(pa.array(rows)))
 
   def column(self, name: str) -> pa.ChunkedArray:
     """A column of the manifest; a UserError names the nearest one to an unknown name."""

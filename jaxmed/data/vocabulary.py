@@ -6,7 +6,8 @@ JSON: {"DNA": {"aliases": ["DAPI", "Hoechst"], "stain": "Hoechst", "modality": "
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxmed import files
 from jaxmed.errors import UserError
@@ -30,6 +31,16 @@ class Vocabulary:
   def unknown(self, channels: Iterable[str]) -> list[str]:
     """Those of the channels that the file does not name."""
     return [c for c in channels if self.names and c not in self.names]
+
+
+def ids_of(channels: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+  """The id of each channel by its name and aliases, of entries {'name', maybe 'aliases'} in the order of their ids."""
+  return {name: i for i, c in enumerate(channels) for name in (c['name'], *c.get('aliases', ()))}
+
+
+def described(channels: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+  """Names with what else is known of the channels (`features`), by id, as `models.channel_embed` reads them."""
+  return tuple(c.get('features', c['name']) for c in channels)
 
 
 def read(path: str | os.PathLike) -> Vocabulary:

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import metrics
-from jaxmed.evaluate.run import METHODS, Task, encoded, make_task, plain, probe_scores
+from jaxmed.evaluate.run import METHODS, Task, chance_of, encoded, make_task, plain, probe_scores
+from jaxmed.evaluate.tables import text_row
 
 SUBSETS = 255  # all of eight channels
 _BYTES = 1 << 28  # features of subsets that a probe is asked of at once
@@ -53,8 +54,7 @@ def evaluate_channels(encoder: Any, source: Any, label: str, *, subsets: int = S
     notes.append(f'{len(tried)} of {whole} subsets were tried: each channel alone, all, and a random sample')
   train = encoded(encoder, task, feature, batch_size, 'trained', splits=('train', 'val'))
   shown = encoder.embed_subsets(task.test.source, tried, batch_size, feature)  # [S, M, D]
-  chance = {'accuracy': float((task.test.y == np.bincount(task.train.y).argmax()).mean()), 'auroc': 0.5,
-            'balanced_accuracy': 1 / len(np.unique(task.test.y))}
+  chance = chance_of(task)
   found = {}
   for method in METHODS:
     scores = _asked(method, train, shown, task)
@@ -217,4 +217,4 @@ def text_table(results: Mapping[str, dict[str, Any]], metric: str = 'accuracy') 
 
 def _aligned(table: list[list[str]]) -> list[str]:
   width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-  return ['  '.join(c.ljust(w) for c, w in zip(row, width, strict=True)).rstrip() for row in table]
+  return [text_row(row, width) for row in table]

@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxmed.augment.views import ViewMaker
 from jaxmed.data.pipeline import eval_batches
+from jaxmed.data.vocabulary import described, ids_of
 from jaxmed.errors import UserError, choose
 from jaxmed.interop.inflate import inflate
+from jaxmed.models.channel_embed import unnamed
 from jaxmed.models.vit import ViT
 
 
@@ -42,12 +44,12 @@ class Encoder:
   @property
   def ids(self) -> dict[str, int]:
     """The id of each channel by its name and aliases."""
-    return {name: i for i, c in enumerate(self.channels) for name in (c['name'], *c.get('aliases', ()))}
+    return ids_of(self.channels)
 
   @property
   def named(self) -> bool:
     """Whether the channels have names of their own, not only places."""
-    return self.vocabulary != tuple(f'channel_{i}' for i in range(len(self.channels)))
+    return self.vocabulary != unnamed(len(self.channels))
 
   @property
   def image_size(self) -> tuple[int, ...]:
@@ -112,7 +114,6 @@ class Encoder:
     if not self.model.per_channel:
       raise UserError(f'the encoder was trained on the channels {", ".join(self.vocabulary)} together and cannot take '
                       f'{", ".join(fresh)} too')
-    described = lambda entries: [c.get('features', c['name']) for c in entries]
     channels = (*self.channels, *({'name': n, 'mean': s['mean'], 'std': s['std']} for n, s in fresh.items()))
     model, params = inflate(self.model, self.params, described(self.channels), described(channels))
     return dataclasses.replace(self, model=model, params=jax.tree.map(jnp.asarray, params), channels=channels)

@@ -149,11 +149,8 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, predicted: np.ndar
   _mosaic([list(line.reshape(-1, *line.shape[2:])) for line in shown], labels, path, title, group=3)
 
 
-def channel_similarity(vectors: np.ndarray, names: Sequence[str], path: str | os.PathLike) -> None:
-  """Cosines between the embeddings [V, D] of channels, as a matrix with numbers."""
-  vectors = np.asarray(vectors, np.float64)
-  unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-  cosine = unit @ unit.T
+def channel_similarity(cosine: np.ndarray, names: Sequence[str], path: str | os.PathLike) -> None:
+  """Cosines [V, V] between the embeddings of channels, as a matrix with numbers."""
   side = 1.6 + 0.45 * len(names)
   figure = _figure(side + 1.0, side)
   ax = figure.subplots()

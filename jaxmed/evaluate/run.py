@@ -76,7 +76,7 @@ def evaluate(encoder: Any, source: Any, label: str, *, untrained: Any = None, fe
   if pixels:
     sets[PIXELS] = _pixels(encoder, task, batch_size)
   rows, differences, troubles = _scored(sets, task, draws, seed)
-  return dict(label=label, feature=feature, classes=list(task.classes), chance=_chance(task), rows=rows,
+  return dict(label=label, feature=feature, classes=list(task.classes), chance=chance_of(task), rows=rows,
               differences=differences, notes=notes + troubles, draws=draws, seed=seed, **_sizes(task))
 
 
@@ -248,7 +248,7 @@ def probe_scores(method: str, x: dict[str, np.ndarray], task: Task) -> tuple[np.
   return probes.logistic(x['train'][fit], task.train.y[fit], val_x, val_y, x['test'], len(task.classes))
 
 
-def _chance(task: Task) -> dict[str, float]:
+def chance_of(task: Task) -> dict[str, float]:
   """What a constant answer, the commonest training class, gets on the test rows; 0.5 for AUROC."""
   common = np.bincount(task.train.y).argmax()
   return dict(accuracy=float((task.test.y == common).mean()), auroc=0.5,

@@ -1,6 +1,7 @@
 """The result of an evaluation as text and as HTML: methods and metrics down, kinds of features across."""
 
 import html
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxmed.evaluate.metrics import LABELS, METRICS
@@ -29,8 +30,8 @@ def text_table(result: dict[str, Any]) -> str:
   ]
   lines = []
   for block in blocks:
-    lines += [_line(block[0], width), _line(['-' * w for w in width[:len(block[0])]], width)]
-    lines += [_line(_once(block, i), width) for i in range(1, len(block))] + ['']
+    lines += [text_row(block[0], width), text_row(['-' * w for w in width[:len(block[0])]], width)]
+    lines += [text_row(_once(block, i), width) for i in range(1, len(block))] + ['']
   return '\n'.join(lines + _wrapped(_caption(result))) + '\n'
 
 
@@ -154,5 +155,6 @@ def _once(block: list[tuple[str, ...]], i: int) -> tuple[str, ...]:
   return ('', *row[1:]) if i > 1 and block[i - 1][0] == row[0] else row
 
 
-def _line(cells, width: list[int]) -> str:
+def text_row(cells: Iterable[str], width: Sequence[int]) -> str:
+  """Cells of a row of a table as text, each as wide as its column."""
   return '  '.join(c.ljust(w) for c, w in zip(cells, width, strict=False)).rstrip()

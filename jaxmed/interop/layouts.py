@@ -25,6 +25,7 @@ from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.state_dict import Params
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models import registry
+from jaxmed.models.channel_embed import unnamed
 from jaxmed.models.convolution import Hierarchical
 from jaxmed.models.registry import Encoder
 
@@ -92,7 +93,12 @@ def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | 
   Raises:
     UserError: missing, damaged or foreign file without `fmt`, arguments that contradict the file.
   """
-  tensors, metadata = read_tensors(path)
+  return _loaded(path, *read_tensors(path), fmt, num_heads, image_size)
+
+
+def _loaded(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str], fmt: str | None,
+            num_heads: int | None, image_size: tuple[int, ...] | None) -> tuple[Encoder, Params, dict[str, Any]]:
+  """`load_file` of what was read."""
   if fmt is not None:
     choose('format', fmt, FORMATS)
   if METADATA in metadata:
@@ -134,7 +140,7 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
     choose('format', fmt, FORMATS)
   tensors, metadata = read_tensors(src)
   fmt = fmt or (json.loads(metadata[METADATA])['format'] if METADATA in metadata else guess_format(tensors))
-  model, params, info = load_file(src, fmt, num_heads, image_size)
+  model, params, info = _loaded(src, tensors, metadata, fmt, num_heads, image_size)
   assert fmt is not None  # or there was no telling what it is
   if kind is not None and kind != ('channel_vit' if model.per_channel else 'vit'):
     convert = {'vit': inflate.to_vit, 'channel_vit': inflate.to_channel_vit}[choose('--to', kind, inflate.KINDS)]
@@ -208,16 +214,16 @@ def _as_described(model: Encoder, params: Params) -> Params:
   return params
 
 
-def _names(model: Encoder, info: Mapping[str, Any]) -> list[str]:
+def _names(model: Encoder, info: Mapping[str, Any]) -> Sequence[str]:
   """The channels of a file; those of three that nobody named are taken as colours."""
   if 'channels' in info:
     return [c['name'] for c in info['channels']]
-  return ['R', 'G', 'B'] if model.in_channels == 3 else [f'channel_{i}' for i in range(model.in_channels)]
+  return ['R', 'G', 'B'] if model.in_channels == 3 else unnamed(model.in_channels)
 
 
 def _channel_info(model: Encoder, channels: Sequence[Any] | None) -> dict[str, Any]:
   if channels is None:
-    channels = [f'channel_{i}' for i in range(model.in_channels)]
+    channels = unnamed(model.in_channels)
   if len(channels) != model.in_channels:
     raise UserError(f'--channels names {len(channels)} channels, expected {model.in_channels}')
   entries = [{'name': c, 'mean': 0.0, 'std': 1.0} if isinstance(c, str) else dict(c) for c in channels]

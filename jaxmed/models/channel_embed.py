@@ -22,6 +22,11 @@ INITS = ('trunc_normal', 'orthogonal')
 FEATURES = ('name', 'modality', 'stain', 'marker', 'wavelength', 'sequence', 'site', 'scanner')
 
 
+def unnamed(count: int) -> tuple[str, ...]:
+  """Names for channels of which only the place is known."""
+  return tuple(f'channel_{i}' for i in range(count))
+
+
 def parse(channel: str) -> dict[str, str]:
   """'DNA|stain=Hoechst|modality=fluorescence' -> {'name': 'DNA', 'stain': 'Hoechst', 'modality': 'fluorescence'}.
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.models.channel_attention import Layout, layout_of
-from jaxmed.models.channel_embed import HashedChannels, initializer
+from jaxmed.models.channel_embed import HashedChannels, initializer, unnamed
 from jaxmed.models.positions import resample
 from jaxmed.models.tokens import Tokens, grid_of, patchify
 from jaxmed.models.vit import ViT
@@ -43,7 +43,7 @@ class ChannelViT(ViT):
   def setup(self):
     super().setup()
     if self.channel_embedding == 'hashed':
-      names = self.channel_names or tuple(f'channel_{i}' for i in range(self.in_channels))
+      names = self.channel_names or unnamed(self.in_channels)
       self.channel_hash = HashedChannels(names, self.embed_dim, self.hash_rows, self.hashes, self.hash_width)
     else:
       init = nn.with_logical_partitioning(initializer(self.channel_init), ('channels', 'embed'))

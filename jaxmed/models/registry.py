@@ -85,7 +85,7 @@ def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels
   if patch:
     fields['patch_size'] = patch * len(image_size) if len(patch) == 1 else patch
   if fields.get('channel_embedding') == 'hashed':
-    fields['channel_names'] = channel_names or tuple(f'channel_{i}' for i in range(in_channels))
+    fields['channel_names'] = channel_names or channel_embed.unnamed(in_channels)
     channel_embed.stacked(fields['channel_names'], fields['hash_rows'], fields['hashes'])  # raises
   model = FAMILIES[family](image_size=image_size, in_channels=in_channels, **fields)
   _check_size(name, image_size, model.patch_size)

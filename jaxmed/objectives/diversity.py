@@ -4,6 +4,8 @@ models/loss_fn.py, models/dichavit.py)."""
 import jax
 import jax.numpy as jnp
 
+from jaxmed.objectives.contrast import normalize
+
 
 def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array, temperature: float) -> jax.Array:
   """Cross-entropy of telling each channel's embedding by the proxies of all channels, a scalar.
@@ -14,7 +16,7 @@ def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array
   Args:
     vectors, proxies: [V, D]. present: [V] bool.
   """
-  squares = (2 - 2 * unit(vectors) @ unit(proxies).T) / temperature  # [V, V]
+  squares = (2 - 2 * normalize(vectors) @ normalize(proxies).T) / temperature  # [V, V]
   log_p = jax.nn.log_softmax(jnp.where(present[None], -squares, -1e30), axis=1)
   own = jnp.where(present, jnp.diagonal(log_p), 0.0)
   return -own.sum() / jnp.maximum(present.sum(), 1)
@@ -29,7 +31,7 @@ def token_diversity(tokens: jax.Array, there: jax.Array, same: float, other: flo
   Args:
     tokens: [B, C, N, D], projected patches before embeddings are added. there: [B, C] bool.
   """
-  x = jnp.where(there[..., None, None], unit(tokens), 0.0)
+  x = jnp.where(there[..., None, None], normalize(tokens), 0.0)
   count = x.shape[2]
   of_channel = x.sum(axis=2)  # [B, C, D]
   within = jnp.square(of_channel).sum(axis=(1, 2))
@@ -40,10 +42,3 @@ def token_diversity(tokens: jax.Array, there: jax.Array, same: float, other: flo
   between = channels * (channels - 1) * count**2
   mean = lambda value, n: value / (n + 1e-6)
   return (same * mean(within - alone, pairs) + other * mean(total - within, between)).mean()
-
-
-def unit(x: jax.Array) -> jax.Array:
-  """Rows of length 1, float32; a row of zeros stays one, without a NaN in its gradient."""
-  x = x.astype(jnp.float32)
-  squares = jnp.square(x).sum(axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -193,7 +193,6 @@ class MAE:
     hidden = (order >= quota) & exists
     return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32), there
 
-
   def _dynamic(self, rng: jax.Array, noise: jax.Array, sampled: jax.Array, count: int) -> jax.Array:
     """Which tokens [B, C * N] dynamic channel-patch masking hides (ChA-MAEViT, arXiv 2503.19331).
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxmed.augment.channels import cosines
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
 
@@ -58,7 +59,8 @@ def end(run: Any, state: TrainState) -> None:
     patches = patches.mean(axis=1)
     if len(encoder.channels) > 1:
       vectors = encoder.model.apply({'params': encoder.params}, method='channel_vectors')
-      figures.channel_similarity(np.asarray(vectors), encoder.vocabulary, folder / 'channel_similarity.png')
+      similarity = np.asarray(cosines(vectors))
+      figures.channel_similarity(similarity, encoder.vocabulary, folder / 'channel_similarity.png')
   figures.patch_pca(_own(run, plain['image'], batch), patches, folder / 'patch_pca.png', names)
   write_report(run.folder)
 

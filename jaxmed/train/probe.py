@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 
 from jaxmed.data.pipeline import eval_batches
 from jaxmed.evaluate import health
@@ -75,8 +74,8 @@ class Probe:
   def _known(self, source: Any) -> Any:
     """The rows whose channels the run knows: it may train on some sources alone."""
     known = set(self.spec.ids)
-    keep = [known.issuperset(names) for names in source.table.column('channels').to_pylist()]
-    return dataclasses.replace(source, table=source.table.filter(pa.array(keep, pa.bool_())))
+    codes, sets = source.distinct('channels')
+    return source.keep(np.array([known.issuperset(names) for names in sets], bool)[codes])
 
   @functools.cached_property
   def _labelled(self) -> tuple[Any, Any]:

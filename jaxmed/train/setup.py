@@ -76,12 +76,7 @@ class DataSpec:
   @property
   def ids(self) -> dict[str, int]:
     """The id of each channel by its name and aliases."""
-    return {name: i for i, c in enumerate(self.channels) for name in (c['name'], *c.get('aliases', ()))}
-
-  @property
-  def described(self) -> tuple[str, ...]:
-    """Names with what else is known of the channels, by id, as `models.channel_embed` reads them."""
-    return tuple(c.get('features', c['name']) for c in self.channels)
+    return vocabulary.ids_of(self.channels)
 
 
 def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
@@ -343,8 +338,8 @@ def check_shares(config: ConfigDict, mesh: Any) -> None:
 
 def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
-  model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), spec.described,
-                                **config.encoder)
+  model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels),
+                                vocabulary.described(spec.channels), **config.encoder)
   if config.augment.channel_sampling == 'diverse' and not model.per_channel:
     raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
                     'take hcs, or a channel_vit')

@@ -4,8 +4,8 @@ A hash misses another slice of the same lesion and finds nothing in flat images;
 read the table that is written. Features find what hashes do not.
 """
 
-import csv
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,7 +57,7 @@ class Leaks:
 def held_out(source: Source) -> Source:
   """The rows of an evaluation set that answers are judged by: val and test, or all where it has neither."""
   told = pc.is_in(source.table['split'], value_set=pa.array(['val', 'test']))
-  return dataclasses.replace(source, table=source.table.filter(told)) if pc.any(told).as_py() else source
+  return source.keep(told.to_numpy()) if pc.any(told).as_py() else source
 
 
 def between(source: Source, evaluation: str, radius: int = hashes.RADIUS, progress: bool = False,
@@ -118,11 +118,8 @@ def _bare(source: Source, name: str) -> pa.ChunkedArray:
 
 def write(path: pathlib.Path, source: Source, found: Sequence[Leaks]) -> None:
   """A CSV with a row for each leaking record and kind."""
-  with files.writing(path) as part, open(part, 'w', newline='', encoding='utf-8') as f:
-    table = csv.writer(f)
-    table.writerow(('id', 'kind', 'evaluation', 'evaluation_id', 'value'))
-    for leaks in found:
-      table.writerows(_lines(source, leaks))
+  lines = (line for leaks in found for line in _lines(source, leaks))
+  files.write_csv(path, itertools.chain([('id', 'kind', 'evaluation', 'evaluation_id', 'value')], lines))
 
 
 def _lines(source: Source, leaks: Leaks) -> Iterator[tuple]:

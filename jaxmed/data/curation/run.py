@@ -175,7 +175,7 @@ def curate(request: Request, progress: bool = False) -> dict[str, Any]:
   codes, splits = whole.distinct('split')
   told = np.array([request.split in ('all', split) for split in splits], bool)[codes]
   keep = np.ones(len(whole), bool)
-  leaks = _leaks(request, options.leaks, _part(whole, told), progress)
+  leaks = _leaks(request, options.leaks, whole.keep(told), progress)
   left_out: list[Iterator[Sequence[Any]]] = []
   steps: list[dict[str, Any]] = []
   judges: list[tuple[str, Callable[[Rows], Verdict]]] = [(name, METHODS[name]) for name in request.methods]
@@ -185,7 +185,7 @@ def curate(request: Request, progress: bool = False) -> dict[str, Any]:
   for name, judge in judges:
     at = np.flatnonzero(told & keep)
     begin = time.perf_counter()
-    rows = Rows(_part(whole, told & keep), options[name], request.scope, request.features, request.seed, progress)
+    rows = Rows(whole.keep(told & keep), options[name], request.scope, request.features, request.seed, progress)
     verdict = judge(rows)
     keep[at] = verdict.keep
     left_out.append(_left_out(rows.source, name, verdict))
@@ -239,10 +239,6 @@ def text(found: Mapping[str, Any], out: str | None) -> str:
     lines.append(f'{found["kept"]} of {found["records"]} records in {corpus}@{out}; what was left out: '
                  f'{corpus / selection.FOLDER / out}.csv')
   return '\n'.join(lines)
-
-
-def _part(source: Source, keep: np.ndarray) -> Source:
-  return dataclasses.replace(source, table=source.table.filter(pa.array(keep)))
 
 
 def _leaks(request: Request, options: Any, source: Source, progress: bool) -> list[leakage.Leaks]:

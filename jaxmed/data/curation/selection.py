@@ -7,6 +7,7 @@
 The corpus itself stays as it is: no pixel is copied, and statistics stay those of the whole.
 """
 
+import itertools
 import os
 import pathlib
 import re
@@ -49,12 +50,9 @@ def check_name(name: str) -> str:
 def write(corpus: pathlib.Path, name: str, ids: Sequence[str] | pa.ChunkedArray, about: Mapping[str, Any],
           left_out: Iterable[Sequence[Any]] = ()) -> pathlib.Path:
   """Writes a selection, each file whole; returns the path of the ids. An older one of the name is replaced."""
-  import csv
-
   place = corpus / FOLDER / check_name(name)
-  with files.writing(place.with_name(f'{name}.csv')) as part, open(part, 'w', newline='', encoding='utf-8') as f:
-    csv.writer(f).writerow(('id', 'method', 'reason', 'value', 'like'))
-    csv.writer(f).writerows(left_out)
+  head = ('id', 'method', 'reason', 'value', 'like')
+  files.write_csv(place.with_name(f'{name}.csv'), itertools.chain([head], left_out))
   files.write_json(place.with_name(f'{name}.json'), dict(about))
   path = place.with_name(f'{name}.parquet')
   with files.writing(path) as part:
