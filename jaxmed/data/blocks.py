@@ -41,14 +41,16 @@ class Task:
     items: to read; each has subject and split.
     options: of the readers.
     types: the manifest's other columns.
-    demo: the block is the demo corpus, which has no items.
+    made: the block is 'demo' or 'synthetic', a corpus that has no items.
+    seed: of what is synthetic.
   """
 
   number: int
   items: tuple[Item, ...]
   options: readers.Options = readers.DEFAULT
   types: dict[str, pa.DataType] = dataclasses.field(default_factory=dict)
-  demo: bool = False
+  made: str = ''
+  seed: int = 0
 
   @property
   def name(self) -> str:
@@ -97,7 +99,7 @@ def write(task: Task, folder: pathlib.Path, tick: Callable[[int], Any] = lambda 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-      rejects = _demo(task, part) if task.demo else _items(task, part, late, tick)
+      rejects = _made(task, part) if task.made else _items(task, part, late, tick)
       break
     except _Late as e:
       late[e.rel] = e.reason
@@ -168,6 +170,8 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
 def _records(item: Item, options: readers.Options) -> Iterator[readers.Record]:
   if item.group is not None:
     yield from readers.read_group(item.group, options, item.mask)
+  elif item.parts is not None:
+    yield from readers.read_parts(item.parts, options, item.mask)
   else:
     yield from readers.read(item.file, options, item.mask)
 
@@ -191,16 +195,17 @@ def _add(record: readers.Record, item: Item, digest: str, task: Task, writer: Wr
   unknown = sorted(set(meta) - set(readers.META))
   if unknown:
     raise RuntimeError(f'the reader of {item.rel} gives {unknown[0]!r}, which readers.META does not know')
-  writer.add(record | {'id': name, 'subject': item.subject, 'source': item.source}, item.split or '', item.rel, digest,
-             item.extra | meta)
+  told = dict(record.get('told', {}))  # of this image alone
+  own = {'id': name, 'subject': told.pop('subject', item.subject), 'source': item.source}
+  writer.add(record | own, item.split or '', item.rel, digest, item.extra | told | meta)
 
 
-def _demo(task: Task, part: pathlib.Path) -> dict[str, Any]:
-  from jaxmed.data import demo
+def _made(task: Task, part: pathlib.Path) -> dict[str, Any]:
+  from jaxmed.data import demo, synthetic
 
   writer = Writer(part, task.number)
   try:
-    for record, split, path, digest, extra in demo.records():
+    for record, split, path, digest, extra in demo.records() if task.made == 'demo' else synthetic.records(task.seed):
       writer.add(record, split, path, digest, extra)
   finally:
     writer.close()
@@ -228,7 +233,9 @@ def _flush(folder: pathlib.Path) -> None:
 
 
 def sha256(item: Item) -> str:
-  """The hash of a file; of several, the hash of their hashes in hexadecimal, in reading order."""
+  """The hash of a file; of several, the hash of their hashes in hexadecimal, in reading order; of rows, their own."""
+  if item.parts is not None and item.parts.rows is not None:
+    return readers.digest_rows(item.parts)
   digests = []
   for path in paths(item):
     with open(path, 'rb') as f:

@@ -18,21 +18,23 @@ _BARS, _BINS = 24, 8
 _LISTED = 24  # values of a column
 
 
-def write_card(folder: pathlib.Path, source: Source, rejected: int, carried: Mapping[str, str] | None = None) -> None:
-  """Writes card.md and mosaic.png into a folder; `carried` is {column: what of it may tell who somebody is}."""
+def write_card(folder: pathlib.Path, source: Source, rejected: int, carried: Mapping[str, str] | None = None,
+               note: str = '') -> None:
+  """Writes card.md and mosaic.png into a folder; `carried` is {column: what of it may tell who somebody is}, `note` is
+  said first."""
   from PIL import Image
 
   with files.writing(folder / 'mosaic.png') as part:
     Image.fromarray(mosaic(source)).save(part, format='PNG')
-  files.write_text(folder / 'card.md', text(source, rejected, carried or {}))
+  files.write_text(folder / 'card.md', text(source, rejected, carried or {}, note))
 
 
-def text(source: Source, rejected: int, carried: Mapping[str, str]) -> str:
+def text(source: Source, rejected: int, carried: Mapping[str, str], note: str = '') -> str:
   """The card as Markdown."""
   table = source.table
   subjects = pc.count_distinct(table['subject']).as_py()
-  parts = ['# Corpus', f'{len(table):,} records of {subjects:,} subjects; {rejected:,} files could not be read '
-           '(rejects.csv).', '## Splits', _splits(table)]
+  parts = ['# Corpus', *filter(None, (note,)), f'{len(table):,} records of {subjects:,} subjects; {rejected:,} files '
+           'could not be read (rejects.csv).', '## Splits', _splits(table)]
   for title, name in (('Sources', 'source'), ('Modalities', 'modality'), ('Sites', 'site'),
                       ('Intensities', 'intensity')):
     if name in table.column_names and not pa.types.is_nested(table[name].type):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jaxmed.data.readers import Group
+from jaxmed.data.readers import Group, Parts
 from jaxmed.errors import UserError
 
 
@@ -30,6 +30,7 @@ class Item:
     stamp: when they were last changed, in nanoseconds.
     mask: the file of its mask, or None.
     signal: the file of its signal, or None.
+    parts: how its channels lie in files, where a layout says so, or None.
   """
 
   file: pathlib.Path
@@ -45,6 +46,7 @@ class Item:
   stamp: int = 0
   mask: pathlib.Path | None = None
   signal: pathlib.Path | None = None
+  parts: Parts | None = None
 
 
 @dataclasses.dataclass
@@ -59,6 +61,7 @@ class Plan:
     rejects: (path, reason) of files that are already known to be bad.
     empty: (path, reason) of files that hold no image by their nature, such as reports.
     given: a table or folders give splits.
+    note: what the card must say of it.
   """
 
   items: list[Item]
@@ -68,19 +71,25 @@ class Plan:
   rejects: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   empty: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   given: bool = False
+  note: str = ''
 
 
 def paths(item: Item) -> list[pathlib.Path]:
   """The files of an item, in reading order; those of a folder format sorted."""
   if item.group is not None:
     return list(item.group.files)
+  if item.parts is not None:
+    return list(item.parts.files)
   if item.file.is_dir():
     return sorted(pathlib.Path(folder, n) for folder, _, names in os.walk(item.file) for n in names)
   return [item.file]
 
 
 def sized(item: Item) -> Item:
-  """The item with its size and stamp, mask and signal included; a file that went away has none."""
+  """The item with its size and stamp, mask and signal included; a file that went away has none, a size that is known
+  already stays."""
+  if item.size:
+    return item
   stats = []
   for path in [*paths(item), *filter(None, (item.mask, item.signal))]:
     try:

@@ -10,10 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from jaxmed import __version__
-from jaxmed.data import blocks, corpus, readers, store
-from jaxmed.data.items import Plan, given_splits
+from jaxmed.data import blocks, corpus, layouts, readers, store, synthetic
+from jaxmed.data.items import Item, Plan, given_splits
 from jaxmed.data.plan import make_plan
 from jaxmed.errors import UserError, choose
+
+# Corpora that come with the package, by the word that stands for them: further columns of their manifests.
+_MADE = {'demo': {'region': pa.string()}, 'synthetic': {'relation': pa.string()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,11 @@ class Layout:
   def fingerprint(self) -> str:
     """A hash of all that the corpus follows from: files by name, size and time, options, and how it is cut."""
     plan = self.plan
-    told = [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
-            plan.empty, store.CHUNK_BYTES, store.EDGE, corpus.SHARD_BYTES]
+    told: list[Any] = [[task.made, task.seed] for task in self.tasks if task.made == 'synthetic']
+    told += [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
+             plan.empty, store.CHUNK_BYTES, store.EDGE, corpus.SHARD_BYTES]
     for task in self.tasks:
-      told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp] for i in task.items])
+      told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp, *_of_parts(i)] for i in task.items])
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
   def carried(self) -> dict[str, str]:
@@ -64,10 +68,17 @@ class Layout:
                       'seed')
 
 
+def _of_parts(item: Item) -> list[Any]:
+  """How the channels of an item lie in its files, for the fingerprint."""
+  parts = item.parts
+  return [parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else []
+
+
 def lay_out(
     inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
     labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
-    volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, **reading: Any,
+    volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, layout: str = layouts.AUTO,
+    **reading: Any,
 ) -> Layout:
   """Walks the inputs and reads headers of files that are grouped. See `prepare` for the arguments.
 
@@ -76,20 +87,20 @@ def lay_out(
   """
   options = _options(channels, volumes, reading)
   shares = _fractions(splits)
-  if is_demo(inputs):
+  if made := made_of(inputs):
     if table or labels_from_folders or subject_pattern or channels:
-      raise UserError("the demo corpus takes no table, labels, subject pattern or channels: 'demo' stands alone")
-    plan = Plan([], types={'region': pa.string()}, given=True)
-    return Layout(plan, [blocks.Task(0, (), options, plan.types, demo=True)], options, shares)
-  plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options)
+      raise UserError(f'the {made} corpus takes no table, labels, subject pattern or channels: {made!r} stands alone')
+    plan = Plan([], types=_MADE[made], given=True, note=synthetic.told(seed) if made == 'synthetic' else '')
+    return Layout(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
+  plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
   given = given_splits(plan.items)
   plan.given = any(i.split for i in plan.items)
   subject = lambda i: i.subject or ''
   plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or split_of(subject(i), seed, shares))
                 for i in plan.items]
-  layout = Layout(plan, blocks.cut(plan.items, options, plan.types), options, shares)
-  layout.check_train({(i.subject, i.split) for i in plan.items})
-  return layout
+  laid_out = Layout(plan, blocks.cut(plan.items, options, plan.types), options, shares)
+  laid_out.check_train({(i.subject, i.split) for i in plan.items})
+  return laid_out
 
 
 def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
@@ -99,9 +110,10 @@ def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
   return 'train' if u < splits[0] else 'val' if u < splits[0] + splits[1] else 'test'
 
 
-def is_demo(inputs: Sequence[str | os.PathLike]) -> bool:
-  """Whether the word 'demo' stands for the demo corpus."""
-  return [str(i) for i in inputs] == ['demo'] and not os.path.exists('demo')
+def made_of(inputs: Sequence[str | os.PathLike]) -> str:
+  """The word that stands for a corpus that comes with the package, 'demo' or 'synthetic', '' for folders and files."""
+  word = str(inputs[0]) if len(inputs) == 1 else ''
+  return word if word in _MADE and not os.path.exists(word) else ''
 
 
 def _options(channels: Sequence[str] | None, volumes: str, reading: dict[str, Any]) -> readers.Options:

@@ -12,6 +12,7 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
+from jaxmed.data.lacking import Lack
 from jaxmed.data.resize import resize
 from jaxmed.data.sources import Source
 from jaxmed.errors import UserError, choose
@@ -49,6 +50,7 @@ class _Elements:
   layout: _Layout
   labels: np.ndarray
   length: int
+  lack: Lack | None = None
 
   def __len__(self) -> int:
     return self.length
@@ -63,11 +65,11 @@ class _Elements:
               'index': np.int32(-1)}
     if layout.fit == 'resize':
       record = self.source[i]
-      names, image = record['channels'], _pad_channels(resize(record['image'], layout.size), layout)
+      names, image = record['channels'], self._padded(resize(record['image'], layout.size), i)
     else:
       names, image = self.source.value('channels', i), None
     channels[:len(names)] = [layout.ids[c] for c in names]
-    mask[:len(names)] = True
+    mask[:len(names)] = True if self.lack is None else self.lack.shown(i, names)
     return {'image': image, 'channels': channels, 'channel_mask': mask, 'label': self.labels[i],
             'index': np.int32(i)}
 
@@ -83,7 +85,16 @@ class _Elements:
     window = self.source.window(i, start, layout.size)
     if any(map(any, pad)):
       window = np.pad(window, [*pad, (0, 0)])
-    return element | {'image': _pad_channels(window, layout)}
+    return element | {'image': self._padded(window, i)}
+
+  def _padded(self, image: np.ndarray, i: int) -> np.ndarray:
+    """The image of row i with as many channels as all have."""
+    missing = self.layout.channels - image.shape[-1]
+    if missing < 0:
+      raise UserError(f'{self.source.path}: record {i} has {image.shape[-1]} channels, more than the '
+                      f'{self.layout.channels} that its manifest tells of: prepare the corpus again')
+    image = image.astype(self.layout.dtype, copy=False)
+    return np.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, missing)]) if missing else image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +115,7 @@ def train_batches(
     source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary, seed: int,
     start_step: int = 0, process_index: int = 0, process_count: int = 1, label: str | None = None,
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
-    sampler: Callable[[int], int] | None = None,
+    sampler: Callable[[int], int] | None = None, lack: Lack | None = None,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; every epoch has its own order.
 
@@ -123,6 +134,7 @@ def train_batches(
     threads: reading threads.
     prefetch: batches read ahead; by default what fits into PREFETCH_BYTES, 2 to 16.
     sampler: gives the row at each position of the stream (see jaxmed.data.sampling) instead of a shuffle.
+    lack: channels that a share of the rows shall lack.
 
   Returns:
     An iterator of dicts: image [b, *size, C] (uint8, uint16 or int16 if all records are, else float32),
@@ -133,7 +145,7 @@ def train_batches(
     UserError: nothing to read, a size of another rank than the images, a channel that is not in the
       vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
-  elements = _elements(source, size, vocabulary, label, classes, fit, len(source))
+  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack)
   local = _share(batch_size, process_index, process_count)
   if sampler is None:
     data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(source))
@@ -174,7 +186,7 @@ def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
   return data.crop(element, rng) if data.layout.fit == 'crop' else element
 
 
-def _elements(source, size, vocabulary, label, classes, fit, length) -> _Elements:
+def _elements(source, size, vocabulary, label, classes, fit, length, lack=None) -> _Elements:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
   choose('fit', fit, FITS)
@@ -189,7 +201,7 @@ def _elements(source, size, vocabulary, label, classes, fit, length) -> _Element
   if label is not None:
     labels = source.codes(label, classes or source.classes(label))
   ids = dict(vocabulary) if isinstance(vocabulary, Mapping) else {name: i for i, name in enumerate(vocabulary)}
-  return _Elements(source, _Layout(size, widest, dtype, ids, fit), labels, length)
+  return _Elements(source, _Layout(size, widest, dtype, ids, fit), labels, length, lack)
 
 
 def _check_rank(source: Source, size: tuple[int, ...]) -> None:
@@ -210,12 +222,6 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
   if not 0 <= process_index < process_count:
     raise UserError(f'process {process_index} is not one of {process_count}')
   return batch_size // process_count
-
-
-def _pad_channels(image: np.ndarray, layout: _Layout) -> np.ndarray:
-  image = image.astype(layout.dtype, copy=False)
-  missing = layout.channels - image.shape[-1]
-  return np.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, missing)]) if missing else image
 
 
 def _iterate(data, layout: _Layout, local: int, threads: int, prefetch: int | None) -> Iterator[Batch]:

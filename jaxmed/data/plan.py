@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from jaxmed.data import readers
+from jaxmed.data import layouts, readers
 from jaxmed.data.grouping import grouped
 from jaxmed.data.items import Item, Plan, joined, sized, unique
 from jaxmed.data.table import from_table
@@ -21,15 +21,19 @@ _SPLIT_FOLDERS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 
 def make_plan(
     inputs: Sequence[str | os.PathLike], out: str | os.PathLike, table: str | os.PathLike | None = None,
     labels_from_folders: bool = False, subject_pattern: str | None = None,
-    options: readers.Options = readers.DEFAULT,
+    options: readers.Options = readers.DEFAULT, layout: str = layouts.AUTO,
 ) -> Plan:
   """Lists what to read, with subjects, given splits and columns. See `prepare` for the arguments.
 
   Raises:
     UserError: nothing to read, a damaged table, contradictory splits, labels or subjects.
   """
-  found, ignored = _walk(inputs, pathlib.Path(os.path.abspath(out)))
   pattern = _compile(subject_pattern)
+  told = {'--table': table, '--labels-from-folders': labels_from_folders, '--channels': options.channels}
+  name = layouts.find(layout, inputs, [k for k, v in told.items() if v])
+  if name:
+    return _laid_out(name, inputs[0], pattern)
+  found, ignored = _walk(inputs, pathlib.Path(os.path.abspath(out)))
   if table is not None:
     plan = from_table(pathlib.Path(table), found, inputs)
   elif found:
@@ -47,6 +51,15 @@ def make_plan(
     plan.items = [i if i.subject else dataclasses.replace(i, subject=_matched(i, pattern)) for i in plan.items]
   plan = grouped(plan, options)
   plan.items = [sized(i if i.subject else dataclasses.replace(i, subject=_subject(i))) for i in plan.items]
+  return plan
+
+
+def _laid_out(name: str, root: str | os.PathLike, pattern: re.Pattern | None) -> Plan:
+  """What a published layout says; other subjects than its own are not split as it splits."""
+  plan = layouts.plan(name, root)
+  if pattern is not None:
+    plan.items = [dataclasses.replace(i, subject=_matched(i, pattern) or i.subject, split=None) for i in plan.items]
+  plan.items = [sized(i) for i in plan.items]
   return plan
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxmed.data import assembly, pool, readers
+from jaxmed.data import assembly, layouts, pool, readers
 from jaxmed.data import corpus as corpora
 from jaxmed.data.building import Place, building, check_free
 from jaxmed.data.cluster import Slurm
@@ -31,7 +31,8 @@ def prepare(
     labels_from_folders: bool = False, subject_pattern: str | None = None,
     channels: Sequence[str] | None = None, volumes: str = 'slices',
     splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, max_bad: float = 0.0, overwrite: bool = False,
-    progress: bool = True, workers: int = 1, scheduler: str | Slurm | None = None, **reading: Any,
+    progress: bool = True, workers: int = 1, scheduler: str | Slurm | None = None, layout: str = layouts.AUTO,
+    **reading: Any,
 ) -> dict[str, Any]:
   """Writes a corpus (see jaxmed.data.corpus) of every readable file under the inputs.
 
@@ -39,7 +40,8 @@ def prepare(
   same bytes as one made without a stop, by any number of processes.
 
   Args:
-    inputs: folders or files; the word 'demo', where nothing of that name exists, is the demo corpus.
+    inputs: folders or files; the words 'demo' and 'synthetic', where nothing of that name exists, are the demo corpus
+      and one that is generated with `seed` (see jaxmed.data.synthetic).
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
@@ -60,6 +62,8 @@ def prepare(
       '__main__'`), as always with Python's multiprocessing.
     scheduler: address of a Dask scheduler whose workers read instead, or the SLURM jobs that do; they must see the same
       files.
+    layout: of a folder of a published benchmark (see jaxmed.data.layouts), which then says channels, labels, subjects
+      and splits; 'auto' looks whether the folder is one, 'none' does not. With a subject pattern splits are drawn.
     reading: further fields of readers.Options.
 
   Returns:
@@ -79,15 +83,15 @@ def prepare(
   if workers < 1:
     raise UserError(f'workers is {workers}: expected a positive number')
   check_free(out, overwrite)
-  layout = lay_out(inputs, out, table=table, labels_from_folders=labels_from_folders, subject_pattern=subject_pattern,
-                   channels=channels, volumes=volumes, splits=splits, seed=seed, **reading)
-  with building(out, overwrite, layout.fingerprint()) as place:
+  work = lay_out(inputs, out, table=table, labels_from_folders=labels_from_folders, subject_pattern=subject_pattern,
+                 channels=channels, volumes=volumes, splits=splits, seed=seed, layout=layout, **reading)
+  with building(out, overwrite, work.fingerprint()) as place:
     if not place.finished:
       shutil.rmtree(place.blocks / 'tmp', ignore_errors=True)  # of processes that were killed
       with pool.put_off() as signals:
-        pool.run(layout.tasks, place.blocks, workers, progress, scheduler, signals)
-        _finish(layout, place, out, max_bad)
-  return _summary(pathlib.Path(out), layout, time.monotonic() - begin)
+        pool.run(work.tasks, place.blocks, workers, progress, scheduler, signals)
+        _finish(work, place, out, max_bad)
+  return _summary(pathlib.Path(out), work, time.monotonic() - begin)
 
 
 def check_small(folder: str | os.PathLike) -> None:
@@ -118,7 +122,7 @@ def _finish(layout: Layout, place: Place, out, max_bad: float) -> None:
   _judge(rejects, len(plan.items) + len(plan.rejects), len(table), max_bad, out, len(empty))
   layout.check_train(set(zip(table['subject'].to_pylist(), table['split'].to_pylist())))
   assembly.write(tasks, place, table, rejects + plan.empty + empty)
-  write_card(place.corpus, open_source(place.corpus), len(rejects), layout.carried())
+  write_card(place.corpus, open_source(place.corpus), len(rejects), layout.carried(), plan.note)
 
 
 def _judge(rejects: list[tuple[str, str]], total: int, records: int, max_bad: float, out, empty: int) -> None:

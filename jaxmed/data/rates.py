@@ -109,10 +109,13 @@ class _Raw:
 
 
 def _rate(work: Callable[[int], int], rows: int, threads: int, seconds: float) -> tuple[float, float]:
-  """Calls and bytes a second of so many threads on rows in a random order, after one call each."""
+  """Calls and bytes a second of so many threads on rows in a random order, after one call each.
+
+  Where not one call ends within those seconds the first one that does is waited for.
+  """
   lock, state = threading.Lock(), {'next': 0}
   done = [[0, 0] for _ in range(threads)]
-  end = [0.0]
+  end, last = [0.0], [0.0]
 
   def loop(k: int) -> None:
     while True:
@@ -120,10 +123,13 @@ def _rate(work: Callable[[int], int], rows: int, threads: int, seconds: float) -
         n = state['next']
         state['next'] += 1
       size = work(sampling.permuted(n % rows, rows, (7, n // rows)))
-      if time.perf_counter() > end[0]:
-        return
-      done[k][0] += 1
-      done[k][1] += size
+      with lock:
+        now = time.perf_counter()
+        if now > end[0] and any(n for n, _ in done):
+          return
+        done[k][0] += 1
+        done[k][1] += size
+        last[0] = now
 
   work(0)
   with ThreadPoolExecutor(threads) as executor:
@@ -131,6 +137,7 @@ def _rate(work: Callable[[int], int], rows: int, threads: int, seconds: float) -
     end[0] = begin + seconds
     for future in [executor.submit(loop, k) for k in range(threads)]:
       future.result()
+  seconds = max(seconds, last[0] - begin)
   return sum(n for n, _ in done) / seconds, sum(b for _, b in done) / seconds
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxmed.data import readers
@@ -29,7 +29,7 @@ def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **option
   records, untold, rejects = 0, 0, list(plan.rejects)
   for item in plan.items:
     try:
-      formats[item.group.kind if item.group else readers.kind(item.file)] += 1
+      formats[item.group.kind if item.group else readers.kind(item.file)] += 1  # of parts: the first one's
       told = expected(item, layout.options)
     except UserError:
       raise
@@ -54,7 +54,7 @@ def expected(item: Item, options: readers.Options) -> int | None:
   Raises:
     ValueError, or whatever a decoder raises: the header is damaged.
   """
-  outlines = readers.outline(item.file, options) if item.group is None else readers.outline_group(item.group, options)
+  outlines = _outlines(item, options)
   total = 0
   for record in outlines:
     number = count(record, options)
@@ -62,6 +62,12 @@ def expected(item: Item, options: readers.Options) -> int | None:
       return None
     total += number
   return total
+
+
+def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:
+  if item.group is not None:
+    return readers.outline_group(item.group, options)
+  return readers.outline_parts(item.parts, options) if item.parts else readers.outline(item.file, options)
 
 
 def _splits(layout: Layout) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed import config as config_lib
+from jaxmed.data import lacking
 from jaxmed.data.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import mesh as mesh_lib
@@ -66,7 +67,8 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   with together() as agreement:
     corpus, source = begin.records(user)
     label = str(dict(user.get('loader', {})).get('label', ''))
-    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source))
+    missing = str(dict(user.get('loader', {})).get('missing', ''))
+    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), missing)
     config = setup.resolve(user, spec)
     mesh = mesh_lib.make_mesh(config.mesh)
     setup.check_shares(config, mesh)
@@ -236,7 +238,8 @@ def _memory(step: Any) -> int:
 def _batches(run: Run, first: int):
   c = run.config
   return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
-                       sampler=setup.sampler(c, run.source), **setup.reading(c, run.spec))
+                       sampler=setup.sampler(c, run.source), lack=lacking.parse(c.loader.missing, run.source.channels),
+                       **setup.reading(c, run.spec))
 
 
 def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:

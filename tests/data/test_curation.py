@@ -372,3 +372,28 @@ def test_training_tells_leaks(studies, a, tmp_path, capfd):
     code, _, err = train(*more)
     assert code == 2 and err.count('\n') == 1 and words in err, err
     assert not (tmp_path / 'run').exists()
+
+
+def test_training_tells_leaks_by_an_encoder(studies, a, tmp_path, capfd):
+  """`leak_encoder` embeds both sets: as many leaks by features as NumPy counts pairs of a cosine of 0.98."""
+  import flax.linen as nn
+  import jax
+
+  import jaxmed
+  from jaxmed.interop import export_file
+  b, path = studies / 'b', tmp_path / 'encoder.safetensors'
+  model = jaxmed.create_model('channel_vit_micro/8', image_size=16, in_channels=1, embed_dim=16, depth=1, num_heads=2)
+  params = nn.unbox(model.init(jax.random.key(0), np.zeros((1, 16, 16, 1), np.float32))['params'])
+  names = open_source(a).table['channels'].to_pylist()[0]
+  export_file(path, 'jaxmed', model, params, {'channels': [{'name': names[0], 'mean': 100.0, 'std': 50.0}],
+                                              'normalize': 'corpus', 'feature': 'mean'})
+  _, source = begin.records({'data': str(a), 'evaluation': str(b), 'leak_encoder': str(path)})
+  _, err = capfd.readouterr()
+  encoder = jaxmed.load(path)
+  mine, theirs = (encoder.embed_source(s)['mean'].astype(np.float64)
+                  for s in (source, leakage.held_out(open_source(b))))
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  count = int(((unit(mine) @ unit(theirs).T).max(axis=1) >= leakage.COSINE).sum())
+  assert count and f'nearly the same features {count})' in err and f'--encoder {path} --drop-leaks' in err
+  with pytest.raises(UserError, match='leak_encoder=nowhere does not exist'):
+    begin.records({'data': str(a), 'evaluation': str(b), 'leak_encoder': 'nowhere'})

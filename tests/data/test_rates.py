@@ -2,6 +2,7 @@
 
 import collections
 import json
+import time
 
 import pytest
 
@@ -42,6 +43,11 @@ def test_each_row_once_an_epoch():
   assert size == pytest.approx(10 * count)
   assert max(seen.values()) - min(seen[i] for i in range(50)) <= 1
   assert sum(seen.values()) - 3 <= round(count * 0.05) <= sum(seen.values())
+
+
+def test_a_call_that_takes_longer_than_the_measurement_counts():
+  count, size = rates._rate(lambda i: time.sleep(0.05) or 10, 4, 2, 0.001)
+  assert 0 < count < 25 and size == pytest.approx(10 * count)
 
 
 def judged(**changes):

@@ -162,6 +162,28 @@ class Group:
   kind: str = 'dicom'
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """How the channels of an image lie in files that do not say so (see jaxmed.data.layouts).
+
+  Attributes:
+    files: one for each channel, or the one that holds them all.
+    channels: their names, in order.
+    way: 'named' (the file holds an image of these channels), 'stack' (a file each), 'tape' (side by side along the
+      width) or 'rows' (many images in one HDF5 file of So2Sat).
+    width: of one channel of a tape, in pixels.
+    rows: the first of the images that are meant, and the one after the last.
+    values: of the label of rows, by their places in it.
+  """
+
+  files: tuple[pathlib.Path, ...]
+  channels: tuple[str, ...]
+  way: str
+  width: int = 0
+  rows: tuple[int, int] | None = None
+  values: tuple[str, ...] = ()
+
+
 def suffix(path: str | os.PathLike) -> str | None:
   """The known suffix that a file name ends with (lower case, '.nii.gz' before '.gz'), or None."""
   name = pathlib.Path(path).name.lower()
@@ -272,6 +294,26 @@ def groups(
 def read_group(group: Group, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
   """Yields the records of a group. Raises as `read` does."""
   yield from _checked(_reader(group.kind).read_group(group, options), options, mask)
+
+
+def read_parts(parts: Parts, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
+  """Yields the images of some files whose channels a layout names. Raises as `read` does."""
+  yield from _checked(_reader('parts').read_parts(parts, options), options, mask)
+
+
+def outline_parts(parts: Parts, options: Options = DEFAULT) -> Iterator[Record]:
+  """`outline` of `read_parts`."""
+  yield from _reader('parts').outline_parts(parts, options)
+
+
+def digest_rows(parts: Parts) -> str:
+  """The hash of some rows of a file."""
+  return _reader('parts').digest(parts)
+
+
+def reader_of(path: str | os.PathLike) -> ModuleType:
+  """The module that reads a file."""
+  return _reader(kind(path))
 
 
 def _reader(kind: str) -> ModuleType:

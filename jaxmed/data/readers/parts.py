@@ -1,0 +1,110 @@
+"""Images whose channels lie in files that do not say so: a layout does (see readers.Parts and jaxmed.data.layouts)."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxmed.data import readers
+from jaxmed.data.readers import Options, Parts, Record, stand_in
+from jaxmed.errors import need
+
+_AT_ONCE = 64  # rows that are read in one go
+
+
+def read_parts(parts: Parts, options: Options) -> Iterator[Record]:
+  """Yields the images of some files, as the readers of these files do.
+
+  Raises:
+    ValueError: files or widths that do not fit each other, several images in a file, and as their readers do.
+  """
+  yield from _rows(parts, True) if parts.way == 'rows' else _joined(parts, options, True)
+
+
+def outline_parts(parts: Parts, options: Options) -> Iterator[Record]:
+  """See readers.outline."""
+  yield from _rows(parts, False) if parts.way == 'rows' else _joined(parts, options, False)
+
+
+def digest(parts: Parts) -> str:
+  """The hash of the rows that are read, in the order and the bytes of their data sets: of one file that all items share
+  a hash each would be read over and over."""
+  found = hashlib.sha256()
+  for first, end, store in _runs(parts):
+    for key in ('sen1', 'sen2', 'label'):
+      found.update(store[key][first:end].tobytes())
+  return found.hexdigest()
+
+
+def _joined(parts: Parts, options: Options, pixels: bool) -> Iterator[Record]:
+  if parts.way == 'stack':
+    records = [_single(file, options, pixels) for file in parts.files]
+    yield _stacked(records, parts, pixels)
+  elif parts.way == 'tape':
+    yield _folded(_single(parts.files[0], options, pixels), parts, pixels)
+  else:
+    named = dataclasses.replace(options, channels=parts.channels)
+    record = _single(parts.files[0], named, pixels)
+    count = record['image'].shape[-1]
+    if count != len(parts.channels):
+      raise ValueError(f'has {count} channels, expected {len(parts.channels)} ({", ".join(parts.channels)})')
+    yield record | {'channels': list(parts.channels)}
+
+
+def _single(file, options: Options, pixels: bool) -> Record:
+  """The one image of a file."""
+  reader = readers.reader_of(file)
+  found = list((reader.read if pixels else reader.outline)(file, options))
+  if len(found) != 1:
+    raise ValueError(f'{file.name} holds {len(found)} images: expected one')
+  return found[0]
+
+
+def _stacked(records: list[Record], parts: Parts, pixels: bool) -> Record:
+  first = records[0]
+  for file, record in zip(parts.files, records, strict=True):
+    shape, own = list(first['image'].shape[:-1]), list(record['image'].shape[:-1])
+    if record['image'].shape[-1] != 1:
+      raise ValueError(f'{file.name} has {record["image"].shape[-1]} channels: expected one')
+    if own != shape:
+      raise ValueError(f'{file.name} has the grid {own}, {parts.files[0].name} {shape}')
+    if record['spacing'] and first['spacing'] and not np.allclose(record['spacing'], first['spacing'], rtol=0.01):
+      raise ValueError(f'{file.name} has the spacing {record["spacing"]}, {parts.files[0].name} {first["spacing"]} mm')
+  grid = first['image'].shape[:-1]
+  image = np.concatenate([r['image'] for r in records], axis=-1) if pixels else stand_in(*grid, len(records))
+  return first | {'image': image, 'channels': list(parts.channels)}
+
+
+def _folded(record: Record, parts: Parts, pixels: bool) -> Record:
+  image, count = record['image'], len(parts.channels)
+  height, width = image.shape[:2]
+  if image.ndim != 3 or image.shape[-1] != 1 or width != count * parts.width:
+    raise ValueError(f'has the shape {list(image.shape)}: expected {count} channels side by side, each {parts.width} '
+                     'pixels wide')
+  folded = image.reshape(height, count, parts.width) if pixels else stand_in(height, count, parts.width)
+  return record | {'image': np.moveaxis(folded, 1, -1), 'channels': list(parts.channels)}
+
+
+def _rows(parts: Parts, pixels: bool) -> Iterator[Record]:
+  """Patches of one HDF5 file of So2Sat (see layouts.so2sat)."""
+  name = parts.files[0].name
+  for first, end, store in _runs(parts):
+    if pixels:
+      images = np.concatenate([store[key][first:end].astype(np.float32) for key in ('sen1', 'sen2')], axis=-1)
+    else:
+      images = stand_in(end - first, *store['sen1'].shape[1:-1], len(parts.channels))
+    for i, image, label in zip(range(first, end), images, store['label'][first:end], strict=True):
+      place = np.flatnonzero(label)
+      zone = parts.values[int(place[0])] if len(place) == 1 else None
+      yield {'image': image, 'channels': list(parts.channels), 'spacing': None, 'subject': f'{name}/{i}',
+             'source': 'array', 'part': f'{i:06d}', 'told': {'subject': f'{name}/{i}', 'label': zone}}
+
+
+def _runs(parts: Parts) -> Iterator[tuple]:
+  """(first, end, open file) of few rows after few rows."""
+  h5py = need('h5py', 'medical')
+  assert parts.rows is not None
+  with h5py.File(parts.files[0], 'r') as store:
+    for first in range(parts.rows[0], parts.rows[1], _AT_ONCE):
+      yield first, min(first + _AT_ONCE, parts.rows[1]), store
