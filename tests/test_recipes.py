@@ -14,10 +14,11 @@ from jaxmed.train import setup
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
-RECIPES = sorted((ROOT / 'experiments').glob('*.py'))
+RECIPES = sorted((ROOT / 'experiments').rglob('*.py'))
 CASES = [(path, variant) for path in RECIPES for variant in config_lib.variants(str(path)) or ('',)]
 PUBLISHED = [path for path in RECIPES if 'published' in config_lib.variants(str(path))]
-NAMED = [f'{path.stem}.{variant}' if variant else path.stem for path, variant in CASES]
+NAMES = {path: '.'.join(path.relative_to(ROOT / 'experiments').with_suffix('').parts) for path in RECIPES}
+NAMED = [f'{NAMES[path]}.{variant}' if variant else NAMES[path] for path, variant in CASES]
 
 
 def channels(names, mean, std):
@@ -59,7 +60,7 @@ def text_of(path, variant):
 
 @pytest.mark.parametrize('path, variant', CASES, ids=NAMED)
 def test_resolves_to_its_golden_text(path, variant):
-  file = GOLDEN / f'{path.stem}.{variant}.json' if variant else GOLDEN / f'{path.stem}.json'
+  file = GOLDEN / f'{NAMES[path]}.{variant}.json' if variant else GOLDEN / f'{NAMES[path]}.json'
   want = file.read_text() if file.exists() else ''
   got = text_of(path, variant)
   diff = ''.join(difflib.unified_diff(want.splitlines(True), got.splitlines(True), file.name, 'now', n=0))
@@ -84,7 +85,7 @@ def test_golden_texts_belong_to_recipes():
   assert sorted(p.stem for p in GOLDEN.glob('*.json')) == sorted(NAMED)
 
 
-@pytest.mark.parametrize('model', ['vit_micro/16', 'channel_vit_micro/16', 'resnet_micro', 'convnextv2_micro',
+@pytest.mark.parametrize('model', ['vit_micro/16', 'channel_vit_micro/16', 'bag_micro/16', 'resnet_micro', 'convnextv2_micro',
                                    'caformer_micro', 'pvt_v2_micro'])
 def test_every_method_builds_on_every_family(model):
   """With its own defaults: what a family lacks is left out, what it has otherwise is set."""
@@ -100,25 +101,26 @@ def test_every_method_has_a_recipe():
     assert methods == set(objectives.METHODS), name
 
 
-@pytest.mark.parametrize('path', PUBLISHED, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', PUBLISHED, ids=NAMES.get)
 def test_says_what_it_is(path):
   doc = ' '.join(ast.get_docstring(ast.parse(path.read_text())).split())
-  for words in ('arXiv', f'jaxmed train experiments/{path.name} --data', f'experiments/{path.name}:laptop', 'iffers',
-                'Published', 'Not run here at full size'):
+  name = path.relative_to(ROOT).as_posix()
+  for words in ('arXiv', f'jaxmed train {name} --data', 'iffers', 'Published', 'Not run here at full size'):
     assert words in doc, words
+  assert f'{name}:laptop' in doc or 'tools/channel_claims.py' in doc
   variants = config_lib.variants(str(path))
   assert variants[0] == 'published'
   for variant in variants:
     assert f'`{variant}`' in doc or f':{variant}' in doc or variant == 'published', variant
 
 
-@pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', RECIPES, ids=NAMES.get)
 def test_is_data(path):
   imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
   assert [node.module for node in imports] == ['ml_collections']
 
 
-@pytest.mark.parametrize('path', PUBLISHED, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', PUBLISHED, ids=NAMES.get)
 def test_laptop_is_small_and_gentle(path):
   config = setup.resolve(values(path, 'laptop'), SPECS['demo'])
   assert config.steps * config.batch_size <= 30_000

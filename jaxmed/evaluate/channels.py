@@ -47,8 +47,8 @@ def evaluate_channels(encoder: Any, source: Any, label: str, *, subsets: int = S
     UserError: as of `run.evaluate`; fewer than two channels; no test row that has all of them.
   """
   task = make_task(source, label, seed)
-  task, names, notes = _common(task)
-  tried = _subsets(names, subsets, np.random.default_rng(seed))
+  task, names, notes = common_rows(task)
+  tried = chosen_subsets(names, subsets, np.random.default_rng(seed))
   whole = 2 ** len(names) - 1
   if len(tried) < whole:
     notes.append(f'{len(tried)} of {whole} subsets were tried: each channel alone, all, and a random sample')
@@ -88,7 +88,7 @@ def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
   return dict(zip(names, [*first, total - first.sum(axis=0)], strict=True))
 
 
-def _common(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
+def common_rows(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
   """The task with the test rows that have every channel of any test row, and those channels."""
   source = task.test.source
   rows = source.table.column('channels').to_pylist()
@@ -108,7 +108,7 @@ def _common(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
   return task, names, notes
 
 
-def _subsets(names: Sequence[str], most: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+def chosen_subsets(names: Sequence[str], most: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
   """Subsets in order of size; all, or singles, the whole and a sample that takes turns among the sizes between."""
   count = len(names)
   if 2**count - 1 <= most:

@@ -38,7 +38,7 @@ def test_contributions_are_shapleys(count):
 def test_contributions_of_a_sample_are_near_and_add_up():
   """Of a sum of channels' own values every sample tells the whole truth."""
   names, own = [f'c{i}' for i in range(9)], np.arange(9.0)
-  tried = channels._subsets(names, 60, np.random.default_rng(0))
+  tried = channels.chosen_subsets(names, 60, np.random.default_rng(0))
   assert len(tried) == len(set(tried)) == 60
   assert {len(s) for s in tried} == set(range(1, 10)) and sum(len(s) == 1 for s in tried) == 9
   have = channels.shapley(names, {s: np.asarray(sum(own[names.index(n)] for n in s)) for s in tried}, 0.0)
@@ -46,10 +46,10 @@ def test_contributions_of_a_sample_are_near_and_add_up():
 
 
 def test_subsets():
-  assert channels._subsets('abc', 7, None) == [('a',), ('b',), ('c',), ('a', 'b'), ('a', 'c'), ('b', 'c'),
+  assert channels.chosen_subsets('abc', 7, None) == [('a',), ('b',), ('c',), ('a', 'b'), ('a', 'c'), ('b', 'c'),
                                                ('a', 'b', 'c')]
   with pytest.raises(UserError, match='--subsets 5 is too few: each of 8 channels'):
-    channels._subsets('abcdefgh', 5, None)
+    channels.chosen_subsets('abcdefgh', 5, None)
 
 
 def test_a_subset_is_an_image_without_the_others(trained, corpus):
