@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.5.0'
-__all__ = ['create_model', 'load']
+__version__ = '0.6.0'
+__all__ = ['attention_maps', 'create_model', 'load']
 
 if TYPE_CHECKING:
+  from jaxmed.evaluate.looking import attention_maps
   from jaxmed.loading import load
   from jaxmed.models import create_model
 
@@ -18,4 +19,7 @@ def __getattr__(name: str) -> Any:
   if name == 'create_model':
     from jaxmed.models import create_model
     return create_model
+  if name == 'attention_maps':
+    from jaxmed.evaluate.looking import attention_maps
+    return attention_maps
   raise AttributeError(f'module jaxmed has no attribute {name!r}')

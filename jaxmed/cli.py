@@ -31,6 +31,8 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
                  '--out evaluation.json'),
     'embed': ('write features of images', 'jaxmed embed run --data scans/ --out features.npz'),
     'export': ('write the encoder for PyTorch', 'jaxmed export run --format timm --out encoder.safetensors'),
+    'shrink': ('find how few numbers hashed channel embeddings need', 'jaxmed shrink run --data corpus '
+               '--out encoder.safetensors'),
     'import': ('take an encoder from PyTorch', 'jaxmed import vit.safetensors --format timm --out encoder.safetensors'),
     'report': ('write report.html of a run again', 'jaxmed report run'),
     'demo-data': ('write a few sample files to try the commands on', 'jaxmed demo-data samples'),
@@ -136,10 +138,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _prepare(p: argparse.ArgumentParser) -> None:
-  p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' for the demo corpus")
+  p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' for the demo corpus, "
+                 "'synthetic' for one that is generated (--seed)")
   p.add_argument('--out', required=True, help='the corpus to write')
   p.add_argument('--table', help='CSV or Parquet with a column path, and subject, split, source, labels ...')
   p.add_argument('--labels-from-folders', action='store_true', help="each file's folder is its label")
+  p.add_argument('--layout', default='auto', help='of a published benchmark, which says channels, labels and splits: '
+                 'jumpcp, chammi, so2sat, brats; auto by default, none to ignore it')
   p.add_argument('--subject-pattern', help='regular expression whose first group in the path is the subject')
   p.add_argument('--channels', help='names of the channels, comma-separated')
   p.add_argument('--volumes', choices=('slices', 'whole'), default='slices', help='cut volumes into slices or not')
@@ -272,6 +277,15 @@ def _export(p: argparse.ArgumentParser) -> None:
   p.add_argument('--out', required=True, metavar='FILE.safetensors')
 
 
+def _shrink(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='RUN', help='trained with encoder.channel_embedding=hashed encoder.hash_draw=True')
+  p.add_argument('--data', required=True, help='the corpus, whose val split judges')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors')
+  p.add_argument('--rounds', type=_positive, default=30, help='generations of 20 candidates')
+  p.add_argument('--rows', type=_positive, default=256, help='held-out rows that a candidate is judged on')
+  p.add_argument('--seed', type=int, default=0)
+
+
 def _import(p: argparse.ArgumentParser) -> None:
   p.add_argument('path', metavar='FILE', help='weights of a PyTorch model: safetensors, or .pth, .pt, .bin, .ckpt, of '
                  'which nothing is executed')
@@ -320,7 +334,8 @@ def _nothing(p: argparse.ArgumentParser) -> None:
 _OPTIONS: dict[str, Callable[[Any], None]] = {
     'prepare': _prepare, 'curate': _curate, 'train': _train, 'launch': _launch, 'status': _run, 'stop': _run,
     'compare': _compare,
-    'evaluate': _evaluate, 'embed': _embed, 'export': _export, 'import': _import, 'report': _report,
+    'evaluate': _evaluate, 'embed': _embed, 'export': _export, 'shrink': _shrink,
+    'import': _import, 'report': _report,
     'demo-data': _demo_data, 'list': _nothing, 'plan': _plan,
     'doctor': _doctor,
 }

@@ -35,6 +35,7 @@ def base() -> ConfigDict:
       'on_collapse': 'warn',  # 'warn' | 'stop' | 'rollback' (to the last healthy checkpoint, at half the rate)
       'on_spike': 'warn',  # of the loss: 'ignore' | 'warn' | 'skip' (that update) | 'rollback' (at half the rate)
       'evaluation': '',  # corpora to judge by, comma-separated: records to train on that they hold too are told
+      'leak_encoder': '',  # a run or file whose features find leaks too that files, subjects and hashes do not show
       'on_leak': 'warn',  # 'ignore' | 'warn' | 'stop', where there are such records
       'init': '',  # a run or file whose weights training starts from
       'init_parts': 'encoder',  # | 'all' (heads, teacher and state too) | 'target' (all, the student from the teacher)
@@ -99,7 +100,8 @@ def base() -> ConfigDict:
           'split': 'train',
           'sources': '',  # train on the records of these alone, comma-separated (column `source` of the manifest)
           'held_out': '',  # train on all but 'site=A,B;subject=7'
-          'balance': '',  # mix the values of a column of the manifest: modality, site, dataset (of data='A,B'), ...
+          'missing': '',  # channels that a share of the records shall lack in training: 'GM,WM=0.5'
+          'balance': '',  # mix values of a column of the manifest: modality, dataset (of data='A,B'), n_channels, ...
           'alpha': 1.0,  # shares in proportion to records^alpha: 1 as they are, 0 all alike
           'weights': '',  # shares instead: 'CT=2,MR=1,*=1'; by fractions of the run '0:CT=1,MR=1;0.5:CT=1,MR=3'
           'schedule': 'step',  # 'step' | 'linear': how weights get from one fraction to the next

@@ -36,7 +36,8 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
   options = dict(table=args.table, labels_from_folders=args.labels_from_folders, subject_pattern=args.subject_pattern,
                  channels=_names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
-                 spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content)
+                 spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
+                 layout=args.layout)
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:
@@ -75,7 +76,7 @@ def _surveyed(found: dict[str, Any], min_content: float) -> dict[str, Any]:
   untold = f', and those of {found["untold"]} items that are cropped before they are cut' if found['untold'] else ''
   before = ' before --min-content' if min_content else ''
   splits = ', '.join(f'{k} {v["items"]} ({v["subjects"]} subjects)' for k, v in found['splits'].items())
-  lines = [', '.join(f'{n} {kind}' for kind, n in found['formats'].items()) or 'the demo corpus',
+  lines = [', '.join(f'{n} {kind}' for kind, n in found['formats'].items()) or 'a corpus that comes with jaxmed',
            f'{found["items"]} items of {found["files"]} files ({found["groups"]} groups), '
            f'{found["bytes"] / 1e6:.1f} MB in {found["blocks"]} blocks',
            f'{found["subjects"]} subjects; items: {splits}', f'{found["records"]} records{before}{untold}',
@@ -363,6 +364,26 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
           'text': f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}\ncard: {card}'}
 
 
+def shrink(args: argparse.Namespace) -> dict[str, Any]:
+  """Searches how few numbers the features of hashed channels need, and writes that encoder."""
+  from jaxmed.interop import layouts
+  from jaxmed.models import channel_embed
+  from jaxmed.train import shrink as search
+  files.check_place(args.out)
+  tell = lambda line: print(line, file=sys.stderr, flush=True)
+  found = search.shrink(args.path, args.data, rounds=args.rounds, rows=args.rows, seed=args.seed, tell=tell)
+  encoder = found.encoder
+  info = encoder.info | {'channels': list(encoder.channels), 'normalize': encoder.normalize,
+                         'feature': encoder.feature}
+  layouts.export_file(args.out, 'jaxmed', encoder.model, encoder.params, info)
+  result = {'out': args.out, 'widths': list(found.widths), 'numbers': found.numbers[0], 'of': found.numbers[1],
+            'loss': found.loss[1], 'loss_before': found.loss[0], 'features': found.census}
+  told = channel_embed.told(found.census, encoder.model.hash_width)
+  return {'json': result, 'text': f'{args.out}: {told}\nheld-out loss {found.loss[1]:.6g}, '
+          f'with all numbers {found.loss[0]:.6g}; to train with these widths: '
+          f"'encoder.hash_widths={found.widths}' encoder.hash_draw=False"}
+
+
 def import_(args: argparse.Namespace) -> dict[str, Any]:
   """Rewrites a PyTorch encoder as a file that `jaxmed.load` takes."""
   from jaxmed.interop import layouts, verify
@@ -401,7 +422,7 @@ def list_(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.models import list_models
   first = lambda text: (text or '').strip().split('\n')[0]
   recipes = {}
-  for p in sorted(pathlib.Path('experiments').glob('*.py')):
+  for p in sorted(pathlib.Path('experiments').rglob('*.py')):
     variants = config.variants(str(p))
     recipes[str(p)] = first(_docstring(p)) + (f' [:{" :".join(variants)}]' if variants else '')
   out: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-CHANNEL_SAMPLING = ('none', 'hcs', 'hcs_sample', 'diverse')
+CHANNEL_SAMPLING = ('none', 'hcs', 'hcs_sample', 'diverse', 'single')
 
 
 def hierarchical_channel_sampling(rng: jax.Array, mask: jax.Array) -> jax.Array:
@@ -33,6 +33,12 @@ def sampled_each(rng: jax.Array, mask: jax.Array) -> jax.Array:
   count = 1 + jnp.floor(jax.random.uniform(count_key, there.shape) * there)  # U{1 .. its own number}
   noise = jnp.where(mask, jax.random.uniform(order_key, mask.shape), 2.0)
   return mask & (jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < count)
+
+
+def single_channel(rng: jax.Array, mask: jax.Array) -> jax.Array:
+  """One channel of each sample (IC-ViT, arXiv 2503.09826; bags of channels): a subset of `mask` [B, C]."""
+  noise = jnp.where(mask, jax.random.uniform(rng, mask.shape), 2.0)
+  return mask & (jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < 1)
 
 
 def diverse_channel_sampling(rng: jax.Array, mask: jax.Array, channels: jax.Array, similarity: jax.Array,

@@ -43,8 +43,9 @@ class ViewMaker:
     views: global views of a sample; with one and no local views a batch is just augmented, see `__call__`.
     local_views, local_size, local_scale: of the small crops that go with them.
     gram_size: grid of global crops without changes of intensity, at another resolution (DINOv3's Gram teacher).
-    channel_sampling: 'none', 'hcs', 'hcs_sample' (each sample its own) or 'diverse', see `channels`; the last one looks
-      at a batch's entry 'similarity' [V, V], without which all channels are equally unlike. channel_temperature: of it.
+    channel_sampling: 'none', 'hcs', 'hcs_sample' (each sample its own), 'single' or 'diverse', see `channels`; the last
+      one looks at a batch's entry 'similarity' [V, V], without which all channels are equally unlike.
+    channel_temperature: of 'diverse'.
     channel_views: whether all views of a batch show the same channels ('shared') or
       each its own ('each'). teacher_channels: what the teacher sees meanwhile, 'all' channels or the 'same'.
 
@@ -172,6 +173,8 @@ class ViewMaker:
       out.pop('similarity', None)
       return self._placed(out)
     keys = jax.random.split(rng, 3)
+    if self._alone:  # nobody looks at the other channels, so that views have a single slot
+      return dataclasses.replace(self, channel_sampling='none')(rng, self._one_channel(keys[1], batch))
     rest = {k: v for k, v in batch.items() if k not in ('image', 'channels', 'channel_mask', 'similarity')}
     kinds = (FIRST, *(OTHER,) * (self.views - 1))
     images, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
@@ -279,8 +282,23 @@ class ViewMaker:
       return channel_lib.hierarchical_channel_sampling(rng, there)
     if self.channel_sampling == 'hcs_sample':
       return channel_lib.sampled_each(rng, there)
+    if self.channel_sampling == 'single':
+      return channel_lib.single_channel(rng, there)
     similarity = batch.get('similarity', jnp.eye(len(self.mean)))
     return channel_lib.diverse_channel_sampling(rng, there, batch['channels'], similarity, self.channel_temperature)
+
+  @property
+  def _alone(self) -> bool:
+    same = self.channel_views == 'shared' and self.teacher_channels == 'same'
+    return self.channel_sampling == 'single' and same and not self.place
+
+  def _one_channel(self, rng: jax.Array, batch: dict) -> dict:
+    """A batch of one channel of each sample: image [B, *grid, 1], channels [B, 1]."""
+    slot = jnp.argmax(self._sampled(rng, batch), axis=1, keepdims=True)  # [B, 1]
+    image = batch['image']
+    own = jnp.take_along_axis(image, slot.reshape(-1, *[1] * (image.ndim - 1)), axis=-1)
+    rest = {k: v for k, v in batch.items() if k != 'channel_mask'}
+    return rest | {'image': own, 'channels': jnp.take_along_axis(batch['channels'], slot, axis=1)}
 
   def _placed(self, batch: dict) -> dict:
     """The batch with each channel at the place of its id, where the encoder takes fixed channels."""

@@ -74,13 +74,8 @@ class Encoder:
     Raises:
       UserError: a name that the encoder does not know, or shapes that do not fit.
     """
-    images = np.asarray(images)
-    rank = len(self.image_size)
-    if images.ndim != rank + 2:
-      raise UserError(f'images must be [N, {"D, " if rank == 3 else ""}H, W, C], not an array of shape {images.shape}')
+    images = self.checked(images)
     ids = self.channel_ids(channels, images.shape[-1])
-    if any(n % p or n < p for n, p in zip(images.shape[1:-1], self.model.patch_size, strict=True)):
-      raise UserError(f'images of {images.shape[1:-1]} do not divide into patches of {self.model.patch_size}')
     parts = []
     for i in range(0, len(images), batch_size):
       part = images[i : i + batch_size]
@@ -89,6 +84,16 @@ class Encoder:
       out = self._apply(part, np.tile(ids, (len(part), 1)), None, patches=True)
       parts.append({k: np.asarray(v)[: len(part) - short] for k, v in out.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
+
+  def checked(self, images: np.ndarray) -> np.ndarray:
+    """Images as an array [N, *size, C] whose size the model can take, or a UserError."""
+    images = np.asarray(images)
+    rank = len(self.image_size)
+    if images.ndim != rank + 2:
+      raise UserError(f'images must be [N, {"D, " if rank == 3 else ""}H, W, C], not an array of shape {images.shape}')
+    if any(n % p or n < p for n, p in zip(images.shape[1:-1], self.model.patch_size, strict=True)):
+      raise UserError(f'images of {images.shape[1:-1]} do not divide into patches of {self.model.patch_size}')
+    return images
 
   def channel_ids(self, names: Sequence[str] | None, count: int) -> np.ndarray:
     """Vocabulary ids [count] of the names."""
@@ -171,17 +176,21 @@ class Encoder:
     params = jax.jit(lambda key: nn.unbox(self.model.init(key, image)['params']))(jax.random.key(seed))
     return dataclasses.replace(self, params=params, info=self.info | {'method': 'untrained'})
 
-  def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool) -> dict[str, jax.Array]:
+  def view(self, size: tuple[int, ...]) -> ViewMaker:
+    """What makes the model's input of stored intensities [B, *size, C]."""
     table = lambda key: tuple(float(c[key]) for c in self.channels)
     place = 0 if self._fixed or self.model.per_channel else len(self.channels)
-    return _forward(self.model, (table('mean'), table('std')), self.normalize, place, patches, self.params, image, ids,
-                    mask)
+    return ViewMaker(size, table('mean'), table('std'), normalize=self.normalize, place=place)
+
+  def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool) -> dict[str, jax.Array]:
+    return _forward(self.model, self.view(image.shape[1:-1]), patches, self.params, image, ids, mask)
 
 
-def _features(model, tables, normalize, place, patches, params, image, ids, mask):
-  view = ViewMaker(image.shape[1:-1], *tables, normalize=normalize, place=place)
+def _features(model, view, patches, params, image, ids, mask):
   batch = view.plain({'image': image, 'channels': ids} | ({} if mask is None else {'channel_mask': mask}))
-  features = model.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'))
+  method = 'concatenated' if getattr(model, 'pooling', 'mean') == 'concat' else '__call__'
+  features = model.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'),
+                         method=method)
   out = {'mean': features.mean}
   if features.cls is not None:
     out['cls'] = features.cls.astype(jnp.float32)
@@ -199,4 +208,4 @@ def _over_channels(patches: jax.Array, mask: jax.Array | None) -> jax.Array:
   return (patches * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
 
 
-_forward = jax.jit(_features, static_argnums=(0, 1, 2, 3, 4))
+_forward = jax.jit(_features, static_argnums=(0, 1, 2))

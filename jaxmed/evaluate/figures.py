@@ -17,6 +17,7 @@ from jaxmed.files import writing
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _MISSING = np.array([0.80, 0.87, 0.95])
+_HEAT = np.array([0.90, 0.42, 0.0])
 _INK, _QUIET = '#222222', '#666666'
 _PANELS = {'loss': ('Training loss', 'loss'), 'learning_rate': ('Learning rate', 'learning rate'),
            'images_per_second': ('Throughput', 'images / s'), 'grad_norm': ('Gradient norm', 'L2 norm'),
@@ -162,6 +163,28 @@ def channel_similarity(cosine: np.ndarray, names: Sequence[str], path: str | os.
             color='white' if abs(cosine[i, j]) > 0.6 else _INK)
   ax.set_title('cosine between channel embeddings', color=_INK, loc='left', fontsize=11)
   _save(figure, path)
+
+
+def looked_at(images: np.ndarray, maps: np.ndarray, names: Sequence[str], path: str | os.PathLike,
+              title: str = 'Relevance of each patch of each channel to the feature, in orange') -> None:
+  """Each channel of each image under its map, which is scaled to the image's largest value over all channels.
+
+  Args:
+    images: [N, H, W, C] or [N, D, H, W, C]. maps: [N, C, *grid], at least 0, with a grid of the images' rank.
+  """
+  images, maps = _sliced('images', images, names), np.asarray(maps, np.float64)
+  maps = maps if maps.ndim == 4 else maps[:, :, maps.shape[2] // 2]
+  grey = np.moveaxis(images, -1, 1)[..., None]  # [N, C, H, W, 1]
+  limits = _limits(images, [f'{n} ' for n in names]).reshape(1, -1, 1, 1, 1, 2)  # each channel by itself
+  grey = np.clip((grey - limits[..., 0]) / np.maximum(limits[..., 1] - limits[..., 0], 1e-12), 0, 1)
+  share = maps.reshape(*maps.shape[:2], -1).sum(axis=2)
+  share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-30)
+  maps = maps / np.maximum(maps.max(axis=(1, 2, 3), keepdims=True), 1e-30)
+  rows, columns = (np.arange(s) * g // s for s, g in zip(grey.shape[2:4], maps.shape[2:], strict=True))
+  heat = np.sqrt(maps[:, :, rows][..., columns][..., None])  # the root: small values stay visible
+  shown = (1 - 0.75 * heat) * grey + 0.75 * heat * _HEAT
+  labels = [f'{name}\n{part:.0%}' for name, part in zip(names, share.mean(axis=0), strict=True)]
+  _mosaic([list(line) for line in shown], labels, path, title, group=1)
 
 
 def patch_pca(

@@ -13,6 +13,7 @@ from typing import Any
 from jaxmed.errors import UserError
 from jaxmed.evaluate import figures, run, tables
 from jaxmed.files import read_json, read_json_lines, write_text
+from jaxmed.models.channel_embed import told
 
 CAPTIONS = {
   'loss': 'Training curves, one point a logged step.',
@@ -21,6 +22,9 @@ CAPTIONS = {
   'Pale blue: masked.',
   'patch_pca': 'Patch features of fixed images: three principal components as red, green and blue. '
   'Regions of one colour have similar features.',
+  'relevance': 'What the feature of an image comes from, patch by patch and channel by channel (attention times its '
+  'slope, over all blocks); below a name its mean share.',
+  'channel_similarity': 'How alike the embeddings of channels are.',
 }
 
 
@@ -41,6 +45,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   config = _read(place / 'config.json', missing, 'the configuration')
   data = _read(place / 'data.json', missing, 'the summary of the data')
   result = _read(place / 'evaluation.json', missing, 'the evaluation')
+  hashed = _read(place / 'channels.json', missing, 'hashed channels') if (place / 'channels.json').exists() else {}
   rows, damaged = read_metrics(place / 'metrics.jsonl')
   if not rows:
     missing.append('metrics.jsonl (the training curve)')
@@ -59,6 +64,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   sections = [
     ('Evaluation', evaluation),
     ('Figures', _figures(place, missing)),
+    *([('Channel embeddings', f'<p>{html.escape(told(hashed["features"], hashed["width"]))}</p>')] if hashed else []),
     ('Data', _tree(data) if data else _absent('There is no data.json: the corpus is not described.')),
     (
       'Configuration',

@@ -16,6 +16,7 @@ import numpy as np
 from jaxmed.errors import UserError, choose
 from jaxmed.interop import state_dict
 from jaxmed.interop.state_dict import Params
+from jaxmed.models.bag import BagOfChannels
 from jaxmed.models.channel_vit import ChannelViT
 from jaxmed.models.vit import ViT
 
@@ -40,6 +41,8 @@ def inflate(model: ViT, params: Params, old: Sequence[str], new: Sequence[str],
   take = _weights(old, new, how)  # [C', C]
   p = state_dict.host(params)
   fields: dict[str, Any] = {'in_channels': len(new)}
+  if isinstance(model, BagOfChannels):  # to which all channels are one
+    return model.clone(**fields), p
   if model.per_channel and model.channel_embedding == 'hashed':  # which holds any names
     return model.clone(**fields, channel_names=tuple(new)), p
   if model.per_channel:
@@ -56,7 +59,7 @@ def to_channel_vit(model: ViT, params: Params) -> tuple[ChannelViT, Params]:
   """
   _check_transformer(model)
   if model.per_channel:
-    raise UserError('the model is a ChannelViT already')
+    raise UserError(f'the model is a {type(model).__name__}: expected a ViT')
   p = state_dict.host(params)
   kernel = p['patch_embed']['kernel'].reshape(-1, model.in_channels, model.embed_dim).sum(axis=1)
   fields = {k: getattr(model, k) for k in ViT.__dataclass_fields__ if k not in ('parent', 'name', 'pos_interpolation')}
@@ -72,8 +75,8 @@ def to_vit(model: ViT, params: Params) -> tuple[ViT, Params]:
   not what they make of C, unless C is 1.
   """
   _check_transformer(model)
-  if not model.per_channel:
-    raise UserError('the model is a ViT already: it has no token a channel')
+  if not hasattr(model, 'channel_vectors'):
+    raise UserError(f'the model is a {type(model).__name__}: expected a ChannelViT')
   model, params = as_table(model, params)
   p = state_dict.host(params)
   count = model.in_channels
@@ -86,7 +89,7 @@ def to_vit(model: ViT, params: Params) -> tuple[ViT, Params]:
 
 def as_table(model: ViT, params: Params) -> tuple[Any, Params]:
   """The same model with a table of embeddings, where they are hashed; others as they are."""
-  if not model.per_channel or model.channel_embedding == 'table':
+  if getattr(model, 'channel_embedding', 'table') == 'table':
     return model, params
   vectors = model.apply({'params': nn.meta.unbox(dict(params))}, method='channel_vectors')
   rest = {k: v for k, v in params.items() if k != 'channel_hash'}

@@ -25,6 +25,7 @@ from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.state_dict import Params
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models import registry
+from jaxmed.models.bag import BagOfChannels
 from jaxmed.models.channel_embed import unnamed
 from jaxmed.models.convolution import Hierarchical
 from jaxmed.models.registry import Encoder
@@ -50,7 +51,9 @@ def to_flat(model: Encoder, params: Params) -> dict[str, np.ndarray]:
 
 
 def _to_timm(model: Encoder, params: Params) -> dict[str, np.ndarray]:
-  return conv.to_timm(model, params) if isinstance(model, Hierarchical) else to_timm(model, params)
+  if isinstance(model, Hierarchical):
+    return conv.to_timm(model, params)
+  return to_timm(model.single if isinstance(model, BagOfChannels) else model, params)
 
 
 def _from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any, image_size: Any) -> tuple[Encoder, Params]:
@@ -209,7 +212,7 @@ def _as_described(model: Encoder, params: Params) -> Params:
     return params
   if model.pos != 'learned':
     params.pop('pos_embed', None)
-  elif model.per_channel and model.no_embed_class:
+  elif hasattr(model, 'channel_vectors') and model.no_embed_class:
     params['pos_embed'] = params['pos_embed'][1:]
   return params
 

@@ -16,6 +16,7 @@ from jaxmed.interop import conv
 from jaxmed.interop.layouts import FORMATS, METADATA, load_file
 from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.interop.state_dict import Params, ratio_of
+from jaxmed.models.bag import BagOfChannels, bag_of
 from jaxmed.models.convolution import Hierarchical
 from jaxmed.models.registry import Encoder
 
@@ -42,6 +43,8 @@ def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image
   read = FORMATS[meta['format']].read if 'format' in meta else None
   if read is not None:
     other, other_params = read(tensors, getattr(model, 'num_heads', None), tuple(model.image_size))
+    if isinstance(model, BagOfChannels):
+      other = bag_of(other, model.in_channels)
     loaded.append((conv.with_untold(model, other) if isinstance(model, Hierarchical) else other, other_params))
   pairs = [pair for other, other_params in loaded
            for pair in zip(want, _features(other, other_params, image, channels), strict=True)]
@@ -70,6 +73,8 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
     return f"import jaxmed\nencoder = jaxmed.load({file!r})\n"
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.snippet(model, file)
+  if isinstance(model, BagOfChannels):
+    model = model.single
   size, patch = tuple(model.image_size), tuple(model.patch_size)
   shape = (f'embed_dim={model.embed_dim}, depth={model.depth}, num_heads={model.num_heads}, '
            f'mlp_ratio={_torch_ratio(model)!r}, qkv_bias={model.qkv_bias}')
@@ -109,6 +114,9 @@ def _torch_ratio(model: Encoder) -> float:
 def _call_lines(fmt: str, model: Encoder) -> str:
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.call_lines(model)
+  if isinstance(model, BagOfChannels) and fmt == 'timm':
+    return (f'{_call_lines(fmt, model.single)} Each channel of an image goes through it by itself; the vector of an '
+            'image is the mean over its channels, or these one after the other.')
   prefix = model.num_prefix_tokens
   if fmt == 'timm':
     return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, '
@@ -174,7 +182,7 @@ def architecture(model: Encoder) -> str:
   """The model in a line."""
   if isinstance(model, Hierarchical):
     return conv.architecture(model)
-  kind = 'ChannelViT' if model.per_channel else 'ViT'
+  kind = type(model).__name__
   return (f'{kind}, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, patches '
           f'{"x".join(map(str, model.patch_size))}')
 

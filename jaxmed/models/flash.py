@@ -23,7 +23,7 @@ def block(length: int, most: int = HELD) -> int:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Attention [B, H, N, Dh], differentiable; rows whose keys are all masked are zero. `mask`: [B, M] or None.
+  """Attention [B, H, N, Dh], differentiable; rows whose keys are all masked are zero. `mask` as in `kernels.attention`.
 
   Each device computes its samples, heads and queries with all of their keys.
   """
@@ -32,9 +32,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
   heads, keys = ('batch', 'heads', 'tokens', None), ('batch', 'heads', None, None)
   specs = [spec(heads, q.shape), spec(keys, k.shape), spec(keys, v.shape)]
   operands = [q, k, v]
-  if mask is not None:
-    specs.append(spec(('batch', None), mask.shape))
-    operands.append(mask)
+  if mask is not None:  # segments are also those of queries, of which a device may have a part
+    names = [('batch', None)] if mask.dtype == bool else [('batch', None), ('batch', 'tokens')]
+    specs += [spec(axes, mask.shape) for axes in names]
+    operands += [mask] * len(names)
   if not jax.sharding.get_abstract_mesh().shape:
     return by_pallas(*operands)
   return jax.shard_map(by_pallas, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*operands)
@@ -43,13 +44,19 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
 def by_library(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, implementation: str) -> jax.Array:
   """`jax.nn.dot_product_attention`, which has cuDNN's kernel."""
   seen = None if mask is None else mask[:, None, None, :]
+  if seen is not None and seen.dtype != bool:
+    seen = (seen.swapaxes(2, 3) == seen) & (seen != 0)
   out = jax.nn.dot_product_attention(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), mask=seen,
                                      implementation=implementation)  # type: ignore[arg-type,call-overload]
   return _without_blind(out.swapaxes(1, 2), mask)
 
 
-def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """The flash attention for TPU that comes with JAX (jax/experimental/pallas/ops/tpu/flash_attention.py)."""
+def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
+              own: jax.Array | None = None) -> jax.Array:
+  """The flash attention for TPU that comes with JAX (jax/experimental/pallas/ops/tpu/flash_attention.py).
+
+  `own`: [B, N] the segments of queries where `mask` has those of keys.
+  """
   from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 
   rows, keys = q.shape[2], k.shape[2]
@@ -57,8 +64,9 @@ def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
   segments = None
   if mask is not None or keys % BLOCK:
     there = jnp.ones((k.shape[0], keys), bool) if mask is None else mask
-    segments = pallas.SegmentIds(jnp.ones((q.shape[0], rows + -rows % BLOCK), jnp.int32),
-                                 jnp.pad(there, ((0, 0), (0, -keys % BLOCK))).astype(jnp.int32))
+    grown = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % BLOCK))).astype(jnp.int32)
+    queries = jnp.ones((q.shape[0], rows + -rows % BLOCK), jnp.int32) if own is None else grown(own)
+    segments = pallas.SegmentIds(queries, grown(there))
   q, k, v = grow(q), grow(k), grow(v)
   held_q, held_k, passed_q, passed_k = (block(x.shape[2], most) for most in (HELD, PASSED) for x in (q, k))
   sizes = pallas.BlockSizes(
@@ -66,9 +74,12 @@ def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
       block_q_dkv=passed_q, block_k_major_dkv=held_k, block_k_dkv=held_k, block_q_dq=held_q,
       block_k_major_dq=passed_k, block_k_dq=passed_k)
   out = pallas.flash_attention(q, k, v, segment_ids=segments, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes)
-  return _without_blind(out[:, :, :rows], mask)
+  return _without_blind(out[:, :, :rows], mask if own is None else own)
 
 
 def _without_blind(out: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Zero where a sample has no key at all: the kernels give the mean of the values there."""
-  return out if mask is None else jnp.where(mask.any(axis=1)[:, None, None, None], out, 0)
+  """Zero where a query has no key at all: the kernels give the mean of the values there."""
+  if mask is None:
+    return out
+  seeing = mask.any(axis=1, keepdims=True) if mask.dtype == bool else mask != 0
+  return jnp.where(seeing[:, None, :, None], out, 0)

@@ -11,6 +11,7 @@ from jaxmed.models.layers import Dense, initializer
 from jaxmed.models.norm import BatchNorm
 
 LAST_NORMS = ('none', 'plain', 'affine')
+CLASS_LOSSES = ('cross_entropy', 'proxy')
 LAST_LAYERS = ('weight_norm', 'fixed_norm', 'linear')
 
 
@@ -95,3 +96,35 @@ class Prototypes(nn.Module):
       length = self.param('length', boxed(nn.initializers.ones_init(), ('prototypes',)), (self.out_dim,), jnp.float32)
       kernel = kernel * length
     return kernels.dense(x.astype(compute), kernel.astype(compute)).astype(jnp.float32)
+
+
+class ClassHead(nn.Module):
+  """Logits of classes [..., K], float32, from vectors (chaudatascience/cha_mae_vit, models/cha_mae_vit.py).
+
+  Attributes:
+    kind: 'cross_entropy', a GELU MLP of four times the width whose output is divided by the temperature; or 'proxy',
+      minus the squared distances of the projected unit vector to a unit vector of each class, over the temperature.
+  """
+
+  num_classes: int
+  kind: str = 'cross_entropy'
+  temperature: float = 1.0
+  dtype: Any = 'float32'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dim, compute = x.shape[-1], jnp.dtype(self.dtype)
+    if self.kind == 'cross_entropy':
+      x = kernels.gelu(Dense((4 * dim,), ('embed', 'mlp'), dtype=compute, name='fc1')(x))
+      x = Dense((self.num_classes,), ('mlp', None), dtype=compute, name='fc2')(x)
+      return x.astype(jnp.float32) / self.temperature
+    init = nn.with_logical_partitioning(nn.initializers.orthogonal(), (None, 'embed'))
+    proxies = self.param('proxies', init, (self.num_classes, dim), jnp.float32)
+    x = Dense((dim,), ('embed', None), dtype=compute, name='project')(x)
+    return (2 * unit(x) @ unit(proxies).T - 2) / self.temperature
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Vectors [..., D] with length 1, float32."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))

@@ -65,7 +65,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
   Args:
     q, k, v: [B, N, H, Dh] (k and v may have another length M).
-    mask: [B, M] bool, True where a key may be looked at; None for all.
+    mask: [B, M] bool, True where a key may be looked at; None for all. Or [B, N] int32 (N = M), the segments of packed
+      rows: a key is looked at by queries of its own segment, and by none where that is 0.
     form: 'auto' is this file's, whose memory is bounded; 'flash' a kernel of the accelerator where there is one.
   Returns:
     [B, N, H, Dh] in the dtype of q. The softmax is taken in float32. Rows whose keys are all masked are zero.
@@ -78,9 +79,20 @@ def self_attention(qkv: jax.Array, mask: jax.Array | None = None, form: str = 'a
   return _by_form(qkv.transpose(2, 0, 3, 1, 4), mask, form).swapaxes(1, 2)
 
 
+def weights_of(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """The weights [B, H, N, M] float32 of `attention`: for looking at, without a bound on memory."""
+  q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
+  weights = _weights(q, k, mask, _logits(q, k, mask).max(axis=-1, keepdims=True))
+  return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), _TINY)
+
+
 def _by_form(qkv, mask, form):
   q, k, v = qkv
-  return flash.attend(q, k, v, mask) if form == 'flash' and flash.usable(q) else _attention(qkv, mask)
+  if form == 'flash' and flash.usable(q):
+    return flash.attend(q, k, v, mask)
+  if mask is not None and mask.dtype != bool:
+    mask = mask[:, None, :, None], mask
+  return _attention(qkv, mask)
 
 
 # From here on operands are [B, H, N, Dh]. XLA:CPU multiplies batches fast where the contracted axis is the
@@ -123,16 +135,24 @@ def _product(equation, a, b):
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
+def _seen(mask):
+  """Which keys a query may look at, [B, 1, N or 1, M]; of segments, (those of queries [B, 1, n, 1], of keys [B, N])."""
+  if not isinstance(mask, tuple):
+    return mask[:, None, None]
+  rows, keys = mask[0], mask[1][:, None, None]
+  return (rows == keys) & (keys != 0)
+
+
 def _logits(q, k, mask):
   """[B, H, N, M] float32."""
   logits = _product('bhnd,bhmd->bhnm', q, k) * q.shape[-1] ** -0.5
-  return logits if mask is None else jnp.where(mask[:, None, None], logits, _MASKED)
+  return logits if mask is None else jnp.where(_seen(mask), logits, _MASKED)
 
 
 def _weights(q, k, mask, offset):
   """exp(logits - offset) [B, H, N, M], zero where masked."""
   weights = jnp.exp(_logits(q, k, mask) - offset)
-  return weights if mask is None else jnp.where(mask[:, None, None], weights, 0.0)
+  return weights if mask is None else jnp.where(_seen(mask), weights, 0.0)
 
 
 def _attend(q, k, v, mask):
@@ -172,7 +192,7 @@ def _parts(count):
 
 
 def _chunked(least, q, k, *rows):
-  """Cuts each of `rows` [B, H, N, D] -> [chunks, B, H, n, D], zeros at the end: logits that fit a cache."""
+  """Cuts each of `rows` [B, H or 1, N, D] -> [chunks, B, H, n, D], zeros at the end: logits that fit a cache."""
   batch, heads, count = q.shape[:3]
   parts = _parts(count)
   own = count // parts
@@ -181,10 +201,11 @@ def _chunked(least, q, k, *rows):
   size = -(-own // chunks)
 
   def cut(x):
-    x = x.reshape(batch, heads, parts, own, -1)
+    alike = x.shape[:2]
+    x = x.reshape(*alike, parts, own, -1)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, chunks * size - own), (0, 0)))
-    x = jnp.moveaxis(x.reshape(batch, heads, parts, chunks, size, -1), 3, 0)
-    return x.reshape(chunks, batch, heads, parts * size, -1)
+    x = jnp.moveaxis(x.reshape(*alike, parts, chunks, size, -1), 3, 0)
+    return x.reshape(chunks, *alike, parts * size, -1)
 
   return tuple(cut(x) for x in rows)
 
@@ -198,10 +219,20 @@ def _joined(x, count):
       batch, heads, count, -1)
 
 
+def _of_queries(mask):
+  """What of a mask belongs to queries."""
+  return mask[:1] if isinstance(mask, tuple) else ()
+
+
+def _of_chunk(mask, rows):
+  """The mask of a chunk of queries, of which `rows` is `_of_queries`."""
+  return (*rows, mask[1]) if rows else mask
+
+
 def _attend_chunks(q, k, v, mask, least=64):
   """The first three of `_attend`, some queries at a time."""
-  body = lambda _, part: (None, _attend(part[0], k, v, mask)[:3])
-  parts = lax.scan(body, None, _chunked(least, q, k, q))[1]
+  body = lambda _, part: (None, _attend(part[0], k, v, _of_chunk(mask, part[1:]))[:3])
+  parts = lax.scan(body, None, _chunked(least, q, k, q, *_of_queries(mask)))[1]
   return tuple(_joined(x, q.shape[2]) for x in parts)
 
 
@@ -209,15 +240,15 @@ def _gradients_chunks(q, k, v, mask, g, total, delta, least=64):
   """`_gradients`, some queries at a time; weights are computed again."""
 
   def body(sums, part):
-    q, g, total, delta = part
-    weights = _once(_weights(q, k, mask, total)).astype(v.dtype)
+    q, g, total, delta, *rows = part
+    weights = _once(_weights(q, k, _of_chunk(mask, rows), total)).astype(v.dtype)
     slope = _slope(q, v, weights, g, delta)
     dk = sums[0] + _product('bhdn,bhnm->bhdm', q.swapaxes(2, 3), slope)
     dv = sums[1] + _product('bhdn,bhnm->bhdm', g.swapaxes(2, 3), weights)
     return (dk, dv), _product('bhnm,bhmd->bhnd', slope, k)
 
   zeros = jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
-  (dk, dv), dq = lax.scan(body, (zeros, zeros), _chunked(least, q, k, q, g, total, delta))
+  (dk, dv), dq = lax.scan(body, (zeros, zeros), _chunked(least, q, k, q, g, total, delta, *_of_queries(mask)))
   return _joined(dq, q.shape[2]), dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
 

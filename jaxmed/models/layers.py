@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.models import channel_attention, kernels
+from jaxmed.models import channel_attention, kernels, packing
 from jaxmed.models import positions as pos
 from jaxmed.parallel.mesh import axis_size, constrain, weight
 
 NORM_EPSILON = 1e-6
+LOOK, LOOK_SLOPES = 'attention', 'attention_slopes'  # collections that `evaluate.looking` asks for
 Crops = tuple[tuple[int, int], ...]  # of each kind in a row of tokens: views, and tokens of a view
+Parts = tuple[jax.Array, ...]  # tokens of each kind
 Each = tuple[jax.Array | None, ...]  # something for each kind
+Plans = tuple[packing.Plan | None, ...]
 REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
 
 
@@ -128,9 +131,24 @@ class Attention(nn.Module):
                 self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
     qkv = constrain(qkv, 'batch', 'tokens', None, 'heads', None)
     operands = zip(_split(qkv, self.crops), masks, angles, strict=True)
-    parts = (_attend(*part, self.form, self.layout) for part in operands)
+    looked = self.is_mutable_collection(LOOK) and not self.is_initializing()
+    attend = self._looked_at if looked else _attend
+    parts = (attend(*part, self.form, self.layout) for part in operands)
     out = constrain(_joined(parts, self.crops), 'batch', 'tokens', 'heads', None)  # [B, N, H, Dh]
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
+
+  def _looked_at(self, qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, *_: Any) -> jax.Array:
+    """`_attend` in plain form: its weights [B, H, N, N] can be read (LOOK) and differentiated by (LOOK_SLOPES)."""
+    q, k, v = _rotated(qkv, angles)
+    weights = self.perturb('weights', kernels.weights_of(q, k, mask), LOOK_SLOPES)
+    self.sow(LOOK, 'weights', weights)
+    return jnp.einsum('bhnm,bmhd->bnhd', weights.astype(v.dtype), v)
+
+
+def _rotated(qkv: jax.Array, angles: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Queries, keys and values [B, N, H, Dh], at rotary positions where there are any."""
+  q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+  return (q, k, v) if angles is None else (pos.rotate(q, angles), pos.rotate(k, angles), v)
 
 
 def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, form: str,
@@ -138,9 +156,7 @@ def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, fo
   """Attention [B, N, H, Dh] of each row of qkv [B, N, 3, H, Dh] to itself."""
   if angles is None and layout is None and axis_size('sequence') == 1:
     return kernels.self_attention(qkv, mask, form)
-  q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-  if angles is not None:
-    q, k = pos.rotate(q, angles), pos.rotate(k, angles)
+  q, k, v = _rotated(qkv, angles)
   if layout is not None:
     return channel_attention.attend(q, k, v, mask, form, layout)
   k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
@@ -203,7 +219,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
-    """keep: [2, B, V] factors of the two branches of each crop (see `stochastic_depth`); None for 1."""
+    """keep: [2, B, V or N] factors of the two branches of each crop or token (see `stochastic_depth`); None for 1."""
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
@@ -215,13 +231,13 @@ class Block(nn.Module):
     return constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None), None
 
   def _residual(self, y: jax.Array, keep: jax.Array | None, name: str) -> jax.Array:
-    """Applies LayerScale, then the factors [B, V] of the crops."""
+    """Applies LayerScale, then the factors [B, V or N] of the crops or tokens."""
     if self.layer_scale:
       init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ('embed',))
       y = y * self.param(name, init, (y.shape[-1],), jnp.float32).astype(y.dtype)
     if keep is None:
       return y
-    if keep.shape[1] > 1:
+    if keep.shape[1] not in (1, y.shape[1]):
       keep = jnp.repeat(keep, np.repeat([n for _, n in self.crops], [v for v, _ in self.crops]), axis=1,
                         total_repeat_length=y.shape[1])
     return y * keep[..., None].astype(y.dtype)
@@ -241,7 +257,8 @@ class Transformer(nn.Module):
 
   `remat`: 'none', 'full' (keep block inputs only), 'dots' (keep matrix products), 'dots_no_batch' (keep products
   with weights, recompute attention). `drop_path` is the rate of the last block; rates grow linearly from 0.
-  `attention`: a form of `kernels.attention`.
+  `attention`: a form of `kernels.attention`. `packing`: 0, or how many rows hold the samples' tokens that are there, as
+  a share of the samples, see `packing.plan`; `prefix`: the tokens before a sample's patches.
   """
 
   depth: int
@@ -255,6 +272,8 @@ class Transformer(nn.Module):
   remat: str = 'none'
   dtype: Any = jnp.float32
   attention: str = 'auto'
+  packing: float = 0.0
+  prefix: int = 0
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False, layout: channel_attention.Layout | None = None) -> jax.Array:
@@ -269,35 +288,76 @@ class Transformer(nn.Module):
     A sample's crops stand in one row, so each layer multiplies all tokens by its weights at once: over devices they
     are gathered once and their gradients summed once, for all kinds of crops. Attention stays within a crop. Where
     tokens are divided over devices each kind goes alone.
+
+    With `packing` the crops of a kind that has a mask share rows. A batch that does not fit its rows is computed as
+    without, some of it again going back so that nothing has to be kept for it; so is one whose intermediates or
+    attention are wanted. What comes out where `masks` are False means nothing.
     """
-    crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
-    keep = None
+    keeps: Each = (None,) * len(parts)
     if train and self.drop_path:
       rates = jnp.linspace(0.0, self.drop_path, self.depth)
-      count = sum(views for views, _ in crops)
-      keep = stochastic_depth(self.make_rng('dropout'), rates, batch * count).reshape(self.depth, 2, batch, count)
+      counts = [x.shape[0] // batch for x in parts]
+      keep = stochastic_depth(self.make_rng('dropout'), rates, batch * sum(counts))
+      of_kinds = jnp.split(keep.reshape(self.depth, 2, batch, -1), np.cumsum(counts)[:-1], axis=3)
+      keeps = tuple(k.reshape(self.depth, 2, -1, 1) for k in of_kinds)  # [L, 2, B * V, 1]
+    operands = tuple(parts), tuple(masks), tuple(angles), keeps
+    every = all(mask is None for mask in masks) or layout is not None or self.is_initializing()
+    if not self.packing or every or any(map(self.is_mutable_collection, ('intermediates', LOOK, LOOK_SLOPES))):
+      return self._padded(*operands, batch, layout)
+    count = packing.groups(batch)
+    plans = tuple(None if mask is None else packing.plan(mask, count, self.packing, 2 * self.prefix) for mask in masks)
+    fits = jnp.stack([plan.fits for plan in plans if plan is not None]).all()
+    again = nn.remat(lambda self, *operands: self._padded(*operands, batch, layout, self.remat.replace('none', 'full')))
+    packed = lambda self, *operands: self._packed(plans, *operands, count)
+    return nn.cond(fits, packed, again, self, *operands)
+
+  def _padded(self, parts: Parts, masks: Each, angles: Each, keeps: Each, batch: int,
+              layout: channel_attention.Layout | None = None, remat: str = '') -> list[jax.Array]:
+    """`together` with factors [depth, 2, B, 1 or N] of stochastic depth: every part as rows [B, N, D]."""
+    crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
     if len(parts) > 1 and axis_size('sequence') == 1:
-      return _split(self._blocks(_joined(parts, crops), keep, crops, tuple(masks), tuple(angles), layout), crops)
-    out, first = [], 0
-    for x, (views, tokens), mask, angle in zip(parts, crops, masks, angles, strict=True):
-      own = None if keep is None else keep[..., first:first + views].reshape(self.depth, 2, x.shape[0], 1)
-      x, mask, angle = _padded(x, mask, angle, -tokens % axis_size('sequence'))
-      out.append(self._blocks(x, own, (), (mask,), (angle,), layout)[:, :tokens])
-      first += views
+      keep = None if keeps[0] is None else jnp.concatenate(
+          [k.reshape(self.depth, 2, batch, -1) for k in _alike(keeps, parts)], axis=3)
+      return _split(self._blocks(_joined(parts, crops), keep, crops, masks, angles, layout, remat), crops)
+    out = []
+    for x, mask, angle, keep in zip(parts, masks, angles, keeps, strict=True):
+      tokens = x.shape[1]
+      x, mask, angle = _filled(x, mask, angle, -tokens % axis_size('sequence'))
+      out.append(self._blocks(x, keep, (), (mask,), (angle,), layout, remat)[:, :tokens])
     return out
+
+  def _packed(self, plans: Plans, parts: Parts, masks: Each, angles: Each, keeps: Each, count: int) -> list[jax.Array]:
+    """`_padded` of the rows of those parts that have a plan, for so many groups of samples."""
+    pack = lambda plan, x: x if plan is None or x is None else plan.pack(x)
+    whole = lambda angle, x: None if angle is None else jnp.broadcast_to(angle, (len(x), *angle.shape[1:]))
+    rows = tuple(map(pack, plans, parts))
+    angles = tuple(map(pack, plans, map(whole, angles, parts)))
+    segments = tuple(mask if plan is None else plan.segments() for plan, mask in zip(plans, masks, strict=True))
+    keeps = tuple(k if plan is None or k is None else plan.spread(k[..., 0])
+                  for plan, k in zip(plans, keeps, strict=True))
+    out = self._padded(rows, segments, angles, keeps, count)
+    return [x if plan is None else plan.unpack(x) for plan, x in zip(plans, out, strict=True)]
 
   @nn.compact
   def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each,
-              layout: channel_attention.Layout | None) -> jax.Array:
+              layout: channel_attention.Layout | None, remat: str) -> jax.Array:
     scanned = nn.scan(
-        _remat(Block, self.remat), variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True},
+        _remat(Block, remat or self.remat),
+        variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
                      self.dtype, self.attention, crops, layout, name='blocks')
     return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)[0]
 
 
-def _padded(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more: int):
+def _alike(keeps: Sequence[Any], parts: Parts) -> list[jax.Array]:
+  """Factors [L, 2, B, 1 or N] of parts [B, N, D]: for each crop, or where one has them for tokens, for all tokens."""
+  if all(k.shape[3] == 1 for k in keeps):
+    return list(keeps)
+  return [jnp.broadcast_to(k, (*k.shape[:3], x.shape[1])) for k, x in zip(keeps, parts, strict=True)]
+
+
+def _filled(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more: int):
   """The operands of a block with `more` tokens at the end that no other looks at, so that they divide over devices."""
   if not more:
     return x, mask, angles

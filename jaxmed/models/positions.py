@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,18 @@ def coordinates(grid: tuple[int, ...]) -> np.ndarray:
   """Centres of the grid's cells [prod(grid), rank] float32, each axis scaled to [-1, 1] (as DINOv3's RoPE does)."""
   axes = [(np.arange(n) + 0.5) / n * 2 - 1 for n in grid]
   return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, len(grid)).astype(np.float32)
+
+
+def own_coordinates(grids: jax.Array, most: tuple[int, ...]) -> jax.Array:
+  """`coordinates` of samples with grids of their own [B, rank] in the corner of a larger one, [B, prod(most), rank]."""
+  cells = jnp.asarray(np.indices(most).reshape(len(most), -1).T)
+  return ((cells + 0.5) / jnp.asarray(grids, jnp.float32)[:, None] * 2 - 1).astype(jnp.float32)
+
+
+def inside(grids: jax.Array, most: tuple[int, ...]) -> jax.Array:
+  """Which cells of a grid belong to grids [B, rank] in its corner, [B, prod(most)] bool."""
+  cells = jnp.asarray(np.indices(most).reshape(len(most), -1).T)
+  return (cells < grids[:, None]).all(axis=-1)
 
 
 def augment(rng: jax.Array, position: jax.Array, batch: int, shift: float, jitter: float, rescale: float) -> jax.Array:
@@ -87,6 +100,37 @@ def resample(table: jax.Array, old: tuple[int, ...], new: tuple[int, ...], mode:
   return x.reshape(-1, table.shape[-1])
 
 
+def resample_each(table: jax.Array, old: tuple[int, ...], grids: jax.Array, most: tuple[int, ...],
+                  mode: str) -> jax.Array:
+  """`resample` to grids [B, rank] that are not known before, each in the corner of a larger one: [B, prod(most), D].
+
+  What lies outside of a sample's grid means nothing.
+  """
+  def one(grid):
+    x = table.reshape(*old, -1)
+    for axis, (a, b) in enumerate(zip(old, most, strict=True)):
+      weights = _bicubic_to(a, grid[axis], b, mode).astype(x.dtype)
+      x = jnp.moveaxis(jnp.tensordot(weights, x, axes=(1, axis)), 0, axis)
+    return x.reshape(-1, table.shape[-1])
+
+  return jax.vmap(one)(grids)
+
+
+def _bicubic_to(n_in: int, n_out: jax.Array, most: int, mode: str) -> jax.Array:
+  """The matrix of `_bicubic` in the first rows of [most, n_in], written for all taps at once."""
+  offset, margin = (0.1, 3) if mode == 'offset' else (0.0, 0 if mode == 'antialias' else 3)
+  scale = n_in / (n_out.astype(jnp.float32) + offset)
+  stretch = jnp.maximum(scale, 1.0) if mode == 'antialias' else 1.0
+  centre = (jnp.arange(most) + 0.5) * scale - 0.5
+  taps = np.arange(-margin, n_in + margin)
+  weights = _cubic(jnp.abs(taps - centre[:, None]) / stretch, -0.5 if mode == 'antialias' else -0.75, jnp)
+  weights = jnp.where((jnp.arange(most) < n_out)[:, None], weights, 0.0)
+  if mode == 'antialias':
+    weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
+  border = np.clip(taps, 0, n_in - 1)[:, None] == np.arange(n_in)
+  return weights @ border.astype(np.float32)
+
+
 @functools.lru_cache(maxsize=256)
 def _bicubic(n_in: int, n_out: int, mode: str) -> np.ndarray:
   """Matrix [n_out, n_in] of torch's bicubic interpolation along one axis (half-pixel centres)."""
@@ -112,8 +156,8 @@ def _bicubic(n_in: int, n_out: int, mode: str) -> np.ndarray:
   return matrix
 
 
-def _cubic(t: np.ndarray, a: float) -> np.ndarray:
+def _cubic(t: Any, a: float, lib: Any = np) -> Any:
   """Keys' cubic convolution kernel at distance t >= 0."""
   near = ((a + 2) * t - (a + 3)) * t * t + 1
   far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-  return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+  return lib.where(t <= 1, near, lib.where(t < 2, far, 0.0))

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxmed.errors import UserError, choose
 from jaxmed.models import channel_attention, channel_embed, convnext, metaformer, pvt, resnet
+from jaxmed.models.bag import POOLINGS, BagOfChannels
 from jaxmed.models.channel_vit import ChannelViT
 from jaxmed.models.convolution import MASKINGS, Hierarchical
 from jaxmed.models.kernels import FORMS
@@ -27,12 +28,12 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 FAMILIES: dict[str, type[Encoder]] = {
-    'vit': ViT, 'channel_vit': ChannelViT, 'resnet': resnet.ResNet, 'convnextv2': convnext.ConvNeXt,
-    'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT}
+    'vit': ViT, 'channel_vit': ChannelViT, 'bag': BagOfChannels, 'resnet': resnet.ResNet,
+    'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT}
 
 # Every name, without a patch: its family, and the fields that differ from the family's defaults.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit') for size, fields in SIZES.items()}
+    f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit', 'bag') for size, fields in SIZES.items()}
 for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caformer', metaformer), ('pvt_v2', pvt)):
   MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
 
@@ -41,7 +42,7 @@ _CHOICES = {
     'dtype': ('float32', 'bfloat16'),
     'kernel_init': ('trunc_normal', 'xavier_uniform', 'xavier_qkv'), 'pos_interpolation': ('antialias', 'offset'),
     'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
-    'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS,
+    'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS, 'pooling': POOLINGS,
 }
 
 
@@ -86,7 +87,12 @@ def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels
     fields['patch_size'] = patch * len(image_size) if len(patch) == 1 else patch
   if fields.get('channel_embedding') == 'hashed':
     fields['channel_names'] = channel_names or channel_embed.unnamed(in_channels)
-    channel_embed.stacked(fields['channel_names'], fields['hash_rows'], fields['hashes'])  # raises
+    channel_embed.check(fields['channel_names'], fields['hash_rows'], fields['hashes'], fields['hash_width'],
+                        fields['hash_prune'], fields['hash_widths'])
+  if not 0 <= fields.get('packing', 0) <= 1:
+    raise UserError(f'encoder.packing {fields["packing"]} is no share of rows: expected 0 (padded) to 1')
+  if fields.get('packing') and fields.get('channel_attention', 'joint') != 'joint':
+    raise UserError(f'encoder.packing needs channel_attention=joint, not {fields["channel_attention"]}')
   model = FAMILIES[family](image_size=image_size, in_channels=in_channels, **fields)
   _check_size(name, image_size, model.patch_size)
   return model

@@ -34,6 +34,8 @@ class ViT(nn.Module):
     local_norm: whether the class token and registers of `local` crops have a final norm of their own; of use in
       training only, so no product has one (DINOv3).
     attention: 'auto', or 'flash' for the accelerator's own kernel where there is one, see `kernels.attention`.
+    packing: 0, or how many rows hold the tokens of samples that have fewer than others (channels, image size), as a
+      share of the samples, see `Transformer.together`.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
   """
 
@@ -62,6 +64,7 @@ class ViT(nn.Module):
   local_norm: bool = False
   remat: str = 'none'
   attention: str = 'auto'
+  packing: float = 0.0
   dtype: Any = 'float32'
 
   per_channel = False  # one token a patch, all channels together
@@ -84,7 +87,7 @@ class ViT(nn.Module):
           'pos_embed', table('positions'), (count + self._embedded_prefix, self.embed_dim), jnp.float32)
     self.transformer = Transformer(
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
-        self.kernel_init, self.remat, compute, self.attention)
+        self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens)
     self.norm = LayerNorm(compute)
     if self.local_norm:
       self.norm_local = LayerNorm(compute)
@@ -109,22 +112,55 @@ class ViT(nn.Module):
       table = jnp.asarray(pos.sincos(native, self.embed_dim))
     return table if grid == native else pos.resample(table, native, grid, self.pos_interpolation)
 
-  def _coordinates(self, grid: tuple[int, ...]) -> jax.Array | None:
-    return jnp.asarray(pos.coordinates(grid))[None] if self.pos == 'rope' else None
+  def _own_positions(self, grid: tuple[int, ...], own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions [B, N, D] of samples with grids of their own [B, rank] in the corner of `grid`.
+
+    Twice: as they are resampled, and as they are at the native size (which is not resampled everywhere).
+    """
+    if self.pos not in ('learned', 'sincos'):
+      return self._position_table(grid)[None], self._position_table(grid)[None]
+    native = grid_of(self.image_size, self.patch_size)
+    table = self._position_table(native)
+    resampled = pos.resample_each(table, native, own, grid, self.pos_interpolation)
+    corner = tuple(min(a, b) for a, b in zip(native, grid, strict=True))
+    kept = table.reshape(*native, -1)[tuple(slice(n) for n in corner)]
+    kept = jnp.pad(kept, [(0, b - a) for a, b in zip(corner, grid, strict=True)] + [(0, 0)])
+    kept = kept.reshape(resampled.shape[1:])
+    return resampled, jnp.where((own == jnp.asarray(native)).all(axis=1)[:, None, None], kept, resampled)
+
+  def _coordinates(self, grid: tuple[int, ...], own: jax.Array | None = None) -> jax.Array | None:
+    if self.pos != 'rope':
+      return None
+    return jnp.asarray(pos.coordinates(grid))[None] if own is None else pos.own_coordinates(own, grid)
 
   def embed_patches(self, image: jax.Array, channels: jax.Array | None = None,
-                    channel_mask: jax.Array | None = None, hidden: jax.Array | None = None) -> Tokens:
+                    channel_mask: jax.Array | None = None, hidden: jax.Array | None = None,
+                    sizes: jax.Array | None = None) -> Tokens:
     """Embeds images [B, *size, C], normalised float, as patch tokens with positions.
 
     `channels` is not used: the order is fixed. Channels that `channel_mask` [B, C] rules out are zeroed and the
     rest scaled by C / n, the ViT baseline of ChannelViT's authors. Patches that are `hidden` [B, N] become the mask
-    token, at their own positions.
+    token, at their own positions. `sizes` [B, rank] are pixels of each image, multiples of the patch, in the corner of
+    its array: its tokens are those that it would have alone.
     """
     del channels
     image = drop_channels(image, channel_mask)
     grid = grid_of(image.shape[1:-1], self.patch_size)
+    image, own, valid = self._cropped(image, grid, sizes)
     x = self._hide(self.patch_embed(patchify(image, self.patch_size)), hidden)  # [B, N, D]
-    return Tokens(x + self._position_table(grid).astype(x.dtype), None, self._coordinates(grid))
+    where = self._position_table(grid) if own is None else self._own_positions(grid, own)[1]
+    return Tokens(x + where.astype(x.dtype), valid, self._coordinates(grid, own))
+
+  def _cropped(self, image: jax.Array, grid: tuple[int, ...], sizes: jax.Array | None
+               ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Images without what lies outside of their `sizes`, their grids [B, rank], and the cells in those [B, N]."""
+    if sizes is None:
+      return image, None, None
+    own = jnp.asarray(sizes, jnp.int32) // jnp.asarray(self.patch_size)
+    for axis in range(len(grid)):  # which may hold anything, NaN included
+      place = jnp.arange(image.shape[1 + axis]).reshape(-1, *[1] * (image.ndim - 2 - axis))
+      image = jnp.where(place < sizes[:, axis].reshape(-1, *[1] * (image.ndim - 1)), image, 0)
+    return image, own, pos.inside(own, grid)
 
   def _hide(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:
     """x [..., D] with the mask token where `hidden` [...]."""
@@ -196,9 +232,11 @@ class ViT(nn.Module):
 
   def __call__(self, image: jax.Array, channels: jax.Array | None = None,
                channel_mask: jax.Array | None = None, train: bool = False,
-               hidden: jax.Array | None = None, local: bool = False) -> Features:
+               hidden: jax.Array | None = None, local: bool = False, sizes: jax.Array | None = None) -> Features:
     """Features of images [B, *size, C]; see `embed_patches` and `encode`."""
-    return self.encode(self.embed_patches(image, channels, channel_mask, hidden), train, self._grid(image), local)
+    more = {} if sizes is None else {'sizes': sizes}
+    tokens = self.embed_patches(image, channels, channel_mask, hidden, **more)
+    return self.encode(tokens, train, self._grid(image), local)
 
 
 def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:

@@ -119,7 +119,8 @@ class Data2Vec:
     layers = features.patches[None]
     if 'transformer' in state.get('intermediates', {}):
       first = self.encoder.num_prefix_tokens
-      layers = state['intermediates']['transformer']['blocks']['ffn'][0][:, :, first : first + count]  # [L, B, N, D]
+      layers = state['intermediates']['transformer']['blocks']['ffn'][0][:, :, first : first + count]
+      layers = layers.reshape(len(layers), *features.patches.shape)  # [L, B, N, D]; a bag's rows are channels
       layers = layers[-(self.top_blocks or max(len(layers) - 2, 1)) :]
     return jax.lax.stop_gradient(average_of_layers(layers, exists)), exists
 

@@ -1,15 +1,23 @@
-"""Masked autoencoding (He et al. 2022; facebookresearch/mae, models_mae.py) for patch and channel tokens."""
+"""Masked autoencoding (He et al. 2022; facebookresearch/mae, models_mae.py) for patch and channel tokens.
+
+What ChA-MAEViT (Pham et al. 2025, arXiv 2503.19331; chaudatascience/cha_mae_vit) and CA-MAE (Kraus et al. 2024,
+arXiv 2404.10242; recursionpharma/maes_microscopy) add to it are options, which are off by default.
+"""
 
 import dataclasses
 import math
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models.decoder import Decoder
-from jaxmed.models.tokens import grid_of, patchify, unpatchify
+from jaxmed.models.decoder import SHARES, Decoder
+from jaxmed.models.heads import CLASS_LOSSES, ClassHead
+from jaxmed.models.tokens import Features, grid_of, patchify, unpatchify
+from jaxmed.objectives import diversity
+from jaxmed.objectives.hybrid import classified, spectral_error
 from jaxmed.objectives.networks import encode_shown, token_slots, with_stats
 
 MASK_CHANNELS = ('independent', 'shared', 'dynamic')
@@ -29,8 +37,18 @@ class MAE:
     patches_only, channels_only: probabilities of the first two modes of 'dynamic'.
     unsampled: what becomes of channels that channel sampling left out: 'drop', as HCS defines it, or 'predict', so
       that they are reconstructed from the others (channel masking as in CA-MAE and ChA-MAEViT).
-    decoder_*: width, blocks and heads of the decoder. 0 follows the encoder: 512, 8 and 16 as published where it is
-      768 wide or more; its own width, 4 blocks (2 below 384) and heads of 32 where it is narrower.
+    decoder_dim, decoder_depth, decoder_heads: of the decoder. 0 follows the encoder: 512, 8 and 16 as published where
+      it is 768 wide or more; its own width, 4 blocks (2 below 384) and heads of 32 where it is narrower.
+    decoder_channels: 'together' or 'separate', see `Decoder`.
+    decoder_registers: whether the encoder's registers (encoder.num_registers: memory tokens) go on into the decoder.
+    decoder_shares: whether the decoder adds the encoder's positions and channel embeddings in place of own ones; then
+      it is as wide as the encoder.
+    fourier: f, the weight of `spectral_error` beside the pixels' error, which has 1 - f.
+    class_weight: w, the weight of a loss of classes beside those two, which have 1 - w; needs loader.label. class_loss,
+      class_temperature: see `ClassHead`. feature: what it reads, 'cls' or 'mean' of the tokens shown.
+    num_classes: filled in from the data.
+    channel_diversity, token_diversity and what follows: as of `Supervised`; the second one of tokens that are shown
+      with all others.
   """
 
   encoder: Any
@@ -43,6 +61,20 @@ class MAE:
   decoder_dim: int = 0
   decoder_depth: int = 0
   decoder_heads: int = 0
+  decoder_channels: str = 'together'
+  decoder_registers: bool = False
+  decoder_shares: bool = False
+  fourier: float = 0.0
+  class_weight: float = 0.0
+  class_loss: str = 'cross_entropy'
+  class_temperature: float = 1.0
+  feature: str = 'mean'
+  num_classes: int = 0
+  channel_diversity: float = 0.0
+  token_diversity: float = 0.0
+  diversity_temperature: float = 0.1
+  same_channel: float = 1.0
+  other_channels: float = 4.0
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
   FEATURE: ClassVar[str] = 'mean'
@@ -62,14 +94,37 @@ class MAE:
                       'probabilities of two modes, together at most 1')
     if self.mask_channels == 'dynamic' and not self.encoder.per_channel:
       raise UserError('objective.mask_channels=dynamic hides channels: it needs a channel_vit')
+    diversity.check(self)
+    self._check_classes()
+    self._check_decoder()
+
+  def _check_classes(self) -> None:
+    choose('objective.class_loss', self.class_loss, CLASS_LOSSES)
+    choose('objective.feature', self.feature, ('cls', 'mean'))
+    for name in ('fourier', 'class_weight'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f'objective.{name} {getattr(self, name)} is a share of the loss: it must lie in [0, 1]')
+    if self.class_temperature <= 0:
+      raise UserError(f'objective.class_temperature {self.class_temperature} must be above 0')
+
+  def _check_decoder(self) -> None:
     dim, _, heads = self._decoder_size
     if dim % heads:
       raise UserError(f'objective.decoder_heads {heads} does not divide decoder_dim {dim}')
+    choose('objective.decoder_channels', self.decoder_channels, SHARES)
+    if self.decoder_channels == 'separate' and not self.encoder.per_channel:
+      raise UserError('objective.decoder_channels=separate needs one token a channel: a channel_vit or bag')
+    if self.decoder_registers and not self.encoder.num_registers:
+      raise UserError('objective.decoder_registers needs registers: set encoder.num_registers, for example to 4')
+    if self.decoder_shares and (not hasattr(self.encoder, 'channel_vectors') or dim != self.encoder.embed_dim
+                                or self.encoder.pos not in ('learned', 'sincos')):
+      raise UserError('objective.decoder_shares needs a channel_vit whose encoder.pos is learned or sincos, and '
+                      f'decoder_dim 0 or its width {self.encoder.embed_dim}, not {dim}')
 
   @property
   def _decoder_size(self) -> tuple[int, int, int]:
     width = self.encoder.embed_dim
-    dim = self.decoder_dim or min(width, 512)
+    dim = self.decoder_dim or (width if self.decoder_shares else min(width, 512))
     depth = self.decoder_depth or (8 if width >= 768 else 4 if width >= 384 else 2)
     return dim, depth, self.decoder_heads or max(dim // 32, 1)
 
@@ -82,7 +137,13 @@ class MAE:
     return Decoder(
         grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
         vocabulary=e.in_channels if e.per_channel else 0, embed_dim=dim, depth=depth, num_heads=heads,
-        kernel_init='xavier_uniform', remat=getattr(e, 'remat', 'none'), dtype=e.dtype)
+        kernel_init='xavier_uniform', remat=getattr(e, 'remat', 'none'), dtype=e.dtype,
+        channels=self.decoder_channels)
+
+  @property
+  def head(self) -> ClassHead:
+    """Classifier of the loss of classes."""
+    return ClassHead(self.num_classes, self.class_loss, self.class_temperature, self.encoder.dtype)
 
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views."""
@@ -93,26 +154,43 @@ class MAE:
     encoder = self.encoder.init(encoder_key, image, channels, mask)['params']
     _, order, visible, _, there = self._mask(mask_key, batch)
     latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
-    cls = latent[:, :1] if self.encoder.class_token else None
-    decoder = self.decoder.init(decoder_key, cls, latent, visible, order, channels, there)['params']
-    return {'params': {'encoder': encoder, 'decoder': decoder}, 'target': {}, 'extra': {}}
+    more = int(self.encoder.class_token) + (self.encoder.num_registers if self.decoder_registers else 0)
+    prefix = jnp.zeros((image.shape[0], more, self.encoder.embed_dim)) if more else None
+    shared = self._shared(nn.unbox(encoder), batch)
+    decoder = self.decoder.init(decoder_key, prefix, latent, visible, order, channels, there, shared)['params']
+    params = {'encoder': encoder, 'decoder': decoder} | diversity.init_proxies(self, jax.random.fold_in(rng, 2))
+    if self.class_weight:
+      if self.num_classes < 2:
+        raise UserError('objective.class_weight needs loader.label, a manifest column with at least two classes')
+      params['head'] = self.head.init(jax.random.fold_in(rng, 3), latent[:, 0])['params']
+    return {'params': params, 'target': {}, 'extra': {}}
 
   def encoder_params(self, variables: dict) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
   def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
-    """Mean squared error over the hidden, existing tokens of the global batch."""
+    """Mean squared error over the hidden, existing tokens of the global batch, and what the options add."""
     del step
-    predicted, hidden, stats = self._predict(variables['params'], batch, rng, train)
+    params = variables['params']
+    latent, predicted, hidden, shown, stats = self._see(params, batch, rng, train)
     there = self._pixels_there(batch)
     counts = hidden[..., None] > 0 if there is None else (hidden[..., None] > 0) & there
     target = jnp.where(counts, self.target(batch['image'], there), 0.0)  # a missing channel may hold NaN
-    error = _mean(jnp.square(predicted.astype(jnp.float32) - target), there)[..., 0]  # [B, N]
-    error = jnp.where(hidden > 0, error, 0.0)
-    loss = error.sum() / jnp.maximum(hidden.sum(), 1.0)
+    predicted = predicted.astype(jnp.float32)
+    over_hidden = lambda error: jnp.where(hidden > 0, error, 0.0).sum() / jnp.maximum(hidden.sum(), 1.0)
+    loss = over_hidden(_mean(jnp.square(predicted - target), there)[..., 0])
     metrics = {'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
-    return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
+    if self.fourier:
+      metrics['fourier_loss'] = over_hidden(spectral_error(predicted, target, self.encoder.patch_size, there))
+      loss = (1 - self.fourier) * loss + self.fourier * metrics['fourier_loss']
+    if self.class_weight and 'label' in batch:
+      logits = self.head.apply({'params': params['head']}, latent.pooled(self.feature))
+      metrics |= classified(logits, batch['label'])
+      loss = (1 - self.class_weight) * loss + self.class_weight * metrics['class_loss']
+    apart = diversity.losses(self, params, batch, shown) if train else {}
+    loss = loss + sum(getattr(self, name) * value for name, value in apart.items())
+    return loss, (with_stats(metrics | apart, train, encoder=stats), variables['extra'])
 
   def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:
     """Pixels of each token [B, N, P] in float32; no gradient flows through it.
@@ -153,14 +231,34 @@ class MAE:
 
   def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
     """Predicted pixels [B, N, P] of every token, which tokens were hidden [B, N] float, new running statistics."""
+    _, predicted, hidden, _, stats = self._see(params, batch, rng, train)
+    return predicted, hidden, stats
+
+  def _see(self, params: Any, batch: dict, rng: jax.Array, train: bool):
+    """Features of the shown tokens, and what `_predict` gives, before its last which tokens were shown [B, N] bool."""
     mask_key, drop_key = jax.random.split(rng)
     keep, order, visible, hidden, there = self._mask(mask_key, batch)
     some = 'channel_mask' in batch or self.mask_channels == 'dynamic'
     valid = visible if self.encoder.per_channel and some else None
     latent, stats = encode_shown(self.encoder, params['encoder'], batch, keep, valid, train, {'dropout': drop_key})
-    predicted = self.decoder.apply({'params': params['decoder']}, latent.cls, latent.patches, visible, order,
-                                   batch['channels'], there)
-    return predicted, hidden, stats
+    predicted = self.decoder.apply({'params': params['decoder']}, self._prefix(latent), latent.patches, visible, order,
+                                   batch['channels'], there, self._shared(params['encoder'], batch))
+    shown = jnp.take_along_axis(jnp.pad(visible, ((0, 0), (0, order.shape[1] - visible.shape[1]))), order, axis=1)
+    return latent, predicted, hidden, shown, stats
+
+  def _prefix(self, latent: Features) -> jax.Array | None:
+    """Tokens [B, P, D] that the decoder sees besides the patches."""
+    cls = None if latent.cls is None else latent.cls[:, None]
+    parts = [x for x in (cls, latent.registers if self.decoder_registers else None) if x is not None]
+    return jnp.concatenate(parts, axis=1) if parts else None
+
+  def _shared(self, encoder: Any, batch: dict) -> tuple[jax.Array, jax.Array] | None:
+    """The encoder's positions [N, D] and embeddings [B, C, D] of the batch's channels, if the decoder shares them."""
+    if not self.decoder_shares:
+      return None
+    grid = grid_of(batch['image'].shape[1:-1], self.encoder.patch_size)
+    table = self.encoder.apply({'params': encoder}, grid, method='_position_table')
+    return table, self.encoder.apply({'params': encoder}, method='channel_vectors')[batch['channels']]
 
   def _mask(self, rng: jax.Array, batch: dict):
     """Draws what each sample shows, by sorting noise as the official code does.

@@ -7,11 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmed.augment.channels import mask_by_name
 from jaxmed.augment.mix import mix
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
-from jaxmed.objectives.diversity import channel_diversity, token_diversity
+from jaxmed.objectives import diversity
 from jaxmed.objectives.networks import run, with_stats
 
 
@@ -51,11 +50,7 @@ class Supervised:
     choose('objective.feature', self.feature, ('cls', 'mean'))
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f'objective.label_smoothing {self.label_smoothing} must lie in [0, 1)')
-    if min(self.channel_diversity, self.token_diversity) < 0 or self.diversity_temperature <= 0:
-      raise UserError('objective.channel_diversity and token_diversity must be at least 0, diversity_temperature above '
-                      f'0, not {self.channel_diversity}, {self.token_diversity} and {self.diversity_temperature}')
-    if (self.channel_diversity or self.token_diversity) and not self.encoder.per_channel:
-      raise UserError('objective.channel_diversity and token_diversity need one token a channel: a channel_vit')
+    diversity.check(self)
 
   @property
   def head(self) -> Dense:
@@ -70,9 +65,7 @@ class Supervised:
     encoder = self.encoder.init(encoder_key, batch['image'], batch['channels'], batch.get('channel_mask'))['params']
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     params = {'encoder': encoder, 'head': head}
-    if self.channel_diversity:
-      draw = jax.random.normal(jax.random.fold_in(head_key, 1), (self.encoder.in_channels, self.encoder.embed_dim))
-      params['proxies'] = nn.LogicallyPartitioned(draw / 8, ('channels', 'embed'))
+    params |= diversity.init_proxies(self, jax.random.fold_in(head_key, 1))
     return {'params': params, 'target': {}, 'extra': {}}
 
   def encoder_params(self, variables: dict) -> Any:
@@ -96,21 +89,6 @@ class Supervised:
     total = jnp.maximum(known.sum(), 1.0)
     loss = (entropy * known).sum() / total
     right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
-    apart = self._diversity(variables['params'], batch) if train else {}
+    apart = diversity.losses(self, variables['params'], batch) if train else {}
     metrics = with_stats({'cross_entropy': loss, 'accuracy': right} | apart, train, encoder=stats)
     return loss + sum(getattr(self, name) * value for name, value in apart.items()), (metrics, variables['extra'])
-
-  def _diversity(self, params: Any, batch: dict) -> dict[str, jax.Array]:
-    """DiChaViT's losses that have a weight, by the names of these."""
-    encoder, channels = self.encoder, batch['channels']
-    there = batch.get('channel_mask', jnp.ones(channels.shape, bool))
-    out = {}
-    if self.channel_diversity:
-      present = mask_by_name(channels, there, encoder.in_channels).any(axis=0)
-      vectors = encoder.apply({'params': params['encoder']}, method='channel_vectors')
-      out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, self.diversity_temperature)
-    if self.token_diversity:
-      image = jnp.where(there.reshape(len(there), *[1] * (batch['image'].ndim - 2), -1), batch['image'], 0)
-      tokens = encoder.apply({'params': params['encoder']}, image, method='project')
-      out['token_diversity'] = token_diversity(tokens, there, self.same_channel, self.other_channels)
-    return out

@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 
 from jaxmed import files
 from jaxmed.data.curation import leakage, selection
+from jaxmed.data.curation.features import unit
 from jaxmed.data.sampling import parse_values
 from jaxmed.data.sources import open_source
 from jaxmed.errors import Stopped, UserError, choose
 from jaxmed.interop.inflate import inflate
+from jaxmed.models.bag import BagOfChannels
 from jaxmed.models.vit import ViT, at_size
 from jaxmed.parallel import layout, process
 from jaxmed.parallel.axes import filled, open_mesh
@@ -68,19 +70,33 @@ def tell_leaks(user: Mapping[str, Any], source: Any) -> None:
     return
   for name in against:
     open_source(name)  # by all processes: what is wrong with one, all say
-  main = process.is_main()
-  found = [leakage.between(source, name, progress=sys.stderr.isatty()) for name in against] if main else []
+  judge, main = str(user.get('leak_encoder', '')), process.is_main()
+  if judge and not pathlib.Path(judge).exists():
+    raise UserError(f'leak_encoder={judge} does not exist: expected a run or an exported file')
+  given = _embedded(judge, source, against) if judge and main else [None] * len(against)
+  found = [leakage.between(source, name, progress=sys.stderr.isatty(), given=pair)
+           for name, pair in zip(against, given, strict=True)] if main else []
   texts = process.gather('leaks', [leaks.text() for leaks in found if leaks.rows.any()], _HASHING)[0]
   if not texts:
     return
   parts = [part.strip() for part in str(user['data']).split(',')]
   clean = ','.join(f'{selection.split_uri(part)[0]}@clean' for part in parts)
-  text = (f'{"; ".join(texts)}: jaxmed curate {parts[0]} --against {",".join(against)} --drop-leaks --out clean '
+  more = f' --encoder {judge}' if judge else ''
+  text = (f'{"; ".join(texts)}: jaxmed curate {parts[0]} --against {",".join(against)}{more} --drop-leaks --out clean '
           f'leaves them out{"" if len(parts) == 1 else " (and so for each corpus)"}, train with data={clean}')
   if action == 'stop':
     raise UserError(text)
   if main:
     print(f'jaxmed: {text}', file=sys.stderr, flush=True)
+
+
+def _embedded(encoder: str, source: Any, against: Sequence[str]) -> list[tuple[Any, Any]]:
+  """Features of length 1 of the rows to train on and of each evaluation set."""
+  from jaxmed.loading import load
+  loaded = load(encoder)
+  features = lambda rows: unit(loaded.embed_source(rows)[loaded.feature])
+  mine = features(source)
+  return [(mine, features(leakage.held_out(open_source(name)))) for name in against]
 
 
 def mesh_of(config: Any, spec: setup.DataSpec, trainer: Trainer) -> Mesh:
@@ -195,7 +211,9 @@ def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], 
             f'{", ".join(given.vocabulary)}', file=sys.stderr, flush=True)
   encoder = at_size(given.model, params, tuple(config.image_size))
   fresh = own['params']['encoder']
-  encoder = encoder | {k: fresh[k] for k in TRAINING_ONLY if k in fresh and k not in encoder}
+  names = ('channel_embed', 'channel_hash') if isinstance(given.model, BagOfChannels) else ()  # to which all are one
+  more = (*TRAINING_ONLY, *names)
+  encoder = encoder | {k: fresh[k] for k in more if k in fresh and k not in encoder}
   params = own['params'] | {'encoder': encoder}
   return {'params': params, 'target': {name: params[name] for name in own['target']}, 'extra': own['extra']}
 

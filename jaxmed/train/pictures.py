@@ -2,13 +2,17 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxmed import files
 from jaxmed.augment.channels import cosines
+from jaxmed.models import channel_embed
+from jaxmed.models.channel_vit import ChannelViT
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
 
@@ -21,8 +25,9 @@ def views(run: Any, state: TrainState) -> None:
   batch, names = _sample(run, 'train')
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
   shown = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
-  figures.image_grid(_own(run, shown_image(shown), batch), names, run.folder / 'figures' / 'views.png',
-                     'Augmented views of the first records')
+  image = _own(run, shown_image(shown), batch)
+  names = names if image.shape[-1] == len(names) else ('one channel',)  # of each its own
+  figures.image_grid(image, names, run.folder / 'figures' / 'views.png', 'Augmented views of the first records')
 
 
 def shown_image(views: dict[str, Any]) -> Any:
@@ -57,12 +62,26 @@ def end(run: Any, state: TrainState) -> None:
   patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
   if encoder.model.per_channel:
     patches = patches.mean(axis=1)
-    if len(encoder.channels) > 1:
-      vectors = encoder.model.apply({'params': encoder.params}, method='channel_vectors')
-      similarity = np.asarray(cosines(vectors))
-      figures.channel_similarity(similarity, encoder.vocabulary, folder / 'channel_similarity.png')
+  if isinstance(encoder.model, ChannelViT):
+    _channels(run.folder, encoder, plain['image'], plain_input(batch, run.config), names)
   figures.patch_pca(_own(run, plain['image'], batch), patches, folder / 'patch_pca.png', names)
   write_report(run.folder)
+
+
+def _channels(run: pathlib.Path, encoder: Any, image: Any, stored: Any, names: Sequence[str]) -> None:
+  """Saves what a ChannelViT can show of its channels: their embeddings, and what it looks at in images."""
+  from jaxmed.evaluate import figures
+  from jaxmed.evaluate.looking import attention_maps
+  model, folder = encoder.model, run / 'figures'
+  if 'channel_hash' in encoder.params:
+    found = channel_embed.census(encoder.params['channel_hash'], model.channel_names, model.hash_widths)
+    files.write_json(run / 'channels.json', {'width': model.hash_width, 'features': found})
+  if len(encoder.channels) > 1:
+    vectors = model.apply({'params': encoder.params}, method='channel_vectors')
+    figures.channel_similarity(np.asarray(cosines(vectors)), encoder.vocabulary, folder / 'channel_similarity.png')
+  if model.channel_attention == 'joint':
+    figures.looked_at(image, attention_maps(encoder, np.asarray(stored), names)['relevance'], names,
+                      folder / 'relevance.png')
 
 
 def plain_input(batch: Mapping[str, Any], config: Any) -> Any:

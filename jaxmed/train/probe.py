@@ -60,6 +60,10 @@ class Probe:
     found = _observe(self.trainer, self.mesh, state.variables, mesh_lib.put_batch(batch, self.mesh))
     return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
 
+  def held_out(self, state: TrainState, most: int) -> float:
+    """The loss on at most so many held-out rows, with the same views and masks each time; NaN without any."""
+    return self._loss(state, thin(self._val, most))
+
   @property
   def shape(self) -> tuple[int, int]:
     """Rows and width of the features that `health` looks at."""

@@ -43,7 +43,8 @@ def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any
 
 def product(model: Any, params: Any) -> tuple[Any, Any]:
   """The encoder without what is of use in training only: its features are the same."""
-  off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0}
+  off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0,
+         'hash_draw': False, 'packing': 0.0}
   model = model.clone(**{k: v for k, v in off.items() if getattr(model, k, v) != v})
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 

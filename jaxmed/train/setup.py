@@ -18,7 +18,7 @@ from jaxmed import config as config_lib
 from jaxmed import files, objectives
 from jaxmed.augment import color, intensity
 from jaxmed.augment.views import ViewMaker
-from jaxmed.data import joint, sampling, vocabulary
+from jaxmed.data import joint, lacking, sampling, vocabulary
 from jaxmed.data.pipeline import FITS
 from jaxmed.data.vocabulary import Vocabulary
 from jaxmed.errors import UserError, choose
@@ -34,16 +34,16 @@ CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
-             'on_collapse', 'on_spike', 'evaluation', 'on_leak')
+             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak')
 INIT_PARTS = ('encoder', 'all', 'target')  # what `init` gives
 NO_VOCABULARY = Vocabulary()
 UNKNOWN = ('ignore', 'warn', 'error')
 ON_LEAK = ('ignore', 'warn', 'stop')
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 # Keys that runs of earlier versions lack, whose defaults do what those did.
-ADDED = ('on_spike', 'evaluation', 'on_leak', 'checkpoint.minutes', 'checkpoint.keep_every', 'watchdog.minutes',
-         'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.vocabulary', 'loader.unknown',
-         'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
+ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'checkpoint.minutes', 'checkpoint.keep_every',
+         'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
+         'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
          'optimizer.moments', 'optimizer.offload', 'init_parts',
          *(f'augment.{name}' for name in mixture.LISTS))
 
@@ -220,14 +220,15 @@ def _fill_views(config: ConfigDict, objective: Any) -> None:
 def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
   if 'num_classes' in config.objective:
     config.objective.num_classes = len(spec.classes)
-    if not config.loader.label:
+    if not config.loader.label and config.objective.get('class_weight', 1.0):  # by default the method is about classes
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
 
 
-def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY) -> DataSpec:
+def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY, missing: str = '') -> DataSpec:
   """Looks at the manifest and statistics of a `data.sources.Source` (already reduced to the rows to train on).
 
-  Channels that `known` gives one name are one channel; a UserError where a record has two of them.
+  Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `missing`
+  (loader.missing) records differ in their channels.
   """
   if not len(source):
     raise UserError('the corpus has no record to train on')
@@ -248,8 +249,10 @@ def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY) -> Dat
       'channel_sets': _commonest(('+'.join(row) for row in sets), of_set),
       'sizes': _commonest(('x'.join(map(str, s[:-1])) for s in shapes), of_shape),
   }
-  return DataSpec(channels, max(counts), len(counts) > 1, dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32',
-                  len(source), size, classes, summary, len(sets) > 1)
+  lacks = lacking.parse(missing, source.channels) is not None
+  return DataSpec(channels, max(counts), len(counts) > 1 or lacks,
+                  dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
+                  len(sets) > 1 or lacks)
 
 
 def _channels(source: Any, sets: list, known: Vocabulary) -> tuple[dict[str, Any], ...]:
@@ -317,6 +320,10 @@ def check_same(spec: DataSpec, source: Any) -> None:
     tell = lambda rows, names: f'{rows} records to train on with channels {", ".join(names)}'
     raise UserError(f'{source.path} has {tell(len(source), source.channels)}, but the run began with '
                     f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
+  widest = max(map(len, source.distinct('channels')[1]))
+  if widest > spec.slots:
+    raise UserError(f'{source.path} has a record of {widest} channels, but the run began with at most {spec.slots}, '
+                    'for which its batches have room: give the same corpus with --data')
 
 
 def check_divides(batch: int, shards: int, accumulate: int, advice: str = '') -> None:
@@ -340,7 +347,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
   model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels),
                                 vocabulary.described(spec.channels), **config.encoder)
-  if config.augment.channel_sampling == 'diverse' and not model.per_channel:
+  if config.augment.channel_sampling == 'diverse' and not hasattr(model, 'channel_vectors'):
     raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)

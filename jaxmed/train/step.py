@@ -171,7 +171,10 @@ class Trainer:
         vectors = self.objective.encoder.apply({'params': known}, method='channel_vectors')
         part = part | {'similarity': cosines(vectors)}
       views = view(view_key, part)
-      return self.objective.loss(variables, views, loss_key, state.step)
+      value, (metrics, extra) = self.objective.loss(variables, views, loss_key, state.step)
+      if (penalty := self._penalty(variables)) is not None:
+        value, metrics = value + penalty, metrics | {'penalty': penalty}
+      return value, (metrics, extra)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     if self.accumulate == 1:
@@ -188,6 +191,11 @@ class Trainer:
     (extra, grads), (values, metrics) = jax.lax.scan(body, start, (parts, jax.random.split(rng, count)))
     mean = lambda tree: jax.tree.map(lambda x: x.mean(axis=0), tree)
     return (mean(values), (mean(metrics), extra)), grads
+
+  def _penalty(self, variables: Any) -> jax.Array | None:
+    """What the encoder that is trained, of whatever method, itself adds to the loss."""
+    encoder = self.objective.encoder
+    return encoder.penalty(variables['params']['encoder']) if hasattr(encoder, 'penalty') else None
 
 
 def drawn(rng: jax.Array, shares: tuple[float, ...]) -> jax.Array:

@@ -166,3 +166,17 @@ def test_no_window_and_no_global_state(tmp_path):
   )
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
   assert out.split('\n')[:2] == ['[]', 'False']
+
+
+def test_relevance_is_shown_where_it_is(tmp_path):
+  """The one patch that counts is the orange one; names carry the channels' shares."""
+  from matplotlib import image as reading
+  maps = np.zeros((1, 2, 2, 2))
+  maps[0, 1, 0, 1] = 2.0
+  figures.looked_at(np.zeros((1, 32, 32, 2)), maps, ['DNA', 'ER'], tmp_path / 'r.png')
+  picture = reading.imread(tmp_path / 'r.png')[..., :3]
+  orange = (picture[..., 0] > 0.6) & (picture[..., 2] < 0.1)
+  assert orange.any()
+  down, across = np.nonzero(orange)
+  black = np.nonzero((picture.max(axis=-1) < 0.01) & (np.indices(picture.shape[:2])[1] > picture.shape[1] // 2))
+  assert across.min() > picture.shape[1] // 2 and down.max() < black[0].max()  # the second channel, its upper half

@@ -1,6 +1,8 @@
 """Losses, gradients and state of every method on one device and over meshes of simulated ones; run as a process."""
 
 import concurrent.futures
+import dataclasses
+import functools
 import json
 
 import flax.linen as nn
@@ -9,14 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxmed.models import create_model
+from jaxmed.augment.channels import CHANNEL_SAMPLING
+from jaxmed.augment.views import ViewMaker
+from jaxmed.models import create_model, packing
+from jaxmed.models.channel_attention import KINDS
 from jaxmed.models.registry import default_options
 from jaxmed.objectives import METHODS, filled
 from jaxmed.parallel import mesh as mesh_lib
 
 COUNT, STEP = 8, 1000  # a sample a device; a step at which queues, clusters and the Gram loss are in use
 MESHES = {'one': {}, 'data=2': {'data': 2}, 'data=8': {'data': 8}, 'fsdp=2 data=4': {'fsdp': 2, 'data': 4},
-          'replica=2 sequence=2 tensor=2': {'replica': 2, 'sequence': 2, 'tensor': 2}}
+          'replica=2 sequence=2 tensor=2': {'replica': 2, 'sequence': 2, 'tensor': 2},
+          'fsdp=2 data=2': {'fsdp': 2, 'data': 2}, 'fsdp=2 tensor=2': {'fsdp': 2, 'tensor': 2}}
 TRANSFORMER = ('channel_vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2))
 RESNET = ('resnet_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8))
 CONVNEXT = ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16)))
@@ -24,8 +30,16 @@ CONVNEXT = ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16)))
 CONVOLUTIONAL = {'mae': CONVNEXT, 'simmim': RESNET, 'data2vec': RESNET, 'dino': RESNET, 'simclr': RESNET,
                  'supervised': CONVNEXT}
 EVERY_AXIS = ('fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
-CASES = {name: (name, TRANSFORMER, ('data=2', *EVERY_AXIS)) for name in METHODS} | {
-    f'{name} {model[0]}': (name, model, ('data=8', *EVERY_AXIS)) for name, model in CONVOLUTIONAL.items()}
+# On meshes with this word samples share rows of tokens; the one device they are compared with has them padded.
+PACKED = 'packed '
+EVERY_METHOD = (f'{PACKED}data=2', 'fsdp=2 data=4', f'{PACKED}replica=2 sequence=2 tensor=2')
+ROWS = tuple(PACKED + mesh for mesh in ('one', 'fsdp=2 data=2', 'fsdp=2 tensor=2'))
+CASES = {name: (name, TRANSFORMER, EVERY_METHOD) for name in METHODS} | {
+    f'{name} {model[0]}': (name, model, ('data=8', *EVERY_AXIS)) for name, model in CONVOLUTIONAL.items()} | {
+    f'{name} packed': (name, TRANSFORMER, ROWS) for name in ('mae', 'dino')} | {
+    f'simmim {kind}': ('simmim', (*TRANSFORMER[:2], TRANSFORMER[2] | {'channel_attention': kind}),
+                       ('data=8', 'fsdp=2 data=4', 'fsdp=2 tensor=2')) for kind in KINDS if kind != 'joint'}
+SAMPLINGS = tuple(kind for kind in CHANNEL_SAMPLING if kind != 'none')
 MISSING = np.nan
 # Options by name, for every method that has them.
 OPTIONS = dict(
@@ -110,26 +124,69 @@ def compare(name, model, meshes):
   """By mesh: relative error of the loss, error of gradients by the largest one, error of metrics, statistics, extra."""
   objective, shapes, variables, batch = start(name, model)
 
-  def loss(params, variables, batch, key):
+  def loss(objective, params, variables, batch, key):
     return objective.loss(variables | {'params': params}, batch, key, STEP)
 
-  gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  padded, packed = (jax.jit(jax.value_and_grad(functools.partial(loss, known), has_aux=True)) for known in (
+      objective, dataclasses.replace(objective, encoder=objective.encoder.clone(**filling(objective.encoder)))))
 
-  def outcome(mesh):
+  def outcome(name):
     """(loss, gradients, (metrics, extra)) with the state laid out as in a run, and the batch cut over the mesh."""
+    mesh, gradient = mesh_of(name.removeprefix(PACKED)), packed if name.startswith(PACKED) else padded
     state = jax.device_put(variables, mesh_lib.shardings(shapes, mesh))
     data = jax.tree.map(lambda x: mesh_lib.put_batch({'x': x}, mesh)['x'], batch)
     with jax.set_mesh(mesh):
       (value, aux), grads = gradient(state['params'], state, data, jax.random.key(3))
     return jax.tree.map(lambda x: np.asarray(x, np.float64), (value, grads, aux))
 
-  one = outcome(mesh_of('one'))
+  one = outcome('one')
   out = {'loss': float(one[0]), 'gradient': largest(one[1])}
   for mesh in meshes:
-    value, grads, aux = jax.tree.map(lambda a, b: a - b, one, outcome(mesh_of(mesh)))
+    value, grads, aux = jax.tree.map(lambda a, b: a - b, one, outcome(mesh))
     aux = jax.tree.map(lambda error, x: error / (1 + np.abs(x).max(initial=0.0)), aux, one[2])
     out[mesh] = [largest(value) / abs(one[0]), largest(grads) / largest(one[1]), largest(aux)]
   return out
+
+
+def filling(encoder):
+  """The option that packs tokens, in as many rows as there are samples, so that they fit for sure."""
+  return {'packing': 1.0} if hasattr(encoder, 'packing') else {}
+
+
+def sampled(kind):
+  """The largest difference between views of a sampling of channels on one device and over a mesh, and how many it left."""
+  rng = np.random.default_rng(3)
+  there = rng.random((COUNT, 4)) < 0.7
+  there[:, 0] = True
+  batch = {'image': rng.integers(0, 255, (COUNT, 12, 12, 4), np.uint8), 'channel_mask': there,
+           'channels': np.stack([rng.permutation(5)[:4] for _ in range(COUNT)]).astype(np.int32)}
+  vectors = rng.normal(size=(5, 5))
+  known = {'similarity': np.float32(vectors @ vectors.T)} if kind == 'diverse' else {}
+  maker = jax.jit(ViewMaker((8, 8), (1.0,) * 5, (2.0,) * 5, views=2, local_views=2, local_size=(4, 4),
+                            channel_sampling=kind))
+
+  def views(name):
+    mesh = mesh_of(name)
+    with jax.set_mesh(mesh):
+      return jax.tree.map(np.asarray, maker(jax.random.key(1), mesh_lib.put_batch(batch, mesh) | known))
+
+  one, many = views('one'), views('fsdp=2 data=4')
+  off = jax.tree.map(lambda a, b: np.abs(a.astype(np.float64) - b).max(), one, many)
+  return [largest(off), float(one['global']['channel_mask'].mean()), float(there.mean())]
+
+
+def moved():
+  """How many times tokens cross devices when they are packed and come back, forwards and backwards."""
+  mesh, rng = mesh_of('fsdp=2 data=4'), np.random.default_rng(0)
+  data = mesh_lib.put_batch({'x': np.float32(rng.normal(size=(32, 10, 8))), 'valid': rng.random((32, 10)) < 0.5}, mesh)
+
+  def total(x, valid):
+    plan = packing.plan(valid, packing.groups(32), 0.75, 2)
+    return jnp.square(plan.unpack(jnp.sin(plan.pack(x)))).sum()
+
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.value_and_grad(total)).lower(data['x'], data['valid']).compile().as_text()
+  return sum(text.count(f' {name}(') for name in ('all-gather', 'all-to-all', 'collective-permute'))
 
 
 def main():
@@ -137,7 +194,8 @@ def main():
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     found = pool.map(lambda case: compare(*case), CASES.values())
     out = dict(zip(CASES, found, strict=True))
-  print(json.dumps(out | {'devices': jax.device_count()}))
+  views = {kind: sampled(kind) for kind in SAMPLINGS}
+  print(json.dumps(out | {'devices': jax.device_count(), 'sampled': views, 'moved': moved()}))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.objectives.devices import CASES
+from tests.objectives.devices import CASES, SAMPLINGS
 
 pytestmark = pytest.mark.timeout(900)  # all cases are compiled in one process, slower where JAX fuses more
 
@@ -36,3 +36,14 @@ def test_devices_agree(compared, case):
     assert loss < 1e-5, mesh
     assert gradient < 1e-4, mesh
     assert state < 1e-5, mesh
+
+
+@pytest.mark.parametrize('kind', SAMPLINGS)
+def test_devices_sample_the_same_channels(compared, kind):
+  error, left, there = compared['sampled'][kind]
+  assert error < 1e-5
+  assert 0 < left < there
+
+
+def test_every_device_packs_its_own_samples(compared):
+  assert compared['moved'] == 0

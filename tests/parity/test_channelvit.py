@@ -137,3 +137,33 @@ def test_official_weights_here(prefix, hcs, tmp_path):
     assert_same(tokens(model, params, x, jnp.asarray(ids, jnp.int32)), torch_tokens(encoder, x, ids))
   for key, value in to_channelvit(model, params).items():
     np.testing.assert_array_equal(value, encoder.state_dict()[key].numpy())
+
+
+def test_the_lines_of_the_docs_give_our_features(tmp_path):
+  """docs/pytorch.md, run as it stands on an exported file: any subset, other sizes, one channel at the native size."""
+  import pathlib
+
+  import torch
+
+  import jaxmed
+  from jaxmed.evaluate.encoder import Encoder
+  model, params = build('tiny/8, 5 channels')
+  names = [f'c{i}' for i in range(5)]
+  channels = tuple({'name': n, 'mean': 100.0 + i, 'std': 40.0 + i} for i, n in enumerate(names))
+  file = tmp_path / 'encoder.safetensors'
+  interop.export_file(file, 'channelvit', model, params, {'channels': list(channels), 'normalize': 'corpus'})
+  text = (pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md').read_text()
+  lines = text.split('```python\n')[1].split('```')[0].replace("'encoder.safetensors'", repr(str(file)))
+  assert sum(bool(line.strip()) for line in lines.splitlines()) <= 36 and 'jaxmed' not in lines.replace("['jaxmed']", '')
+  scope = {}
+  exec(lines, scope)
+  ours = jaxmed.load(file)
+  assert isinstance(ours, Encoder)
+  rng = np.random.default_rng(0)
+  for size, some in ((32, names), (32, ['c3']), (48, ['c4', 'c1']), (24, ['c2', 'c0', 'c1'])):
+    images = rng.integers(0, 255, (2, size, size, len(some))).astype(np.uint8)
+    with torch.no_grad():
+      cls, patches = scope['encoder'](torch.from_numpy(np.moveaxis(images, -1, 1).astype(np.float32)), some)
+    want = ours.embed(images, some)
+    np.testing.assert_allclose(cls, want['cls'], atol=1e-4)
+    np.testing.assert_allclose(patches, want['patches'].reshape(patches.shape), atol=1e-4)
