@@ -344,8 +344,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
   choose('format', args.format, layouts.FORMATS)
   encoder = load(args.path, args.checkpoint)
   model = encoder.model
-  info = encoder.info | {'channels': list(encoder.channels), 'normalize': encoder.normalize,
-                         'feature': encoder.feature}
+  info = encoder.described
   layouts.export_file(args.out, args.format, model, encoder.params, info)
   image = jax.random.normal(jax.random.key(0), (2, *model.image_size, model.in_channels))
   difference = verify.verify_export(args.out, model, encoder.params, image)
@@ -373,9 +372,7 @@ def shrink(args: argparse.Namespace) -> dict[str, Any]:
   tell = lambda line: print(line, file=sys.stderr, flush=True)
   found = search.shrink(args.path, args.data, rounds=args.rounds, rows=args.rows, seed=args.seed, tell=tell)
   encoder = found.encoder
-  info = encoder.info | {'channels': list(encoder.channels), 'normalize': encoder.normalize,
-                         'feature': encoder.feature}
-  layouts.export_file(args.out, 'jaxmed', encoder.model, encoder.params, info)
+  layouts.export_file(args.out, 'jaxmed', encoder.model, encoder.params, encoder.described)
   result = {'out': args.out, 'widths': list(found.widths), 'numbers': found.numbers[0], 'of': found.numbers[1],
             'loss': found.loss[1], 'loss_before': found.loss[0], 'features': found.census}
   told = channel_embed.told(found.census, encoder.model.hash_width)

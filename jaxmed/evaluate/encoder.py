@@ -42,6 +42,11 @@ class Encoder:
     return tuple(c['name'] for c in self.channels)
 
   @property
+  def described(self) -> dict[str, Any]:
+    """What an exported file says of it beside model and weights: all that `jaxmed.load` needs, plain data."""
+    return self.info | {'channels': list(self.channels), 'normalize': self.normalize, 'feature': self.feature}
+
+  @property
   def ids(self) -> dict[str, int]:
     """The id of each channel by its name and aliases."""
     return ids_of(self.channels)
