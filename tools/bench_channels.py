@@ -3,7 +3,8 @@
 
 For C channels prints operations (from the jaxpr), scratch memory (of the compiled program) and seconds of a supervised
 step of ChannelViT-Ti/16, and the same step of a PyTorch ChannelViT with joint attention on the same cores; the kinds
-and PyTorch take turns, each in a process of its own, and times are medians. With --plot also a picture.
+and PyTorch take turns, each in a process of its own, and times are medians. With --plot also a picture. With --json
+what was measured before is not measured again.
 
 Example:
   python tools/bench_channels.py --channels 1,2,4,8,16,32 --rounds 5 --plot channels.png
@@ -103,17 +104,21 @@ def main() -> None:
   parser.add_argument('--most', type=int, default=4096, help='tokens up to which joint attention is tried')
   parser.add_argument('--no-torch', action='store_true')
   parser.add_argument('--plot', metavar='FILE.png')
-  parser.add_argument('--json', metavar='FILE')
+  parser.add_argument('--json', metavar='FILE', help='keep what was measured here, and go on with what is missing')
   args = parser.parse_args()
-  found = {}
+  place = pathlib.Path(args.json) if args.json else None
+  found = {int(k): v for k, v in json.loads(place.read_text()).items()} if place and place.exists() else {}
   for channels in map(int, args.channels.split(',')):
+    if channels in found:
+      continue
     found[channels] = measure(channels, args)
     print('\n'.join(rows({channels: found[channels]})[2:]), file=sys.stderr, flush=True)
+    if place:
+      place.write_text(json.dumps(found, indent=2))
+  found = dict(sorted(found.items()))
   print('\n'.join(rows(found)))
   if args.plot:
     plot(found, args.plot)
-  if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(found, indent=2))
 
 
 if __name__ == '__main__':
