@@ -105,7 +105,7 @@ def test_bad_input(vit, tmp_path):
     inflate(*vit, ['R', 'G', 'B'], ['a'], 'meen')
   with pytest.raises(UserError, match='different names'):
     inflate(*vit, ['R', 'G', 'B'], ['a', 'a'])
-  with pytest.raises(UserError, match='a ViT already'):
+  with pytest.raises(UserError, match='is a ViT: expected a ChannelViT'):
     to_vit(*vit)
   interop.export_file(tmp_path / 'a', 'timm', *vit, {})
   with pytest.raises(UserError, match='at least one'):
