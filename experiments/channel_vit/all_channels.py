@@ -18,9 +18,9 @@ All three claims with seeds and intervals, here (`:laptop`) and at full size:
 
 Published, on all 8 channels, from memory of table 2 and not checked: ChannelViT-S/16 ahead of ViT-S/16, with sampling
 68.09 against 56.87 %. 8 GPUs. Not run here at full size. `laptop` and `laptop_vit`: a smaller model on 2 CPU cores, for
-the demo corpus and the synthetic one, whose classes need two channels (it was shaped until a ChannelViT of this size learns
-it, so it is no neutral test of this claim); neither crops nor flips, which a torus and
-regions of a brain do not take.
+the demo corpus and the synthetic one, whose classes need two channels (it was shaped until a ChannelViT of this size
+learns it, so it is no neutral test of this claim); neither crops nor flips, which a torus and regions of a brain do
+not take.
 """
 
 from ml_collections import ConfigDict
