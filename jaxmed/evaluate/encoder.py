@@ -1,7 +1,7 @@
 """A trained encoder with all that it needs to take images as they are stored: what `jaxmed.load` returns."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -81,14 +81,8 @@ class Encoder:
     """
     images = self.checked(images)
     ids = self.channel_ids(channels, images.shape[-1])
-    parts = []
-    for i in range(0, len(images), batch_size):
-      part = images[i : i + batch_size]
-      short = min(batch_size, len(images)) - len(part)  # the last batch is padded, so that nothing is recompiled
-      part = np.pad(part, [(0, short)] + [(0, 0)] * (images.ndim - 1))
-      out = self._apply(part, np.tile(ids, (len(part), 1)), None, patches=True)
-      parts.append({k: np.asarray(v)[: len(part) - short] for k, v in out.items()})
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
+    run = lambda part: self._apply(part, np.tile(ids, (len(part), 1)), None, patches=True)
+    return in_batches(run, batch_size, images)
 
   def checked(self, images: np.ndarray) -> np.ndarray:
     """Images as an array [N, *size, C] whose size the model can take, or a UserError."""
@@ -189,6 +183,18 @@ class Encoder:
 
   def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool) -> dict[str, jax.Array]:
     return _forward(self.model, self.view(image.shape[1:-1]), patches, self.params, image, ids, mask)
+
+
+def in_batches(run: Callable[..., Mapping[str, Any]], batch_size: int, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+  """What `run` makes of rows of arrays, so many at a time; the last ones are padded, so that nothing is recompiled."""
+  count, parts = len(arrays[0]), []
+  for i in range(0, count, batch_size):
+    some = [a[i : i + batch_size] for a in arrays]
+    real = len(some[0])
+    short = min(batch_size, count) - real
+    out = run(*(np.pad(a, [(0, short)] + [(0, 0)] * (a.ndim - 1)) for a in some))
+    parts.append({k: np.asarray(v)[:real] for k, v in out.items()})
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
 
 
 def _features(model, view, patches, params, image, ids, mask):

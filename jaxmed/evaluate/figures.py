@@ -165,20 +165,19 @@ def channel_similarity(cosine: np.ndarray, names: Sequence[str], path: str | os.
   _save(figure, path)
 
 
-def looked_at(images: np.ndarray, maps: np.ndarray, names: Sequence[str], path: str | os.PathLike,
+def looked_at(images: np.ndarray, maps: np.ndarray, share: np.ndarray, names: Sequence[str], path: str | os.PathLike,
               title: str = 'Relevance of each patch of each channel to the feature, in orange') -> None:
   """Each channel of each image under its map, which is scaled to the image's largest value over all channels.
 
   Args:
     images: [N, H, W, C] or [N, D, H, W, C]. maps: [N, C, *grid], at least 0, with a grid of the images' rank.
+    share: [N, C] of each channel of an image's map.
   """
   images, maps = _sliced('images', images, names), np.asarray(maps, np.float64)
   maps = maps if maps.ndim == 4 else maps[:, :, maps.shape[2] // 2]
   grey = np.moveaxis(images, -1, 1)[..., None]  # [N, C, H, W, 1]
   limits = _limits(images, [f'{n} ' for n in names]).reshape(1, -1, 1, 1, 1, 2)  # each channel by itself
   grey = np.clip((grey - limits[..., 0]) / np.maximum(limits[..., 1] - limits[..., 0], 1e-12), 0, 1)
-  share = maps.reshape(*maps.shape[:2], -1).sum(axis=2)
-  share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-30)
   maps = maps / np.maximum(maps.max(axis=(1, 2, 3), keepdims=True), 1e-30)
   rows, columns = (np.arange(s) * g // s for s, g in zip(grey.shape[2:4], maps.shape[2:], strict=True))
   heat = np.sqrt(maps[:, :, rows][..., columns][..., None])  # the root: small values stay visible

@@ -1,6 +1,7 @@
 """What a transformer looks at, channel by channel: attention, rollout and relevance as maps over patches."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError
+from jaxmed.evaluate.encoder import in_batches
 from jaxmed.models.channel_vit import ChannelViT
 from jaxmed.models.layers import LOOK, LOOK_SLOPES
+from jaxmed.models.tokens import grid_of
 from jaxmed.models.vit import ViT
 
-KINDS = ('attention', 'rollout', 'relevance')
+MOST_BYTES = 1 << 28  # of the weights of the images that are looked at together; their slopes take as many
 
 
 def attention_maps(encoder: Any, images: np.ndarray, channels: Sequence[str] | None = None,
-                   target: np.ndarray | None = None, batch_size: int = 4) -> dict[str, np.ndarray]:
+                   target: np.ndarray | None = None) -> dict[str, np.ndarray]:
   """How much of an image's feature comes from each patch of each channel.
 
   The feature is the encoder's own, its class token or mean patch. `attention` is its row of the last block's
@@ -42,22 +45,30 @@ def attention_maps(encoder: Any, images: np.ndarray, channels: Sequence[str] | N
                     'at all others')
   images = encoder.checked(images)
   ids = encoder.channel_ids(channels, images.shape[-1])
-  target = None if target is None else np.broadcast_to(np.asarray(target, np.float32), (len(images), model.embed_dim))
-  view, feature, parts = encoder.view(images.shape[1:-1]), encoder.feature, []
-  for i in range(0, len(images), batch_size):
-    part = slice(i, i + batch_size)
-    batch = {'image': images[part], 'channels': np.tile(ids, (len(images[part]), 1))}
-    found = _looked(model, view, feature, encoder.params, batch, None if target is None else target[part])
-    parts.append({k: np.asarray(v) for k, v in found.items()})
-  out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  targets = () if target is None else (np.broadcast_to(np.asarray(target, np.float32), (len(images), model.embed_dim)),)
+  view = encoder.view(images.shape[1:-1])
+
+  def look(some, *targets):
+    batch = {'image': some, 'channels': np.tile(ids, (len(some), 1))}
+    return _looked(model, view, encoder.feature, encoder.params, batch, *targets)
+
+  together = max(MOST_BYTES // weight_bytes(model, images.shape[1:]), 1)
+  out = in_batches(look, together, images, *targets)
   if model.per_channel:
     total = out['relevance'].reshape(*out['relevance'].shape[:2], -1).sum(axis=2)
     out['share'] = total / np.maximum(total.sum(axis=1, keepdims=True), 1e-30)
   return out
 
 
+def weight_bytes(model: Any, shape: Sequence[int]) -> int:
+  """Bytes of the attention weights of all blocks for an image of the shape (*size, C)."""
+  *size, channels = shape
+  patches = math.prod(grid_of(tuple(size), model.patch_size)) * (channels if model.per_channel else 1)
+  return 4 * model.depth * model.num_heads * (patches + model.num_prefix_tokens) ** 2
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _looked(model, view, feature, params, batch, target):
+def _looked(model, view, feature, params, batch, target=None):
   """The maps of a batch of stored intensities."""
   batch, variables = view.plain(batch), {'params': params}
   apply = functools.partial(model.apply, image=batch['image'], channels=batch['channels'],

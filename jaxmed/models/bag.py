@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmed.models.tokens import Features, Tokens, grid_of, patchify
+from jaxmed.models.tokens import Features, Tokens, grid_of, patchify, without_missing
 from jaxmed.models.vit import ViT
 
 POOLINGS = ('mean', 'concat')
@@ -76,8 +76,7 @@ class BagOfChannels(ViT):
       raise ValueError('a bag of channels takes images of one size')
     batch, *size, count = image.shape
     grid = grid_of(tuple(size), self.patch_size)
-    if channel_mask is not None:  # what a missing channel's slot holds must not matter, NaN included
-      image = jnp.where(channel_mask.reshape(batch, *[1] * len(grid), count), image, 0)
+    image = without_missing(image, channel_mask)
     x = self.project(image)
     x = self._hide(x, None if hidden is None else hidden.reshape(x.shape[:3]))
     x = x + self._position_table(grid).astype(x.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmed.models.channel_attention import Layout, layout_of
 from jaxmed.models.channel_embed import HashedChannels, initializer, unnamed
 from jaxmed.models.positions import resample
-from jaxmed.models.tokens import Tokens, grid_of, patchify
+from jaxmed.models.tokens import Tokens, grid_of, patchify, without_missing
 from jaxmed.models.vit import ViT
 
 
@@ -91,8 +91,7 @@ class ChannelViT(ViT):
     grid = grid_of(tuple(size), self.patch_size)
     if channels is None:
       channels = jnp.broadcast_to(jnp.arange(count), (batch, count))
-    if channel_mask is not None:  # what a missing channel's slot holds must not matter, NaN included
-      image = jnp.where(channel_mask.reshape(batch, *[1] * len(grid), count), image, 0)
+    image = without_missing(image, channel_mask)
     image, own, cells = self._cropped(image, grid, sizes)
     x = self.project(image)
     x = self._hide(x, None if hidden is None else hidden.reshape(x.shape[:3]))

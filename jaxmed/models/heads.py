@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmed.models import kernels
 from jaxmed.models.layers import Dense, initializer
-from jaxmed.models.norm import BatchNorm
+from jaxmed.models.norm import BatchNorm, normalize
 
 LAST_NORMS = ('none', 'plain', 'affine')
 CLASS_LOSSES = ('cross_entropy', 'proxy')
@@ -121,10 +121,4 @@ class ClassHead(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.orthogonal(), (None, 'embed'))
     proxies = self.param('proxies', init, (self.num_classes, dim), jnp.float32)
     x = Dense((dim,), ('embed', None), dtype=compute, name='project')(x)
-    return (2 * unit(x) @ unit(proxies).T - 2) / self.temperature
-
-
-def unit(x: jax.Array) -> jax.Array:
-  """Vectors [..., D] with length 1, float32."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+    return (2 * normalize(x) @ normalize(proxies).T - 2) / self.temperature

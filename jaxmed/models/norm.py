@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 STATS = 'stats'  # the collection that holds the new running statistics after a training pass
+FLOOR = 1e-12  # smallest squared length that is divided by, so that a zero vector has a finite gradient
 
 
 class BatchNorm(nn.Module):
@@ -55,3 +56,9 @@ class BatchNorm(nn.Module):
     if self.use_bias:
       y = y + own('bias', zeros)
     return y.astype(self.dtype)
+
+
+def normalize(x: jax.Array) -> jax.Array:
+  """Vectors [..., D] with length 1, float32; a zero vector stays zero, with a finite gradient."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), FLOOR))

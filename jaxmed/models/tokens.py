@@ -75,8 +75,15 @@ def drop_channels(image: jax.Array, channel_mask: jax.Array | None) -> jax.Array
   if channel_mask is None:
     return image
   share = channel_mask.mean(axis=-1).reshape(-1, *[1] * (image.ndim - 1))  # n / C
-  there = channel_mask.reshape(image.shape[0], *[1] * (image.ndim - 2), -1)
-  return jnp.where(there, image / jnp.maximum(share, 1e-6), 0)  # a missing channel may hold anything, NaN included
+  return without_missing(image / jnp.maximum(share, 1e-6), channel_mask)
+
+
+def without_missing(image: jax.Array, channel_mask: jax.Array | None) -> jax.Array:
+  """Images [B, *size, C] with zeros where `channel_mask` [B, C] is False: a missing channel may hold anything, NaN
+  included. None leaves all as they are."""
+  if channel_mask is None:
+    return image
+  return jnp.where(channel_mask.reshape(image.shape[0], *[1] * (image.ndim - 2), -1), image, 0)
 
 
 def grid_of(size: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,17 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-FLOOR = 1e-12  # smallest squared length that is divided by, so that a zero vector has a finite gradient
+from jaxmed.models.norm import FLOOR, normalize
+
 OUT = -1e30  # logit of what does not count: finite, so that its gradient is 0 and not NaN
 LARGE, CHUNK = 4096, 1024  # more keys than LARGE are visited CHUNK at a time
 
 _dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-
-def normalize(x: jax.Array) -> jax.Array:
-  """Vectors [..., D] with length 1, float32; a zero vector stays zero, with a finite gradient."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), FLOOR))
 
 
 def info_nce(queries: jax.Array, keys: jax.Array, positives: jax.Array, temperature: float | jax.Array,

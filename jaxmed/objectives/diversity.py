@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmed.augment.channels import mask_by_name
 from jaxmed.errors import UserError
+from jaxmed.models.tokens import without_missing
 from jaxmed.objectives.contrast import normalize
 
 
@@ -42,8 +43,7 @@ def losses(objective: Any, params: Any, batch: dict, shown: jax.Array | None = N
     vectors = encoder.apply({'params': params['encoder']}, method='channel_vectors')
     out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, objective.diversity_temperature)
   if objective.token_diversity:
-    image = jnp.where(there.reshape(len(there), *[1] * (batch['image'].ndim - 2), -1), batch['image'], 0)
-    tokens = encoder.apply({'params': params['encoder']}, image, method='project')
+    tokens = encoder.apply({'params': params['encoder']}, without_missing(batch['image'], there), method='project')
     shown = None if shown is None else shown.reshape(tokens.shape[:3])
     out['token_diversity'] = token_diversity(tokens, there, objective.same_channel, objective.other_channels, shown)
   return out

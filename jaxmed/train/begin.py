@@ -68,14 +68,13 @@ def tell_leaks(user: Mapping[str, Any], source: Any) -> None:
   against = [name.strip() for name in str(user.get('evaluation', '')).split(',') if name.strip()]
   if not against or action == 'ignore':
     return
-  for name in against:
-    open_source(name)  # by all processes: what is wrong with one, all say
+  held = [leakage.held_out(name) for name in against]  # by all processes: what is wrong with one, all say
   judge, main = str(user.get('leak_encoder', '')), process.is_main()
   if judge and not pathlib.Path(judge).exists():
     raise UserError(f'leak_encoder={judge} does not exist: expected a run or an exported file')
-  given = _embedded(judge, source, against) if judge and main else [None] * len(against)
-  found = [leakage.between(source, name, progress=sys.stderr.isatty(), given=pair)
-           for name, pair in zip(against, given, strict=True)] if main else []
+  given = _embedded(judge, source, held) if judge and main else [None] * len(against)
+  found = [leakage.between(source, name, rows, progress=sys.stderr.isatty(), given=pair)
+           for name, rows, pair in zip(against, held, given, strict=True)] if main else []
   texts = process.gather('leaks', [leaks.text() for leaks in found if leaks.rows.any()], _HASHING)[0]
   if not texts:
     return
@@ -90,13 +89,13 @@ def tell_leaks(user: Mapping[str, Any], source: Any) -> None:
     print(f'jaxmed: {text}', file=sys.stderr, flush=True)
 
 
-def _embedded(encoder: str, source: Any, against: Sequence[str]) -> list[tuple[Any, Any]]:
+def _embedded(encoder: str, source: Any, held: Sequence[Any]) -> list[tuple[Any, Any]]:
   """Features of length 1 of the rows to train on and of each evaluation set."""
   from jaxmed.loading import load
   loaded = load(encoder)
   features = lambda rows: unit(loaded.embed_source(rows)[loaded.feature])
   mine = features(source)
-  return [(mine, features(leakage.held_out(open_source(name)))) for name in against]
+  return [(mine, features(rows)) for rows in held]
 
 
 def mesh_of(config: Any, spec: setup.DataSpec, trainer: Trainer) -> Mesh:

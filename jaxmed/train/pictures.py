@@ -59,11 +59,12 @@ def end(run: Any, state: TrainState) -> None:
     original, masked, filled = (_own(run, x, batch) for x in shown['reconstructions'])
     figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
   encoder = encoder_of(run.trainer, run.config, run.spec, state)
-  patches = encoder.embed(np.asarray(plain_input(batch, run.config)), names)['patches']
+  stored = np.asarray(plain_input(batch, run.config))
+  patches = encoder.embed(stored, names)['patches']
   if encoder.model.per_channel:
     patches = patches.mean(axis=1)
   if isinstance(encoder.model, ChannelViT):
-    _channels(run.folder, encoder, plain['image'], plain_input(batch, run.config), names)
+    _channels(run.folder, encoder, plain['image'], stored, names)
   figures.patch_pca(_own(run, plain['image'], batch), patches, folder / 'patch_pca.png', names)
   write_report(run.folder)
 
@@ -71,7 +72,7 @@ def end(run: Any, state: TrainState) -> None:
 def _channels(run: pathlib.Path, encoder: Any, image: Any, stored: Any, names: Sequence[str]) -> None:
   """Saves what a ChannelViT can show of its channels: their embeddings, and what it looks at in images."""
   from jaxmed.evaluate import figures
-  from jaxmed.evaluate.looking import attention_maps
+  from jaxmed.evaluate.looking import MOST_BYTES, attention_maps, weight_bytes
   model, folder = encoder.model, run / 'figures'
   if 'channel_hash' in encoder.params:
     found = channel_embed.census(encoder.params['channel_hash'], model.channel_names, model.hash_widths)
@@ -79,9 +80,9 @@ def _channels(run: pathlib.Path, encoder: Any, image: Any, stored: Any, names: S
   if len(encoder.channels) > 1:
     vectors = model.apply({'params': encoder.params}, method='channel_vectors')
     figures.channel_similarity(np.asarray(cosines(vectors)), encoder.vocabulary, folder / 'channel_similarity.png')
-  if model.channel_attention == 'joint':
-    figures.looked_at(image, attention_maps(encoder, np.asarray(stored), names)['relevance'], names,
-                      folder / 'relevance.png')
+  if model.channel_attention == 'joint' and weight_bytes(model, stored.shape[1:]) <= MOST_BYTES:
+    maps = attention_maps(encoder, stored, names)
+    figures.looked_at(image, maps['relevance'], maps['share'], names, folder / 'relevance.png')
 
 
 def plain_input(batch: Mapping[str, Any], config: Any) -> Any:

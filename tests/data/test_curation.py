@@ -313,7 +313,7 @@ def test_leaks_are_found(studies, a, capfd):
 
 
 def test_leaks_by_features(studies):
-  source, held = open_source(studies / 'a').select('train'), leakage.held_out(open_source(studies / 'b'))
+  source, held = open_source(studies / 'a').select('train'), leakage.held_out(str(studies / 'b'))
   rng = np.random.default_rng(6)
   mine, theirs = (rng.normal(size=(len(x), 8)).astype(np.float32) for x in (source, held))
   theirs[2] = 3 * mine[9] + 0.01
@@ -391,7 +391,7 @@ def test_training_tells_leaks_by_an_encoder(studies, a, tmp_path, capfd):
   _, err = capfd.readouterr()
   encoder = jaxmed.load(path)
   mine, theirs = (encoder.embed_source(s)['mean'].astype(np.float64)
-                  for s in (source, leakage.held_out(open_source(b))))
+                  for s in (source, leakage.held_out(str(b))))
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   count = int(((unit(mine) @ unit(theirs).T).max(axis=1) >= leakage.COSINE).sum())
   assert count and f'nearly the same features {count})' in err and f'--encoder {path} --drop-leaks' in err

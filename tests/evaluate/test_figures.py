@@ -173,7 +173,7 @@ def test_relevance_is_shown_where_it_is(tmp_path):
   from matplotlib import image as reading
   maps = np.zeros((1, 2, 2, 2))
   maps[0, 1, 0, 1] = 2.0
-  figures.looked_at(np.zeros((1, 32, 32, 2)), maps, ['DNA', 'ER'], tmp_path / 'r.png')
+  figures.looked_at(np.zeros((1, 32, 32, 2)), maps, np.array([[0.0, 1.0]]), ['DNA', 'ER'], tmp_path / 'r.png')
   picture = reading.imread(tmp_path / 'r.png')[..., :3]
   orange = (picture[..., 0] > 0.6) & (picture[..., 2] < 0.1)
   assert orange.any()

@@ -10,6 +10,7 @@ import pytest
 
 import jaxmed
 from jaxmed.errors import UserError
+from jaxmed.evaluate import looking
 from jaxmed.evaluate.encoder import Encoder
 from jaxmed.evaluate.looking import attention_maps, relevance, rollout
 
@@ -42,12 +43,21 @@ def plain_blocks(blocks, x, extra):
   return norm, x, jnp.stack(seen)
 
 
+def weights_of(encoder, images):
+  """Bytes of the weights that one image has."""
+  apply = lambda x: encoder.model.apply({'params': encoder.params}, x, mutable=['attention'])[1]
+  shape = jax.eval_shape(apply, jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32))
+  return sum(4 * x.size for x in jax.tree.leaves(shape))
+
+
 @pytest.mark.parametrize('family, feature', [('channel_vit', 'cls'), ('channel_vit', 'mean'), ('vit', 'cls')])
-def test_maps_equal_a_plain_computation(family, feature):
+def test_maps_equal_a_plain_computation(family, feature, monkeypatch):
   encoder = encoder_of(family, feature)
   images = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
   target = np.random.default_rng(1).normal(size=DIM).astype(np.float32)
-  have = attention_maps(encoder, images, target=target, batch_size=2)
+  assert looking.weight_bytes(encoder.model, images.shape[1:]) == weights_of(encoder, images)
+  monkeypatch.setattr(looking, 'MOST_BYTES', 2 * looking.weight_bytes(encoder.model, images.shape[1:]))  # two at a time
+  have = attention_maps(encoder, images, target=target)
   bound = encoder.model.bind({'params': encoder.params})
   x, _, _ = bound._with_prefix(bound.embed_patches(jnp.asarray((images - 100.0) / 50.0, jnp.float32)), False)
 

@@ -54,25 +54,24 @@ class Leaks:
     return f'{int(self.rows.sum())} of {self.records} records are in {self.evaluation} too ({kinds})'
 
 
-def held_out(source: Source) -> Source:
-  """The rows of an evaluation set that answers are judged by: val and test, or all where it has neither."""
+def held_out(evaluation: str) -> Source:
+  """The rows of an evaluation set (a corpus, or CORPUS@NAME) that answers are judged by: val and test, or all where it
+  has neither. A UserError where it cannot be opened."""
+  source = open_source(evaluation)
   told = pc.is_in(source.table['split'], value_set=pa.array(['val', 'test']))
   return source.keep(told.to_numpy()) if pc.any(told).as_py() else source
 
 
-def between(source: Source, evaluation: str, radius: int = hashes.RADIUS, progress: bool = False,
+def between(source: Source, evaluation: str, held: Source, radius: int = hashes.RADIUS, progress: bool = False,
             given: tuple[np.ndarray, np.ndarray] | None = None, cosine: float = COSINE) -> Leaks:
-  """What records to train on share with an evaluation set (a corpus, or CORPUS@NAME).
+  """What records to train on share with an evaluation set, of that name.
 
   Images count as nearly the same within `radius` bits, also when one is flipped left to right or upside down; hashes of
   at most hashes.FLAT bits say nothing and are left out.
 
   Args:
-    given: features of length 1 of both, [N, D] and [M, D], for rows as `held_out` gives them.
-  Raises:
-    UserError: the evaluation set cannot be opened.
+    held: its rows, as `held_out` gives them. given: features of length 1 of both, [N, D] and [M, D].
   """
-  held = held_out(open_source(evaluation))
   matches = {'file': _same(source, held, 'sha256'), 'subject': _same(source, held, 'subject')}
   values = {kind: np.full(len(source), np.nan) for kind in ('file', 'subject')}
   mine = hashes.of_source(source, progress)[:, 0]

@@ -245,12 +245,11 @@ def _leaks(request: Request, options: Any, source: Source, progress: bool) -> li
   """What the rows share with each evaluation set; leakage.csv beside the selections lists it."""
   found = []
   for i, name in enumerate(request.against):
-    given = None
+    given, held = None, leakage.held_out(name)
     if request.against_features and request.features is not None:
-      held = leakage.held_out(open_source(name))
       given = (features.of_ids(*request.features, source.table['id'], 'the features of the corpus'),
                features.of_ids(*request.against_features[i], held.table['id'], f'the features of {name}'))
-    found.append(leakage.between(source, name, options.radius, progress, given, options.cosine))
+    found.append(leakage.between(source, name, held, options.radius, progress, given, options.cosine))
   if request.against:
     leakage.write(source.path / selection.FOLDER / 'leakage.csv', source, found)
   return found
