@@ -25,6 +25,7 @@ DATASET = 'dataset'  # column that says which of several corpora a record is of
 _REPEATING = {'source': 'source', 'split': 'split', 'dtype': 'dtype', 'channels': 'channels.list.element'}
 _NEEDED = ('split', 'channels', 'shape', 'dtype')  # by every pipeline: looked at in one pass
 _BITS = 62
+_EXACT = 32  # shorter text is not cut in statistics
 
 
 class Manifest:
@@ -164,8 +165,9 @@ class Columns:
 
   def _group(self, names: Sequence[str], group: int) -> list[tuple[np.ndarray, list]]:
     with pq.ParquetFile(self.path, read_dictionary=[_REPEATING[n] for n in names if n in _REPEATING]) as file:
-      table = file.read_row_group(group, columns=list(names), use_threads=False)
-    return [distinct(table[n]) for n in names]
+      known = _constants(file.metadata.row_group(group), self.schema, names)
+      table = file.read_row_group(group, columns=[n for n in names if n not in known], use_threads=False)
+    return [known[n] if n in known else distinct(table[n]) for n in names]
 
   def plain(self, name: str) -> pa.ChunkedArray:
     """A column in its own type."""
@@ -182,6 +184,24 @@ class Columns:
 
   def __setstate__(self, state: dict) -> None:
     self.__init__(state['path'])  # type: ignore[misc]
+
+
+def _constants(group: pq.RowGroupMetaData, schema: pa.Schema, names: Sequence[str]
+               ) -> dict[str, tuple[np.ndarray, list]]:
+  """`distinct` of those columns of a row group that have one value, as its statistics tell without a look at the rows.
+
+  Of columns of text and of lists of one text each: as many entries as rows, none of them null (as an empty list's is).
+  """
+  out = {}
+  for column in map(group.column, range(group.num_columns)):
+    name, _, inner = column.path_in_schema.partition('.')
+    told = column.statistics if name in names else None
+    kind = pa.list_(pa.string()) if inner else pa.string()
+    if (schema.field(name).type == kind and told is not None and told.has_min_max and told.has_null_count
+        and told.null_count == 0 and column.num_values == group.num_rows and told.min == told.max
+        and len(told.min) < _EXACT):
+      out[name] = np.zeros(group.num_rows, np.int32), [[told.min] if inner else told.min]
+  return out
 
 
 @contextlib.contextmanager
@@ -282,6 +302,8 @@ def _merged(parts: Sequence[tuple[np.ndarray, list]]) -> tuple[np.ndarray, list]
         values.append(value)
       table[k] = places[key]
     codes.append(own if (table == np.arange(len(table))).all() else table[own])
+  if len(values) == 1:
+    return np.zeros(sum(map(len, codes)), np.int32), values  # takes no memory before it is looked at
   return np.concatenate(codes) if codes else np.zeros(0, np.int32), values
 
 

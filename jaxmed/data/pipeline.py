@@ -197,7 +197,7 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None) 
   dtypes = source.distinct('dtype')[1]
   dtype = np.dtype(dtypes[0] if len(dtypes) == 1 and dtypes[0] in _INTEGERS else 'float32')
   widest = max(len(names) for names in source.distinct('channels')[1])
-  labels = np.full(len(source), -1, np.int32)
+  labels = np.broadcast_to(np.int32(-1), len(source))
   if label is not None:
     labels = source.codes(label, classes or source.classes(label))
   ids = dict(vocabulary) if isinstance(vocabulary, Mapping) else {name: i for i, name in enumerate(vocabulary)}

@@ -315,6 +315,6 @@ def check_counts(builder: Any, table: Manifest, corpus: Any) -> None:
   """Raises a UserError where shards and manifest have different numbers of records."""
   counts = {name: info.num_examples for name, info in builder.info.splits.items()}
   codes, values = table.distinct('split')
-  wanted = dict(zip(values, np.bincount(codes, minlength=len(values)).tolist()))
+  wanted = {value: int(np.count_nonzero(codes == k)) for k, value in enumerate(values)}
   if counts != wanted:
     raise UserError(f'{corpus} is damaged: the manifest has {wanted} records, the shards {counts}; prepare it again')

@@ -70,6 +70,19 @@ def test_one_value_everywhere(tmp_path):
   assert lazy.take([]).distinct('split')[1] == []
 
 
+@pytest.mark.parametrize('column', [
+  pa.array(['a'] * 6), pa.array(['a'] * 5 + [None]), pa.array(['a'] * 3 + ['b'] * 3), pa.array(['x' * 40] * 6),
+  pa.array([['a']] * 6), pa.array([['a']] * 5 + [[]]), pa.array([['a']] * 5 + [None]), pa.array([['a']] * 5 + [[None]]),
+  pa.array([['a'], ['a', 'a'], [], ['a'], ['a'], ['a']]), pa.array([['a', 'a']] * 3 + [[]] * 3), pa.array([1.5] * 6),
+  pa.array([[]] * 6, pa.list_(pa.string())), pa.array([None] * 6, pa.string())])
+@pytest.mark.parametrize('group', [3, 6])
+def test_constant_columns_by_statistics(tmp_path, column, group):
+  name = 'channels' if pa.types.is_list(column.type) else 'subject'
+  pq.write_table(pa.table({'row': range(6), name: column}), tmp_path / 'm.parquet', row_group_size=group)
+  codes, values = Manifest(Columns(tmp_path / 'm.parquet')).distinct(name)
+  assert (codes.tolist(), values) == reference(column)
+
+
 def test_only_what_is_asked_for_is_read(both):
   _, lazy = both
   lazy.filter(pc.equal(lazy['row'], 3)).distinct('channels')
