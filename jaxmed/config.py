@@ -86,6 +86,7 @@ def base() -> ConfigDict:
           'local_size': (),  # their grid; 3/7 of image_size by default
           'local_scale': (0.05, 0.4),
           'gram_size': (),  # grid of the views of a Gram teacher
+          'sample_sizes': (),  # sides of global views, of which each view of a batch has its own
           'sizes': (),  # instead of image_size: sides of global views, of which each step sees one
           'local_sizes': (),  # sides of the local views that go with each of them
           'gram_sizes': (),  # and of those of a Gram teacher

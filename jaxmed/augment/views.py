@@ -42,6 +42,9 @@ class ViewMaker:
     place: number of channel ids if every channel goes to the place of its id (an encoder of fixed channels), else 0.
     views: global views of a sample; with one and no local views a batch is just augmented, see `__call__`.
     local_views, local_size, local_scale: of the small crops that go with them.
+    sample_sizes: sides of global views, of which each has its own, drawn alike; () for `size`. A view is made at `size`
+      and then resized into the corner of its array, whose `sizes` [rank] are pixels; an axis that is shorter than the
+      side keeps its length.
     gram_size: grid of global crops without changes of intensity, at another resolution (DINOv3's Gram teacher).
     channel_sampling: 'none', 'hcs', 'hcs_sample' (each sample its own), 'single' or 'diverse', see `channels`; the last
       one looks at a batch's entry 'similarity' [V, V], without which all channels are equally unlike.
@@ -81,6 +84,7 @@ class ViewMaker:
   local_views: int = 0
   local_size: tuple[int, ...] = ()
   local_scale: tuple[float, float] = (0.05, 0.4)
+  sample_sizes: tuple[int, ...] = ()
   gram_size: tuple[int, ...] = ()
   channel_sampling: str = 'none'
   channel_temperature: float = 0.1
@@ -157,16 +161,17 @@ class ViewMaker:
     """Augmented views of the batch; entries that are not images stay as they are.
 
     One view: image [B, *size, C] float32, channels [B, C]. When channels are sampled, `channel_mask` [B, C] says which
-    are shown and `channel_there` which there are.
+    are shown and `channel_there` which there are. With sample_sizes, sizes [B, rank].
     Many views: instead of those the groups 'global' and, where asked for, 'local' and 'gram', each a dict with image
     [B, V, *size, C], channels [B, V, C], channel_mask [B, V, C] where something is missing and, when channels are
-    sampled, teacher_mask [B, V, C].
+    sampled, teacher_mask [B, V, C]; the global one with sizes [B, V, rank].
     """
     image = self._normalized(batch)
     if not self.many:
       view_key, channel_key = jax.random.split(rng)
       chance = lambda name: self._chance(name, jnp.asarray(FIRST), (FIRST,))
       out = dict(batch, image=self._view(view_key, image, batch, chance, self.size, self.scale)[0])
+      out = self._sized(rng, out)
       if self.channel_sampling != 'none':
         out['channel_there'] = _there(batch)
         out['channel_mask'] = self._sampled(channel_key, batch)
@@ -178,7 +183,7 @@ class ViewMaker:
     rest = {k: v for k, v in batch.items() if k not in ('image', 'channels', 'channel_mask', 'similarity')}
     kinds = (FIRST, *(OTHER,) * (self.views - 1))
     images, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
-    rest['global'] = self._group(keys[1], batch, images, 0)
+    rest['global'] = self._sized(rng, self._group(keys[1], batch, images, 0))
     if self.gram_size:
       rest['gram'] = self._group(keys[1], batch, gram, 0, sample=False)
     if self.local_views:
@@ -186,6 +191,20 @@ class ViewMaker:
       small = self._views(keys[2], image, batch, kinds, self.local_size, self.local_scale)[0]
       rest['local'] = self._group(keys[1], batch, small, self.views)
     return rest
+
+  def _sized(self, rng: jax.Array, group: dict) -> dict:
+    """Views [..., *size, C] at sizes of their own in the corner of their arrays, where that is asked for."""
+    if not self.sample_sizes:
+      return group
+    image, rank = group['image'], len(self.size)
+    lead = image.shape[: -rank - 1]
+    place = jax.random.randint(jax.random.fold_in(rng, 3), lead, 0, len(self.sample_sizes))
+    sizes = jnp.minimum(jnp.asarray(self.sample_sizes)[place][..., None], jnp.asarray(self.size))  # [..., rank]
+    start, whole = jnp.zeros(rank, jnp.int32), jnp.asarray(self.size)
+    resize = lambda x, own: crop_resize(x, start, whole, self.size, own)
+    for _ in lead:
+      resize = jax.vmap(resize)
+    return group | {'image': resize(image, sizes), 'sizes': sizes}
 
   def _views(self, rng: jax.Array, image: jax.Array, batch: dict, kinds: tuple[int, ...], size: tuple[int, ...],
              scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:

@@ -58,16 +58,20 @@ def records(seed: int = 0) -> Iterator[Cut]:
         yield record, split, f'synthetic/seed-{seed}', digest, {'relation': relation}
 
 
-def image(relation: str, rng: np.random.Generator) -> np.ndarray:
-  """One image [SIZE, SIZE, C], float64: noise around 0, blobs of a brightness in LEVELS."""
+def image(relation: str, rng: np.random.Generator, letter: int = len(KEPT)) -> np.ndarray:
+  """One image [SIZE, SIZE, C], float64: noise around 0, blobs of a brightness in LEVELS.
+
+  letter: channels of each letter, C / 2; beyond the corpus's three, widths, grains and KEPT begin anew.
+  """
   places = rng.uniform(0, SIZE, (BLOBS, 2))
   first = int(rng.integers(2))
   second = first if relation == 'alike' else 1 - first
   planes = []
-  for c in range(len(CHANNELS)):
-    coin, fresh = int(rng.integers(2)), rng.uniform() >= KEPT[c % len(KEPT)]
-    level = LEVELS[coin if fresh else (first, second)[c // len(KEPT)]]
-    planes.append(blobs(places, level * rng.uniform(0.9, 1.1, BLOBS), WIDTHS[c]) + NOISE * noise(rng, GRAINS[c]))
+  for c in range(2 * letter):
+    coin, fresh = int(rng.integers(2)), rng.uniform() >= KEPT[c % letter % len(KEPT)]
+    level = LEVELS[coin if fresh else (first, second)[c // letter]]
+    width, grain = WIDTHS[c % len(CHANNELS)], GRAINS[c % len(CHANNELS)]
+    planes.append(blobs(places, level * rng.uniform(0.9, 1.1, BLOBS), width) + NOISE * noise(rng, grain))
   return np.stack(planes, axis=-1)
 
 

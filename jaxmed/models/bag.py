@@ -53,6 +53,7 @@ class BagOfChannels(ViT):
   pooling: str = 'mean'
 
   per_channel = True
+  takes_sizes = False
 
   @property
   def single(self) -> ViT:

@@ -99,9 +99,10 @@ class Decoder(nn.Module):
     if valid is not None:  # an empty slot may have any name
       places = places * valid.reshape(x.shape[:3]).any(axis=2, keepdims=True)
     rows = jnp.einsum('bcv,bcnd->vbnd', places, x)
-    each = nn.vmap(Transformer, in_axes=0, out_axes=0, variable_axes={'params': 0}, split_rngs={'params': True},
+    cells = None if valid is None else valid.reshape(x.shape[:3]).any(axis=1)  # [B, N]
+    each = nn.vmap(Transformer, in_axes=(0, None), out_axes=0, variable_axes={'params': 0}, split_rngs={'params': True},
                    metadata_params={nn.PARTITION_NAME: 'channels'})
-    return jnp.einsum('bcv,vbnd->bcnd', places, self._blocks(each)(rows)).reshape(batch, count, dim)
+    return jnp.einsum('bcv,vbnd->bcnd', places, self._blocks(each)(rows, cells)).reshape(batch, count, dim)
 
   def _look(self, query: jax.Array, context: jax.Array, valid: jax.Array | None, heads: int = 8) -> jax.Array:
     """Cross-attention [B, N, dim] of 8 heads, whose projections have no bias."""

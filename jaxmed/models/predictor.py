@@ -83,12 +83,14 @@ class ConvPredictor(nn.Module):
   dtype: Any = 'float32'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps x [B, C * cells, D] to [B, C * cells, out_dim]."""
+  def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Maps x [B, C * cells, D] to [B, C * cells, out_dim]; to cells that are not `valid` [B, C * cells] no other looks,
+    as to those beyond the border."""
     compute, shape = jnp.dtype(self.dtype), x.shape
     x = x.reshape(-1, *self.grid, shape[-1]).astype(compute)
+    inside: Any = 1 if valid is None else valid.reshape(*x.shape[:-1], 1).astype(compute)
     for i in range(self.depth):
-      y = GroupedConv(self.embed_dim, self.kernel, self.groups, compute, name=f'conv{i}')(x)
+      y = GroupedConv(self.embed_dim, self.kernel, self.groups, compute, name=f'conv{i}')(x * inside)
       y = kernels.layer_norm(y, jnp.ones(self.embed_dim), jnp.zeros(self.embed_dim), 1e-5).astype(compute)
       y = kernels.gelu(y)
       x = x + y if x.shape == y.shape else y

@@ -68,6 +68,7 @@ class ViT(nn.Module):
   dtype: Any = 'float32'
 
   per_channel = False  # one token a patch, all channels together
+  takes_sizes = True  # images of several sizes in a batch, see `embed_patches`
 
   def setup(self):
     compute = jnp.dtype(self.dtype)

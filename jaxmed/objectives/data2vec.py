@@ -8,9 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.errors import UserError
+from jaxmed.models import positions
 from jaxmed.models.predictor import ConvPredictor
 from jaxmed.models.tokens import grid_of
-from jaxmed.objectives.networks import Clock, encode_shown, ramp, token_slots, with_stats
+from jaxmed.objectives.networks import (
+  Clock,
+  encode_shown,
+  inputs,
+  on_own_grids,
+  own_grids,
+  ramp,
+  token_slots,
+  with_stats,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Data2Vec:
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views."""
     encoder_key, decoder_key = jax.random.split(rng)
-    encoder = self.encoder.init(encoder_key, batch['image'], batch['channels'], batch.get('channel_mask'))['params']
+    encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
     tokens = jnp.zeros((1, token_slots(self.encoder, batch)[1], self.encoder.embed_dim))
     decoder = self.decoder.init(decoder_key, tokens)['params']
     return {'params': {'encoder': encoder, 'decoder': decoder},
@@ -114,8 +124,7 @@ class Data2Vec:
     _, count, valid = token_slots(self.encoder, batch)
     exists = jnp.ones((batch['image'].shape[0], count), bool) if valid is None else valid
     features, state = self.encoder.apply(
-        {'params': variables['target']['encoder']}, batch['image'], batch['channels'], batch.get('channel_mask'),
-        mutable=['intermediates'])
+        {'params': variables['target']['encoder']}, **inputs(batch), mutable=['intermediates'])
     layers = features.patches[None]
     if 'transformer' in state.get('intermediates', {}):
       first = self.encoder.num_prefix_tokens
@@ -127,31 +136,44 @@ class Data2Vec:
   def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool):
     """Predictions [B * masks, N, D] float32, hidden tokens [B * masks, N], class tokens or None, new statistics."""
     keys = jax.random.split(rng, 3)
-    many = {k: jnp.repeat(batch[k], self.masks, axis=0) for k in ('image', 'channels', 'channel_mask') if k in batch}
-    grid, count, valid = token_slots(self.encoder, many)
-    order, shown, visible = self._mask(keys[0], many['image'].shape[0], grid, count, valid)
+    many = {name: jnp.repeat(x, self.masks, axis=0) for name, x in inputs(batch).items()}
+    count, valid = token_slots(self.encoder, many)[1:]
+    order, shown, visible = self._mask(keys[0], many)
     features, stats = encode_shown(self.encoder, params['encoder'], many, shown, visible, train, {'dropout': keys[1]})
     kept = shown.shape[1]
     filler = self.noise * jax.random.normal(keys[2], (len(shown), count, self.encoder.embed_dim))
     latent = features.patches if visible is None else jnp.where(visible[..., None], features.patches, filler[:, :kept])
     x = jnp.concatenate([latent, filler[:, kept:].astype(latent.dtype)], axis=1)
     x = jnp.take_along_axis(x, order[..., None], axis=1)  # in the order of the grid
-    predicted = self.decoder.apply({'params': params['decoder']}, x).astype(jnp.float32)
+    there = None if 'sizes' not in many else valid
+    predicted = self.decoder.apply({'params': params['decoder']}, x, there).astype(jnp.float32)
     cls = None if features.cls is None else features.cls.astype(jnp.float32)
-    return predicted, order >= kept, cls, stats
+    hidden = order >= kept
+    if visible is not None:  # small images show fewer
+      hidden |= ~jnp.take_along_axis(visible, jnp.minimum(order, kept - 1), axis=1)
+    return predicted, hidden, cls, stats
 
-  def _mask(self, rng: jax.Array, size: int, grid: tuple[int, ...], count: int, valid: jax.Array | None):
+  def _mask(self, rng: jax.Array, batch: dict):
     """Rank of every token [R, N] (shown ones first), the shown ones [R, K], which exist [R, K] or None."""
-    cells, channels = math.prod(grid), count // math.prod(grid)
-    kept = max(cells - int(cells * self.mask_ratio), 1)
+    grid, count, valid = token_slots(self.encoder, batch)
+    size, cells, channels = batch['image'].shape[0], math.prod(grid), count // math.prod(grid)
+    keep = [max(n - int(n * self.mask_ratio), min(n, 1)) for n in range(cells + 1)]  # of so many
+    kept, own = keep[cells], own_grids(self.encoder, batch)
     score = inverse_blocks(rng, size, grid, kept, self.block, self.block_share)  # the same places in all channels
+    if own is not None:
+      inside = positions.inside(own, grid)
+      score = jnp.where(inside, on_own_grids(score, grid, own), 3.0)
+      first = jnp.arange(kept) < jnp.asarray(keep)[inside.sum(axis=1)][:, None]  # [R, kept]
     shown = jnp.argsort(score, axis=1)
     rank = jnp.argsort(shown, axis=1)
     order = (rank[:, None] + jnp.where(rank < kept, 0, (channels - 1) * kept)[:, None]).repeat(channels, axis=1)
     step = jnp.where(rank < kept, kept, cells - kept)[:, None] * jnp.arange(channels)[:, None]
     order = (order + step).reshape(size, count)
     index = (shown[:, None, :kept] + cells * jnp.arange(channels)[:, None]).reshape(size, channels * kept)
-    return order, index, None if valid is None else jnp.take_along_axis(valid, index, axis=1)
+    if valid is None:
+      return order, index, None
+    exist = jnp.take_along_axis(valid, index, axis=1)
+    return order, index, exist if own is None else exist & jnp.tile(first, (1, channels))
 
 
 def inverse_blocks(rng: jax.Array, size: int, grid: tuple[int, ...], kept: int, block: int, extra: float) -> jax.Array:

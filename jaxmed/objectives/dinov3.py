@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmed.errors import UserError
 from jaxmed.models.tokens import Features
 from jaxmed.objectives.dinov2 import DINOv2
-from jaxmed.objectives.distillation import gram_loss, resized
+from jaxmed.objectives.distillation import both_valid, gram_loss, resized
 from jaxmed.objectives.networks import cosine, seen_by_teacher
 
 
@@ -103,7 +103,9 @@ class DINOv3(DINOv2):
       raise ValueError("batch['gram'] must have as many crops as batch['global']")
     taught = self.teach(anchor, seen_by_teacher(group), train)
     there = seen.valid
-    if taught.valid is not None:  # by channel: the grids may differ
+    if seen.grid == taught.grid:
+      there = both_valid(seen.valid, taught.valid)
+    elif taught.valid is not None:  # by channel
       channels = taught.valid.reshape(*taught.valid.shape[:1], taught.grid[0], -1).any(axis=-1)
       own = jnp.repeat(channels, seen.patches.shape[1] // taught.grid[0], axis=1)
       there = own if there is None else there & own

@@ -16,7 +16,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.heads import DINOHead
 from jaxmed.models.positions import resample
 from jaxmed.models.tokens import Features, grid_of
-from jaxmed.objectives.networks import Clock, cosine, flat, ramp, run, views
+from jaxmed.objectives.networks import Clock, cosine, flat, on_own_grids, own_grids, ramp, run, views
 
 # Prototypes by the number of training images: lightly-train, _methods/dino/dino.py.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -229,8 +229,7 @@ class SelfDistillation:
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views; the teacher starts as the student."""
     keys = jax.random.split(rng, 1 + len(self.heads))
-    image, channels, mask = flat(batch['global'])
-    params = {'encoder': self.encoder.init(keys[0], image, channels, mask)['params']}
+    params = {'encoder': self.encoder.init(keys[0], **flat(batch['global']))['params']}
     for key, (name, head) in zip(keys[1:], self.heads.items(), strict=True):
       params[name] = head.init(key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': params, 'target': jax.tree.map(jnp.copy, params), 'extra': self.extra(params)}
@@ -259,17 +258,14 @@ class SelfDistillation:
 
   def see(self, params: dict, group: dict, train: bool, rng: jax.Array, **kwargs: Any) -> tuple[Features, Any]:
     """The student's features of all views of a group [B * V, ...], and new running statistics."""
-    image, channels, mask = flat(group)
-    return run(self.encoder, params['encoder'], image, channels, mask, train=train, rngs={'dropout': rng}, **kwargs)
+    return run(self.encoder, params['encoder'], **flat(group), train=train, rngs={'dropout': rng}, **kwargs)
 
   def teach(self, encoder: Any, group: dict, train: bool) -> Features:
     """Features [B * V, ...] of a teacher with these weights, without gradient.
 
     It drops nothing; batch normalisation takes the statistics of the batch, as in facebookresearch/dino.
     """
-    image, channels, mask = flat(group)
-    module = quiet(self.encoder)
-    features, _ = run(module, jax.lax.stop_gradient(encoder), image, channels, mask, train=train)
+    features, _ = run(quiet(self.encoder), jax.lax.stop_gradient(encoder), **flat(group), train=train)
     return jax.lax.stop_gradient(features)
 
   def students(self, params: dict, batch: dict, train: bool, rng: jax.Array, **kwargs: Any):
@@ -295,8 +291,7 @@ class SelfDistillation:
 
   def _together(self, params: dict, groups: list[dict], more: list[dict], train: bool,
                 rng: jax.Array) -> list[Features]:
-    names = ('image', 'channels', 'channel_mask')
-    inputs = [dict(zip(names, flat(group), strict=True)) | m for group, m in zip(groups, more, strict=True)]
+    inputs = [flat(group) | m for group, m in zip(groups, more, strict=True)]
     return self.encoder.apply({'params': params['encoder']}, inputs, groups[0]['image'].shape[0], train,
                               method='together', rngs={'dropout': rng})
 
@@ -389,6 +384,7 @@ class MaskedDistillation(SelfDistillation):
     channels = group['image'].shape[-1] if self.encoder.per_channel else 1
     own = channels if self.mask_channels == 'independent' else 1
     hidden = self.masks(rng, crops, grid, own).reshape(crops, own, -1)
+    hidden = on_own_grids(hidden, grid, own_grids(self.encoder, flat(group)))
     return jnp.broadcast_to(hidden, (crops, channels, hidden.shape[-1])).reshape(crops, -1)
 
   def marked(self, hidden: jax.Array, seen: Features, taught: Features) -> tuple[jax.Array, jax.Array]:

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from jaxmed.augment.channels import mask_by_name
 from jaxmed.errors import UserError
+from jaxmed.models import positions
 from jaxmed.models.tokens import without_missing
 from jaxmed.objectives.contrast import normalize
+from jaxmed.objectives.networks import own_grids, token_slots
 
 
 def check(objective: Any) -> None:
@@ -45,7 +47,10 @@ def losses(objective: Any, params: Any, batch: dict, shown: jax.Array | None = N
   if objective.token_diversity:
     tokens = encoder.apply({'params': params['encoder']}, without_missing(batch['image'], there), method='project')
     shown = None if shown is None else shown.reshape(tokens.shape[:3])
-    out['token_diversity'] = token_diversity(tokens, there, objective.same_channel, objective.other_channels, shown)
+    own, grid = own_grids(encoder, batch), token_slots(encoder, batch)[0]
+    cells = None if own is None else positions.inside(own, grid)
+    out['token_diversity'] = token_diversity(tokens, there, objective.same_channel, objective.other_channels, shown,
+                                             cells)
   return out
 
 
@@ -65,7 +70,7 @@ def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array
 
 
 def token_diversity(tokens: jax.Array, there: jax.Array, same: float, other: float,
-                    shown: jax.Array | None = None) -> jax.Array:
+                    shown: jax.Array | None = None, cells: jax.Array | None = None) -> jax.Array:
   """`same` times the mean cosine of tokens of one channel plus `other` times that of tokens of two, a scalar.
 
   Each mean is over the ordered pairs of an image, a token with itself left out, and then over images. Sums of unit
@@ -75,10 +80,12 @@ def token_diversity(tokens: jax.Array, there: jax.Array, same: float, other: flo
     tokens: [B, C, N, D], projected patches before embeddings are added. there: [B, C] bool.
     shown: [B, C, N] bool, which tokens are the first of a pair; None for all (cha_mae_vit, models/loss_func.py, where
       a method hides the others; second ones may be hidden there too).
+    cells: [B, N] bool, which tokens of a channel belong to the image; None for all.
   """
-  x = jnp.where(there[..., None, None], normalize(tokens), 0.0)
-  count = x.shape[2]
-  first = jnp.broadcast_to(there[..., None], x.shape[:3]) if shown is None else shown & there[..., None]
+  exist = there[..., None] & (jnp.ones((1, 1, tokens.shape[2]), bool) if cells is None else cells[:, None])
+  x = jnp.where(exist[..., None], normalize(tokens), 0.0)
+  count = exist.sum(axis=2).max(axis=1)  # [B], tokens of a channel
+  first = exist if shown is None else shown & exist
   y = jnp.where(first[..., None], x, 0.0)
   of_channel, of_first = x.sum(axis=2), y.sum(axis=2)  # [B, C, D]
   within = (of_first * of_channel).sum(axis=(1, 2))

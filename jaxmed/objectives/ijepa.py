@@ -11,7 +11,16 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.models.predictor import BlockPredictor
 from jaxmed.models.tokens import grid_of
-from jaxmed.objectives.networks import Clock, encode_shown, ramp, token_slots, with_stats
+from jaxmed.objectives.networks import (
+  Clock,
+  encode_shown,
+  inputs,
+  on_own_grids,
+  own_grids,
+  ramp,
+  token_slots,
+  with_stats,
+)
 
 CONTEXT = 0.6  # most tokens of a context; a block of 0.85 to 1 without four targets leaves 0.43 on average
 
@@ -82,7 +91,7 @@ class IJEPA:
   def init(self, rng: jax.Array, batch: dict) -> dict:
     """Boxed variables, from the shapes of a batch of views."""
     keys = jax.random.split(rng, 3)
-    encoder = self.encoder.init(keys[0], batch['image'], batch['channels'], batch.get('channel_mask'))['params']
+    encoder = self.encoder.init(keys[0], **inputs(batch))['params']
     shown, visible, wanted, asked = self._blocks(keys[1], batch)
     latent = jnp.zeros((*shown.shape, self.encoder.embed_dim))
     predictor = self.predictor.init(keys[2], latent, shown, visible, wanted, asked, batch['channels'])['params']
@@ -115,8 +124,7 @@ class IJEPA:
     context, stats = encode_shown(self.encoder, params['encoder'], batch, shown, visible, train, {'dropout': drop_key})
     predicted = self.predictor.apply({'params': params['predictor']}, context.patches, shown, visible, wanted, asked,
                                      batch['channels'])
-    whole = self.encoder.apply({'params': variables['target']['encoder']}, batch['image'], batch['channels'],
-                               batch.get('channel_mask'))
+    whole = self.encoder.apply({'params': variables['target']['encoder']}, **inputs(batch))
     target = jax.lax.stop_gradient(_standardised(whole.patches))
     target = jnp.take_along_axis(target, wanted.reshape(wanted.shape[0], -1, 1), axis=1)
     return predicted, target.reshape(*wanted.shape, -1), asked, stats
@@ -130,7 +138,8 @@ class IJEPA:
     number = (size, self.num_targets)
     targets = place_blocks(keys[0], keys[1], number, grid, self.target_scale, self.target_aspect, True)
     context = place_blocks(keys[2], keys[3], (size, 1), grid, self.context_scale, (1.0, 1.0), False)[:, 0]
-    context = context & ~targets.any(axis=1)
+    own = own_grids(self.encoder, batch)
+    targets, context = on_own_grids(targets, grid, own), on_own_grids(context & ~targets.any(axis=1), grid, own)
     spread = lambda x: jnp.tile(x, (1,) * (x.ndim - 1) + (channels,))  # every channel has the same blocks
     exists = jnp.ones((size, count), bool) if valid is None else valid
     first = lambda mask, most, key: _first(mask, most, None if key is None else jax.random.uniform(key, mask.shape))

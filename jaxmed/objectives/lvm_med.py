@@ -155,10 +155,9 @@ class LVMMed:
 
     A view is {'nodes': [G, N, D] of length 1, 'near': [G, N, K], 'places': [G, N, P, M] of length 1, where used}.
     """
-    image, channels, mask = networks.flat(batch['global'])
     views, stats = batch['global']['image'].shape[1], {}
     out, stats['encoder'] = networks.run(
-        self.encoder, params['encoder'], image, channels, mask, train=train, rngs={'dropout': rng})
+        self.encoder, params['encoder'], **networks.flat(batch['global']), train=train, rngs={'dropout': rng})
     x = networks.views(out.pooled(self.feature), views)
     z, stats['projector'] = siamese.together(self.projector, params['projector'], x, train)
     parts = {'z': in_groups(z, self.group)}  # [G, N, V, D]

@@ -18,7 +18,7 @@ from jaxmed.models.heads import CLASS_LOSSES, ClassHead
 from jaxmed.models.tokens import Features, grid_of, patchify, unpatchify
 from jaxmed.objectives import diversity
 from jaxmed.objectives.hybrid import classified, spectral_error
-from jaxmed.objectives.networks import encode_shown, token_slots, with_stats
+from jaxmed.objectives.networks import encode_shown, inputs, token_slots, with_stats
 
 MASK_CHANNELS = ('independent', 'shared', 'dynamic')
 UNSAMPLED = ('drop', 'predict')
@@ -150,8 +150,7 @@ class MAE:
     rng, mask_key = jax.random.split(rng)
     encoder_key, decoder_key = jax.random.split(rng)
     image, channels = batch['image'], batch['channels']
-    mask = batch.get('channel_mask')
-    encoder = self.encoder.init(encoder_key, image, channels, mask)['params']
+    encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
     _, order, visible, _, there = self._mask(mask_key, batch)
     latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
     more = int(self.encoder.class_token) + (self.encoder.num_registers if self.decoder_registers else 0)
@@ -238,8 +237,8 @@ class MAE:
     """Features of the shown tokens, and what `_predict` gives, before its last which tokens were shown [B, N] bool."""
     mask_key, drop_key = jax.random.split(rng)
     keep, order, visible, hidden, there = self._mask(mask_key, batch)
-    some = 'channel_mask' in batch or self.mask_channels == 'dynamic'
-    valid = visible if self.encoder.per_channel and some else None
+    some = token_slots(self.encoder, batch)[2] is not None or self.mask_channels == 'dynamic'
+    valid = visible if some else None
     latent, stats = encode_shown(self.encoder, params['encoder'], batch, keep, valid, train, {'dropout': drop_key})
     predicted = self.decoder.apply({'params': params['decoder']}, self._prefix(latent), latent.patches, visible, order,
                                    batch['channels'], there, self._shared(params['encoder'], batch))
@@ -278,7 +277,7 @@ class MAE:
     sampled = jnp.ones((size, count), bool) if valid is None else valid
     there = valid
     if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
-      there = jnp.repeat(batch['channel_there'], count // batch['channels'].shape[1], axis=1)
+      there = token_slots(self.encoder, batch | {'channel_mask': batch['channel_there']})[2]
     exists = sampled if there is None else there
     noise = noise + 2.0 * ~sampled + 2.0 * ~exists  # first what may be shown, then what is only predicted
     quota = sampled.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
@@ -301,8 +300,8 @@ class MAE:
     by_channel = lambda x: x.reshape(len(x), count, -1)
     there = by_channel(sampled).any(axis=2)  # [B, C]
     rank = lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
-    tokens = noise.shape[1] // count
-    patches = rank(by_channel(noise)) >= int(tokens * (1 - self.mask_ratio))  # [B, C, N]
+    keep = jnp.asarray([int(n * (1 - self.mask_ratio)) for n in range(noise.shape[1] // count + 1)])
+    patches = rank(by_channel(noise)) >= keep[by_channel(sampled).sum(axis=2, keepdims=True)]  # [B, C, N]
     k = jnp.floor(jax.random.uniform(count_key) * there.sum(axis=1, keepdims=True))
     drawn = jnp.where(there, jax.random.uniform(channel_key, there.shape), 2.0)
     channels = (rank(drawn) < k)[..., None]  # [B, C, 1]

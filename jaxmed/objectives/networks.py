@@ -7,7 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxmed.models import positions
 from jaxmed.models.norm import STATS
 from jaxmed.models.tokens import Features, grid_of
 
@@ -60,14 +62,17 @@ def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
   return metrics | {'stats': found} if train and found else metrics
 
 
-def flat(group: dict) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """The views of a group [B, V, ...] as one batch, sample by sample: image [B * V, *size, C], channels, channel_mask.
+def inputs(batch: dict) -> dict[str, jax.Array]:
+  """What an encoder takes of a batch: image [B, *size, C], channels, and where there are any channel_mask and sizes."""
+  return {name: batch[name] for name in ('image', 'channels', 'channel_mask', 'sizes') if name in batch}
+
+
+def flat(group: dict) -> dict[str, jax.Array]:
+  """`inputs` of the views of a group [B, V, ...] as one batch, sample by sample: image [B * V, *size, C] and so on.
 
   The order keeps each sample's views together, so that a batch cut over devices stays where it is.
   """
-  merge = lambda x: x.reshape(-1, *x.shape[2:])
-  mask = group.get('channel_mask')
-  return merge(group['image']), merge(group['channels']), None if mask is None else merge(mask)
+  return {name: x.reshape(-1, *x.shape[2:]) for name, x in inputs(group).items()}
 
 
 def views(x: jax.Array, count: int) -> jax.Array:
@@ -83,10 +88,38 @@ def seen_by_teacher(group: dict) -> dict:
 def token_slots(encoder: Any, batch: dict) -> tuple[tuple[int, ...], int, jax.Array | None]:
   """The tokens that an encoder makes of a batch: (grid of a channel, their number N, which exist [B, N] or None)."""
   grid = grid_of(batch['image'].shape[1:-1], encoder.patch_size)
-  count, mask = math.prod(grid), batch.get('channel_mask')
+  count, mask, own = math.prod(grid), batch.get('channel_mask'), own_grids(encoder, batch)
+  cells = None if own is None else positions.inside(own, grid)
   if not encoder.per_channel:
-    return grid, count, None
-  return grid, count * batch['image'].shape[-1], None if mask is None else jnp.repeat(mask, count, axis=1)
+    return grid, count, cells
+  channels = batch['image'].shape[-1]
+  exist = None if mask is None else jnp.repeat(mask, count, axis=1)
+  if cells is not None:
+    cells = jnp.tile(cells, (1, channels))
+    exist = cells if exist is None else exist & cells
+  return grid, count * channels, exist
+
+
+def own_grids(encoder: Any, batch: dict) -> jax.Array | None:
+  """The token grids [..., rank] of images that have sizes of their own, in the corner of their arrays; else None."""
+  return batch['sizes'] // jnp.asarray(encoder.patch_size) if 'sizes' in batch else None
+
+
+def on_own_grids(places: jax.Array, grid: tuple[int, ...], own: jax.Array | None) -> jax.Array:
+  """What was drawn for the cells of a whole grid [B, ..., prod(grid)], for images with grids of their own [B, rank].
+
+  Cell i of n takes what was drawn for cell floor(i * N / n) of N, so that about the same share of each image is marked
+  and never more cells than of the whole grid. Cells outside of an image mean nothing.
+  """
+  if own is None:
+    return places
+  cells = jnp.asarray(np.indices(grid).reshape(len(grid), -1).T)  # [cells, rank]
+  most = jnp.asarray(grid)
+  there = jnp.minimum(cells * most // own[:, None], most - 1)  # [B, cells, rank]
+  strides = jnp.asarray([math.prod(grid[axis + 1 :]) for axis in range(len(grid))])
+  index = (there * strides).sum(axis=-1)
+  index = jnp.broadcast_to(index.reshape(len(index), *[1] * (places.ndim - 2), -1), places.shape)
+  return jnp.take_along_axis(places, index, axis=-1)
 
 
 def encode_shown(encoder: Any, params: Any, batch: dict, shown: jax.Array, valid: jax.Array | None, train: bool,
@@ -100,9 +133,8 @@ def encode_shown(encoder: Any, params: Any, batch: dict, shown: jax.Array, valid
   Returns:
     Features whose patches are the K shown ones.
   """
-  image, channels, mask = batch['image'], batch['channels'], batch.get('channel_mask')
   if hasattr(encoder, 'embed_patches'):
-    tokens = encoder.apply({'params': params}, image, channels, mask, method='embed_patches').take(shown)
+    tokens = encoder.apply({'params': params}, **inputs(batch), method='embed_patches').take(shown)
     if valid is not None:
       tokens = dataclasses.replace(tokens, valid=valid)
     return encoder.apply({'params': params}, tokens, train, method='encode', rngs=rngs), {}
@@ -110,6 +142,6 @@ def encode_shown(encoder: Any, params: Any, batch: dict, shown: jax.Array, valid
   seen = jnp.ones(shown.shape, bool) if valid is None else valid
   rows = jnp.arange(shown.shape[0])[:, None]
   hidden = jnp.ones((shown.shape[0], count + 1), bool).at[rows, jnp.where(seen, shown, count)].set(False)[:, :count]
-  features, stats = run(encoder, params, image, channels, mask, train=train, rngs=rngs, hidden=hidden)
+  features, stats = run(encoder, params, **inputs(batch), train=train, rngs=rngs, hidden=hidden)
   patches = jnp.take_along_axis(features.patches, shown[..., None], axis=1)
   return dataclasses.replace(features, patches=patches, valid=valid), stats

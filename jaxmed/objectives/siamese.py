@@ -33,7 +33,7 @@ def count_views(batch: dict, least: int = 2) -> int:
 
 def init_encoder(encoder: Any, rng: jax.Array, batch: dict) -> Any:
   """Boxed parameters, from the shapes of the global views."""
-  return encoder.init(rng, *networks.flat(batch['global']))['params']
+  return encoder.init(rng, **networks.flat(batch['global']))['params']
 
 
 def init_head(head: nn.Module, rng: jax.Array, size: int) -> Any:
@@ -57,8 +57,7 @@ def steady(encoder: Any) -> Any:
 
 def encode(encoder: Any, params: Any, group: dict, rng: jax.Array, train: bool, feature: str) -> tuple[jax.Array, Any]:
   """Features [B, V, D] float32 of the views of a group, and the encoder's new running statistics."""
-  image, channels, mask = networks.flat(group)
-  out, stats = networks.run(encoder, params, image, channels, mask, train=train, rngs={'dropout': rng})
+  out, stats = networks.run(encoder, params, **networks.flat(group), train=train, rngs={'dropout': rng})
   return networks.views(out.pooled(feature), group['image'].shape[1]), stats
 
 

@@ -11,7 +11,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
 from jaxmed.models.tokens import patchify
 from jaxmed.objectives.mae import MASK_CHANNELS
-from jaxmed.objectives.networks import run, token_slots, with_stats
+from jaxmed.objectives.networks import inputs, on_own_grids, own_grids, run, token_slots, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,7 @@ class SimMIM:
     """Boxed variables, from the shapes of a batch of views."""
     encoder_key, head_key = jax.random.split(rng)
     hidden = jnp.zeros((batch['image'].shape[0], token_slots(self.encoder, batch)[1]), bool)
-    encoder = self.encoder.init(encoder_key, batch['image'], batch['channels'], batch.get('channel_mask'),
-                                hidden=hidden)['params']
+    encoder = self.encoder.init(encoder_key, **inputs(batch), hidden=hidden)['params']
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': {'encoder': encoder, 'head': head}, 'target': {}, 'extra': {}}
 
@@ -71,7 +70,7 @@ class SimMIM:
     predicted, hidden, stats = self._predict(variables['params'], batch, rng, train)
     target = patchify(jax.lax.stop_gradient(batch['image']), self.encoder.patch_size, self.encoder.per_channel)
     error = jnp.abs(predicted.astype(jnp.float32) - target.reshape(predicted.shape))  # [B, N, P]
-    counts = hidden[..., None] & self._pixels(batch, predicted.shape[1])
+    counts = hidden[..., None] & self._pixels(batch)
     loss = jnp.where(counts, error, 0.0).sum() / jnp.maximum(jnp.broadcast_to(counts, error.shape).sum(), 1)
     metrics = {'simmim_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
@@ -80,18 +79,17 @@ class SimMIM:
     """Predicted pixels [B, N, P] of every token, which tokens are hidden [B, N] bool, new running statistics."""
     mask_key, drop_key = jax.random.split(rng)
     hidden = self._mask(mask_key, batch)
-    features, stats = run(self.encoder, params['encoder'], batch['image'], batch['channels'], batch.get('channel_mask'),
-                          train=train, rngs={'dropout': drop_key}, hidden=hidden)
+    features, stats = run(self.encoder, params['encoder'], **inputs(batch), train=train, rngs={'dropout': drop_key},
+                          hidden=hidden)
     return self.head.apply({'params': params['head']}, features.patches), hidden, stats
 
-  def _pixels(self, batch: dict, count: int) -> jax.Array:
+  def _pixels(self, batch: dict) -> jax.Array:
     """Which pixels of a token exist, broadcastable to [B, N, P]."""
-    mask = batch.get('channel_mask')
-    if mask is None:
-      return jnp.ones((1, 1, 1), bool)
-    if self.encoder.per_channel:
-      return jnp.repeat(mask, count // mask.shape[1], axis=1)[..., None]
-    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
+    mask, tokens = batch.get('channel_mask'), token_slots(self.encoder, batch)[2]
+    exist = jnp.ones((1, 1, 1), bool) if tokens is None else tokens[..., None]
+    if mask is None or self.encoder.per_channel:
+      return exist
+    return exist & jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
 
   def _mask(self, rng: jax.Array, batch: dict) -> jax.Array:
     """Hidden tokens [B, N]: whole squares, each sample (and channel) its own."""
@@ -106,4 +104,5 @@ class SimMIM:
     hidden = (rank < math.ceil(math.prod(coarse) * self.mask_ratio)).reshape(size, channels, *coarse)
     for axis, (u, n) in enumerate(zip(unit, grid, strict=True), 2):
       hidden = jax.lax.slice_in_dim(jnp.repeat(hidden, u, axis=axis), 0, n, axis=axis)
-    return jnp.broadcast_to(hidden.reshape(size, channels, cells), (size, count // cells, cells)).reshape(size, count)
+    hidden = on_own_grids(hidden.reshape(size, channels, cells), grid, own_grids(self.encoder, batch))
+    return jnp.broadcast_to(hidden, (size, count // cells, cells)).reshape(size, count)

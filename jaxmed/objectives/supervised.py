@@ -11,7 +11,7 @@ from jaxmed.augment.mix import mix
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import Dense
 from jaxmed.objectives import diversity
-from jaxmed.objectives.networks import run, with_stats
+from jaxmed.objectives.networks import inputs, run, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Supervised:
     if self.num_classes < 2:
       raise UserError('supervised training needs loader.label, a manifest column with at least two classes')
     encoder_key, head_key = jax.random.split(rng)
-    encoder = self.encoder.init(encoder_key, batch['image'], batch['channels'], batch.get('channel_mask'))['params']
+    encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     params = {'encoder': encoder, 'head': head}
     params |= diversity.init_proxies(self, jax.random.fold_in(head_key, 1))
@@ -81,9 +81,12 @@ class Supervised:
     target = target * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
     image = batch['image']
     if train:
+      if 'sizes' in batch and (self.mixup or self.cutmix):
+        raise UserError('objective.mixup and cutmix mix images of one size: set them to 0, or leave '
+                        'augment.sample_sizes out')
       image, target = mix(mix_key, image, target, batch['channels'], self.mixup, self.cutmix)
-    features, stats = run(self.encoder, variables['params']['encoder'], image, batch['channels'],
-                          batch.get('channel_mask'), train=train, rngs={'dropout': drop_key})
+    features, stats = run(self.encoder, variables['params']['encoder'], **(inputs(batch) | {'image': image}),
+                          train=train, rngs={'dropout': drop_key})
     logits = self.head.apply({'params': variables['params']['head']}, features.pooled(self.feature))
     entropy = -(target * nn.log_softmax(logits)).sum(axis=-1)
     total = jnp.maximum(known.sum(), 1.0)

@@ -1,4 +1,5 @@
-"""Several sizes of views, of which each step sees one: a mixture (DINOv3's high-resolution stage) or a curriculum."""
+"""Several sizes of views: of which each step sees one, a mixture (DINOv3's high-resolution stage) or a curriculum; or
+of which each view has one."""
 
 import dataclasses
 from typing import Any
@@ -16,6 +17,7 @@ LISTS = ('sizes', 'local_sizes', 'gram_sizes', 'size_shares', 'size_starts')
 def check(config: ConfigDict) -> None:
   """Whether the lists belong together, and patches divide each side; a UserError names the list and the value."""
   augment = config.augment
+  _check_samples(config)
   if not any(augment[name] for name in LISTS):
     return
   if augment.views < 2:
@@ -33,10 +35,30 @@ def check(config: ConfigDict) -> None:
     raise UserError(f'augment.size_starts {starts} must rise from 0 and stay below 1, and go without size_shares')
   patch = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder).patch_size
   for name in LISTS[:3]:
-    for side in augment[name]:
-      if type(side) is not int or side < 1 or any(side % p for p in patch):
-        nearest = max(round(side / max(patch)), 1) * max(patch)
-        raise UserError(f'augment.{name}: {side} is no multiple of the patch {patch}; nearest is {nearest}')
+    _check_sides(name, augment[name], patch)
+
+
+def _check_samples(config: ConfigDict) -> None:
+  """The same of augment.sample_sizes, which need an encoder of images of several sizes at once."""
+  augment, sides = config.augment, config.augment.sample_sizes
+  if not sides:
+    return
+  model = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder)
+  if not getattr(model, 'takes_sizes', False):
+    raise UserError(f'augment.sample_sizes need a vit or channel_vit, not model={config.model}')
+  if any(augment[name] for name in LISTS) or augment.gram_size:
+    raise UserError('augment.sample_sizes go without augment.sizes and gram_size: those are sizes of a whole batch')
+  _check_sides('sample_sizes', sides, model.patch_size)
+  if max(sides) > max(config.image_size):
+    raise UserError(f'augment.sample_sizes: {max(sides)} is more than image_size {tuple(config.image_size)}, the size '
+                    'of the largest view')
+
+
+def _check_sides(name: str, sides: tuple[int, ...], patch: tuple[int, ...]) -> None:
+  for side in sides:
+    if type(side) is not int or side < 1 or any(side % p for p in patch):
+      nearest = max(round(side / max(patch)), 1) * max(patch)
+      raise UserError(f'augment.{name}: {side} is no multiple of the patch {patch}; nearest is {nearest}')
 
 
 def views(

@@ -38,10 +38,34 @@ def test_shapes(size, local):
   assert np.abs(image[:, 0] - image[:, 1]).max() > 0.1  # two crops
 
 
+@pytest.mark.parametrize('size', [(16, 16), (4, 16, 16)])
+def test_views_of_their_own_sizes(size):
+  """Each is the whole view, resized into the corner; zero beyond. An axis that is shorter than the side keeps its length."""
+  options = dict(views=2, scale=(0.3, 0.9), noise=0.1)
+  images = batch(size, count=12)
+  plain = maker(size, **options)(KEY, images)['global']
+  made = jax.jit(maker(size, **options, sample_sizes=(8, 12, 16)))(KEY, images)['global']
+  sizes = np.asarray(made['sizes'])
+  assert sizes.shape == (12, 2, len(size)) and set(np.unique(sizes)) == {8, 12, 16} | set(size)
+  assert len({tuple(views) for views in sizes[:, :, -1].tolist()}) > 3  # views of a sample by themselves
+  for view in np.ndindex(12, 2):
+    own = tuple(sizes[view])
+    assert own[:-2] == size[:-2] and own[-1] == own[-2]
+    corner = tuple(slice(n) for n in own)
+    whole = crop_resize(plain['image'][view], np.zeros(len(size), int), np.array(size), own)
+    np.testing.assert_allclose(made['image'][view][corner], whole, atol=1e-5)
+    rest = np.array(made['image'][view])
+    rest[corner] = 0
+    assert not rest.any()
+  one = maker(size, noise=0.1, sample_sizes=(8,))(KEY, images)
+  assert one['image'].shape == (12, *size, 3) and one['sizes'].tolist() == [[*size[:-2], 8, 8]] * 12
+
+
 def test_flat_keeps_the_views_of_a_sample_together():
   group = maker(views=2)(KEY, batch())['global']
-  image, channels, mask = flat(group)
-  assert image.shape == (6, 16, 16, 3) and channels.shape == (6, 3) and mask is None
+  merged = flat(group)
+  image, channels = merged['image'], merged['channels']
+  assert image.shape == (6, 16, 16, 3) and channels.shape == (6, 3) and sorted(merged) == ['channels', 'image']
   np.testing.assert_array_equal(image[3], group['image'][1, 1])
   np.testing.assert_array_equal(views(image, 2), group['image'])
 

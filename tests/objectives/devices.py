@@ -62,6 +62,8 @@ def start(name, model):
     known.pop('patch_out_dim', None)
   rng = np.random.default_rng(0)
   objective, batch = method(encoder, **known), batch_of(rng, method, size)
+  if getattr(encoder, 'takes_sizes', False) and 'gram' not in batch:
+    batch = sized(rng, batch, (size // 2, size * 3 // 4, size))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
   variables = jax.tree_util.tree_map_with_path(lambda path, x: draw(rng, path, x), nn.unbox(shapes))
   return objective, shapes, variables, batch
@@ -92,6 +94,17 @@ def group(rng, views, size):
   image = rng.normal(size=(COUNT, 1, 1, 1, 2)) + rng.normal(size=(COUNT, views, size, size, 2))
   return {'image': np.float32(np.where(there[:, :, None, None], image, MISSING)), 'channel_mask': seen,
           'teacher_mask': there, 'channels': np.broadcast_to(np.arange(2, dtype=np.int32), (COUNT, views, 2))}
+
+
+def sized(rng, batch, sides):
+  """The batch with (global) images that have one of these sides each; what lies beyond may be anything."""
+  own = batch.get('global', batch)
+  lead, size = own['channels'].shape[:-1], own['image'].shape[-2]
+  sizes = rng.choice(sides, size=(*lead, 2)).astype(np.int32)
+  along = lambda axis: np.arange(size) < sizes[..., axis, None]
+  inside = along(0)[..., :, None, None] & along(1)[..., None, :, None]
+  own = own | {'image': np.where(inside, own['image'], np.float32(MISSING)), 'sizes': sizes}
+  return batch | {'global': own} if 'global' in batch else own
 
 
 def batch_of(rng, method, size):

@@ -24,11 +24,12 @@ SIZES = dict(embed_dim=16, depth=1, num_heads=2)
 
 
 def test_a_run_compiles_its_step_once(mixed_corpus, tmp_path, monkeypatch):
-  """Whatever channels its batches have; and its losses are those of a run on padded rows."""
+  """Whatever channels and sizes its batches have; and its losses are those of a run on padded rows."""
   monkeypatch.setattr(pictures, 'views', lambda run, state: None)
   monkeypatch.setattr(pictures, 'end', lambda run, state: None)
   seen = record_indices(monkeypatch)
-  short = dict(steps=4, checkpoint_every=4, eval_every=4, batch_size=16, loader={'threads': 1})
+  short = dict(steps=4, checkpoint_every=4, eval_every=4, batch_size=16, loader={'threads': 1},
+               augment={'sample_sizes': (8, 16)})
   compiled, own = [], Trainer.compile  # what it returns takes one shape alone: nothing can be compiled behind it
   monkeypatch.setattr(Trainer, 'compile', lambda self, *args: compiled.append(self) or own(self, *args))
   start(mixed_corpus, tmp_path / 'packed', TINY, **short, encoder=TINY['encoder'] | {'packing': 0.75})

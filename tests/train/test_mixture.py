@@ -92,6 +92,23 @@ def test_lists_that_do_not_fit_are_told(corpus, changes, words):
     Bench(corpus, merge(MIXED, changes))
 
 
+@pytest.mark.parametrize('changes, words', [
+    ({'augment': {'sample_sizes': (8, 12)}}, r'sample_sizes: 12 is no multiple of the patch \(8, 8\); nearest is 16'),
+    ({'augment': {'sample_sizes': (8, 24)}}, r'sample_sizes: 24 is more than image_size \(16, 16\)'),
+    ({'model': 'convnextv2_micro', 'augment': {'sample_sizes': (8,)}},
+     'sample_sizes need a vit or channel_vit, not model=convnextv2_micro'),
+    ({'model': 'bag_micro/8', 'augment': {'sample_sizes': (8,)}}, 'need a vit or channel_vit, not model=bag'),
+])
+def test_sizes_of_samples_that_do_not_fit_are_told(corpus, changes, words):
+  with pytest.raises(UserError, match=words):
+    Bench(corpus, merge({k: v for k, v in TINY.items() if k != 'encoder'}, changes))
+
+
+def test_sizes_of_a_batch_and_of_its_samples_exclude_each_other(corpus):
+  with pytest.raises(UserError, match='sample_sizes go without augment.sizes and gram_size'):
+    Bench(corpus, merge(MIXED, {'augment': {'sample_sizes': (8,)}}))
+
+
 def test_one_view_has_no_sizes(corpus):
   with pytest.raises(UserError, match='augment.sizes are for methods that compare views, not for mae'):
     Bench(corpus, merge(TINY, {'augment': {'sizes': (16, 24)}}))
