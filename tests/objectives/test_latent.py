@@ -170,7 +170,9 @@ def test_missing_tokens_do_not_count_in_the_average():
 
 def test_data2vec_order_puts_every_token_at_its_place():
   objective, _, _ = make(Data2Vec)
-  order, shown, visible = map(np.asarray, objective._mask(KEY, 4, (4, 6), 72, jnp.ones((4, 72), bool)))
+  size = tuple(n * p for n, p in zip((4, 6), objective.encoder.patch_size, strict=True))
+  batch = {'image': np.zeros((4, *size, 3)), 'channel_mask': np.ones((4, 3), bool)}
+  order, shown, visible = map(np.asarray, objective._mask(KEY, batch))
   kept = shown.shape[1]
   assert kept == 3 * (24 - int(24 * 0.8)) and visible.all()
   for r in range(4):
@@ -179,6 +181,13 @@ def test_data2vec_order_puts_every_token_at_its_place():
       assert order[r, shown[r, k]] == k
     places = shown[r].reshape(3, -1) % 24
     assert (places == places[0]).all() and (shown[r].reshape(3, -1) // 24 == np.arange(3)[:, None]).all()
+  small = batch | {'sizes': np.tile(np.array(objective.encoder.patch_size) * (2, 3), (4, 1))}
+  order, shown, visible = map(np.asarray, objective._mask(KEY, small))
+  assert visible.sum(axis=1).tolist() == [3 * (6 - int(6 * 0.8))] * 4  # of six cells
+  for r in range(4):
+    assert sorted(order[r]) == list(range(72))
+    cells = shown[r][visible[r]] % 24
+    assert (cells // 6 < 2).all() and (cells % 6 < 3).all()
 
 
 def test_inverse_blocks_keep_cells_of_a_few_blocks():
