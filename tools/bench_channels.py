@@ -109,7 +109,8 @@ def accuracy(kind: str, image: np.ndarray, label: np.ndarray, seed: int, steps: 
   part = lambda rows: {'image': image[rows], 'channels': ids, 'label': label[rows]}
   mean, std = ((float(value),) * channels for value in (image[:IMAGES].mean(), image[:IMAGES].std()))
   view = ViewMaker(image.shape[1:3], mean, std, scale=(1.0, 1.0), flip=(0.0, 0.0), brightness=0.1, contrast=0.1)
-  model = create_model('channel_vit_micro/24', image.shape[1:3], channels, channel_attention=kind, depth=2)
+  model = create_model('channel_vit_micro/24', image.shape[1:3], channels, channel_attention=kind, embed_dim=64, depth=2,
+                       num_heads=2)
   objective = Supervised(model, num_classes=2, label_smoothing=0.0)
   trainer = Trainer(objective, Optimizer(RATE, steps, warmup_steps=steps // 10), view, seed)
   held = np.arange(IMAGES, IMAGES + HELD_OUT // BATCH * BATCH).reshape(-1, BATCH)
@@ -168,7 +169,7 @@ def main() -> None:
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--most', type=int, default=4096, help='tokens up to which joint attention is tried')
   parser.add_argument('--seeds', type=int, default=0, help='runs for the accuracy of each kind')
-  parser.add_argument('--train-steps', type=int, default=500, help='of such a run')
+  parser.add_argument('--train-steps', type=int, default=300, help='of such a run')
   parser.add_argument('--no-torch', action='store_true')
   parser.add_argument('--plot', metavar='FILE.png')
   parser.add_argument('--json', metavar='FILE', help='keep what was measured here, and go on with what is missing')
