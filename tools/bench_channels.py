@@ -109,8 +109,8 @@ def accuracy(kind: str, image: np.ndarray, label: np.ndarray, seed: int, steps: 
   part = lambda rows: {'image': image[rows], 'channels': ids, 'label': label[rows]}
   mean, std = ((float(value),) * channels for value in (image[:IMAGES].mean(), image[:IMAGES].std()))
   view = ViewMaker(image.shape[1:3], mean, std, scale=(1.0, 1.0), flip=(0.0, 0.0), brightness=0.1, contrast=0.1)
-  model = create_model('channel_vit_micro/24', image.shape[1:3], channels, channel_attention=kind, embed_dim=64, depth=2,
-                       num_heads=2)
+  small = dict(embed_dim=64, depth=2, num_heads=2)
+  model = create_model('channel_vit_micro/24', image.shape[1:3], channels, channel_attention=kind, **small)
   objective = Supervised(model, num_classes=2, label_smoothing=0.0)
   trainer = Trainer(objective, Optimizer(RATE, steps, warmup_steps=steps // 10), view, seed)
   held = np.arange(IMAGES, IMAGES + HELD_OUT // BATCH * BATCH).reshape(-1, BATCH)
