@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.6.0'
+__version__ = '0.7.0'
 __all__ = ['attention_maps', 'create_model', 'load']
 
 if TYPE_CHECKING:
