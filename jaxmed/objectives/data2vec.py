@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.errors import UserError
-from jaxmed.models import positions
 from jaxmed.models.predictor import ConvPredictor
 from jaxmed.models.tokens import grid_of
 from jaxmed.objectives.networks import (
@@ -16,6 +15,7 @@ from jaxmed.objectives.networks import (
   encode_shown,
   inputs,
   on_own_grids,
+  own_cells,
   own_grids,
   ramp,
   token_slots,
@@ -158,10 +158,9 @@ class Data2Vec:
     grid, count, valid = token_slots(self.encoder, batch)
     size, cells, channels = batch['image'].shape[0], math.prod(grid), count // math.prod(grid)
     keep = [max(n - int(n * self.mask_ratio), min(n, 1)) for n in range(cells + 1)]  # of so many
-    kept, own = keep[cells], own_grids(self.encoder, batch)
+    kept, own, inside = keep[cells], own_grids(self.encoder, batch), own_cells(self.encoder, batch)
     score = inverse_blocks(rng, size, grid, kept, self.block, self.block_share)  # the same places in all channels
-    if own is not None:
-      inside = positions.inside(own, grid)
+    if inside is not None:
       score = jnp.where(inside, on_own_grids(score, grid, own), 3.0)
       first = jnp.arange(kept) < jnp.asarray(keep)[inside.sum(axis=1)][:, None]  # [R, kept]
     shown = jnp.argsort(score, axis=1)
@@ -173,7 +172,7 @@ class Data2Vec:
     if valid is None:
       return order, index, None
     exist = jnp.take_along_axis(valid, index, axis=1)
-    return order, index, exist if own is None else exist & jnp.tile(first, (1, channels))
+    return order, index, exist if inside is None else exist & jnp.tile(first, (1, channels))
 
 
 def inverse_blocks(rng: jax.Array, size: int, grid: tuple[int, ...], kept: int, block: int, extra: float) -> jax.Array:

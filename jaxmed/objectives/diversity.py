@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from jaxmed.augment.channels import mask_by_name
 from jaxmed.errors import UserError
-from jaxmed.models import positions
 from jaxmed.models.tokens import without_missing
 from jaxmed.objectives.contrast import normalize
-from jaxmed.objectives.networks import own_grids, token_slots
+from jaxmed.objectives.networks import own_cells
 
 
 def check(objective: Any) -> None:
@@ -47,10 +46,8 @@ def losses(objective: Any, params: Any, batch: dict, shown: jax.Array | None = N
   if objective.token_diversity:
     tokens = encoder.apply({'params': params['encoder']}, without_missing(batch['image'], there), method='project')
     shown = None if shown is None else shown.reshape(tokens.shape[:3])
-    own, grid = own_grids(encoder, batch), token_slots(encoder, batch)[0]
-    cells = None if own is None else positions.inside(own, grid)
     out['token_diversity'] = token_diversity(tokens, there, objective.same_channel, objective.other_channels, shown,
-                                             cells)
+                                             own_cells(encoder, batch))
   return out
 
 

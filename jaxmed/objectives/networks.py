@@ -88,8 +88,7 @@ def seen_by_teacher(group: dict) -> dict:
 def token_slots(encoder: Any, batch: dict) -> tuple[tuple[int, ...], int, jax.Array | None]:
   """The tokens that an encoder makes of a batch: (grid of a channel, their number N, which exist [B, N] or None)."""
   grid = grid_of(batch['image'].shape[1:-1], encoder.patch_size)
-  count, mask, own = math.prod(grid), batch.get('channel_mask'), own_grids(encoder, batch)
-  cells = None if own is None else positions.inside(own, grid)
+  count, mask, cells = math.prod(grid), batch.get('channel_mask'), own_cells(encoder, batch)
   if not encoder.per_channel:
     return grid, count, cells
   channels = batch['image'].shape[-1]
@@ -103,6 +102,12 @@ def token_slots(encoder: Any, batch: dict) -> tuple[tuple[int, ...], int, jax.Ar
 def own_grids(encoder: Any, batch: dict) -> jax.Array | None:
   """The token grids [..., rank] of images that have sizes of their own, in the corner of their arrays; else None."""
   return batch['sizes'] // jnp.asarray(encoder.patch_size) if 'sizes' in batch else None
+
+
+def own_cells(encoder: Any, batch: dict) -> jax.Array | None:
+  """Which cells of the whole grid belong to images that have sizes of their own, [B, prod(grid)] bool; else None."""
+  own = own_grids(encoder, batch)
+  return None if own is None else positions.inside(own, grid_of(batch['image'].shape[1:-1], encoder.patch_size))
 
 
 def on_own_grids(places: jax.Array, grid: tuple[int, ...], own: jax.Array | None) -> jax.Array:
