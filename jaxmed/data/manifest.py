@@ -192,15 +192,15 @@ def _constants(group: pq.RowGroupMetaData, schema: pa.Schema, names: Sequence[st
 
   Of columns of text and of lists of one text each: as many entries as rows, none of them null (as an empty list's is).
   """
-  out = {}
+  out, paths = {}, {_REPEATING.get(name, name): name for name in names}  # a name may have dots too
   for column in map(group.column, range(group.num_columns)):
-    name, _, inner = column.path_in_schema.partition('.')
-    told = column.statistics if name in names else None
-    kind = pa.list_(pa.string()) if inner else pa.string()
-    if (schema.field(name).type == kind and told is not None and told.has_min_max and told.has_null_count
+    name = paths.get(column.path_in_schema)
+    told = None if name is None else column.statistics
+    kind = pa.string() if name == column.path_in_schema else pa.list_(pa.string())
+    if (told is not None and schema.field(name).type == kind and told.has_min_max and told.has_null_count
         and told.null_count == 0 and column.num_values == group.num_rows and told.min == told.max
         and len(told.min) < _EXACT):
-      out[name] = np.zeros(group.num_rows, np.int32), [[told.min] if inner else told.min]
+      out[name] = np.zeros(group.num_rows, np.int32), [told.min if kind == pa.string() else [told.min]]
   return out
 
 

@@ -83,6 +83,16 @@ def test_constant_columns_by_statistics(tmp_path, column, group):
   assert (codes.tolist(), values) == reference(column)
 
 
+def test_columns_whose_names_have_dots(tmp_path):
+  """They are no parts of others, whose statistics they do not give."""
+  whole = pa.table({'channels': [['a'], ['b']], 'channels.x': ['c', 'c'], 'age.years': ['7', '7'], 'row': [0, 1]})
+  pq.write_table(whole, tmp_path / 'm.parquet')
+  lazy = Manifest(Columns(tmp_path / 'm.parquet'))
+  for name in ('channels', 'channels.x', 'age.years'):
+    codes, values = lazy.distinct(name)
+    assert (codes.tolist(), values) == reference(whole[name]), name
+
+
 def test_only_what_is_asked_for_is_read(both):
   _, lazy = both
   lazy.filter(pc.equal(lazy['row'], 3)).distinct('channels')
