@@ -195,7 +195,9 @@ def _constants(group: pq.RowGroupMetaData, schema: pa.Schema, names: Sequence[st
   out, paths = {}, {_REPEATING.get(name, name): name for name in names}  # a name may have dots too
   for column in map(group.column, range(group.num_columns)):
     name = paths.get(column.path_in_schema)
-    told = None if name is None else column.statistics
+    if name is None:
+      continue
+    told = column.statistics
     kind = pa.string() if name == column.path_in_schema else pa.list_(pa.string())
     if (told is not None and schema.field(name).type == kind and told.has_min_max and told.has_null_count
         and told.null_count == 0 and column.num_values == group.num_rows and told.min == told.max

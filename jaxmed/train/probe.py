@@ -14,6 +14,7 @@ from jaxmed.data.pipeline import eval_batches
 from jaxmed.evaluate import health
 from jaxmed.evaluate.probes import knn, ridge
 from jaxmed.objectives import feature_of
+from jaxmed.objectives.networks import inputs
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import setup
 from jaxmed.train.step import TrainState
@@ -157,7 +158,7 @@ def _features(trainer, mesh, variables, batch):
   view = dataclasses.replace(trainer.view, views=1, local_views=0, channel_sampling='none')
 
   def encode(b):
-    return objective.encoder.apply({'params': params}, b['image'], b['channels'], b.get('channel_mask'))
+    return objective.encoder.apply({'params': params}, **inputs(b))
 
   plain = encode(view.plain(batch))
   keys = jax.random.split(jax.random.key(0), HEALTH_VIEWS)
