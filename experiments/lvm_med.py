@@ -1,8 +1,8 @@
 """LVM-Med: graph matching of medical images, ResNet-50 and ViT-B/16 (Nguyen et al. 2023, arXiv 2306.11925).
 
 The authors give their training code on request only, so this cannot be a reproduction: graphs, affinities and rate
-(5e-4 * B / 256 at a batch of 800) are those of the public forerunner that jaxmed/objectives/lvm_med.py names, the 100
-epochs are from memory of the paper, the crops and colours those of BYOL. Differs: see that file, and what
+(5e-4 * B / 256 at a batch of 800) are those of the public forerunner that objectives/contrastive/lvm_med.py names, the
+100 epochs are from memory of the paper, the crops and colours those of BYOL. Differs: see that file, and what
 experiments/README.md says of colours; graphs are of ten images.
 
   jaxmed train experiments/lvm_med.py --data IMAGES --out RUN

@@ -6,20 +6,20 @@ __version__ = '0.7.0'
 __all__ = ['attention_maps', 'create_model', 'load']
 
 if TYPE_CHECKING:
-  from jaxmed.evaluate.looking import attention_maps
-  from jaxmed.loading import load
+  from jaxmed.evaluate.attention import attention_maps
   from jaxmed.models import create_model
+  from jaxmed.train.build.rundir import load
 
 
 def __getattr__(name: str) -> Any:
   """Imports on first use, so that `jaxmed --help` does not wait for JAX."""
   if name == 'load':
-    from jaxmed.loading import load
+    from jaxmed.train.build.rundir import load
     return load
   if name == 'create_model':
     from jaxmed.models import create_model
     return create_model
   if name == 'attention_maps':
-    from jaxmed.evaluate.looking import attention_maps
+    from jaxmed.evaluate.attention import attention_maps
     return attention_maps
   raise AttributeError(f'module jaxmed has no attribute {name!r}')

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxmed import __version__
 from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
-from jaxmed.train.signals import raising_on_sigterm
+from jaxmed.train.monitor.signals import raising_on_sigterm
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
     'prepare': ('turn folders of images into a corpus', 'jaxmed prepare scans/ --out corpus'),
@@ -182,7 +182,7 @@ def _prepare(p: argparse.ArgumentParser) -> None:
 def _curate(p: argparse.ArgumentParser) -> None:
   p.add_argument('corpus', metavar='CORPUS', help='a corpus, or a selection of one: CORPUS@NAME')
   p.add_argument('words', nargs='*', metavar='key=value', help='hash.radius=4, quality.blur=0.2 ... (see '
-                 'jaxmed/data/curation/run.py)')
+                 'jaxmed/data/curate/curate.py)')
   p.add_argument('--out', metavar='NAME', help='the selection to write; train on it with --data CORPUS@NAME')
   p.add_argument('--methods', help='in this order, comma-separated: quality, hash, ssim, mutual_information, entropy, '
                  'embedding, semdedup, balance; hash by default')
@@ -208,7 +208,7 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 
 def _launch(p: argparse.ArgumentParser) -> None:
-  from jaxmed.launching import options
+  from jaxmed.launch import options
   p.add_argument('launcher', metavar='LAUNCHER', help=', '.join(options.LAUNCHERS))
   p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
   p.add_argument('--data', required=True, help='a corpus')

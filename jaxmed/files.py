@@ -104,3 +104,15 @@ def _umask() -> int:
   mask = os.umask(0)
   os.umask(mask)
   return mask
+
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+  """The names, equal ones with a number: a, a-2."""
+  out: list[str] = []
+  for name in names:
+    candidate, n = name, 2
+    while candidate in out:
+      candidate, n = f'{name}-{n}', n + 1
+    out.append(candidate)
+  return out

@@ -26,9 +26,9 @@ EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export`
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
   """Turns folders into a corpus, or says what would come out."""
-  from jaxmed.data import pool
-  from jaxmed.data.prepare import prepare as run
-  from jaxmed.data.survey import survey
+  from jaxmed.data.prepare.prepare import prepare as run
+  from jaxmed.data.prepare.survey import survey
+  from jaxmed.parallel.devices import cores
   try:
     splits = tuple(float(s) for s in args.splits.split(','))
   except ValueError as e:
@@ -42,7 +42,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:
     summary = run(args.inputs, args.out, max_bad=args.max_bad, overwrite=args.overwrite, progress=sys.stderr.isatty(),
-                  workers=args.workers or pool.cores(), scheduler=_scheduler(args), **options)
+                  workers=args.workers or cores(), scheduler=_scheduler(args), **options)
   except (KeyboardInterrupt, Stopped) as e:
     by = 'SIGTERM' if isinstance(e, Stopped) else 'Ctrl-C'
     raise Stopped(f'{by}; what is done is kept in {args.out}.part: the same command goes on there') from e
@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 def _scheduler(args: argparse.Namespace) -> Any:
   """What `prepare` takes as scheduler."""
-  from jaxmed.data.cluster import Slurm
+  from jaxmed.data.prepare.cluster import Slurm
   if args.slurm and args.scheduler:
     raise UserError('give --slurm or --scheduler, not both')
   return Slurm(args.slurm, args.cores, args.memory, args.time, args.partition, args.account, tuple(args.sbatch)
@@ -120,7 +120,8 @@ def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
   """Goes on with a run for the words that started it; another value than the run has must be one that may change."""
   from jaxmed import config
   from jaxmed.parallel import process
-  from jaxmed.train import loop, setup
+  from jaxmed.train import loop
+  from jaxmed.train.build import setup
   process.start()
   before, spec = setup.load(out)
   if (out / 'corpus').exists():  # made from the folder that the words name
@@ -133,8 +134,8 @@ def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
 def curate(args: argparse.Namespace) -> dict[str, Any]:
   """Selects records of a corpus, looks for those that an evaluation set holds too."""
   from jaxmed import config
-  from jaxmed.data.curation import run
-  from jaxmed.data.curation.features import stored
+  from jaxmed.data.curate import curate as run
+  from jaxmed.data.curate.features import stored
   against = _names(args.against) or ()
   methods = _names(args.methods) or (('hash',) if args.out and not args.drop_leaks else ())
   paths = _names(args.features) or ()
@@ -153,8 +154,8 @@ def curate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _embedded(encoder: str, corpora: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
   """Features and ids of each corpus, by a run or an exported file."""
-  from jaxmed.data.sources import open_source
-  from jaxmed.loading import load
+  from jaxmed.data.corpus.open import open_source
+  from jaxmed.train.build.rundir import load
   loaded = load(encoder)
   return [(loaded.embed_source(source, 64)[loaded.feature], np.asarray(source.table.column('id').to_pylist()))
           for source in map(open_source, corpora)]
@@ -162,9 +163,10 @@ def _embedded(encoder: str, corpora: Iterable[str]) -> list[tuple[np.ndarray, np
 
 def launch(args: argparse.Namespace) -> dict[str, Any]:
   """Starts the training command on another system, or as several processes here."""
-  from jaxmed.data.corpus import is_corpus
-  from jaxmed.data.curation.selection import split_uri
-  from jaxmed.launching import options, run
+  from jaxmed.data.corpus.corpus_format import is_corpus
+  from jaxmed.data.corpus.selection import split_uri
+  from jaxmed.launch import control as run
+  from jaxmed.launch import options
   chosen = options.of(args.launcher, args)
   data = split_uri(args.data)[0]
   if args.launcher in ('local', 'slurm') and data.exists() and not is_corpus(data):
@@ -183,14 +185,14 @@ def launch(args: argparse.Namespace) -> dict[str, Any]:
 
 def status(args: argparse.Namespace) -> dict[str, Any]:
   """What the system says of what was launched, and how far the run is."""
-  from jaxmed.launching import run
+  from jaxmed.launch import control as run
   out = run.status(args.path)
   return {'json': out, 'text': f'{out["state"]}\n{out["progress"]}\nlog: {out["log"]}'}
 
 
 def stop(args: argparse.Namespace) -> dict[str, Any]:
   """Lets what was launched save and end."""
-  from jaxmed.launching import run
+  from jaxmed.launch import control as run
   out = run.stop(args.path)
   return {'json': out, 'text': out['stopped']}
 
@@ -198,8 +200,8 @@ def stop(args: argparse.Namespace) -> dict[str, Any]:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
   """Trains several methods alike."""
   from jaxmed import config
-  from jaxmed.train.compare import Plan, markdown
-  from jaxmed.train.compare import compare as run
+  from jaxmed.study.compare import Plan, markdown
+  from jaxmed.study.compare import compare as run
   own: dict[str, list[str]] = {}
   shared = []
   for word in args.words:
@@ -220,9 +222,9 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
 
   That one is removed when the run does not begin, so that the corrected command finds the place free.
   """
-  from jaxmed.data.corpus import is_corpus
-  from jaxmed.data.curation.selection import split_uri
-  from jaxmed.data.sources import elsewhere
+  from jaxmed.data.corpus.corpus_format import is_corpus
+  from jaxmed.data.corpus.open import elsewhere
+  from jaxmed.data.corpus.selection import split_uri
   if not data:
     raise UserError('nothing to train on: give --data with a corpus or a folder of images')
   if elsewhere(data):
@@ -236,13 +238,13 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
     return
   if target.exists():
     raise UserError(f'{target} exists: give --data {target} to train on it, or remove it')
-  from jaxmed.data import pool
-  from jaxmed.data.prepare import check_small
-  from jaxmed.data.prepare import prepare as prepare_
+  from jaxmed.data.prepare.prepare import check_small
+  from jaxmed.data.prepare.prepare import prepare as prepare_
+  from jaxmed.parallel.devices import cores
   check_small(place)
   new = not run.exists()
   try:
-    summary = prepare_([data], target, progress=sys.stderr.isatty(), workers=pool.cores())
+    summary = prepare_([data], target, progress=sys.stderr.isatty(), workers=cores())
     print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
     yield str(target)
   finally:
@@ -252,12 +254,12 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   """Judges frozen features."""
-  from jaxmed.data.sampling import parse_values
-  from jaxmed.data.sources import open_source
-  from jaxmed.evaluate import tables
-  from jaxmed.evaluate.report import write_report
-  from jaxmed.evaluate.run import evaluate as run
-  from jaxmed.loading import load
+  from jaxmed.data.corpus.open import open_source
+  from jaxmed.data.feed.sampling import parse_values
+  from jaxmed.evaluate.protocols.classify import evaluate as run
+  from jaxmed.evaluate.report import tables
+  from jaxmed.evaluate.report.html import write_report
+  from jaxmed.train.build.rundir import load
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   choose(f'column of {args.data}', args.label, source.table.column_names)
   encoder = _for_channels(load(args.path, args.checkpoint), args, source)
@@ -288,8 +290,9 @@ def _for_channels(encoder: Any, args: argparse.Namespace, source: Any) -> Any:
 
 def _by_channels(args: argparse.Namespace, encoder: Any, source: Any) -> dict[str, Any]:
   """Judges frozen features of test images that show subsets of their channels, maybe of two encoders side by side."""
-  from jaxmed.evaluate import channels, figures
-  from jaxmed.loading import load
+  from jaxmed.evaluate.protocols import channels
+  from jaxmed.evaluate.report import figures
+  from jaxmed.train.build.rundir import load
   choose('--channels', args.channels, ('all',))
   both = {args.path: encoder} | ({args.beside: _for_channels(load(args.beside), args, source)} if args.beside else {})
   results = {}
@@ -310,16 +313,16 @@ def _by_channels(args: argparse.Namespace, encoder: Any, source: Any) -> dict[st
 
 def embed(args: argparse.Namespace) -> dict[str, Any]:
   """Writes features of a corpus or a folder."""
-  from jaxmed.data.corpus import is_corpus
-  from jaxmed.data.sources import open_source
-  from jaxmed.loading import load
+  from jaxmed.data.corpus.corpus_format import is_corpus
+  from jaxmed.data.corpus.open import open_source
+  from jaxmed.train.build.rundir import load
   encoder = load(args.path, args.checkpoint)
   files.check_place(args.out)
   feature = args.feature or encoder.feature
   with tempfile.TemporaryDirectory() as scratch:
     data = args.data
     if pathlib.Path(data).exists() and not is_corpus(data):
-      from jaxmed.data.prepare import prepare as run
+      from jaxmed.data.prepare.prepare import prepare as run
       data = str(pathlib.Path(scratch) / 'corpus')
       run([args.data], data, channels=_names(args.channels), splits=(1.0, 0.0, 0.0), progress=False)
     source = open_source(data)
@@ -339,8 +342,9 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the encoder for PyTorch, reads it back, compares, and writes the card."""
   import jax
 
-  from jaxmed.interop import layouts, verify
-  from jaxmed.loading import load
+  from jaxmed.interop import verify
+  from jaxmed.interop import weight_formats as layouts
+  from jaxmed.train.build.rundir import load
   choose('format', args.format, layouts.FORMATS)
   encoder = load(args.path, args.checkpoint)
   model = encoder.model
@@ -365,9 +369,9 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 
 def shrink(args: argparse.Namespace) -> dict[str, Any]:
   """Searches how few numbers the features of hashed channels need, and writes that encoder."""
-  from jaxmed.interop import layouts
-  from jaxmed.models import channel_embed
-  from jaxmed.train import shrink as search
+  from jaxmed.interop import weight_formats as layouts
+  from jaxmed.models.layers import channel_embed
+  from jaxmed.study import shrink as search
   files.check_place(args.out)
   tell = lambda line: print(line, file=sys.stderr, flush=True)
   found = search.shrink(args.path, args.data, rounds=args.rounds, rows=args.rows, seed=args.seed, tell=tell)
@@ -383,7 +387,8 @@ def shrink(args: argparse.Namespace) -> dict[str, Any]:
 
 def import_(args: argparse.Namespace) -> dict[str, Any]:
   """Rewrites a PyTorch encoder as a file that `jaxmed.load` takes."""
-  from jaxmed.interop import layouts, verify
+  from jaxmed.interop import verify
+  from jaxmed.interop import weight_formats as layouts
   from jaxmed.models import registry
   size = tuple(args.image_size) if args.image_size else None
   if size and len(size) == 1:
@@ -397,8 +402,8 @@ def import_(args: argparse.Namespace) -> dict[str, Any]:
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the report of a run again."""
-  from jaxmed.evaluate.report import write_report
-  from jaxmed.train import setup
+  from jaxmed.evaluate.report.html import write_report
+  from jaxmed.train.build import setup
   setup.load(args.path)
   path = write_report(args.path)
   return {'json': {'report': str(path)}, 'text': str(path)}
@@ -406,7 +411,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
 def demo_data(args: argparse.Namespace) -> dict[str, Any]:
   """Writes sample files."""
-  from jaxmed.data.demo import demo_files
+  from jaxmed.data.prepare.demo import demo_files
   names = [str(p) for p in demo_files(args.path)]
   return {'json': {'files': names}, 'text': '\n'.join(names)}
 
@@ -415,7 +420,7 @@ def list_(args: argparse.Namespace) -> dict[str, Any]:
   """Methods, models, formats, recipes."""
   del args
   from jaxmed import config, objectives
-  from jaxmed.interop.layouts import FORMATS
+  from jaxmed.interop.weight_formats import FORMATS
   from jaxmed.models import list_models
   first = lambda text: (text or '').strip().split('\n')[0]
   recipes = {}
@@ -443,7 +448,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
   os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX starts: with libtpu installed it would look for a TPU
   from jaxmed import config
   from jaxmed.parallel import chips
-  from jaxmed.scaling import plan, search, tables
+  from jaxmed.plan import plan, search, tables
   words = list(args.words)
   user = config.load_file(words.pop(0)) if words and '=' not in words[0] else {}
   user = config.merge(user, config.parse_overrides(words))
@@ -488,9 +493,9 @@ def doctor(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rates(args: argparse.Namespace) -> dict[str, Any]:
   """How fast batches of a corpus can be had, as a run with these values would read them."""
-  from jaxmed.data import rates
-  from jaxmed.data.sources import open_source
-  from jaxmed.train import setup
+  from jaxmed.data.corpus.open import open_source
+  from jaxmed.data.feed import rates
+  from jaxmed.train.build import setup
   if not args.seconds > 0:
     raise UserError(f'--seconds is {args.seconds}: expected a positive number')
   source = open_source(args.data)

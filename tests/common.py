@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxmed.config import merge
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import loop, setup
+from jaxmed.train import loop
+from jaxmed.train.build import setup
 from jaxmed.train.checkpoint import Checkpoints
 
 

@@ -85,7 +85,7 @@ def tiles(tmp_path_factory) -> pathlib.Path:
 
 
 def _prepare(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-  from jaxmed.data.prepare import prepare
+  from jaxmed.data.prepare.prepare import prepare
   prepare([folder], out, table=folder / 'table.csv', progress=False)
   return out
 

@@ -16,11 +16,11 @@ from PIL import Image
 
 import jaxmed
 from jaxmed import cli
-from jaxmed.data.sources import open_source
-from jaxmed.interop import layouts
+from jaxmed.data.corpus.open import open_source
+from jaxmed.interop import weight_formats
 from jaxmed.models import registry
-from jaxmed.objectives.mae import MAE
-from jaxmed.train import setup
+from jaxmed.objectives.masked.mae import MAE
+from jaxmed.train.build import setup
 from tests.common import same, saved_state, saved_steps, words
 from tests.conftest import TINY
 
@@ -414,7 +414,7 @@ def test_nothing_to_replace(run, ok, fails):
   before = out.read_bytes()
   fails(['export', run, '--format', 'timm', '--out', out], 'timm')
   assert out.read_bytes() == before
-  assert layouts.load_file(out)[2]['channels'][0]['name'] == 'R'
+  assert weight_formats.load_file(out)[2]['channels'][0]['name'] == 'R'
 
 
 def test_a_defect_is_no_mistake_of_the_user(monkeypatch):
@@ -481,7 +481,7 @@ def test_a_full_disk_while_exporting(small_disk, trained, corpus, fails):
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, corpus, fails, tmp_path, monkeypatch):
-  monkeypatch.setattr('jaxmed.evaluate.encoder.Encoder.embed_source', lambda *a, **k: pytest.fail('computed first'))
+  monkeypatch.setattr('jaxmed.encoder.Encoder.embed_source', lambda *a, **k: pytest.fail('computed first'))
   (tmp_path / 'folder').mkdir()
   fails(['evaluate', trained, '--data', corpus, '--label', 'tissue', '--out', tmp_path / 'folder'], 'it is a folder')
   fails(['embed', trained, '--data', corpus, '--out', tmp_path / 'folder'], 'it is a folder')

@@ -6,7 +6,7 @@ import pytest
 
 from jaxmed import config as c
 from jaxmed.errors import UserError
-from jaxmed.train import setup
+from jaxmed.train.build import setup
 
 
 def fails(words, f, *args):

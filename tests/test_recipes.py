@@ -10,7 +10,7 @@ import pytest
 
 from jaxmed import config as config_lib
 from jaxmed import objectives
-from jaxmed.train import setup
+from jaxmed.train.build import setup
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'

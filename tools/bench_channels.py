@@ -7,9 +7,9 @@ and PyTorch take turns, each in a process of its own, and times are medians. Wit
 what was measured before is not measured again.
 
 With --seeds also the accuracy of each kind: of a ChannelViT of patch 24 and two blocks of width 64, trained with labels
-on synthetic images whose two classes lie in the interaction of channels (jaxmed.data.synthetic, with C channels; chance
-is 0.5, and one channel says nothing), on held-out ones; mean over seeds and Student's t interval. All kinds of a seed
-see the same images in the same order.
+on synthetic images whose two classes lie in the interaction of channels (data/prepare/synthetic.py, with C channels;
+chance is 0.5, and one channel says nothing), on held-out ones; mean over seeds and Student's t interval. All kinds of a
+seed see the same images in the same order.
 
 Example:
   python tools/bench_channels.py --channels 1,2,4,8,16,32 --rounds 5 --seeds 3 --plot channels.png
@@ -27,9 +27,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from jaxmed.data import synthetic  # noqa: E402
-from jaxmed.models.channel_attention import KINDS  # noqa: E402
-from jaxmed.train.compare import cell, interval  # noqa: E402
+from jaxmed.data.prepare import synthetic  # noqa: E402
+from jaxmed.models.layers.channel_attention import KINDS  # noqa: E402
+from jaxmed.study.compare import cell, interval  # noqa: E402
 from tools.bench_step import Case, Worker, jax_program  # noqa: E402
 
 TORCH = 'PyTorch joint'

@@ -3,7 +3,7 @@
 Hashes are those of volumes of 50 slices: each slice turns about three bits of the one before it, a quarter of the bits
 hardly vary from volume to volume (as where images have a dark border), and one volume in twenty is there twice.
 Features lie in groups of about 20 around common centres, a tenth of them are copies. What is timed is `near_duplicates`
-of jaxmed.data.curation, which for hashes keeps exactly what comparing all pairs would keep; with --check that is done
+of jaxmed.data.curate, which for hashes keeps exactly what comparing all pairs would keep; with --check that is done
 for the first rows. Each size runs in a process of its own; its peak is that process's, with Python and NumPy.
 
 Example:
@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from jaxmed.data.curation import features, hashes  # noqa: E402
+from jaxmed.data.curate import features, hashes  # noqa: E402
 
 SLICES = 50
 

@@ -114,8 +114,8 @@ def make_blosc2(folder: pathlib.Path) -> list[str]:
 
 
 def make_corpus(inputs: pathlib.Path, out: pathlib.Path, workers: int, volumes: str) -> Any:
-  from jaxmed.data.prepare import prepare
-  from jaxmed.data.sources import open_source
+  from jaxmed.data.corpus.open import open_source
+  from jaxmed.data.prepare.prepare import prepare
 
   prepare([inputs], out, splits=(1.0, 0.0, 0.0), volumes=volumes, progress=False, workers=workers)
   return open_source(out)
@@ -125,7 +125,7 @@ def make_corpus(inputs: pathlib.Path, out: pathlib.Path, workers: int, volumes: 
 
 
 def jaxmed_batches(source: Any, size: int, batch: int, threads: int) -> Iterator[np.ndarray]:
-  from jaxmed.data.pipeline import train_batches
+  from jaxmed.data.feed.pipeline import train_batches
 
   rank = len(source.table['shape'][0].as_py()) - 1
   for found in train_batches(source, batch_size=batch, size=(size,) * rank, vocabulary=source.channels, seed=0,
@@ -324,14 +324,14 @@ _OPEN = '''
 import json, resource, time
 begin = time.perf_counter()
 import grain.python, pyarrow.parquet, tensorflow_datasets
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.sources import open_source
+from jaxmed.data.feed.pipeline import train_batches
+from jaxmed.data.corpus.open import open_source
 imported = time.perf_counter()
 source = open_source({path!r}).select('train')
 opened = time.perf_counter()
 batch = next(train_batches(source, batch_size=64, size=(8, 8), vocabulary=source.channels, seed=0))
 first = time.perf_counter()
-from jaxmed.train.setup import data_spec
+from jaxmed.train.build.setup import data_spec
 begun = time.perf_counter()
 data_spec(source, '')
 told = time.perf_counter() - begun
@@ -351,12 +351,12 @@ def synthetic(folder: pathlib.Path, count: int) -> None:
   import pyarrow.parquet as pq
 
   from jaxmed import files
-  from jaxmed.data import corpus
+  from jaxmed.data.corpus import corpus_format
 
   count = max(count // (10 * _PERIOD), 1) * 10 * _PERIOD
   parts = {'train': count // 10 * 9, 'val': count // 10}
   shard = next(n for n in range(min(10_000, parts['val']), 0, -1) if parts['val'] % n == 0)
-  writer = corpus.Writer(folder)
+  writer = corpus_format.Writer(folder)
   for i in range(shard):
     image = np.full((8, 8, 1), i % 251, np.uint8)
     writer.add({'id': f'{i}', 'subject': f's{i // _PATIENT}', 'source': 'a', 'channels': ['CT'], 'image': image,
@@ -364,17 +364,18 @@ def synthetic(folder: pathlib.Path, count: int) -> None:
   writer.close()
   for split, rows in parts.items():
     for k in range(rows // shard):
-      os.link(writer.part('train', 0), folder / corpus.shard_name(split, k, rows // shard))
+      os.link(writer.part('train', 0), folder / corpus_format.shard_name(split, k, rows // shard))
   os.unlink(writer.part('train', 0))
-  corpus.write_metadata(folder, {split: [[shard, shard * 64]] * (rows // shard) for split, rows in parts.items()})
+  shards = {split: [[shard, shard * 64]] * (rows // shard) for split, rows in parts.items()}
+  corpus_format.write_metadata(folder, shards)
   files.write_json(folder / 'stats.json', writer.stats.summary())
-  with pq.ParquetWriter(folder / corpus.MANIFEST, corpus.COLUMNS) as out:
+  with pq.ParquetWriter(folder / corpus_format.MANIFEST, corpus_format.COLUMNS) as out:
     for begin in range(0, count, 1 << 20):
       rows = np.arange(begin, min(begin + (1 << 20), count))
       known = _known(rows, count)
       out.write_table(pa.Table.from_arrays(
-        [known[f.name] if f.name in known else pa.nulls(len(rows), f.type) for f in corpus.COLUMNS],
-        schema=corpus.COLUMNS))
+        [known[f.name] if f.name in known else pa.nulls(len(rows), f.type) for f in corpus_format.COLUMNS],
+        schema=corpus_format.COLUMNS))
 
 
 def _known(rows: np.ndarray, count: int) -> dict[str, Any]:

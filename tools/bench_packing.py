@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.data import sampling
-from jaxmed.models import create_model, packing
-from jaxmed.objectives.supervised import Supervised
+from jaxmed.data.feed import sampling
+from jaxmed.models import create_model
+from jaxmed.models.layers import packing
+from jaxmed.objectives.supervised.supervised import Supervised
 
 MOST, RECORDS = 8, 5000
 MIXTURES = {'uniform': (1,) * MOST, 'mostly few': (4, 1, 3, 2, 1, 2, 1, 2)}  # records of 1, 2, ... channels

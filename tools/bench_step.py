@@ -402,7 +402,7 @@ def _torch_mae(case: Case) -> Any:
   from timm.models.vision_transformer import Block
   from torch import nn
 
-  from jaxmed.models.positions import sincos  # a NumPy table
+  from jaxmed.models.layers.positions import sincos  # a NumPy table
 
   grid, pixels = (case.size // case.patch,) * 2, case.patch**2 * case.channels
   wide, shown = DECODER['dim'], int(case.tokens * (1 - MASK_RATIO))

@@ -35,14 +35,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
-from jaxmed.data.sources import open_source  # noqa: E402
+from jaxmed.data.corpus.open import open_source  # noqa: E402
 from jaxmed.errors import EXIT_STOPPED, EXIT_USER, Stopped, UserError  # noqa: E402
-from jaxmed.evaluate import figures, metrics  # noqa: E402
-from jaxmed.evaluate.channels import chosen_subsets, common_rows  # noqa: E402
-from jaxmed.evaluate.run import make_task  # noqa: E402
+from jaxmed.evaluate import metrics  # noqa: E402
+from jaxmed.evaluate.protocols.channels import chosen_subsets, common_rows  # noqa: E402
+from jaxmed.evaluate.protocols.classify import make_task  # noqa: E402
+from jaxmed.evaluate.report import figures  # noqa: E402
+from jaxmed.study.compare import cell, interval  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
-from jaxmed.train.compare import cell, interval  # noqa: E402
-from jaxmed.train.run import encoder_of, load_state  # noqa: E402
+from jaxmed.train.build.rundir import encoder_of, load_state  # noqa: E402
 
 SIZES = ('laptop', 'published')
 # An arm: recipe and what its variant's name ends with.

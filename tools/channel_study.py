@@ -29,12 +29,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
-from jaxmed.data.sources import open_source  # noqa: E402
+from jaxmed.data.corpus.open import open_source  # noqa: E402
 from jaxmed.evaluate.metrics import difference_over_runs, score  # noqa: E402
-from jaxmed.evaluate.run import answers_of  # noqa: E402
+from jaxmed.evaluate.protocols.classify import answers_of  # noqa: E402
+from jaxmed.study.compare import cell, interval, judged  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
-from jaxmed.train.compare import cell, interval, judged  # noqa: E402
-from jaxmed.train.run import load_encoder  # noqa: E402
+from jaxmed.train.build.rundir import load_encoder  # noqa: E402
 
 RGB, BRAIN = ('R', 'G', 'B'), ('T1', 'GM', 'WM')
 ARMS = {

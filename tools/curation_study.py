@@ -25,12 +25,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
-from jaxmed.data.curation import run as curation  # noqa: E402
-from jaxmed.data.curation import selection  # noqa: E402
-from jaxmed.data.sources import open_source  # noqa: E402
+from jaxmed.data.corpus import selection  # noqa: E402
+from jaxmed.data.corpus.open import open_source  # noqa: E402
+from jaxmed.data.curate import curate  # noqa: E402
+from jaxmed.study.compare import cell, interval, judged  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
-from jaxmed.train.compare import cell, interval, judged  # noqa: E402
-from jaxmed.train.run import load_encoder  # noqa: E402
+from jaxmed.train.build.rundir import load_encoder  # noqa: E402
 
 NAMES = ('logistic accuracy', 'knn accuracy', 'logistic auroc')
 REDUCED, RANDOM = 'study-reduced', 'study-random'
@@ -39,7 +39,7 @@ ARMS = ('full', 'reduced, steps', 'reduced, epochs', 'random, steps')
 
 def select(data: str, radius: int, seed: int) -> dict[str, int]:
   """Writes both selections; returns the numbers of training records."""
-  curation.curate(curation.Request(data, REDUCED, ('hash',), {'hash': {'radius': radius}}, overwrite=True))
+  curate.curate(curate.Request(data, REDUCED, ('hash',), {'hash': {'radius': radius}}, overwrite=True))
   whole = open_source(data)
   train = np.array(whole.table['split'].to_pylist()) == 'train'
   count = len(open_source(f'{data}@{REDUCED}').select('train'))
@@ -123,7 +123,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('words', nargs='*', metavar='key=value', help='config values for all runs')
   parser.add_argument('--data', required=True, help='the demo corpus, or another with labels and splits')
-  parser.add_argument('--out', required=True, help='folder of all runs, table.md and curation.png')
+  parser.add_argument('--out', required=True, help='folder of all runs, table.md and curate.png')
   parser.add_argument('--label', default='region', help='column to judge by')
   parser.add_argument('--steps', type=int, default=800, help='of the full set')
   parser.add_argument('--seeds', type=int, default=3)

@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed import config, files, objectives  # noqa: E402
-from jaxmed.train.compare import Plan, compare  # noqa: E402
+from jaxmed.study.compare import Plan, compare  # noqa: E402
 
 MODELS = ('vit_micro/16', 'channel_vit_micro/16', 'convnextv2_micro')
 SHARED = ('method', 'model', 'steps', 'epochs', 'batch_size', 'data', 'eval_every', 'seed')

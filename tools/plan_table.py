@@ -16,8 +16,11 @@ from typing import Any
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 from jaxmed import config, files  # noqa: E402
-from jaxmed.parallel import chips, layout  # noqa: E402
-from jaxmed.scaling import plan, roofline, tables  # noqa: E402
+from jaxmed.parallel import (
+  chips,  # noqa: E402
+  sharding_table,
+)
+from jaxmed.plan import plan, roofline, tables  # noqa: E402
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / 'docs'
 RECIPES = DOCS.parent / 'experiments'
@@ -73,7 +76,7 @@ FORMULAS = """## Formulas
 - Model FLOPs: `dot_general` and convolutions of the step's jaxpr, two for a multiplication and addition; a scan times
   its length; rematerialisation off; views and optimizer included (`jaxmed/parallel/flops.py`).
 - Compiled FLOPs: dots and convolutions of the optimised HLO of one device, in fusions too, loops times their rounds,
-  times the chips (`jaxmed/scaling/hlo.py`).
+  times the chips (`jaxmed/plan/hlo.py`).
 - Bytes sent by a device: all-gather and reduce-scatter (n-1)/n of the whole, all-reduce 2 (n-1)/n, all-to-all (n-1)/n,
   permutation all of it; n devices in a group.
 - Least: all-reduce of each gradient over the data axes; with fsdp an all-gather of each sharded parameter forward, one
@@ -213,7 +216,7 @@ def share(job: plan.Job, traced: plan.Traced, count: int) -> float:
   slices = max(count // whole, 1)
   mesh = job.mesh | {'data': count // job.mesh['fsdp']}
   cluster = dataclasses.replace(job.cluster, chips=count, slices=slices)
-  needed = roofline.least(layout.on_mesh(traced.boxed, mesh), mesh, job.item, gathered=job.gathered)
+  needed = roofline.least(sharding_table.on_mesh(traced.boxed, mesh), mesh, job.item, gathered=job.gathered)
   compute = traced.executed / job.cluster.chips / cluster.chip.flops
   return compute / (compute + roofline.network_seconds(needed, mesh, cluster))
 

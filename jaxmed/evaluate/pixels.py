@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
 from jaxmed.evaluate import probes
 
@@ -78,7 +79,7 @@ def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64
   all rows are projected.
 
   Args:
-    encoder: has `image_size` and `vocabulary`. train, others: sources (jaxmed.data.sources.Source).
+    encoder: has `image_size` and `vocabulary`. train, others: sources (jaxmed.data.corpus.source.Source).
 
   Returns:
     One [len(source), components] float32 array for each source.
@@ -103,7 +104,6 @@ def _project(pca: PixelPCA, encoder: Any, source: Any, names: tuple[str, ...], b
 
 def _batches(encoder: Any, source: Any, names: tuple[str, ...], batch_size: int):
   """Yields (images [b, *size, len(names)], row index [b]); a channel that a record lacks is 0."""
-  from jaxmed.data import pipeline
   place = np.full(len(encoder.vocabulary), -1)
   for i, name in enumerate(names):
     if name in encoder.vocabulary:

@@ -16,8 +16,8 @@ from jaxmed.errors import UserError
 from jaxmed.interop import state_dict
 from jaxmed.interop.state_dict import Params, StateDict
 from jaxmed.interop.timm import position_table
-from jaxmed.models.channel_vit import ChannelViT
-from jaxmed.models.vit import ViT
+from jaxmed.models.encoders.channel_vit import ChannelViT
+from jaxmed.models.encoders.vit import ViT
 
 
 def to_channelvit(model: ViT, params: Params) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.interop import state_dict
 from jaxmed.interop.state_dict import Params, StateDict, shapes_of
-from jaxmed.models import convnext, metaformer, pvt, resnet
-from jaxmed.models.convolution import Hierarchical
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet
+from jaxmed.models.layers.convolution import Hierarchical
 
 _LINEAR = ('fc1', 'fc2', 'pwconv1', 'pwconv2', 'qkv', 'q', 'kv', 'proj')
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}

@@ -16,9 +16,9 @@ import numpy as np
 from jaxmed.errors import UserError, choose
 from jaxmed.interop import state_dict
 from jaxmed.interop.state_dict import Params
-from jaxmed.models.bag import BagOfChannels
-from jaxmed.models.channel_vit import ChannelViT
-from jaxmed.models.vit import ViT
+from jaxmed.models.encoders.bag import BagOfChannels
+from jaxmed.models.encoders.channel_vit import ChannelViT
+from jaxmed.models.encoders.vit import ViT
 
 HOW = ('name', 'mean', 'repeat')
 KINDS = ('vit', 'channel_vit')

@@ -13,9 +13,9 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.interop import state_dict
 from jaxmed.interop.state_dict import Params, StateDict
-from jaxmed.models import positions
-from jaxmed.models.tokens import grid_of
-from jaxmed.models.vit import ViT
+from jaxmed.models.encoders.vit import ViT
+from jaxmed.models.layers import positions
+from jaxmed.models.layers.tokens import grid_of
 
 
 def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:

@@ -13,11 +13,11 @@ import numpy as np
 
 from jaxmed.errors import UserError
 from jaxmed.interop import conv
-from jaxmed.interop.layouts import FORMATS, METADATA, load_file
 from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.interop.state_dict import Params, ratio_of
-from jaxmed.models.bag import BagOfChannels, bag_of
-from jaxmed.models.convolution import Hierarchical
+from jaxmed.interop.weight_formats import FORMATS, METADATA, load_file
+from jaxmed.models.encoders.bag import BagOfChannels, bag_of
+from jaxmed.models.layers.convolution import Hierarchical
 from jaxmed.models.registry import Encoder
 
 _DIGITS = 6

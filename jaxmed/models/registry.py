@@ -4,13 +4,14 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models import channel_attention, channel_embed, convnext, metaformer, pvt, resnet
-from jaxmed.models.bag import POOLINGS, BagOfChannels
-from jaxmed.models.channel_vit import ChannelViT
-from jaxmed.models.convolution import MASKINGS, Hierarchical
-from jaxmed.models.kernels import FORMS
-from jaxmed.models.layers import REMAT_POLICIES
-from jaxmed.models.vit import POSITIONS, ViT
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet
+from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
+from jaxmed.models.encoders.channel_vit import ChannelViT
+from jaxmed.models.encoders.vit import POSITIONS, ViT
+from jaxmed.models.layers import channel_attention, channel_embed
+from jaxmed.models.layers.convolution import MASKINGS, Hierarchical
+from jaxmed.models.layers.kernels import FORMS
+from jaxmed.models.layers.transformer import REMAT_POLICIES
 
 Encoder = ViT | Hierarchical
 FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names')  # fields that are no options

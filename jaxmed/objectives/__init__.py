@@ -19,24 +19,24 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import choose
-from jaxmed.objectives.barlow import BarlowTwins
-from jaxmed.objectives.byol import BYOL
-from jaxmed.objectives.data2vec import Data2Vec
-from jaxmed.objectives.deepcluster import DeepCluster
-from jaxmed.objectives.dino import DINO
-from jaxmed.objectives.dinov2 import DINOv2
-from jaxmed.objectives.dinov3 import DINOv3
-from jaxmed.objectives.ibot import IBOT
-from jaxmed.objectives.ijepa import IJEPA
-from jaxmed.objectives.lejepa import LeJEPA
-from jaxmed.objectives.lvm_med import LVMMed
-from jaxmed.objectives.mae import MAE
-from jaxmed.objectives.mocov3 import MoCoV3
-from jaxmed.objectives.simclr import SimCLR
-from jaxmed.objectives.simmim import SimMIM
-from jaxmed.objectives.supervised import Supervised
-from jaxmed.objectives.swav import SwAV
-from jaxmed.objectives.vicreg import VICReg
+from jaxmed.objectives.clustering.deepcluster import DeepCluster
+from jaxmed.objectives.clustering.swav import SwAV
+from jaxmed.objectives.contrastive.barlow import BarlowTwins
+from jaxmed.objectives.contrastive.byol import BYOL
+from jaxmed.objectives.contrastive.lejepa import LeJEPA
+from jaxmed.objectives.contrastive.lvm_med import LVMMed
+from jaxmed.objectives.contrastive.mocov3 import MoCoV3
+from jaxmed.objectives.contrastive.simclr import SimCLR
+from jaxmed.objectives.contrastive.vicreg import VICReg
+from jaxmed.objectives.distillation.dino import DINO
+from jaxmed.objectives.distillation.dinov2 import DINOv2
+from jaxmed.objectives.distillation.dinov3 import DINOv3
+from jaxmed.objectives.distillation.ibot import IBOT
+from jaxmed.objectives.masked.data2vec import Data2Vec
+from jaxmed.objectives.masked.ijepa import IJEPA
+from jaxmed.objectives.masked.mae import MAE
+from jaxmed.objectives.masked.simmim import SimMIM
+from jaxmed.objectives.supervised.supervised import Supervised
 
 METHODS: dict[str, Any] = {
     'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,

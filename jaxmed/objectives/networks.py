@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.models import positions
-from jaxmed.models.norm import STATS
-from jaxmed.models.tokens import Features, grid_of
+from jaxmed.models.layers import positions
+from jaxmed.models.layers.norm import STATS
+from jaxmed.models.layers.tokens import Features, grid_of
 
 # Changes of intensity and colour that methods which compare views want by default: the numbers of BYOL, MoCo v3 and
 # DINO, and the stronger ones of SimCLR and SwAV. Brightness is additive here: 0.4 deviations are what a factor of 1 +-

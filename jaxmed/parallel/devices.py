@@ -6,6 +6,7 @@ stay idle, and with GPUs bound to their task (`--gpus-per-task` implies it; each
 number may not exist.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -180,3 +181,8 @@ def report(env: Mapping[str, str], host: str, gather: Callable[[str, Any], list[
   everyone = gather('devices', said)
   shown = lines(everyone) if len(everyone) > 1 else []
   return shown + [f'warning: {text}' for text in idle(everyone)]
+
+
+def cores() -> int:
+  """The cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -12,24 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed import config as config_lib
-from jaxmed.data import lacking
-from jaxmed.data.pipeline import train_batches
+from jaxmed.data.feed import lacking
+from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process
-from jaxmed.train import begin, pictures, setup, vitals
-from jaxmed.train.agree import Agreement, together
-from jaxmed.train.begin import check_new
+from jaxmed.train import pictures
+from jaxmed.train.build import begin, setup
+from jaxmed.train.build.begin import check_new
+from jaxmed.train.build.setup import RESUMABLE
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
+from jaxmed.train.monitor import vitals
+from jaxmed.train.monitor.agree import Agreement, together
+from jaxmed.train.monitor.signals import interruptible
+from jaxmed.train.monitor.spikes import Spikes
+from jaxmed.train.monitor.utilization import Utilization
+from jaxmed.train.monitor.watch import RollBack, Watch
+from jaxmed.train.monitor.watchdog import Watchdog
 from jaxmed.train.probe import Probe, fitted
-from jaxmed.train.setup import RESUMABLE
-from jaxmed.train.signals import interruptible
-from jaxmed.train.spikes import Spikes
 from jaxmed.train.step import TrainState
-from jaxmed.train.utilization import Utilization
-from jaxmed.train.watch import RollBack, Watch
-from jaxmed.train.watchdog import Watchdog
 
 AHEAD = 2  # steps that the host may be ahead of the device: neither waits, and all hosts are at about one step
 MOST_SKIPPED = 10  # updates left out in a row after which a run stops

@@ -11,8 +11,14 @@ import numpy as np
 
 from jaxmed import files
 from jaxmed.augment.channels import cosines
-from jaxmed.models import channel_embed
-from jaxmed.models.channel_vit import ChannelViT
+from jaxmed.data.feed.pipeline import eval_batches
+from jaxmed.data.resize import resize
+from jaxmed.evaluate.attention import MOST_BYTES, attention_maps, weight_bytes
+from jaxmed.evaluate.report import figures
+from jaxmed.evaluate.report.html import write_report
+from jaxmed.models.encoders.channel_vit import ChannelViT
+from jaxmed.models.layers import channel_embed
+from jaxmed.train.build.rundir import encoder_of
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
 
@@ -21,7 +27,6 @@ def views(run: Any, state: TrainState) -> None:
   """Saves the augmented views of the first batch."""
   if jax.process_count() > 1:
     return
-  from jaxmed.evaluate import figures
   batch, names = _sample(run, 'train')
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
   shown = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
@@ -48,9 +53,6 @@ def end(run: Any, state: TrainState) -> None:
   """Saves what the objective can show of itself, patch features, and the curves."""
   if jax.process_count() > 1:
     return
-  from jaxmed.evaluate import figures
-  from jaxmed.evaluate.report import write_report
-  from jaxmed.train.run import encoder_of
   folder = run.folder / 'figures'
   batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
   plain = jax.jit(run.trainer.view.plain)(batch)
@@ -71,8 +73,6 @@ def end(run: Any, state: TrainState) -> None:
 
 def _channels(run: pathlib.Path, encoder: Any, image: Any, stored: Any, names: Sequence[str]) -> None:
   """Saves what a ChannelViT can show of its channels: their embeddings, and what it looks at in images."""
-  from jaxmed.evaluate import figures
-  from jaxmed.evaluate.looking import MOST_BYTES, attention_maps, weight_bytes
   model, folder = encoder.model, run / 'figures'
   if 'channel_hash' in encoder.params:
     found = channel_embed.census(encoder.params['channel_hash'], model.channel_names, model.hash_widths)
@@ -90,13 +90,11 @@ def plain_input(batch: Mapping[str, Any], config: Any) -> Any:
   image = batch['image']
   if tuple(image.shape[1:-1]) == tuple(config.image_size):
     return image
-  from jaxmed.data.resize import resize
   return np.stack([resize(np.asarray(x), tuple(config.image_size)) for x in image])
 
 
 def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
   """A few fixed records that share one channel set, as a batch without padding, and the channels' names."""
-  from jaxmed.data.pipeline import eval_batches
   source = run.corpus.select(split=split)
   sets = [tuple(row) for row in source.table.column('channels').to_pylist()]
   known = collections.Counter(s for s in sets if set(s) <= set(run.spec.ids))

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.data.pipeline import eval_batches
+from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.evaluate import health
 from jaxmed.evaluate.probes import knn, ridge
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.networks import inputs
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import setup
+from jaxmed.train.build import setup
+from jaxmed.train.build.rundir import encoder_of
 from jaxmed.train.step import TrainState
 
 PROBE_ROWS = 1024  # of each split, so that a probe costs seconds
@@ -110,7 +111,6 @@ class Probe:
 
   def _labels(self, state: TrainState, train: Any, val: Any, label: str) -> dict[str, float]:
     """Accuracy of two probes of the labels."""
-    from jaxmed.train.run import encoder_of
     encoder = encoder_of(self.trainer, self.config, self.spec, state)
     classes = self.source.classes(label)
     features = []

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxmed.augment.channels import cosines
 from jaxmed.augment.views import ViewMaker
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import spikes
+from jaxmed.train.monitor import spikes
 from jaxmed.train.optimizer import Optimizer
 
 

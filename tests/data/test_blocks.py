@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jaxmed.data import assembly, blocks, building, readers, stats, store
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data import readers
+from jaxmed.data.corpus import stats, store
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.prepare import assembly, blocks, building
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 
 BYTES = 3000  # of a block

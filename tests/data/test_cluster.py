@@ -10,11 +10,11 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxmed.data import blocks
-from jaxmed.data import cluster as cluster_module
-from jaxmed.data.prepare import prepare
+from jaxmed.data.prepare import blocks
+from jaxmed.data.prepare import cluster as cluster_module
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import Unavailable, UserError
-from tests.launching.test_slurm import takes_jobs
+from tests.launch.test_slurm import takes_jobs
 
 
 @pytest.fixture

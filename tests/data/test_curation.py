@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from jaxmed import cli
-from jaxmed.data.curation import bands, hashes, leakage, run, selection
-from jaxmed.data.curation.run import Request
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus import selection
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.curate import bands, curate, hashes, leakage
+from jaxmed.data.curate.curate import Request
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
-from jaxmed.train import begin
+from jaxmed.train.build import begin
 
 
 def flipped_bits(rng, values, most):
@@ -81,7 +82,7 @@ def a(studies, tmp_path):
 def test_keeps_what_comparing_all_would_keep(radius, constant, monkeypatch):
   monkeypatch.setattr(bands, 'FEW', 1 << 8)  # so that tables are used on a few hashes
   monkeypatch.setattr(bands, '_CANDIDATES', 1 << 10)
-  monkeypatch.setattr('jaxmed.data.curation.greedy.BASE', 16)
+  monkeypatch.setattr('jaxmed.data.curate.greedy.BASE', 16)
   values = near_copies(radius, 1500, constant)
   like = hashes.near_duplicates(values, radius)
   kept = one_by_one(values, radius)
@@ -166,7 +167,7 @@ def test_hashes_are_computed_once(a, monkeypatch):
   whole = hashes.of_source(source)
   np.testing.assert_array_equal(whole[10:], part)
   assert pq.read_table(a / 'selections' / 'hashes.parquet').num_rows == 12
-  monkeypatch.setattr('jaxmed.data.curation.pictures.each', None)
+  monkeypatch.setattr('jaxmed.data.curate.pictures.each', None)
   np.testing.assert_array_equal(hashes.of_source(source), whole)
   monkeypatch.undo()
   (a / 'selections' / 'hashes.parquet').write_bytes(b'damaged')
@@ -320,7 +321,7 @@ def test_leaks_by_features(studies):
   request = Request(str(studies / 'a'), against=(str(studies / 'b'),),
                     features=(mine, np.array(source.table['id'].to_pylist())),
                     against_features=((theirs, np.array(held.table['id'].to_pylist())),))
-  kinds = run.curate(request)['leaks'][0]['kinds']
+  kinds = curate.curate(request)['leaks'][0]['kinds']
   assert kinds['embedding'] == 1
   with open(studies / 'a' / 'selections' / 'leakage.csv', newline='') as f:
     row = next(r for r in csv.DictReader(f) if r['kind'] == 'embedding')

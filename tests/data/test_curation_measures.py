@@ -5,10 +5,22 @@ import pytest
 from PIL import Image
 from skimage.metrics import normalized_mutual_information, structural_similarity
 
-from jaxmed.data.curation import balance, clusters, features, greedy, measures, pictures, quality, run, semdedup
-from jaxmed.data.curation.run import Request
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.curate import (
+  balance,
+  clusters,
+  features,
+  greedy,
+  measures,
+  pictures,
+  quality,
+  semdedup,
+)
+from jaxmed.data.curate import (
+  curate as run,
+)
+from jaxmed.data.curate.curate import Request
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 
 

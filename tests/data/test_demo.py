@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from jaxmed.data import demo
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.prepare import demo
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 from tests.common import words
 from tests.conftest import TINY

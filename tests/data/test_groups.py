@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from jaxmed.data import readers
-from jaxmed.data.prepare import check_small, prepare
-from jaxmed.data.sources import open_source
-from jaxmed.data.survey import survey
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.prepare.prepare import check_small, prepare
+from jaxmed.data.prepare.survey import survey
 from jaxmed.errors import UserError
 
 pytest.importorskip('pydicom')
@@ -219,7 +219,7 @@ def test_card(scans, tmp_path):
 
 def test_large_folders_are_not_prepared_on_the_way(scans, monkeypatch):
   check_small(scans)
-  monkeypatch.setattr('jaxmed.data.prepare.SMALL_FILES', 10)
+  monkeypatch.setattr('jaxmed.data.prepare.prepare.SMALL_FILES', 10)
   with pytest.raises(UserError, match='too large to be prepared on the way .*jaxmed prepare .* --out CORPUS'):
     check_small(scans)
 

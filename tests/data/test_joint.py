@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sampling import Mixture, make
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import train_batches
+from jaxmed.data.feed.sampling import Mixture, make
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxmed.data import lacking
-from jaxmed.data.lacking import Lack
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed import lacking
+from jaxmed.data.feed.lacking import Lack
+from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import UserError
 
 
@@ -63,7 +63,8 @@ def test_batches_do_not_depend_on_the_seed_and_keep_their_pixels(corpus):
 
 
 def test_a_run_knows_that_channels_are_missing(corpus, tmp_path):
-  from jaxmed.train import loop, setup
+  from jaxmed.train import loop
+  from jaxmed.train.build import setup
   from tests.conftest import SUPERVISED
 
   source = open_source(corpus).select('train', label='tissue')

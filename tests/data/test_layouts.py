@@ -12,11 +12,12 @@ import tifffile
 from PIL import Image
 
 from jaxmed import cli
-from jaxmed.data import layouts, readers
-from jaxmed.data.layouts import so2sat
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
-from jaxmed.data.survey import survey
+from jaxmed.data import readers
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.prepare import benchmarks
+from jaxmed.data.prepare.benchmarks import so2sat
+from jaxmed.data.prepare.prepare import prepare
+from jaxmed.data.prepare.survey import survey
 from jaxmed.errors import UserError
 
 h5py = pytest.importorskip('h5py')
@@ -356,13 +357,13 @@ def test_named_layouts_and_their_mistakes(tmp_path, rng, capsys):
 def test_plain_folders_have_no_layout(tmp_path):
   for i in range(3):
     Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / f'{i}.png')
-  assert layouts.find('auto', [tmp_path], []) == ''
-  assert layouts.find('auto', [tmp_path / '0.png'], []) == ''
+  assert benchmarks.find('auto', [tmp_path], []) == ''
+  assert benchmarks.find('auto', [tmp_path / '0.png'], []) == ''
 
 
 def test_another_way_of_reading_begins_afresh(tmp_path, rng):
   """The fingerprint of a corpus knows how channels lie in files, and workers read the same bytes."""
-  from jaxmed.data.layout import lay_out
+  from jaxmed.data.prepare.preparation import lay_out
 
   cells = chammi(tmp_path / 'in', rng)
   first = lay_out([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint()

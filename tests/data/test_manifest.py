@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jaxmed.data.manifest import Columns, Joint, Manifest, distinct
+from jaxmed.data.corpus.manifest import Columns, Joint, Manifest, distinct
 from jaxmed.errors import UserError
 
 

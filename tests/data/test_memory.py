@@ -8,9 +8,9 @@ import pytest
 
 PROGRAM = """
 import json, os, sys
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.sampling import Mixture, make
-from jaxmed.data.sources import open_source
+from jaxmed.data.feed.pipeline import train_batches
+from jaxmed.data.feed.sampling import Mixture, make
+from jaxmed.data.corpus.open import open_source
 
 def resident():
   with open('/proc/self/statm') as f:

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxmed.data.pipeline import eval_batches, train_batches
-from jaxmed.data.prepare import prepare
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import eval_batches, train_batches
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.data.resize import resize
-from jaxmed.data.sources import open_source
 from jaxmed.errors import UserError
 
 NAMES = ('a', 'b', 'c')

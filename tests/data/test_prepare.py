@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jaxmed.data import corpus
-from jaxmed.data.prepare import prepare, split_of
-from jaxmed.data.stats import CAPACITY, Channel
+from jaxmed.data.corpus import corpus_format
+from jaxmed.data.corpus.stats import CAPACITY, Channel
+from jaxmed.data.prepare.prepare import prepare, split_of
 from jaxmed.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_tfds_reads_what_was_written(folder, tmp_path):
     for example, row in zip(data, own):
       file = folder / row['path']
       expected = np.load(file) if file.suffix == '.npy' else np.asarray(Image.open(file))
-      record = corpus.decode(example)
+      record = corpus_format.decode(example)
       assert np.array_equal(record['image'].squeeze(), expected.squeeze())
       assert record['image'].dtype == expected.dtype
       assert record['id'] == row['id'] == row['path']
@@ -79,7 +79,7 @@ def test_tfds_reads_what_was_written(folder, tmp_path):
 
 def test_same_input_gives_the_same_bytes(folder, tmp_path):
   for name in 'ab':
-    code = (f"from jaxmed.data.prepare import prepare; prepare([{str(folder)!r}], {str(tmp_path / name)!r}, "
+    code = (f"from jaxmed.data.prepare.prepare import prepare; prepare([{str(folder)!r}], {str(tmp_path / name)!r}, "
             'progress=False)')
     env = os.environ | {'PYTHONHASHSEED': str(ord(name))}
     subprocess.run([sys.executable, '-c', code], check=True, env=env)
@@ -90,9 +90,9 @@ def test_same_input_gives_the_same_bytes(folder, tmp_path):
 
 
 def test_shards_are_closed_at_their_size(folder, tmp_path, monkeypatch):
-  from jaxmed.data.sources import open_source
+  from jaxmed.data.corpus.open import open_source
 
-  monkeypatch.setattr(corpus, 'SHARD_BYTES', 500)
+  monkeypatch.setattr(corpus_format, 'SHARD_BYTES', 500)
   run([folder], tmp_path / 'c', splits=(1, 0, 0))
   shards = sorted(p.name for p in (tmp_path / 'c').glob('*array_record*'))
   # 72 and 216 bytes in turn: 72 + 216 + 72 = 360, and 216 more are too many.
@@ -341,9 +341,9 @@ def test_full_disk(tmp_path):
 def test_neither_tensorflow_nor_torch_is_imported(folder, tmp_path):
   code = f'''
 import sys
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
-from jaxmed.data.pipeline import train_batches
+from jaxmed.data.prepare.prepare import prepare
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import train_batches
 prepare([{str(folder)!r}], {str(tmp_path / "c")!r}, progress=False)
 source = open_source({str(tmp_path / "c")!r})
 next(train_batches(source, batch_size=2, size=(8, 8), vocabulary=source.channels, seed=0))

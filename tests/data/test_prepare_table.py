@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jaxmed.data import blocks, readers, store
-from jaxmed.data.prepare import prepare
+from jaxmed.data import readers
+from jaxmed.data.corpus import store
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.prepare import blocks
+from jaxmed.data.prepare.prepare import prepare
+from jaxmed.data.prepare.survey import survey
 from jaxmed.data.readers.companions import read_signal
-from jaxmed.data.sources import open_source
-from jaxmed.data.survey import survey
 from jaxmed.errors import UserError
 from tests.data.readers import dicoms
 
@@ -265,7 +267,7 @@ def test_the_same_bytes_in_blocks_and_a_new_mask_is_a_new_corpus(folder, tmp_pat
   one, other = open_source(tmp_path / 'a'), open_source(tmp_path / 'b')
   assert one.table['id'].to_pylist() == other.table['id'].to_pylist()
   assert all(np.array_equal(x['image'], y['image']) for x, y in zip(one, other))
-  from jaxmed.data.layout import lay_out
+  from jaxmed.data.prepare.preparation import lay_out
 
   plan = lambda **more: lay_out([folder], tmp_path / 'x', table=folder / 'table.csv', **(options | more)).fingerprint()
   before = plan()

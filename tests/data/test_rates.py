@@ -7,8 +7,8 @@ import time
 import pytest
 
 from jaxmed import cli
-from jaxmed.data import rates
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed import rates
 
 
 @pytest.mark.parametrize('fit', ['resize', 'crop'])

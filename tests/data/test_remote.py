@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxmed.data import remote
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus import remote
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import train_batches
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import Unavailable, UserError
 
 pytest.importorskip('moto')

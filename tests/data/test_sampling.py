@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxmed.data import sampling
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sampling import Mixture, make, permuted, stage
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed import sampling
+from jaxmed.data.feed.pipeline import train_batches
+from jaxmed.data.feed.sampling import Mixture, make, permuted, stage
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 
 # 24 records: site north has 12 of 3 subjects (8, 3, 1 records), south 8 of 2, west 4 of 4.

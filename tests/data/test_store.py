@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxmed.data import store
-from jaxmed.data.pipeline import eval_batches, train_batches
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus import store
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import eval_batches, train_batches
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 
 NAMES = ('a', 'b')
@@ -161,9 +161,9 @@ def test_crops_in_training_are_the_same(sources, monkeypatch, processes):
 
 
 def test_many_shards(volumes, tmp_path, monkeypatch):
-  from jaxmed.data import corpus
+  from jaxmed.data.corpus import corpus_format
 
-  monkeypatch.setattr(corpus, 'SHARD_BYTES', 250_000)
+  monkeypatch.setattr(corpus_format, 'SHARD_BYTES', 250_000)
   source = made(tmp_path, volumes * 3, monkeypatch, CHUNK_BYTES=20_000, EDGE=32)
   count = len(source.shards['train'])
   assert count > 3

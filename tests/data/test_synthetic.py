@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxmed.data import synthetic
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.prepare import synthetic
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 from tests.data.test_prepare_table import content
 
@@ -103,7 +103,7 @@ def test_corpus_says_that_it_is_synthetic(made):
   rows = source.table.to_pylist()
   assert {(r['source'], r['path']) for r in rows} == {('synthetic', 'synthetic/seed-0')}
   card = (source.path / 'card.md').read_text()
-  assert 'Synthetic: made by a generator (jaxmed.data.synthetic, seed 0), by no camera.' in card
+  assert 'Synthetic: made by a generator (jaxmed.data.prepare.synthetic, seed 0), by no camera.' in card
   by_subject = {}
   for r in rows:
     by_subject.setdefault(r['subject'], []).append(r['relation'])

@@ -7,9 +7,9 @@ import pytest
 
 import jaxmed
 from jaxmed import cli, interop
-from jaxmed.data import vocabulary
-from jaxmed.data.pipeline import eval_batches
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus import vocabulary
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.errors import UserError
 from tests.common import start
 from tests.conftest import TINY

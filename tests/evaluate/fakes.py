@@ -56,7 +56,7 @@ class FakeEncoder:
 
 
 def eval_batches(source, *, batch_size, size, vocabulary):
-  """Padded batches as jaxmed.data.pipeline gives them; every second record has its channels turned."""
+  """Padded batches as jaxmed.data.feed.pipeline gives them; every second record has its channels turned."""
   assert tuple(size) == source.images.shape[1:3]
   n, ids = len(source), [vocabulary.index(c) for c in source.channels]
   for start in range(0, n, batch_size):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmed import cli
 from jaxmed.errors import UserError
-from jaxmed.evaluate import channels
+from jaxmed.evaluate.protocols import channels
 
 
 def shapley_by_definition(names, value):
@@ -55,8 +55,8 @@ def test_subsets():
 def test_a_subset_is_an_image_without_the_others(trained, corpus):
   """Features of subsets equal those of images that have these channels alone; all of them are `embed_source`'s."""
   import jaxmed
+  from jaxmed.data.corpus.open import open_source
   from jaxmed.data.resize import resize
-  from jaxmed.data.sources import open_source
   encoder = jaxmed.load(trained)
   source = open_source(corpus).select(split='test')
   subsets = [('R',), ('G', 'B'), ('R', 'G', 'B')]
@@ -71,7 +71,7 @@ def test_a_subset_is_an_image_without_the_others(trained, corpus):
 def test_a_row_without_the_channel_disturbs_no_other(trained, mixed_corpus):
   """Gray records have no R, G or B; beside them the others' features are what they are alone."""
   import jaxmed
-  from jaxmed.data.sources import open_source
+  from jaxmed.data.corpus.open import open_source
   encoder = jaxmed.load(trained)
   source = open_source(mixed_corpus).select(split='test')
   colour = np.array([len(c) == 3 for c in source.table['channels'].to_pylist()])
@@ -111,7 +111,7 @@ def test_maps_are_means_over_channels(trained, mixed_corpus, corpus, tmp_path):
   import dataclasses
 
   import jaxmed
-  from jaxmed.data.sources import open_source
+  from jaxmed.data.corpus.open import open_source
   encoder = jaxmed.load(trained)
   image = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
   found = encoder.embed(image)

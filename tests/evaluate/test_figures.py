@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate import figures
+from jaxmed.evaluate.report import figures
 
 
 def drawn(path):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import jaxmed
+from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
-from jaxmed.evaluate import looking
-from jaxmed.evaluate.encoder import Encoder
-from jaxmed.evaluate.looking import attention_maps, relevance, rollout
+from jaxmed.evaluate import attention
+from jaxmed.evaluate.attention import attention_maps, relevance, rollout
 
 DEPTH, DIM, HEADS = 3, 16, 2
 
@@ -55,8 +55,8 @@ def test_maps_equal_a_plain_computation(family, feature, monkeypatch):
   encoder = encoder_of(family, feature)
   images = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
   target = np.random.default_rng(1).normal(size=DIM).astype(np.float32)
-  assert looking.weight_bytes(encoder.model, images.shape[1:]) == weights_of(encoder, images)
-  monkeypatch.setattr(looking, 'MOST_BYTES', 2 * looking.weight_bytes(encoder.model, images.shape[1:]))  # two at a time
+  assert attention.weight_bytes(encoder.model, images.shape[1:]) == weights_of(encoder, images)
+  monkeypatch.setattr(attention, 'MOST_BYTES', 2 * attention.weight_bytes(encoder.model, images.shape[1:]))  # two at a time
   have = attention_maps(encoder, images, target=target)
   bound = encoder.model.bind({'params': encoder.params})
   x, _, _ = bound._with_prefix(bound.embed_patches(jnp.asarray((images - 100.0) / 50.0, jnp.float32)), False)

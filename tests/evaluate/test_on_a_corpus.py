@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from jaxmed.data.pipeline import eval_batches
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import eval_batches
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
-from jaxmed.evaluate import pixels, run
+from jaxmed.evaluate import pixels
+from jaxmed.evaluate.protocols import classify
 
 SIZE = (6, 6)
 
@@ -63,7 +64,7 @@ def corpus(tmp_path_factory):
 
 @pytest.mark.parametrize('label', ['ill', 'grade'])
 def test_labels_of_any_type_are_evaluated(corpus, label):
-  result = run.evaluate(Pixels(), corpus, label, batch_size=7, draws=20)
+  result = classify.evaluate(Pixels(), corpus, label, batch_size=7, draws=20)
   assert (
     sum(result['splits'].values()) == 86 and result['splits']['test'] == 30 and len(result['classes']) == 2
   )
@@ -82,4 +83,4 @@ def test_pixels_of_a_corpus(corpus):
 @pytest.mark.parametrize(('label', 'words'), [('il', "did you mean 'ill'"), ('age', 'measurement')])
 def test_unusable_labels(corpus, label, words):
   with pytest.raises(UserError, match=words):
-    run.evaluate(Pixels(), corpus, label, draws=5)
+    classify.evaluate(Pixels(), corpus, label, draws=5)

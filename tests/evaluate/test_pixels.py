@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmed.data import pipeline
+from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
 from jaxmed.evaluate import pixels
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate import figures, report
+from jaxmed.evaluate.report import figures, html
 
 from .test_tables import make_result
 
@@ -80,7 +80,7 @@ def place(tmp_path):
 
 
 def test_a_whole_report(place):
-  path = report.write_report(place)
+  path = html.write_report(place)
   assert path == place / 'report.html'
   page = Page(path.read_text())
   for words in (
@@ -117,7 +117,7 @@ def test_a_whole_report(place):
 
 
 def test_an_empty_directory_says_what_is_missing(tmp_path):
-  text = Page(report.write_report(tmp_path).read_text()).text
+  text = Page(html.write_report(tmp_path).read_text()).text
   for words in (
     'config.json (the configuration)',
     'data.json',
@@ -129,7 +129,7 @@ def test_an_empty_directory_says_what_is_missing(tmp_path):
   ):
     assert words in text, words
   with pytest.raises(UserError, match='not a directory'):
-    report.write_report(tmp_path / 'none')
+    html.write_report(tmp_path / 'none')
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_an_empty_directory_says_what_is_missing(tmp_path):
 )
 def test_damaged_files_are_named_and_do_not_stop_the_report(place, name, content, words):
   (place / name).write_text(content)
-  assert words in Page(report.write_report(place).read_text()).text
+  assert words in Page(html.write_report(place).read_text()).text
 
 
 def test_metrics_of_a_resumed_run(tmp_path):
@@ -167,27 +167,27 @@ def test_metrics_of_a_resumed_run(tmp_path):
     dict(loss=1),
   ]
   path.write_text('\n'.join(json.dumps(r) for r in rows))
-  got, damaged = report.read_metrics(path)
+  got, damaged = html.read_metrics(path)
   assert damaged == 2 and [r['step'] for r in got] == [1, 2, 3]
   assert got[0]['loss'] == 4.5 and got[1] == dict(step=2, loss=3.5, lr=1, probe=0.5)
-  assert report.read_metrics(tmp_path / 'none') == ([], 0)
+  assert html.read_metrics(tmp_path / 'none') == ([], 0)
 
 
 def test_the_curve_is_drawn_again_only_when_it_is_old(place):
-  report.write_report(place)
+  html.write_report(place)
   picture = place / 'figures' / 'loss.png'
   before = picture.stat().st_mtime_ns
-  report.write_report(place)
+  html.write_report(place)
   assert picture.stat().st_mtime_ns == before
   os.utime(picture, (1, 1))
-  report.write_report(place)
+  html.write_report(place)
   assert picture.stat().st_mtime_ns > 10**9 * 1000
 
 
 def test_the_outermost_value_of_a_nested_config():
-  assert report.find(dict(a=dict(steps=1, b=dict(steps=2)), c=dict(x=3)), 'steps') == 1
-  assert report.find(dict(a=dict(b=dict(x=4))), 'x') == 4
-  assert report.find({}, 'x') is None
+  assert html.find(dict(a=dict(steps=1, b=dict(steps=2)), c=dict(x=3)), 'steps') == 1
+  assert html.find(dict(a=dict(b=dict(x=4))), 'x') == 4
+  assert html.find({}, 'x') is None
 
 
 def test_without_intervals_or_an_untrained_encoder(place):
@@ -197,5 +197,5 @@ def test_without_intervals_or_an_untrained_encoder(place):
       cell.update(low=None, high=None)
   result |= dict(differences=[], rows=[r for r in result['rows'] if r['features'] != 'untrained'])
   (place / 'evaluation.json').write_text(json.dumps(result))
-  text = Page(report.write_report(place).read_text()).text
+  text = Page(html.write_report(place).read_text()).text
   assert 'no verdict' in text and 'no untrained encoder' in text and '[n/a]' in text

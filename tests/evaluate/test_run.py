@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jaxmed.data import pipeline
+from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
-from jaxmed.evaluate import metrics, probes, run, tables
+from jaxmed.evaluate import metrics, probes
+from jaxmed.evaluate.protocols import classify
+from jaxmed.evaluate.report import tables
 
 from . import fakes
 
@@ -29,7 +31,7 @@ def column(source, name, values):
 
 def test_the_result():
   source = fakes.make_source()
-  result = run.evaluate(GOOD, source, 'region', untrained=POOR, draws=100)
+  result = classify.evaluate(GOOD, source, 'region', untrained=POOR, draws=100)
   assert json.loads(json.dumps(result, allow_nan=False)) == result
   assert result['classes'] == ['a', 'b', 'c'] and result['label'] == 'region'
   assert sum(result['splits'].values()) == 230  # 10 rows lack the label
@@ -59,12 +61,12 @@ def test_the_result():
   assert result['chance']['accuracy'] == pytest.approx(np.mean(np.array(y) == counts.argmax()))
   assert result['chance']['balanced_accuracy'] == pytest.approx(1 / 3)
   assert result['subjects']['test'] == len(set(names))
-  assert run.best_row(result, 'accuracy')['features'] == 'trained'
+  assert classify.best_row(result, 'accuracy')['features'] == 'trained'
 
 
 def test_answers_are_what_the_metrics_are_of():
   source = fakes.make_source()
-  answers, result = run.answers_of(GOOD, source, 'region'), run.evaluate(GOOD, source, 'region', draws=100)
+  answers, result = classify.answers_of(GOOD, source, 'region'), classify.evaluate(GOOD, source, 'region', draws=100)
   assert answers['known'] == [0, 1, 2]
   for row in result['rows']:
     if row['features'] == 'trained':
@@ -73,12 +75,12 @@ def test_answers_are_what_the_metrics_are_of():
 
 
 def test_labels_may_be_numbers_and_the_feature_is_chosen():
-  result = run.evaluate(GOOD, fakes.make_source(), 'grade', feature='cls', draws=10)
+  result = classify.evaluate(GOOD, fakes.make_source(), 'grade', feature='cls', draws=10)
   assert result['classes'] == ['0', '1', '2'] and result['feature'] == 'cls'
   assert any('untrained' in n for n in result['notes'])
   assert {d['minus'] for d in result['differences']} == {'pixels (PCA)'}
   with pytest.raises(UserError, match="did you mean 'mean'"):
-    run.evaluate(GOOD, fakes.make_source(), 'grade', feature='meen')
+    classify.evaluate(GOOD, fakes.make_source(), 'grade', feature='meen')
 
 
 def test_no_test_row_is_ever_fitted(monkeypatch):
@@ -89,7 +91,7 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
     seen.append([np.array(a) for a in args[:4]])
     return real(*args, **kw)
   monkeypatch.setattr(probes, 'logistic', spy)
-  run.evaluate(GOOD, source, 'region', untrained=POOR, draws=5)
+  classify.evaluate(GOOD, source, 'region', untrained=POOR, draws=5)
   split, region = (source.table[c].to_pylist() for c in ('split', 'region'))
   images = np.where(
     np.array([s == 'test' for s in split])[:, None, None, None], 255 - source.images, source.images
@@ -98,7 +100,7 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
     {'a': 'b', 'b': 'c', 'c': 'a'}.get(r) if s == 'test' else r for s, r in zip(split, region, strict=True)
   ]
   other = dataclasses.replace(column(source, 'region', shuffled), images=images)
-  run.evaluate(GOOD, other, 'region', untrained=POOR, draws=5)
+  classify.evaluate(GOOD, other, 'region', untrained=POOR, draws=5)
   assert len(seen) == 6
   for before, after in zip(seen[:3], seen[3:], strict=True):
     for a, b in zip(before, after, strict=True):
@@ -113,17 +115,17 @@ def test_without_a_val_split_it_is_cut_by_subject(monkeypatch):
     seen.append((len(args[0]), len(args[2])))
     return real(*args, **kw)
   monkeypatch.setattr(probes, 'logistic', spy)
-  result = run.evaluate(GOOD, source, 'region', draws=5)
-  part = run._part(source, 'train', 'region', ('a', 'b', 'c'))
-  fit = run._cut(part, 'region', 0)
+  result = classify.evaluate(GOOD, source, 'region', draws=5)
+  part = classify._part(source, 'train', 'region', ('a', 'b', 'c'))
+  fit = classify._cut(part, 'region', 0)
   assert len(set(part.subjects[~fit])) == 3 and len(set(part.subjects)) == 12  # a fifth, rounded up
   assert not set(part.subjects[fit]) & set(part.subjects[~fit])
   assert seen[0] == (fit.sum(), (~fit).sum()) and result['splits']['val'] == 0
   assert any('cut by subject' in n for n in result['notes'])
   # A cut keeps the only subject of a class among the fitted ones.
-  lone = run._Part(None, np.array([0, 1, 1, 0, 2, 2]), np.array(list('aabbcd')))
+  lone = classify._Part(None, np.array([0, 1, 1, 0, 2, 2]), np.array(list('aabbcd')))
   for seed in range(20):
-    assert set(lone.y[run._cut(lone, 'x', seed)]) == {0, 1, 2}
+    assert set(lone.y[classify._cut(lone, 'x', seed)]) == {0, 1, 2}
 
 
 def test_a_test_class_that_train_lacks_counts_as_an_error_and_is_named():
@@ -132,10 +134,10 @@ def test_a_test_class_that_train_lacks_counts_as_an_error_and_is_named():
     r if s == 'test' or r is None else {'c': 'b'}.get(r, r)
     for r, s in zip(source.table['region'].to_pylist(), source.table['split'].to_pylist(), strict=True)
   ]
-  result = run.evaluate(GOOD, column(source, 'region', region), 'region', draws=20)
+  result = classify.evaluate(GOOD, column(source, 'region', region), 'region', draws=20)
   test = [r for r, s in zip(region, source.table['split'].to_pylist(), strict=True) if s == 'test' and r]
   assert any(f'c ({test.count("c")} rows)' in n for n in result['notes'])
-  found = run.best_row(result, 'accuracy')['metrics']
+  found = classify.best_row(result, 'accuracy')['metrics']
   assert found['accuracy']['value'] <= 1 - test.count('c') / len(test)
   assert found['balanced_accuracy']['value'] <= 2 / 3 + 1e-9
   assert found['auroc']['value'] > 0.7  # classes a and b only
@@ -147,7 +149,7 @@ def test_one_test_subject_has_no_interval():
     'only' if s == 'test' else n
     for n, s in zip(*(source.table[c].to_pylist() for c in ('subject', 'split')), strict=True)
   ]
-  result = run.evaluate(GOOD, column(source, 'subject', names), 'region', untrained=POOR, draws=5)
+  result = classify.evaluate(GOOD, column(source, 'subject', names), 'region', untrained=POOR, draws=5)
   assert result['rows'][0]['metrics']['accuracy']['low'] is None
   assert any('no intervals' in n for n in result['notes'])
   assert '[n/a]' in tables.text_table(result) and 'n/a' in tables.html_table(result)
@@ -182,19 +184,19 @@ def _train_all(source, value):
 )
 def test_what_is_refused(change, label, encoder, words):
   with pytest.raises(UserError, match=words) as e:
-    run.evaluate(encoder, change(fakes.make_source()), label, draws=5)
+    classify.evaluate(encoder, change(fakes.make_source()), label, draws=5)
   assert '\n' not in str(e.value)
 
 
 def test_one_training_subject_and_no_val_split():
   source = fakes.make_source(splits=('train', 'test'), subjects_per_split=1)
   with pytest.raises(UserError, match='one subject'):
-    run.evaluate(GOOD, source, 'region')
+    classify.evaluate(GOOD, source, 'region')
 
 
 def test_rows_without_a_subject_stand_for_themselves():
   source = fakes.make_source()
-  result = run.evaluate(
+  result = classify.evaluate(
     GOOD, column(source, 'subject', pa.nulls(len(source), pa.string())), 'region', draws=5
   )
   assert result['subjects'] == result['splits']

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from jaxmed import interop
 from jaxmed.errors import UserError
-from jaxmed.interop import conv, layouts, safetensors_io, state_dict, verify
+from jaxmed.interop import conv, safetensors_io, state_dict, verify, weight_formats
 from jaxmed.models import create_model
 
 INFO = {'feature': 'mean', 'method': 'simclr'}
@@ -50,7 +50,7 @@ def test_file_gives_back_model_and_params(case, fmt, tmp_path):
   assert (have, info) == (model, INFO)
   same(have_params, params)
   tensors = safetensors_io.read_tensors(path)[0]
-  assert layouts.guess_format(tensors) == fmt
+  assert weight_formats.guess_format(tensors) == fmt
 
 
 @pytest.mark.parametrize('case', MODELS)
@@ -58,7 +58,7 @@ def test_file_gives_back_model_and_params(case, fmt, tmp_path):
 def test_the_model_follows_from_the_tensors(case, prefix):
   model, params = build(case)
   tensors = {prefix + k: v for k, v in conv.to_timm(model, params).items()} | {prefix + 'head.fc.weight': np.zeros((3, 64))}
-  have, have_params = layouts.FORMATS['timm'].read(tensors, getattr(model, 'num_heads', None), (32, 32))
+  have, have_params = weight_formats.FORMATS['timm'].read(tensors, getattr(model, 'num_heads', None), (32, 32))
   unseen = {'drop_path': model.drop_path, 'dtype': model.dtype}
   assert conv.with_untold(model, have).clone(**unseen) == model
   same(have_params, params)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from jaxmed import interop
-from jaxmed.interop import layouts, safetensors_io, state_dict, verify
+from jaxmed.interop import safetensors_io, state_dict, verify, weight_formats
 from jaxmed.interop.channelvit import from_channelvit, to_channelvit
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models import create_model
@@ -243,7 +243,7 @@ def test_model_card():
 
 
 def test_formats_are_listed():
-  assert sorted(layouts.FORMATS) == ['channelvit', 'jaxmed', 'timm']
+  assert sorted(weight_formats.FORMATS) == ['channelvit', 'jaxmed', 'timm']
 
 
 def to_contiguous(tensors):

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
-from jaxmed.evaluate.encoder import Encoder
-from jaxmed.interop import layouts, verify
+from jaxmed.interop import verify, weight_formats
 from jaxmed.interop.inflate import inflate, to_channel_vit, to_vit
 from jaxmed.models import create_model
 from jaxmed.models.registry import describe, rebuild
@@ -145,9 +145,9 @@ def test_exports(fmt, tmp_path):
   """timm's layout holds the one-channel ViT; read with its metadata it is the bag again."""
   model, params, image = bag('registers')
   file = tmp_path / 'bag.safetensors'
-  layouts.export_file(file, fmt, model, params, {'channels': list(stats(3)), 'feature': 'cls'})
+  weight_formats.export_file(file, fmt, model, params, {'channels': list(stats(3)), 'feature': 'cls'})
   assert verify.verify_export(file, model, params, image) < 1e-5
-  again, weights, _ = layouts.load_file(file)
+  again, weights, _ = weight_formats.load_file(file)
   assert again == model
   np.testing.assert_allclose(features(again, weights, image).cls, features(model, params, image).cls, atol=1e-6)
   card = verify.model_card(fmt, model, {'channels': list(stats(3)), 'feature': 'cls'})
@@ -163,6 +163,6 @@ def test_what_a_bag_is_not(tmp_path):
   with pytest.raises(UserError, match='BagOfChannels: expected a ViT'):
     to_channel_vit(model, params)
   with pytest.raises(UserError, match='bag of channels'):
-    layouts.export_file(tmp_path / 'x', 'channelvit', model, params, {})
+    weight_formats.export_file(tmp_path / 'x', 'channelvit', model, params, {})
   with pytest.raises(UserError, match='needs a patch size'):
     create_model('bag_small', 8, 2)

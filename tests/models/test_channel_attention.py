@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.models import channel_attention, create_model
+from jaxmed.models import create_model
+from jaxmed.models.layers import channel_attention
 
 RNG = np.random.default_rng(11)
 B, P, C, N, H, D = 2, 2, 3, 4, 4, 5
@@ -104,7 +105,7 @@ def test_a_missing_channel_is_one_that_is_not_there(kind):
 
 
 def test_methods_that_leave_tokens_out():
-  from jaxmed.objectives.mae import MAE
+  from jaxmed.objectives.masked.mae import MAE
   encoder = create_model('channel_vit_micro/8', 16, 2, embed_dim=16, depth=1, num_heads=4, pos='sincos',
                          channel_attention='factorised')
   batch = {'image': jnp.zeros((2, 16, 16, 2)), 'channels': jnp.tile(jnp.arange(2), (2, 1))}

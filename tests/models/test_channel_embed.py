@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.models import channel_embed, create_model
-from jaxmed.models.channel_embed import FEATURES, HashedChannels, rows_of
+from jaxmed.models import create_model
+from jaxmed.models.layers import channel_embed
+from jaxmed.models.layers.channel_embed import FEATURES, HashedChannels, rows_of
 
 NAMES = ('DNA|stain=Hoechst|modality=fluorescence', 'T1', 'ER|modality=fluorescence')
 TINY = dict(embed_dim=16, depth=1, num_heads=2, channel_embedding='hashed', hash_rows=64, hash_width=8)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.models import convolution as cv
 from jaxmed.models import create_model, registry
-from jaxmed.models.convnext import ResponseNorm
-from jaxmed.models.resnet import max_pool
+from jaxmed.models.encoders.convnext import ResponseNorm
+from jaxmed.models.encoders.resnet import max_pool
+from jaxmed.models.layers import convolution as cv
 
 RNG = np.random.default_rng(5)
 SMALL = dict(depths=(1, 2, 1), dims=(8, 32, 64))  # three stages: the total stride is 8

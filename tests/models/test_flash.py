@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu
 
-from jaxmed.models import flash, kernels
+from jaxmed.models.layers import flash, kernels
 
 from .common import normal
 from .test_kernels import attend, backward, close

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy.special import erf
 
-from jaxmed.models import kernels
-from jaxmed.models.layers import Attention
+from jaxmed.models.layers import kernels
+from jaxmed.models.layers.transformer import Attention
 
 from .common import normal
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models.heads import DINOHead, MLPHead
-from jaxmed.models.norm import BatchNorm
+from jaxmed.models.decoders.heads import DINOHead, MLPHead
+from jaxmed.models.layers.norm import BatchNorm
 from jaxmed.objectives.networks import Clock, cosine, ramp, run
 
 RNG = np.random.default_rng(0)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu
 
-from jaxmed.data import sampling
+from jaxmed.data.feed import sampling
 from jaxmed.errors import UserError
-from jaxmed.models import create_model, flash, kernels, packing, positions
+from jaxmed.models import create_model
+from jaxmed.models.layers import flash, kernels, packing, positions
 
 from .common import build, features, normal
 from .test_kernels import attend, backward, close, path, vjp  # noqa: F401

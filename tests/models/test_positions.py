@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models import positions
+from jaxmed.models.layers import positions
 
 from .common import normal
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models.tokens import Features, Tokens, grid_of, patchify, unpatchify
+from jaxmed.models.layers.tokens import Features, Tokens, grid_of, patchify, unpatchify
 
 from .common import normal
 

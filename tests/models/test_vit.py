@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models.layers import Block, initializer, stochastic_depth
-from jaxmed.models.vit import at_size
+from jaxmed.models.encoders.vit import at_size
+from jaxmed.models.layers.transformer import Block, initializer, stochastic_depth
 
 from .common import build, features, normal
 
@@ -127,7 +127,7 @@ def test_scan_is_a_loop_of_the_block_written_in_numpy(options):
 
 
 def encoder(model, p, image):
-  from jaxmed.models import positions
+  from jaxmed.models.layers import positions
 
   b = len(image)
   cut = image.reshape(b, 2, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4, 5).reshape(b, 4, 32)

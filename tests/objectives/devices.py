@@ -13,8 +13,9 @@ from jax.sharding import AxisType, Mesh
 
 from jaxmed.augment.channels import CHANNEL_SAMPLING
 from jaxmed.augment.views import ViewMaker
-from jaxmed.models import create_model, packing
-from jaxmed.models.channel_attention import KINDS
+from jaxmed.models import create_model
+from jaxmed.models.layers import packing
+from jaxmed.models.layers.channel_attention import KINDS
 from jaxmed.models.registry import default_options
 from jaxmed.objectives import METHODS, filled
 from jaxmed.parallel import mesh as mesh_lib

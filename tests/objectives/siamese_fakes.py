@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.models import create_model
-from jaxmed.models.layers import Dense
-from jaxmed.models.norm import BatchNorm
-from jaxmed.models.tokens import Features, patchify
+from jaxmed.models.layers.norm import BatchNorm
+from jaxmed.models.layers.tokens import Features, patchify
+from jaxmed.models.layers.transformer import Dense
 
 TINY = dict(embed_dim=16, depth=1, num_heads=2)
 

@@ -11,8 +11,8 @@ import pytest
 
 from jaxmed.augment.channels import single_channel
 from jaxmed.augment.views import ViewMaker
-from jaxmed.interop.layouts import export_file
-from jaxmed.train import begin, setup
+from jaxmed.interop.weight_formats import export_file
+from jaxmed.train.build import begin, setup
 
 RNG = np.random.default_rng(7)
 MASK = np.array([[True, True, True], [True, False, True], [False, True, False], [True, True, False]] * 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.objectives.clustering import sinkhorn, spherical_kmeans
+from jaxmed.objectives.losses.clustering import sinkhorn, spherical_kmeans
 
 RNG = np.random.default_rng(0)
 

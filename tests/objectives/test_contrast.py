@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.objectives import contrast as c
+from jaxmed.objectives.losses import contrast as c
 from tests.objectives.siamese_fakes import check_gradient, close, log_softmax, numpy_norm, unit
 
 RNG = np.random.default_rng(0)

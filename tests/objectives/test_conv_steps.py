@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmed.models import create_model
-from jaxmed.objectives.mae import MAE
-from jaxmed.objectives.simclr import SimCLR
-from jaxmed.objectives.simmim import SimMIM
+from jaxmed.objectives.contrastive.simclr import SimCLR
+from jaxmed.objectives.masked.mae import MAE
+from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.train.optimizer import Optimizer
 from tests.models.test_conv import TINY
 

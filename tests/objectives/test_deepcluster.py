@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmed.objectives.deepcluster import DeepCluster
+from jaxmed.objectives.clustering.deepcluster import DeepCluster
 from jaxmed.objectives.networks import Clock
 from tests.objectives.siamese_fakes import (
   all_views,

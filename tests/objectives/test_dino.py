@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.objectives.dino import DINO
+from jaxmed.objectives.distillation.dino import DINO
 from jaxmed.objectives.networks import Clock
 from tests.objectives import distillation_fakes as fakes
 from tests.objectives.distillation_fakes import evaluate, gradients, largest

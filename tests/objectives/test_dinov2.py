@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.objectives.dinov2 import DINOv2
+from jaxmed.objectives.distillation.dinov2 import DINOv2
 from tests.objectives import distillation_fakes as fakes
 from tests.objectives.distillation_fakes import evaluate, gradients, largest
 from tests.objectives.siamese_fakes import close

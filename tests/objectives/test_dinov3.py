@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.models import positions
-from jaxmed.objectives.dinov3 import DINOv3
-from jaxmed.objectives.distillation import resized
+from jaxmed.models.layers import positions
+from jaxmed.objectives.distillation.dinov3 import DINOv3
+from jaxmed.objectives.distillation.self_distillation import resized
 from tests.objectives import distillation_fakes as fakes
 from tests.objectives.distillation_fakes import evaluate, gradients, largest
 from tests.objectives.siamese_fakes import close

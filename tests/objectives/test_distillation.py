@@ -9,7 +9,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.objectives import IBOT, DINOv2, DINOv3
-from jaxmed.objectives import distillation as lib
+from jaxmed.objectives.distillation import self_distillation as lib
 from jaxmed.objectives.networks import Clock
 from tests.objectives import distillation_fakes as fakes
 from tests.objectives.siamese_fakes import check_gradient, close

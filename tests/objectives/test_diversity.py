@@ -8,8 +8,8 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.objectives.diversity import channel_diversity, token_diversity
-from jaxmed.objectives.supervised import Supervised
+from jaxmed.objectives.losses.diversity import channel_diversity, token_diversity
+from jaxmed.objectives.supervised.supervised import Supervised
 
 RNG = np.random.default_rng(5)
 TINY = dict(embed_dim=16, depth=1, num_heads=2)

@@ -8,12 +8,12 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.models.decoder import Decoder
-from jaxmed.models.heads import ClassHead
-from jaxmed.models.layers import Transformer
-from jaxmed.objectives.diversity import token_diversity
-from jaxmed.objectives.hybrid import classified, spectral_error
-from jaxmed.objectives.mae import MAE
+from jaxmed.models.decoders.heads import ClassHead
+from jaxmed.models.decoders.mae import Decoder
+from jaxmed.models.layers.transformer import Transformer
+from jaxmed.objectives.losses.diversity import token_diversity
+from jaxmed.objectives.losses.hybrid import classified, spectral_error
+from jaxmed.objectives.masked.mae import MAE
 
 RNG = np.random.default_rng(5)
 TINY = dict(embed_dim=16, depth=1, num_heads=2, pos='learned')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.objectives.ibot import IBOT
+from jaxmed.objectives.distillation.ibot import IBOT
 from tests.objectives import distillation_fakes as fakes
 from tests.objectives.distillation_fakes import evaluate, gradients, largest
 from tests.objectives.siamese_fakes import close

@@ -8,11 +8,11 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.models.predictor import GroupedConv
-from jaxmed.objectives.data2vec import Data2Vec, average_of_layers, inverse_blocks
-from jaxmed.objectives.ijepa import IJEPA, block_sides, largest_block, place_blocks
+from jaxmed.models.decoders.predictor import GroupedConv
+from jaxmed.objectives.masked.data2vec import Data2Vec, average_of_layers, inverse_blocks
+from jaxmed.objectives.masked.ijepa import IJEPA, block_sides, largest_block, place_blocks
+from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.networks import Clock
-from jaxmed.objectives.simmim import SimMIM
 
 RNG = np.random.default_rng(3)
 KEY = jax.random.key(5)

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.models.tokens import Features
-from jaxmed.objectives import lvm_med, matching
-from jaxmed.objectives.lvm_med import LVMMed
+from jaxmed.models.layers.tokens import Features
+from jaxmed.objectives.contrastive import lvm_med
+from jaxmed.objectives.contrastive.lvm_med import LVMMed
+from jaxmed.objectives.losses import matching
 from tests.objectives.siamese_fakes import all_views, batch, encoder, evaluate, start, unit
 
 solve = jax.jit(lambda vertex, *edges: matching.solve(vertex, matching.lift(*edges)))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.objectives.mae import MAE
+from jaxmed.objectives.masked.mae import MAE
 
 RNG = np.random.default_rng(3)
 TINY = dict(embed_dim=16, depth=1, num_heads=2, pos='sincos')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from jaxmed.objectives import matching
+from jaxmed.objectives.losses import matching
 
 solve = jax.jit(jax.vmap(lambda vertex, *edges: matching.solve(vertex, matching.lift(*edges))))
 value = jax.jit(jax.vmap(matching.value))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.models.positions import inside
+from jaxmed.models.layers.positions import inside
 from jaxmed.objectives import METHODS
-from jaxmed.objectives.diversity import token_diversity
+from jaxmed.objectives.losses.diversity import token_diversity
 from jaxmed.objectives.networks import on_own_grids
 from tests.objectives import devices
 

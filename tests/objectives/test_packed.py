@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.data import pipeline, sampling
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed import pipeline, sampling
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.objectives.mae import MAE
-from jaxmed.train import pictures, setup
+from jaxmed.objectives.masked.mae import MAE
+from jaxmed.train import pictures
+from jaxmed.train.build import setup
 from jaxmed.train.logs import read_rows
 from jaxmed.train.step import Trainer
 from tests.common import record_indices, start

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.objectives.barlow import BarlowTwins
-from jaxmed.objectives.byol import BYOL
-from jaxmed.objectives.lejepa import LeJEPA
-from jaxmed.objectives.mocov3 import MoCoV3
-from jaxmed.objectives.simclr import SimCLR
-from jaxmed.objectives.vicreg import VICReg
+from jaxmed.objectives.contrastive.barlow import BarlowTwins
+from jaxmed.objectives.contrastive.byol import BYOL
+from jaxmed.objectives.contrastive.lejepa import LeJEPA
+from jaxmed.objectives.contrastive.mocov3 import MoCoV3
+from jaxmed.objectives.contrastive.simclr import SimCLR
+from jaxmed.objectives.contrastive.vicreg import VICReg
 from tests.objectives.siamese_fakes import (
     all_views,
     batch,

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.objectives import siamese
-from jaxmed.objectives.barlow import BarlowTwins
-from jaxmed.objectives.byol import BYOL
-from jaxmed.objectives.deepcluster import DeepCluster
-from jaxmed.objectives.lejepa import LeJEPA
-from jaxmed.objectives.mocov3 import MoCoV3
-from jaxmed.objectives.simclr import SimCLR
-from jaxmed.objectives.swav import SwAV
-from jaxmed.objectives.vicreg import VICReg
+from jaxmed.objectives.clustering.deepcluster import DeepCluster
+from jaxmed.objectives.clustering.swav import SwAV
+from jaxmed.objectives.contrastive import siamese
+from jaxmed.objectives.contrastive.barlow import BarlowTwins
+from jaxmed.objectives.contrastive.byol import BYOL
+from jaxmed.objectives.contrastive.lejepa import LeJEPA
+from jaxmed.objectives.contrastive.mocov3 import MoCoV3
+from jaxmed.objectives.contrastive.simclr import SimCLR
+from jaxmed.objectives.contrastive.vicreg import VICReg
 from tests.objectives.siamese_fakes import batch, encoder, evaluate, start
 
 SMALL = {

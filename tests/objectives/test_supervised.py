@@ -8,7 +8,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.objectives.supervised import Supervised
+from jaxmed.objectives.supervised.supervised import Supervised
 
 RNG = np.random.default_rng(0)
 

@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmed.objectives.clustering.swav import SwAV, swapped
 from jaxmed.objectives.networks import Clock
-from jaxmed.objectives.swav import SwAV, swapped
 from tests.objectives.siamese_fakes import (
-    all_views,
-    batch,
-    check_gradient,
-    close,
-    encoder,
-    evaluate,
-    features,
-    log_softmax,
-    start,
-    unit,
+  all_views,
+  batch,
+  check_gradient,
+  close,
+  encoder,
+  evaluate,
+  features,
+  log_softmax,
+  start,
+  unit,
 )
 from tests.objectives.test_clustering import reference as sinkhorn_reference
 

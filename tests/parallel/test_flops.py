@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxmed.models import create_model, kernels
+from jaxmed.models import create_model
+from jaxmed.models.layers import kernels
 from jaxmed.parallel import chips, flops
 from jaxmed.parallel.flops import count, taps
 

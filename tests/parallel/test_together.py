@@ -6,9 +6,9 @@ import errno
 import numpy as np
 import pytest
 
-from jaxmed.data.sources import open_source
-from jaxmed.train import agree
+from jaxmed.data.corpus.open import open_source
 from jaxmed.train.logs import read_rows
+from jaxmed.train.monitor import agree
 from tests.common import saved_steps
 from tests.parallel import crew
 
@@ -78,7 +78,7 @@ def _slowly(run, first):
     time.sleep(0.5)
     yield batch
 loop._batches = _slowly
-from jaxmed.train.agree import Agreement
+from jaxmed.train.monitor.agree import Agreement
 Agreement._late = lambda self: False
 '''
   forks = crew.launch(crews, argv, tmp_path, 2, hooks={1: slow})

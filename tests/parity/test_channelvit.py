@@ -146,7 +146,7 @@ def test_the_lines_of_the_docs_give_our_features(tmp_path):
   import torch
 
   import jaxmed
-  from jaxmed.evaluate.encoder import Encoder
+  from jaxmed.encoder import Encoder
   model, params = build('tiny/8, 5 channels')
   names = [f'c{i}' for i in range(5)]
   channels = tuple({'name': n, 'mean': 100.0 + i, 'std': 40.0 + i} for i, n in enumerate(names))

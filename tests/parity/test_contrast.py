@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.objectives import contrast as c
-from jaxmed.objectives.clustering import sinkhorn
-from jaxmed.objectives.swav import swapped
+from jaxmed.objectives.clustering.swav import swapped
+from jaxmed.objectives.losses import contrast as c
+from jaxmed.objectives.losses.clustering import sinkhorn
 
 torch = pytest.importorskip('torch')
 lightly = pytest.importorskip('lightly.loss', reason='pip install --no-deps lightly')

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.models.heads import DINOHead
-from jaxmed.objectives import distillation as lib
+from jaxmed.models.decoders.heads import DINOHead
+from jaxmed.objectives.distillation import self_distillation as lib
 
 torch = pytest.importorskip('torch')
 F = torch.nn.functional

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxmed.objectives import DeepCluster
-from jaxmed.objectives import contrast as c
-from jaxmed.objectives.clustering import sinkhorn
-from jaxmed.objectives.distillation import centred, cross_view, update_centre
-from jaxmed.objectives.swav import swapped
+from jaxmed.objectives.clustering.swav import swapped
+from jaxmed.objectives.distillation.self_distillation import centred, cross_view, update_centre
+from jaxmed.objectives.losses import contrast as c
+from jaxmed.objectives.losses.clustering import sinkhorn
 from tests.parity.test_contrast import A, B, compare
 
 torch = pytest.importorskip('torch')

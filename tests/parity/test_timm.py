@@ -10,7 +10,7 @@ from jaxmed import interop
 from jaxmed.errors import UserError
 from jaxmed.interop import verify
 from jaxmed.interop.timm import from_timm, to_timm
-from jaxmed.models import positions
+from jaxmed.models.layers import positions
 
 from . import common
 from .common import assert_same, image, tokens

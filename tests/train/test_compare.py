@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxmed import cli
-from jaxmed.data.sources import open_source
-from jaxmed.evaluate.run import evaluate
-from jaxmed.train import compare
-from jaxmed.train.run import load_encoder
+from jaxmed.data.corpus.open import open_source
+from jaxmed.evaluate.protocols.classify import evaluate
+from jaxmed.study import compare
+from jaxmed.train.build.rundir import load_encoder
 from tests.common import words
 from tests.conftest import TINY
 

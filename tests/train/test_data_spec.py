@@ -5,9 +5,9 @@ import collections
 import numpy as np
 import pytest
 
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import UserError
-from jaxmed.train import setup
+from jaxmed.train.build import setup
 
 
 def plainly(source):
@@ -29,7 +29,7 @@ def plainly(source):
 @pytest.fixture(scope='module')
 def varied(tmp_path_factory):
   """Images of a dozen sizes and four channel sets."""
-  from jaxmed.data.prepare import prepare
+  from jaxmed.data.prepare.prepare import prepare
   root = tmp_path_factory.mktemp('varied')
   rng = np.random.default_rng(0)
   (root / 'in').mkdir()

@@ -5,7 +5,8 @@ import collections
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.train import loop, setup
+from jaxmed.train import loop
+from jaxmed.train.build import setup
 from tests.common import record_indices, same, saved_state, start
 from tests.conftest import TINY
 
@@ -19,7 +20,7 @@ def test_a_mixture_goes_on_as_it_was(corpus, tmp_path, monkeypatch):
   first = dict(seen)
   config, _ = setup.load(tmp_path / 'whole')
   assert config.loader.weights == MIXED['loader']['weights']
-  from jaxmed.data.sources import open_source
+  from jaxmed.data.corpus.open import open_source
   tissue = open_source(corpus).select('train').table['tissue'].to_pylist()
   counts = [collections.Counter(tissue[i] for i in first[n]) for n in range(1, 21)]
   assert counts[0]['retina'] <= 1

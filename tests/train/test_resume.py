@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jaxmed import load
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Stopped, UserError
-from jaxmed.train import begin, loop, setup
+from jaxmed.train import loop
+from jaxmed.train.build import begin, setup
 from jaxmed.train.logs import read_rows
 from tests.common import record_indices, same, saved_state, saved_steps, start, words
 from tests.conftest import TINY

@@ -6,8 +6,9 @@ import numpy as np
 
 import jaxmed
 from jaxmed import cli
-from jaxmed.models.channel_embed import FEATURES
-from jaxmed.train import loop, shrink
+from jaxmed.models.layers.channel_embed import FEATURES
+from jaxmed.study import shrink
+from jaxmed.train import loop
 from tests.conftest import TINY
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from jaxmed.config import merge
 from jaxmed.errors import Stopped, UserError
-from jaxmed.train import loop, setup, spikes
+from jaxmed.train import loop
+from jaxmed.train.build import setup
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
+from jaxmed.train.monitor import spikes
 from tests.common import record_indices, same, saved_state, start
 from tests.conftest import TINY
 

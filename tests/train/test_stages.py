@@ -9,8 +9,9 @@ import pytest
 from jaxmed import config as config_lib
 from jaxmed.config import merge
 from jaxmed.errors import Stopped, UserError
-from jaxmed.models.vit import at_size
-from jaxmed.train import loop, setup
+from jaxmed.models.encoders.vit import at_size
+from jaxmed.train import loop
+from jaxmed.train.build import setup
 from jaxmed.train.logs import read_rows
 from jaxmed.train.step import drawn
 from tests.common import record_indices, same, saved_state, start

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from jaxmed.config import merge
-from jaxmed.data.pipeline import train_batches
-from jaxmed.data.prepare import prepare
-from jaxmed.data.sources import open_source
+from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.pipeline import train_batches
+from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import setup
+from jaxmed.train.build import setup
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
 from jaxmed.train.probe import fitted

@@ -10,11 +10,12 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.parallel import chips
-from jaxmed.train import setup, utilization, vitals
+from jaxmed.train.build import setup
 from jaxmed.train.logs import read_rows
-from jaxmed.train.spikes import Spikes
-from jaxmed.train.watch import RollBack, Watch
-from jaxmed.train.watchdog import Watchdog
+from jaxmed.train.monitor import utilization, vitals
+from jaxmed.train.monitor.spikes import Spikes
+from jaxmed.train.monitor.watch import RollBack, Watch
+from jaxmed.train.monitor.watchdog import Watchdog
 from tests.common import start
 from tests.conftest import TINY
 
@@ -80,7 +81,7 @@ def test_what_becomes_of_a_spike(tmp_path, capfd):
 
 def test_how_long_a_step_may_take(tmp_path, monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr('jaxmed.train.watchdog.time.monotonic', lambda: clock[0])
+  monkeypatch.setattr('jaxmed.train.monitor.watchdog.time.monotonic', lambda: clock[0])
   dog = Watchdog(tmp_path, 0.0, None)
   assert dog.limit == 6 * 600  # at the start
   for seconds in (100.0, 100.0, 100.0, 3000.0):

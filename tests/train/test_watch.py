@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.evaluate import health
 from jaxmed.train import loop
 from jaxmed.train.logs import read_rows
-from jaxmed.train.watch import RollBack, Watch
+from jaxmed.train.monitor.watch import RollBack, Watch
 from tests.common import saved_state, saved_steps, start
 from tests.conftest import TINY
 
@@ -92,7 +92,7 @@ def test_rollback_goes_on_from_a_healthy_checkpoint_at_half_the_rate(corpus, tmp
     seen.append(values['learning_rate'])
     return health.Collapse('all images have the same features', 'a test', True) if len(seen) == 3 else None
 
-  monkeypatch.setattr('jaxmed.train.watch.diagnose', diagnose)
+  monkeypatch.setattr('jaxmed.train.monitor.watch.diagnose', diagnose)
   user = merge(TINY, {'eval_every': 5, 'on_collapse': 'rollback'})
   summary = start(corpus, tmp_path / 'run', user)
   assert summary['steps'] == 20

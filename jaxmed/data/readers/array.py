@@ -5,7 +5,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
+from jaxmed.data.readers.types import (
+  DEFAULT,
+  MAX_CHANNELS,
+  Options,
+  Record,
+  check_size,
+  numbered,
+  stand_in,
+  stem,
+  whole,
+)
 from jaxmed.errors import need
 
 

@@ -1,44 +1,15 @@
 """What a table lays beside an image: a mask on the same grid, and a signal in time."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmed.data import readers
-from jaxmed.data.readers import Options, Record, check_size
-from jaxmed.errors import UserError
+from jaxmed.data.readers.types import Record, check_pixels, check_size
 
 SIGNALS = ('.npy', '.csv', '.parquet', '.pq', '.edf')
 _NEAR = 0.01  # share by which spacings may differ, and half of a voxel by which origins may
-
-
-def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
-  """The whole images of a mask's file, turned as the image is: `image` [*grid] of integers. Their mismatch with the
-  image is found by `masked`. Of a PNG with a palette they are the numbers of the colours.
-
-  Raises:
-    ValueError: more than one value a pixel, or values that are no integers; and as readers.read does.
-  """
-  plain = dataclasses.replace(options, channels=None, volumes='whole', spacing=None, crop='none', min_content=0.0,
-                              slides='auto')
-  try:
-    found = _palette(path) if readers.kind(path) == 'image' else []
-    found = found or list(readers.read(path, plain))
-    return [r | {'image': _labels(r['image'])} for r in found]
-  except Exception as e:
-    if isinstance(e, UserError):
-      raise
-    raise ValueError(f'mask: {e}') from e
-
-
-def _palette(path: str | os.PathLike) -> list[Record]:
-  from PIL import Image
-
-  with Image.open(path) as handle:
-    return [{'image': np.asarray(handle)[..., None], 'spacing': None}] if handle.mode == 'P' else []
 
 
 def masked(record: Record, masks: Sequence[Record], number: int) -> Record:
@@ -87,7 +58,7 @@ def read_signal(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
       array = array[:, None]
     if array.ndim != 2:
       raise ValueError(f'shape {list(array.shape)}: expected [T] or [T, C]')
-    return readers.check_pixels(array), rate
+    return check_pixels(array), rate
   except Exception as e:  # pyarrow and NumPy raise their own for damaged files
     raise ValueError(f'signal: {e}') from e
 
@@ -143,7 +114,7 @@ def _columns(path: pathlib.Path) -> np.ndarray:
   return np.stack([table[name].to_numpy() for name in table.column_names], axis=1)
 
 
-def _labels(image: np.ndarray) -> np.ndarray:
+def labels(image: np.ndarray) -> np.ndarray:
   """[*grid] integers of an image [*grid, C] whose channels are alike, as in a mask that was saved in colour."""
   if any(not np.array_equal(image[..., 0], image[..., c]) for c in range(1, image.shape[-1])):
     raise ValueError(f'has {image.shape[-1]} channels: expected one value a pixel')

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import Record
 from jaxmed.data.readers.geometry import shifted
 from jaxmed.data.readers.slide import otsu
+from jaxmed.data.readers.types import Record
 
 CT_AIR = -500  # HU
 BLACK, WHITE = 0.08, 0.86

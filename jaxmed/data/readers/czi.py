@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, slide, stand_in, stem
+from jaxmed.data.readers import slide
 from jaxmed.data.readers.tiff import records
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
 
 # Pixel type -> (type of a sample, samples). Colour is stored as B, G, R (and A).
 _PIXELS = {0: ('<u1', 1), 1: ('<u2', 1), 2: ('<f4', 1), 3: ('<u1', 3), 4: ('<u2', 3), 8: ('<f4', 3), 9: ('<u1', 4),

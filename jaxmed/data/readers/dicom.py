@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Group, Options, Record, check_size, numbered, stand_in, whole
 from jaxmed.data.readers.dicom_headers import (
   Slice,
   Stack,
@@ -32,6 +31,7 @@ from jaxmed.data.readers.dicom_pixels import Pixels, decode, transform
 from jaxmed.data.readers.dicom_slide import open_slide
 from jaxmed.data.readers.geometry import from_lps, place, to_ras
 from jaxmed.data.readers.slide import tiles
+from jaxmed.data.readers.types import DEFAULT, Group, Options, Record, check_size, numbered, stand_in, whole
 from jaxmed.errors import UserError
 
 

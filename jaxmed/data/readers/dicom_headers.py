@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import NO_IMAGE
+from jaxmed.data.readers.types import NO_IMAGE
 from jaxmed.errors import need
 
 EXTRA = 'medical'

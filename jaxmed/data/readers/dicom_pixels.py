@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import check_size
 from jaxmed.data.readers.dicom_headers import EXTRA, frame_count
+from jaxmed.data.readers.types import check_size
 from jaxmed.errors import UserError, need
 
 _COLOUR = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import check_size
 from jaxmed.data.readers.dicom_headers import frame_count, frame_values
 from jaxmed.data.readers.dicom_pixels import decode
 from jaxmed.data.readers.slide import Level, Slide
+from jaxmed.data.readers.types import check_size
 
 
 def open_slide(levels: Sequence[Any], meta: dict[str, Any]) -> Slide:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxmed.data.readers import DEFAULT, Options, Record, numbered, stand_in, stem
+from jaxmed.data.readers.types import DEFAULT, Options, Record, numbered, stand_in, stem
 
 _RGB = ['R', 'G', 'B']
 

@@ -7,8 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.data.readers.geometry import from_lps, to_ras
+from jaxmed.data.readers.types import (
+  DEFAULT,
+  MAX_CHANNELS,
+  Options,
+  Record,
+  check_size,
+  numbered,
+  stand_in,
+  stem,
+  whole,
+)
 from jaxmed.errors import need
 
 _HEAD = 1 << 16  # bytes

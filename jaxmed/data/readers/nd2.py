@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
 from jaxmed.data.readers.tiff import arrange, records
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
 from jaxmed.errors import need
 
 _AXES = 'TPZCYXS'

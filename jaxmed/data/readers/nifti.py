@@ -6,8 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, MAX_CHANNELS, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.data.readers.geometry import to_ras
+from jaxmed.data.readers.types import (
+  DEFAULT,
+  MAX_CHANNELS,
+  Options,
+  Record,
+  check_size,
+  numbered,
+  stand_in,
+  stem,
+  whole,
+)
 
 _TO_MM = {'meter': 1e3, 'mm': 1.0, 'micron': 1e-3, 'unknown': 1.0}
 _TO_SECONDS = {'sec': 1.0, 'msec': 1e-3, 'usec': 1e-6, 'unknown': 1.0}

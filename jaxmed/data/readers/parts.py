@@ -1,4 +1,4 @@
-"""Images whose channels lie in files that do not say so: a layout does (see readers.Parts and jaxmed.data.layouts)."""
+"""Images whose channels lie in files that do not say so: a layout does (see readers.Parts and prepare.benchmarks)."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxmed.data import readers
-from jaxmed.data.readers import Options, Parts, Record, stand_in
+from jaxmed.data.readers.types import Options, Parts, Record, stand_in
 from jaxmed.errors import need
 
 _AT_ONCE = 64  # rows that are read in one go

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import Options, Record
 from jaxmed.data.readers.companions import masked
 from jaxmed.data.readers.content import Box, box, cropped, foreground
 from jaxmed.data.readers.spacing import for_axes, grid, resampled
+from jaxmed.data.readers.types import Options, Record
 
 _TIME = re.compile(r't\d+$')  # of a part
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, SUFFIXES, Options, Record, check_size, stand_in, stem, suffix
-from jaxmed.data.readers.tiff import channel_names, no_complaints, open_tiff, pixel_size
+from jaxmed.data.readers.tiff_pages import channel_names, no_complaints, open_tiff, pixel_size
+from jaxmed.data.readers.types import DEFAULT, SUFFIXES, Options, Record, check_size, stand_in, stem, suffix
 from jaxmed.data.resize import resize
 from jaxmed.errors import need
 

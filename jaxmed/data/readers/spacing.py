@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmed.data.readers import Record, check_size
 from jaxmed.data.readers.geometry import shifted
+from jaxmed.data.readers.types import Record, check_size
 from jaxmed.data.resize import resize
 
 _SAME = 1e-3  # an axis whose spacing is off by less than this share stays as it is

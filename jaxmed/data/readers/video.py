@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
 from jaxmed.errors import need
 
 # What FFmpeg is allowed to see in a file: left to guess, it would take a text for a playlist and open what that names.

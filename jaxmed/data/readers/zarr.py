@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers import DEFAULT, Options, Record, check_size, numbered, stand_in, stem, whole
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem, whole
 from jaxmed.errors import need
 
 _AXES = 'tczyx'

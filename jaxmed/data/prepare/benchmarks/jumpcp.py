@@ -1,0 +1,146 @@
+"""JUMP-CP, in two layouts.
+
+Cells, as ChannelViT, DiChaViT and ContextViT read them (s3://insitro-research-2023-context-vit/jumpcp):
+
+  BR00116991.pq                              ID, well_loc, path, plate_id: a row a cell
+  BR00116991/BR00116991_A01_1_12.npy         PLATE_WELL_FIELD_CELL, [8, 224, 224]
+  platemap_and_metadata/JUMP-Target-1_compound_{platemap,metadata}.tsv
+
+The label is the target of the well's compound, 'control' where it has none (161 classes); wells that the map does not
+name have no label. Splits are those of insitro/ChannelViT, data/jumpcp.py: 60, 20 and 20 % of a plate's cells, by
+NumPy's legacy generator of seed 0. They part cells of one well, so a cell is its own subject; with a subject pattern,
+such as '/([^/]+_[A-P][0-9]+)_' for wells, splits are drawn by subject instead. The order of the channels is not
+written down there: it is taken to be that of CellProfiler's names, AGP, DNA, ER, Mito, RNA (the second is the darkest
+by far, as nuclei are), then three planes of brightfield.
+
+Fields of view, as in the Cell Painting Gallery: load_data*.csv, .csv.gz or .parquet with Metadata_Plate, Metadata_Well,
+Metadata_Site, and FileName_Orig*, PathName_Orig* for each channel, whose files lie at that path, or below the folder. A
+well of a plate is a subject; labels come from a map of wells as above, where there is one.
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from jaxmed.data.prepare.benchmarks.tables import Row, rows
+from jaxmed.data.prepare.items import Item, Plan
+from jaxmed.data.readers import Parts
+from jaxmed.errors import UserError
+
+EXPECTED = 'a plate such as BR00116991.pq beside platemap_and_metadata, or load_data.csv'
+CHANNELS = ('AGP', 'DNA', 'ER', 'Mito', 'RNA', 'brightfield high', 'brightfield low', 'brightfield')
+MAPS = 'platemap_and_metadata'
+CONTROL = 'control'
+_TABLES = ('load_data*.csv', 'load_data*.csv.gz', 'load_data*.parquet')
+
+
+def here(root: pathlib.Path) -> bool:
+  """Whether a table of plates or fields is there."""
+  near = (path for pattern in _TABLES for place in (root, *sorted(root.glob('*/'))) for path in place.glob(pattern))
+  return bool(_plates(root)) and (_home(root) / MAPS).is_dir() or any(True for _ in near)
+
+
+def plan(root: pathlib.Path) -> Plan:
+  """An item a cell, or a field of view; a file that is missing is a reject.
+
+  Raises:
+    UserError: a table is missing or damaged.
+  """
+  labels = _labels(_home(root) / MAPS)
+  out = Plan([], types=dict.fromkeys(('label', 'plate', 'well', 'field'), pa.string()))
+  plates = _plates(root) if (_home(root) / MAPS).is_dir() else []
+  for table in plates:
+    _cells(out, table, labels)
+  for table in () if plates else _load_data(root):
+    _fields(out, root, table, labels)
+  return out
+
+
+def _home(root: pathlib.Path) -> pathlib.Path:
+  """The folder of the plates: the bucket's own folder may lie in the one that is named."""
+  return root / 'jumpcp' if (root / 'jumpcp' / MAPS).is_dir() else root
+
+
+def _plates(root: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(_home(root).glob('*.pq'))
+
+
+def _load_data(root: pathlib.Path) -> list[pathlib.Path]:
+  found = sorted(path for pattern in _TABLES for path in root.rglob(pattern))
+  # Of one folder the table with illumination names the same images again.
+  return [path for path in found if 'with_illum' not in path.name or not any(
+    other.parent == path.parent and 'with_illum' not in other.name for other in found)]
+
+
+def _labels(maps: pathlib.Path) -> dict[str, str]:
+  """{well: target of its compound}, as the join of the two tables by `broad_sample` gives; of a well that is named
+  twice the last one. Nothing joins with nothing: wells without a compound are controls if the metadata have such a row.
+  """
+  if not maps.is_dir():
+    return {}
+  compounds = rows(maps / 'JUMP-Target-1_compound_metadata.tsv', ('broad_sample', 'target'))
+  wells = rows(maps / 'JUMP-Target-1_compound_platemap.tsv', ('broad_sample', 'well_position'))
+  by_sample: dict[str | None, list[Row]] = {}
+  for well in wells:
+    by_sample.setdefault(well['broad_sample'], []).append(well)
+  return {str(well['well_position']): compound['target'] or CONTROL
+          for compound in compounds for well in by_sample.get(compound['broad_sample'], ())}
+
+
+def _cells(out: Plan, table: pathlib.Path, labels: dict[str, str]) -> None:
+  found = rows(table, ('ID', 'well_loc', 'path', 'plate_id'))
+  for row, split in zip(found, _official(len(found)), strict=True):
+    if not row['path'] or not row['ID']:
+      raise UserError(f'{table}: a row has no path or ID')
+    rel = '/'.join(row['path'].split('/')[-2:])
+    file = table.parent / rel
+    if not file.is_file():
+      out.rejects.append((rel, f'{table.name} names it, but no such file exists'))
+      continue
+    words = row['ID'].split('_')
+    extra = {'label': labels.get(row['well_loc'] or ''), 'plate': row['plate_id'], 'well': row['well_loc'],
+             'field': words[2] if len(words) == 4 else None}
+    out.items.append(Item(file, rel, rel, 'jumpcp', subject=row['ID'], split=split, extra=extra,
+                          parts=Parts((file,), CHANNELS, 'named')))
+
+
+def _official(count: int) -> Iterator[str]:
+  """The split of each cell of a plate."""
+  order = np.random.RandomState(0).permutation(count)
+  place = np.empty(count, np.int64)
+  place[order] = np.arange(count)
+  train = int(0.6 * count)
+  val = train + int(0.2 * count)
+  return ('train' if i < train else 'val' if i < val else 'test' for i in place)
+
+
+def _fields(out: Plan, root: pathlib.Path, table: pathlib.Path, labels: dict[str, str]) -> None:
+  found = rows(table, ('Metadata_Plate', 'Metadata_Well', 'Metadata_Site', 'FileName_OrigDNA', 'PathName_OrigDNA'))
+  names = [key.removeprefix('FileName_Orig') for key in found[0] if key.startswith('FileName_Orig')] if found else []
+  for row in found:
+    plate, well, site = (row[f'Metadata_{k}'] or '' for k in ('Plate', 'Well', 'Site'))
+    rel = f'{plate}/{well}/{site}'
+    files = {name: _file(root, table, row.get(f'PathName_Orig{name}') or '', row[f'FileName_Orig{name}'] or '')
+             for name in names}
+    lost = next((name for name, file in files.items() if file is None), None)
+    if lost:
+      out.rejects.append((rel, f'{table.name} names {row[f"FileName_Orig{lost}"] or "nothing"} for {lost}, but no such '
+                               'file exists'))
+      continue
+    order = tuple(file for file in files.values() if file is not None)
+    extra = {'label': labels.get(well), 'plate': plate, 'well': well, 'field': site}
+    out.items.append(Item(order[0], rel, rel, 'jumpcp', subject=f'{plate}_{well}', extra=extra,
+                          parts=Parts(order, tuple(names), 'stack')))
+
+
+def _file(root: pathlib.Path, table: pathlib.Path, folder: str, name: str) -> pathlib.Path | None:
+  """A channel's file: at its path, or at as much of the end of its path as there is below the folder."""
+  if not name:
+    return None
+  parts = [part for part in folder.split('/') if part not in ('', '.', '..')]
+  places = [pathlib.Path(folder, name)] if folder.startswith('/') else []
+  for base in (table.parent, root):
+    places += [base.joinpath(*parts[k:], name) for k in range(len(parts) + 1)]
+  return next((place for place in places if place.is_file()), None)

@@ -1,0 +1,131 @@
+"""What there is to read: an item a file, folder format or group of files, and the plan that lists them."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from jaxmed.data.readers import Group, Parts
+from jaxmed.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """Something to read, and what is known of it before it is read.
+
+  Attributes:
+    file: where it lies: a file, a folder that is one image, or the first file of a group.
+    rel: its name in the corpus (manifest column `path`), unique.
+    inner: its path below its input.
+    source: the name of the input folder, or what the table says.
+    subject: None while nothing was said.
+    split: the split that a table or a folder gives, or None.
+    extra: values of the manifest's other columns.
+    input: the name of the input that it was found in, '' for none.
+    group: the files to read together, or None.
+    size: bytes of its files.
+    stamp: when they were last changed, in nanoseconds.
+    mask: the file of its mask, or None.
+    signal: the file of its signal, or None.
+    parts: how its channels lie in files, where a layout says so, or None.
+  """
+
+  file: pathlib.Path
+  rel: str
+  inner: str
+  source: str
+  subject: str | None = None
+  split: str | None = None
+  extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+  input: str = ''
+  group: Group | None = None
+  size: int = 0
+  stamp: int = 0
+  mask: pathlib.Path | None = None
+  signal: pathlib.Path | None = None
+  parts: Parts | None = None
+
+
+@dataclasses.dataclass
+class Plan:
+  """What to read, in order.
+
+  Attributes:
+    items: files, folder formats and groups.
+    ignored: number of files found that no reader takes.
+    not_in_table: number of readable files found that the table does not list.
+    types: the manifest's other columns.
+    rejects: (path, reason) of files that are already known to be bad.
+    empty: (path, reason) of files that hold no image by their nature, such as reports.
+    given: a table or folders give splits.
+    note: what the card must say of it.
+  """
+
+  items: list[Item]
+  ignored: int = 0
+  not_in_table: int = 0
+  types: dict[str, pa.DataType] = dataclasses.field(default_factory=dict)
+  rejects: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  empty: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  given: bool = False
+  note: str = ''
+
+
+def paths(item: Item) -> list[pathlib.Path]:
+  """The files of an item, in reading order; those of a folder format sorted."""
+  if item.group is not None:
+    return list(item.group.files)
+  if item.parts is not None:
+    return list(item.parts.files)
+  if item.file.is_dir():
+    return sorted(pathlib.Path(folder, n) for folder, _, names in os.walk(item.file) for n in names)
+  return [item.file]
+
+
+def sized(item: Item) -> Item:
+  """The item with its size and stamp, mask and signal included; a file that went away has none, a size that is known
+  already stays."""
+  if item.size:
+    return item
+  stats = []
+  for path in [*paths(item), *filter(None, (item.mask, item.signal))]:
+    try:
+      stats.append(path.stat())
+    except OSError:  # reading it will tell
+      continue
+  return dataclasses.replace(item, size=sum(s.st_size for s in stats),
+                             stamp=max((s.st_mtime_ns for s in stats), default=0))
+
+
+def one_split(seen: dict[str, tuple[str, str]], subject: str, split: str, rel: str) -> None:
+  """Notes the split of a subject; a UserError names a subject that has another one already."""
+  first, where = seen.setdefault(subject, (split, rel))
+  if first != split:
+    raise UserError(f'subject {subject!r} is in two splits: {first} ({where}) and {split} ({rel})')
+
+
+def given_splits(items: Iterable[Item]) -> dict[str, str]:
+  """{subject: split} where a table or folders give one.
+
+  Raises:
+    UserError: a subject that has two.
+  """
+  seen: dict[str, tuple[str, str]] = {}
+  for item in items:
+    if item.split and item.subject:
+      one_split(seen, item.subject, item.split, item.rel)
+  return {subject: split for subject, (split, _) in seen.items()}
+
+
+def joined(inputs: Sequence[str | os.PathLike]) -> str:
+  """Inputs as words."""
+  return ', '.join(str(i) for i in inputs)
+
+
+def one_line(error: BaseException) -> str:
+  """An error as one line, with its kind unless it is a plain ValueError."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'

@@ -1,0 +1,142 @@
+"""The plan of a corpus with everything that can be decided before a pixel is read: options, splits, blocks."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from jaxmed import __version__
+from jaxmed.data import readers
+from jaxmed.data.corpus import corpus_format, store
+from jaxmed.data.prepare import benchmarks, blocks, synthetic
+from jaxmed.data.prepare.items import Item, Plan, given_splits
+from jaxmed.data.prepare.plan import make_plan
+from jaxmed.errors import UserError, choose
+
+# Corpora that come with the package, by the word that stands for them: further columns of their manifests.
+_MADE = {'demo': {'region': pa.string()}, 'synthetic': {'relation': pa.string()}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What `prepare` will do.
+
+  Attributes:
+    plan: what is read; each item has subject and split.
+    tasks: the plan in blocks.
+    options: of the readers.
+    shares: fractions of subjects in train, val and test.
+  """
+
+  plan: Plan
+  tasks: list[blocks.Task]
+  options: readers.Options
+  shares: tuple[float, float, float]
+
+  def fingerprint(self) -> str:
+    """A hash of all that the corpus follows from: files by name, size and time, options, and how it is cut."""
+    plan = self.plan
+    told: list[Any] = [[task.made, task.seed] for task in self.tasks if task.made == 'synthetic']
+    told += [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
+             plan.empty, store.CHUNK_BYTES, store.EDGE, corpus_format.SHARD_BYTES]
+    for task in self.tasks:
+      told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp, *_of_parts(i)] for i in task.items])
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+  def carried(self) -> dict[str, str]:
+    """{column of the manifest: what of it may tell who somebody is}, as far as `prepare` can know."""
+    items, types = self.plan.items, self.plan.types
+    hashed = [i for i in items if i.group is not None and i.subject == i.group.subject]
+    salted = 'salted' if self.options.salt else 'not salted: who knows an identifier can look for it'
+    out = {'subject': f"hash of the patient's identifier, {salted}"} if hashed else {}
+    if len(hashed) < len(items):
+      given = 'as the table, the pattern or the file names say'
+      out['subject'] = f'{out["subject"]}; else {given}' if hashed else given
+    if any(i.group is None for i in items):
+      out |= dict.fromkeys(('id', 'path'), 'names of files and folders, except of DICOM')
+    if any(i.group is not None for i in items):
+      out['site'] = f"hash of the institution's name, {salted}"
+    told = {'text': 'free text, in the records too', 'mask': 'name of a file', 'signal': 'name of a file'}
+    return out | {k: told.get(k, 'as the table or the folders say') for k in (types if items else ())}
+
+  def check_train(self, pairs: set[tuple[Any, Any]]) -> None:
+    """Raises a UserError where chance left train without a subject; pairs are (subject, split)."""
+    if pairs and self.shares[0] > 0 and not self.plan.given and not any(split == 'train' for _, split in pairs):
+      raise UserError(f'none of {len(pairs)} subjects fell into train: give more subjects, other splits or another '
+                      'seed')
+
+
+def _of_parts(item: Item) -> list[Any]:
+  """How the channels of an item lie in its files, for the fingerprint."""
+  parts = item.parts
+  return [parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else []
+
+
+def lay_out(
+    inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
+    labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
+    volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, layout: str = benchmarks.AUTO,
+    **reading: Any,
+) -> Layout:
+  """Walks the inputs and reads headers of files that are grouped. See `prepare` for the arguments.
+
+  Raises:
+    UserError: nothing to read, a bad table or option, a subject in two splits.
+  """
+  options = _options(channels, volumes, reading)
+  shares = _fractions(splits)
+  if made := made_of(inputs):
+    if table or labels_from_folders or subject_pattern or channels:
+      raise UserError(f'the {made} corpus takes no table, labels, subject pattern or channels: {made!r} stands alone')
+    plan = Plan([], types=_MADE[made], given=True, note=synthetic.told(seed) if made == 'synthetic' else '')
+    return Layout(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
+  plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
+  given = given_splits(plan.items)
+  plan.given = any(i.split for i in plan.items)
+  subject = lambda i: i.subject or ''
+  plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or split_of(subject(i), seed, shares))
+                for i in plan.items]
+  laid_out = Layout(plan, blocks.cut(plan.items, options, plan.types), options, shares)
+  laid_out.check_train({(i.subject, i.split) for i in plan.items})
+  return laid_out
+
+
+def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
+  """The split of a subject: a uniform number from SHA-256 of 'seed:subject' against cumulated fractions."""
+  digest = hashlib.sha256(f'{seed}:{subject}'.encode()).digest()
+  u = int.from_bytes(digest[:8], 'big') / 2**64
+  return 'train' if u < splits[0] else 'val' if u < splits[0] + splits[1] else 'test'
+
+
+def made_of(inputs: Sequence[str | os.PathLike]) -> str:
+  """The word that stands for a corpus that comes with the package, 'demo' or 'synthetic', '' for folders and files."""
+  word = str(inputs[0]) if len(inputs) == 1 else ''
+  return word if word in _MADE and not os.path.exists(word) else ''
+
+
+def _options(channels: Sequence[str] | None, volumes: str, reading: dict[str, Any]) -> readers.Options:
+  names = [f.name for f in dataclasses.fields(readers.Options)]
+  for name in reading:
+    choose('option of prepare', name, names)
+  return readers.Options(_channel_names(channels), volumes, **reading)
+
+
+def _channel_names(channels: Sequence[str] | None) -> tuple[str, ...] | None:
+  if channels is None:
+    return None
+  names = tuple(str(c) for c in channels)
+  if not names or len(set(names)) != len(names) or not all(names):
+    raise UserError(f'channels are {", ".join(names) or "empty"}: expected distinct names')
+  return names
+
+
+def _fractions(splits: Sequence[float]) -> tuple[float, float, float]:
+  values = tuple(float(s) for s in splits)
+  if len(values) != 3 or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+    raise UserError(f'splits are {", ".join(map(str, splits))}: expected three fractions (train, val, test) '
+                    'that sum to 1')
+  return values

@@ -1,0 +1,77 @@
+"""What `prepare` would do, from names and headers (of slides: the coarsest level); nothing is written."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxmed.data import readers
+from jaxmed.data.prepare.items import Item, one_line
+from jaxmed.data.prepare.preparation import Layout, lay_out
+from jaxmed.data.readers.shaping import count
+from jaxmed.errors import UserError
+
+
+def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **options: Any) -> dict[str, Any]:
+  """Lays a corpus out and counts. See `prepare` for the arguments, except those of writing.
+
+  Returns:
+    out; formats (items of each), items, groups, files, bytes, blocks; subjects; splits (items and subjects of each);
+    records (how many the headers tell of, before min_content) and untold (items cropped before they are cut); rejects
+    ([path, reason] of what is known to be bad already); empty, ignored, not_in_table.
+
+  Raises:
+    UserError: as `prepare` does before it reads.
+  """
+  layout = lay_out(inputs, out, **options)
+  plan = layout.plan
+  formats: Counter[str] = Counter()
+  records, untold, rejects = 0, 0, list(plan.rejects)
+  for item in plan.items:
+    try:
+      formats[item.group.kind if item.group else readers.kind(item.file)] += 1  # of parts: the first one's
+      told = expected(item, layout.options)
+    except UserError:
+      raise
+    except Exception as e:  # decoders raise anything at all for damaged headers
+      rejects.append((item.rel, one_line(e)))
+      continue
+    records, untold = records + (told or 0), untold + (told is None)
+  return {
+    'out': str(out), 'formats': dict(sorted(formats.items())), 'items': len(plan.items),
+    'groups': sum(i.group is not None for i in plan.items),
+    'files': sum(len(i.group.files) if i.group else 1 for i in plan.items),
+    'bytes': sum(i.size for i in plan.items), 'blocks': len(layout.tasks),
+    'subjects': len({i.subject for i in plan.items}), 'splits': _splits(layout), 'records': records, 'untold': untold,
+    'rejects': [list(r) for r in rejects], 'empty': len(plan.empty), 'ignored': plan.ignored,
+    'not_in_table': plan.not_in_table,
+  }
+
+
+def expected(item: Item, options: readers.Options) -> int | None:
+  """How many records an item gives, before `options.min_content`; None where its pixels decide that.
+
+  Raises:
+    ValueError, or whatever a decoder raises: the header is damaged.
+  """
+  outlines = _outlines(item, options)
+  total = 0
+  for record in outlines:
+    number = count(record, options)
+    if number is None:
+      return None
+    total += number
+  return total
+
+
+def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:
+  if item.group is not None:
+    return readers.outline_group(item.group, options)
+  return readers.outline_parts(item.parts, options) if item.parts else readers.outline(item.file, options)
+
+
+def _splits(layout: Layout) -> dict[str, dict[str, int]]:
+  items = layout.plan.items
+  counts = Counter(i.split or '' for i in items)
+  subjects = Counter(split for split, _ in {(i.split or '', i.subject) for i in items})
+  return {s: {'items': n, 'subjects': subjects[s]} for s, n in sorted(counts.items())}

@@ -1,0 +1,140 @@
+"""Which reader takes a file: reading a file, a group, parts or a mask, whatever its format."""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+
+import numpy as np
+
+from jaxmed.data.readers import shaping
+from jaxmed.data.readers.companions import labels
+from jaxmed.data.readers.types import DEFAULT, Group, Options, Parts, Record, check_pixels, kind
+from jaxmed.errors import UserError
+
+
+def read(path: str | os.PathLike, options: Options = DEFAULT, mask: str | os.PathLike | None = None,
+         ) -> Iterator[Record]:
+  """Yields the records of one file, with the mask that another file holds. See the module's docstring for a record's
+  fields.
+
+  Raises:
+    ValueError: the file is empty, of no known format, holds no finite pixels, or has another number of
+      channels than `options.channels` names; the mask does not fit. Decoders raise their own errors for damaged files.
+    UserError: the package that decodes this format is not installed.
+  """
+  yield from _checked(_reader(kind(path)).read(path, options), options, mask)
+
+
+def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
+  """Yields what the reader of a file would, from its header: images are stand-ins (see `stand_in`), not yet cut.
+
+  Raises as `read` does, for a damaged header."""
+  yield from _reader(kind(path)).outline(path, options)
+
+
+def outline_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
+  """`outline` of a group."""
+  yield from _reader(group.kind).outline_group(group, options)
+
+
+def groups(
+    kind: str, paths: Iterable[pathlib.Path], root: str | os.PathLike, options: Options = DEFAULT,
+) -> tuple[list[Group], list[tuple[pathlib.Path, str]]]:
+  """Sorts files of one kind of GROUPED into groups, by their headers.
+
+  Args:
+    kind: a member of GROUPED.
+    paths: files, in any order.
+    root: the folder that they were found under; not looked at by the readers there are.
+    options: `salt` is used.
+
+  Returns:
+    Groups, in an order that does not depend on that of the paths, and (path, reason) for each file that is in none.
+  """
+  found, rejects = _reader(kind).groups(sorted(paths), root, options)
+  return sorted(found, key=lambda g: (g.subject, g.name)), sorted(rejects)
+
+
+def read_group(group: Group, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
+  """Yields the records of a group. Raises as `read` does."""
+  yield from _checked(_reader(group.kind).read_group(group, options), options, mask)
+
+
+def read_parts(parts: Parts, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
+  """Yields the images of some files whose channels a layout names. Raises as `read` does."""
+  yield from _checked(_reader('parts').read_parts(parts, options), options, mask)
+
+
+def outline_parts(parts: Parts, options: Options = DEFAULT) -> Iterator[Record]:
+  """`outline` of `read_parts`."""
+  yield from _reader('parts').outline_parts(parts, options)
+
+
+def digest_rows(parts: Parts) -> str:
+  """The hash of some rows of a file."""
+  return _reader('parts').digest(parts)
+
+
+def reader_of(path: str | os.PathLike) -> ModuleType:
+  """The module that reads a file."""
+  return _reader(kind(path))
+
+
+def _reader(kind: str) -> ModuleType:
+  return importlib.import_module(f'jaxmed.data.readers.{kind}')
+
+
+def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLike | None) -> Iterator[Record]:
+  try:
+    masks = read_masks(mask, options) if mask is not None else []
+    yield from shaping.shaped(_named(records, options), options, masks)
+  except MemoryError as e:
+    raise ValueError(f'needs more memory than there is ({e})') from e
+  except Exception as e:
+    if str(e).strip() and not isinstance(e, AssertionError):
+      raise
+    raise ValueError(f'is damaged: {type(e).__name__} in its decoder') from e  # decoders do not always find words
+
+
+def _named(records: Iterable[Record], options: Options) -> Iterator[Record]:
+  for record in records:
+    yield record | {'image': check_pixels(record['image']), 'channels': _name_channels(record, options)}
+
+
+def _name_channels(record: Record, options: Options) -> list[str]:
+  count = record['image'].shape[-1]
+  if options.channels is None:
+    return list(record['channels'])
+  if len(options.channels) != count:
+    raise ValueError(f'has {count} channels, but {len(options.channels)} names were given '
+                     f'({", ".join(options.channels)})')
+  return list(options.channels)
+
+
+def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
+  """The whole images of a mask's file, turned as the image is: `image` [*grid] of integers. Their mismatch with the
+  image is found by `masked`. Of a PNG with a palette they are the numbers of the colours.
+
+  Raises:
+    ValueError: more than one value a pixel, or values that are no integers; and as readers.read does.
+  """
+  plain = dataclasses.replace(options, channels=None, volumes='whole', spacing=None, crop='none', min_content=0.0,
+                              slides='auto')
+  try:
+    found = _palette(path) if kind(path) == 'image' else []
+    found = found or list(read(path, plain))
+    return [r | {'image': labels(r['image'])} for r in found]
+  except Exception as e:
+    if isinstance(e, UserError):
+      raise
+    raise ValueError(f'mask: {e}') from e
+
+
+def _palette(path: str | os.PathLike) -> list[Record]:
+  from PIL import Image
+
+  with Image.open(path) as handle:
+    return [{'image': np.asarray(handle)[..., None], 'spacing': None}] if handle.mode == 'P' else []

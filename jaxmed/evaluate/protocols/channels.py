@@ -1,0 +1,220 @@
+"""How an encoder fares with fewer channels: every subset of them, as in the tables of ChannelViT (arXiv 2309.16108).
+
+Probes are fitted once, on training rows with all their channels, and asked of test rows that show a subset.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmed.errors import UserError, choose
+from jaxmed.evaluate import metrics
+from jaxmed.evaluate.protocols.classify import METHODS, Task, chance_of, encoded, make_task, plain, probe_scores
+from jaxmed.evaluate.report.tables import text_row
+
+SUBSETS = 255  # all of eight channels
+_BYTES = 1 << 28  # features of subsets that a probe is asked of at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What one probe says of one subset: value and interval of each metric, and the resamples [R] behind them."""
+
+  subset: tuple[str, ...]
+  intervals: dict[str, dict[str, float]]
+  drawn: dict[str, np.ndarray]
+
+
+def evaluate_channels(encoder: Any, source: Any, label: str, *, subsets: int = SUBSETS, feature: str = 'mean',
+                      batch_size: int = 64, seed: int = 0, draws: int = 1000) -> dict[str, Any]:
+  """Scores of frozen features against the channels that test images show.
+
+  Args:
+    encoder: has `embed_subsets(source, subsets, batch_size, feature)` too, see `Encoder`; the rest as of
+      `run.evaluate`.
+    subsets: how many are tried at most: all of them where there are no more, else each channel alone, all together,
+      and a random sample of the others, as many of each size as there is room for.
+  Returns:
+    A dict ready for JSON: label, feature, channels, subsets {'tried', 'of'}, rows, chance, notes, and for each method
+    in `methods`: subsets [{channels, metrics}], counts [{channels: n, subsets, metrics, low and high subset}], shapley
+    {channel: {metric: {value, low, high}}}. A count's metric is the mean over its subsets. Intervals are 95 % by
+    bootstrap over test subjects, the same resamples for all subsets.
+  Raises:
+    UserError: as of `run.evaluate`; fewer than two channels; no test row that has all of them.
+  """
+  task = make_task(source, label, seed)
+  task, names, notes = common_rows(task)
+  tried = chosen_subsets(names, subsets, np.random.default_rng(seed))
+  whole = 2 ** len(names) - 1
+  if len(tried) < whole:
+    notes.append(f'{len(tried)} of {whole} subsets were tried: each channel alone, all, and a random sample')
+  train = encoded(encoder, task, feature, batch_size, 'trained', splits=('train', 'val'))
+  shown = encoder.embed_subsets(task.test.source, tried, batch_size, feature)  # [S, M, D]
+  chance = chance_of(task)
+  found = {}
+  for method in METHODS:
+    scores = _asked(method, train, shown, task)
+    outcomes = [_outcome(subset, s, task, draws, seed) for subset, s in zip(tried, scores, strict=True)]
+    found[method] = _summary(outcomes, names, chance)
+  return {'label': label, 'feature': feature, 'channels': list(names), 'subsets': {'tried': len(tried), 'of': whole},
+          'rows': len(task.test.y), 'chance': chance, 'methods': found, 'notes': notes, 'draws': draws, 'seed': seed}
+
+
+def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
+            nothing: float) -> dict[str, np.ndarray]:
+  """What each channel contributes, of values of subsets (arrays of one shape) and that of no channel.
+
+  The weighted least squares of Lundberg and Lee (arXiv 1705.07874, theorem 2): Shapley's own values where every subset
+  is there, an estimate where there is a sample. They add up to the value of all channels less `nothing`.
+  """
+  count = len(names)
+  proper = [s for s in values if 0 < len(s) < count]
+  total = np.asarray(values[tuple(names)], np.float64) - nothing
+  if count == 1 or not proper:
+    return {name: total / count for name in names}
+  member = np.array([[name in s for name in names] for s in proper], np.float64)  # [S, C]
+  weight = np.array([(count - 1) / (math.comb(count, len(s)) * len(s) * (count - len(s))) for s in proper])
+  gain = np.stack([np.asarray(values[s], np.float64) - nothing for s in proper])  # [S, ...]
+  # The last channel takes what is left of the total, which frees the others.
+  a = member[:, :-1] - member[:, -1:]
+  b = gain - member[:, -1].reshape(-1, *[1] * total.ndim) * total
+  root = np.sqrt(weight)
+  first = np.linalg.lstsq(a * root[:, None], (b.reshape(len(b), -1) * root[:, None]), rcond=None)[0]
+  first = first.reshape(count - 1, *total.shape)
+  return dict(zip(names, [*first, total - first.sum(axis=0)], strict=True))
+
+
+def common_rows(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
+  """The task with the test rows that have every channel of any test row, and those channels."""
+  source = task.test.source
+  rows = source.table.column('channels').to_pylist()
+  names = tuple(dict.fromkeys(name for row in rows for name in row))
+  keep = np.array([len(set(row)) == len(names) for row in rows])
+  if len(names) < 2:
+    raise UserError(f'the test rows have the channel {", ".join(names)} alone: there are no subsets to compare')
+  if not keep.any():
+    raise UserError(f'no test row has all of the channels {", ".join(names)}: subsets can only be compared on the same '
+                    'rows')
+  notes = list(task.notes)
+  if not keep.all():
+    notes.append(f'{np.count_nonzero(~keep)} of {len(keep)} test rows lack some of the channels and are left out')
+    part = dataclasses.replace(task.test, source=source.keep(keep), y=task.test.y[keep],
+                               subjects=task.test.subjects[keep])
+    task = dataclasses.replace(task, test=part)
+  return task, names, notes
+
+
+def chosen_subsets(names: Sequence[str], most: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+  """Subsets in order of size; all, or singles, the whole and a sample that takes turns among the sizes between."""
+  count = len(names)
+  if 2**count - 1 <= most:
+    return [s for k in range(1, count + 1) for s in itertools.combinations(names, k)]
+  if most < count + 1:
+    raise UserError(f'--subsets {most} is too few: each of {count} channels alone and all together are {count + 1}')
+  chosen = {s for k in (1, count) for s in itertools.combinations(range(count), k)}
+  sizes = itertools.cycle(range(2, count))
+  full: set[int] = set()
+  while len(chosen) < most and len(full) < count - 2:
+    k = next(sizes)
+    if sum(len(s) == k for s in chosen) >= math.comb(count, k):
+      full.add(k)
+      continue
+    fresh = tuple(sorted(rng.choice(count, k, replace=False).tolist()))
+    while fresh in chosen:
+      fresh = tuple(sorted(rng.choice(count, k, replace=False).tolist()))
+    chosen.add(fresh)
+  return [tuple(names[i] for i in s) for s in sorted(chosen, key=lambda s: (len(s), s))]
+
+
+def _asked(method: str, train: dict[str, np.ndarray], shown: np.ndarray, task: Task) -> np.ndarray:
+  """Scores [S, M, K] of a probe that is fitted once for as many subsets as memory allows together."""
+  count, rows, width = shown.shape
+  step = max(1, _BYTES // (rows * width * 4))
+  parts = []
+  for i in range(0, count, step):
+    part = shown[i : i + step]
+    scores = probe_scores(method, train | {'test': part.reshape(-1, width)}, task)[0]
+    parts.append(scores.reshape(len(part), rows, -1))
+  return np.concatenate(parts)
+
+
+def _outcome(subset: tuple[str, ...], scores: np.ndarray, task: Task, draws: int, seed: int) -> Outcome:
+  ask: dict[str, Any] = dict(draws=draws, seed=seed, auroc_classes=task.known)
+  y, subjects = task.test.y, task.test.subjects
+  drawn = metrics.resampled(y, scores, subjects, **ask)
+  return Outcome(subset, metrics.summarised(metrics.score(y, scores, task.known), drawn), drawn)
+
+
+def _summary(outcomes: list[Outcome], names: tuple[str, ...], chance: dict[str, float]) -> dict[str, Any]:
+  """One method's results, see `evaluate_channels`."""
+  counts = []
+  for n in range(1, len(names) + 1):
+    of = [o for o in outcomes if len(o.subset) == n]
+    if not of:
+      continue
+    mean = {m: float(np.mean([o.intervals[m]['value'] for o in of])) for m in metrics.METRICS}
+    drawn = {m: np.mean([o.drawn[m] for o in of], axis=0) for m in metrics.METRICS}
+    ranked = sorted(of, key=lambda o: o.intervals['accuracy']['value'])
+    counts.append({'channels': n, 'subsets': len(of), 'metrics': plain(metrics.summarised(mean, drawn)),
+                   'worst': list(ranked[0].subset), 'best': list(ranked[-1].subset),
+                   'worst_accuracy': ranked[0].intervals['accuracy']['value'],
+                   'best_accuracy': ranked[-1].intervals['accuracy']['value']})
+  shares: dict[str, dict[str, Any]] = {name: {} for name in names}
+  for m in metrics.METRICS:
+    value = shapley(names, {o.subset: np.asarray(o.intervals[m]['value']) for o in outcomes}, chance[m])
+    drawn = shapley(names, {o.subset: o.drawn[m] for o in outcomes}, chance[m])
+    for name in names:
+      shares[name] |= plain(metrics.summarised({m: float(value[name])}, {m: drawn[name]}))
+  subsets = [{'channels': list(o.subset), 'metrics': plain(o.intervals)} for o in outcomes]
+  return {'subsets': subsets, 'counts': counts, 'shapley': shares}
+
+
+def csv_rows(results: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+  """A row for each encoder, method, subset and metric."""
+  out = [['encoder', 'method', 'count', 'channels', 'metric', 'value', 'low', 'high']]
+  for encoder, result in results.items():
+    for method, found in result['methods'].items():
+      for row in found['subsets']:
+        for metric, cell in row['metrics'].items():
+          numbers = ['' if cell[k] is None else f'{cell[k]:.6g}' for k in ('value', 'low', 'high')]
+          out.append([encoder, method, str(len(row['channels'])), '+'.join(row['channels']), metric, *numbers])
+  return out
+
+
+def text_table(results: Mapping[str, dict[str, Any]], metric: str = 'accuracy') -> str:
+  """Encoders side by side: the metric against the number of channels, the worst and best subset, the contributions."""
+  choose('metric', metric, metrics.METRICS)
+  first = next(iter(results.values()))
+  cell = lambda c: f'{c["value"]:.3f}' + ('' if c['low'] is None else f' [{c["low"]:.3f}, {c["high"]:.3f}]')
+  lines = []
+  for method in first['methods']:
+    many = {name: r['methods'][method] for name, r in results.items()}
+    table = [['channels', 'subsets', *many]]
+    for i, count in enumerate(first['methods'][method]['counts']):
+      table.append([str(count['channels']), str(count['subsets']),
+                    *(cell(f['counts'][i]['metrics'][metric]) for f in many.values())])
+    lines += [f'{method}, {metrics.LABELS[metric]} (mean over subsets)', *_aligned(table), '']
+    for name, found in many.items():
+      worst = min(found['subsets'], key=lambda s: s['metrics'][metric]['value'])
+      best = max(found['subsets'], key=lambda s: s['metrics'][metric]['value'])
+      told = '; '.join(f'{word} {"+".join(s["channels"])} {s["metrics"][metric]["value"]:.3f}'
+                       for word, s in (('worst', worst), ('best', best)))
+      lines.append(f'{name}: {told}')
+    table = [['contribution', *many]]
+    table += [[c, *(cell(f['shapley'][c][metric]) for f in many.values())] for c in first['channels']]
+    lines += ['', *_aligned(table), '']
+  tried = first['subsets']
+  lines.append(f'Label {first["label"]!r}, {first["rows"]} test rows, {tried["tried"]} of {tried["of"]} subsets; '
+               f'chance {first["chance"][metric]:.3f}. Probes were fitted on training rows with all their channels. A '
+               "channel's contribution is its Shapley value.")
+  lines += [f'Note: {note}.' for note in dict.fromkeys(n for r in results.values() for n in r['notes'])]
+  return '\n'.join(lines)
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+  width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+  return [text_row(row, width) for row in table]

@@ -1,0 +1,103 @@
+"""ResNet with the stride in the 3x3 convolution (He et al. 2016; 'v1.5'), as timm and torchvision have it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmed.models.layers.convolution import Conv, Hierarchical, flat_features, keep, normalise, path_rates
+from jaxmed.models.layers.convolution import drop_path as drop
+from jaxmed.models.layers.norm import BatchNorm
+from jaxmed.models.layers.tokens import Features
+
+# timm 1.0.31, resnet.py; 'micro' is ours, for images of 48 to 96 pixels on a few CPU cores.
+SIZES: dict[str, dict] = {
+    'resnet_micro': dict(depths=(1, 1, 1, 1), dims=(32, 64, 128, 256), stem_width=32, stem_kernel=3, max_pool=False),
+    'resnet18': dict(depths=(2, 2, 2, 2)),
+    'resnet34': dict(depths=(3, 4, 6, 3)),
+    'resnet50': dict(depths=(3, 4, 6, 3), bottleneck=True),
+    'resnet101': dict(depths=(3, 4, 23, 3), bottleneck=True),
+    'resnet152': dict(depths=(3, 8, 36, 3), bottleneck=True),
+}
+
+
+class ResNet(Hierarchical):
+  """ResNet in two or three dimensions; every batch norm's scale starts at one, as torchvision's.
+
+  Attributes:
+    bottleneck: blocks of 1x1, 3x3, 1x1 with four times the width outside, instead of two 3x3.
+    stem_width, stem_kernel, stem_stride, max_pool: the first convolution, and whether a 3x3 max-pool of stride 2
+      follows. The form for small images (CIFAR's in solo-learn) is stem_kernel=3, stem_stride=1, max_pool=False.
+  """
+
+  depths: tuple[int, ...] = (2, 2, 2, 2)
+  dims: tuple[int, ...] = (64, 128, 256, 512)
+  bottleneck: bool = False
+  stem_width: int = 64
+  stem_kernel: int = 7
+  stem_stride: int = 2
+  max_pool: bool = True
+
+  @property
+  def embed_dim(self) -> int:
+    """Channels of the last map."""
+    return self.dims[-1] * (4 if self.bottleneck else 1)
+
+  @property
+  def patch_size(self) -> tuple[int, ...]:
+    """The total stride along each axis."""
+    return (self.stem_stride * (1 + self.max_pool) * 2 ** (len(self.depths) - 1),) * len(self.image_size)
+
+  def stem(self, image: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
+    half, dtype = self.stem_kernel // 2, self.compute
+    x = Conv(self.stem_width, self.stem_kernel, self.stem_stride, half, False, 'fan_out', dtype, name='conv1')(image)
+    x = jax.nn.relu(normalise(BatchNorm(dtype=dtype, name='bn1'), x, visible, train))
+    return keep(max_pool(x), visible) if self.max_pool else x
+
+  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
+    rates = path_rates(self.drop_path, self.depths)
+    for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
+      for j in range(depth):
+        block = Block(dim, 2 if i and not j else 1, self.bottleneck, train and self.drop_path > 0, self.compute,
+                      name=f'layer{i + 1}_{j}')
+        x = block(x, rates[i][j], visible, train)
+    return x
+
+  def head(self, x: jax.Array, visible: jax.Array | None) -> Features:
+    return flat_features(x, visible)
+
+
+class Block(nn.Module):
+  """Residual block of two convolutions, or of three with a bottleneck; zero in hidden places throughout."""
+
+  dim: int
+  stride: int
+  bottleneck: bool
+  drop: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, rate: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
+    out = self.dim * (4 if self.bottleneck else 1)
+
+    def unit(y, features, kernel, stride, names):
+      y = Conv(features, kernel, stride, kernel // 2, False, 'fan_out', self.dtype, name=names[0])(y)
+      return normalise(BatchNorm(dtype=self.dtype, name=names[1]), y, visible, train)
+
+    layers = [(self.dim, 1, 1), (self.dim, 3, self.stride), (out, 1, 1)] if self.bottleneck else [
+        (self.dim, 3, self.stride), (out, 3, 1)]
+    y = x
+    for i, layer in enumerate(layers, 1):
+      y = unit(jax.nn.relu(y) if i > 1 else y, *layer, (f'conv{i}', f'bn{i}'))
+    if self.stride > 1 or x.shape[-1] != out:
+      x = unit(x, out, 1, self.stride, ('down_conv', 'down_bn'))
+    if self.drop:
+      y = drop(y, rate, self.make_rng('dropout'))
+    return jax.nn.relu(x + y)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """Maximum over 3 x 3 windows with stride 2 and one place of padding: x [B, *size, D] -> [B, *size / 2, D]."""
+  rank = x.ndim - 2
+  around = [(0, 0), *[(1, 1)] * rank, (0, 0)]
+  return lax.reduce_window(x, -jnp.inf, lax.max, (1, *(3,) * rank, 1), (1, *(2,) * rank, 1), around)

@@ -1,0 +1,253 @@
+"""Vision transformer on a token grid of any rank (Dosovitskiy et al. 2021), in timm's vocabulary."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.models.layers import positions as pos
+from jaxmed.models.layers.channel_attention import Layout
+from jaxmed.models.layers.tokens import Features, Tokens, drop_channels, grid_of, patchify
+from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
+
+POSITIONS = ('learned', 'sincos', 'rope', 'none')
+
+
+class ViT(nn.Module):
+  """One token a patch; the fields are the config.
+
+  Attributes:
+    image_size: native size, (H, W), (D, H, W) or (T, H, W); its rank is the rank of every input.
+    patch_size: same rank; need not be the same along each axis.
+    in_channels: channels of the input, in one fixed order.
+    num_registers, no_embed_class: as timm's `reg_tokens` and `no_embed_class`.
+    layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
+    pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.
+    pos_interpolation: how a learned or fixed table follows other sizes, see `positions.resample`.
+    mask_token: whether there is a learned token that `hidden` patches are replaced by; methods that hide patches
+      from the encoder set it.
+    rope_shift, rope_jitter, rope_rescale: random changes of rotary coordinates in training, see
+      `positions.augment`; 0 for none.
+    local_norm: whether the class token and registers of `local` crops have a final norm of their own; of use in
+      training only, so no product has one (DINOv3).
+    attention: 'auto', or 'flash' for the accelerator's own kernel where there is one, see `kernels.attention`.
+    packing: 0, or how many rows hold the tokens of samples that have fewer than others (channels, image size), as a
+      share of the samples, see `Transformer.together`.
+    dtype: 'float32' or 'bfloat16' compute; parameters are float32.
+  """
+
+  image_size: tuple[int, ...] = (224, 224)
+  patch_size: tuple[int, ...] = (16, 16)
+  in_channels: int = 3
+  embed_dim: int = 384
+  depth: int = 12
+  num_heads: int = 6
+  mlp_ratio: float = 4.0
+  mlp: str = 'gelu'
+  qkv_bias: bool = True
+  class_token: bool = True
+  num_registers: int = 0
+  no_embed_class: bool = False
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
+  pos: str = 'learned'
+  pos_interpolation: str = 'antialias'
+  rope_base: float = 100.0
+  rope_shift: float = 0.0
+  rope_jitter: float = 0.0
+  rope_rescale: float = 0.0
+  kernel_init: str = 'trunc_normal'
+  mask_token: bool = False
+  local_norm: bool = False
+  remat: str = 'none'
+  attention: str = 'auto'
+  packing: float = 0.0
+  dtype: Any = 'float32'
+
+  per_channel = False  # one token a patch, all channels together
+  takes_sizes = True  # images of several sizes in a batch, see `embed_patches`
+
+  def setup(self):
+    compute = jnp.dtype(self.dtype)
+    name = nn.with_logical_partitioning
+    self.patch_embed = Dense((self.embed_dim,), ('patch', 'embed'), True, self.kernel_init, compute)
+    table = lambda axis: name(nn.initializers.truncated_normal(0.02), (axis, 'embed'))
+    if self.class_token:
+      self.cls_token = self.param('cls_token', table(None), (1, self.embed_dim), jnp.float32)
+    if self.num_registers:
+      self.register_tokens = self.param(
+          'register_tokens', table(None), (self.num_registers, self.embed_dim), jnp.float32)
+    if self.mask_token:
+      self.mask = self.param('mask_token', table(None), (1, self.embed_dim), jnp.float32)
+    if self.pos == 'learned':
+      count = math.prod(grid_of(self.image_size, self.patch_size))
+      self.pos_embed = self.param(
+          'pos_embed', table('positions'), (count + self._embedded_prefix, self.embed_dim), jnp.float32)
+    self.transformer = Transformer(
+        self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
+        self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens)
+    self.norm = LayerNorm(compute)
+    if self.local_norm:
+      self.norm_local = LayerNorm(compute)
+
+  @property
+  def num_prefix_tokens(self) -> int:
+    """Class token and registers, which come before the patches."""
+    return int(self.class_token) + self.num_registers
+
+  @property
+  def _embedded_prefix(self) -> int:
+    return 0 if self.no_embed_class else self.num_prefix_tokens
+
+  def _position_table(self, grid: tuple[int, ...]) -> jax.Array:
+    """Positions [N, D] of the patches of a grid; zeros where positions are not added to tokens."""
+    if self.pos not in ('learned', 'sincos'):
+      return jnp.zeros((1, self.embed_dim))
+    native = grid_of(self.image_size, self.patch_size)
+    if self.pos == 'learned':
+      table = self.pos_embed[self._embedded_prefix :]
+    else:
+      table = jnp.asarray(pos.sincos(native, self.embed_dim))
+    return table if grid == native else pos.resample(table, native, grid, self.pos_interpolation)
+
+  def _own_positions(self, grid: tuple[int, ...], own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions [B, N, D] of samples with grids of their own [B, rank] in the corner of `grid`.
+
+    Twice: as they are resampled, and as they are at the native size (which is not resampled everywhere).
+    """
+    if self.pos not in ('learned', 'sincos'):
+      return self._position_table(grid)[None], self._position_table(grid)[None]
+    native = grid_of(self.image_size, self.patch_size)
+    table = self._position_table(native)
+    resampled = pos.resample_each(table, native, own, grid, self.pos_interpolation)
+    corner = tuple(min(a, b) for a, b in zip(native, grid, strict=True))
+    kept = table.reshape(*native, -1)[tuple(slice(n) for n in corner)]
+    kept = jnp.pad(kept, [(0, b - a) for a, b in zip(corner, grid, strict=True)] + [(0, 0)])
+    kept = kept.reshape(resampled.shape[1:])
+    return resampled, jnp.where((own == jnp.asarray(native)).all(axis=1)[:, None, None], kept, resampled)
+
+  def _coordinates(self, grid: tuple[int, ...], own: jax.Array | None = None) -> jax.Array | None:
+    if self.pos != 'rope':
+      return None
+    return jnp.asarray(pos.coordinates(grid))[None] if own is None else pos.own_coordinates(own, grid)
+
+  def embed_patches(self, image: jax.Array, channels: jax.Array | None = None,
+                    channel_mask: jax.Array | None = None, hidden: jax.Array | None = None,
+                    sizes: jax.Array | None = None) -> Tokens:
+    """Embeds images [B, *size, C], normalised float, as patch tokens with positions.
+
+    `channels` is not used: the order is fixed. Channels that `channel_mask` [B, C] rules out are zeroed and the
+    rest scaled by C / n, the ViT baseline of ChannelViT's authors. Patches that are `hidden` [B, N] become the mask
+    token, at their own positions. `sizes` [B, rank] are pixels of each image, multiples of the patch, in the corner of
+    its array: its tokens are those that it would have alone.
+    """
+    del channels
+    image = drop_channels(image, channel_mask)
+    grid = grid_of(image.shape[1:-1], self.patch_size)
+    image, own, valid = self._cropped(image, grid, sizes)
+    x = self._hide(self.patch_embed(patchify(image, self.patch_size)), hidden)  # [B, N, D]
+    where = self._position_table(grid) if own is None else self._own_positions(grid, own)[1]
+    return Tokens(x + where.astype(x.dtype), valid, self._coordinates(grid, own))
+
+  def _cropped(self, image: jax.Array, grid: tuple[int, ...], sizes: jax.Array | None
+               ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Images without what lies outside of their `sizes`, their grids [B, rank], and the cells in those [B, N]."""
+    if sizes is None:
+      return image, None, None
+    own = jnp.asarray(sizes, jnp.int32) // jnp.asarray(self.patch_size)
+    for axis in range(len(grid)):  # which may hold anything, NaN included
+      place = jnp.arange(image.shape[1 + axis]).reshape(-1, *[1] * (image.ndim - 2 - axis))
+      image = jnp.where(place < sizes[:, axis].reshape(-1, *[1] * (image.ndim - 1)), image, 0)
+    return image, own, pos.inside(own, grid)
+
+  def _hide(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:
+    """x [..., D] with the mask token where `hidden` [...]."""
+    return x if hidden is None else jnp.where(hidden[..., None], self.mask.astype(x.dtype), x)
+
+  def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = (), local: bool = False) -> Features:
+    """Runs prefix and patch tokens through the blocks and the final norm; `local` crops have `local_norm`."""
+    x, valid, angles = self._with_prefix(tokens, train)
+    return self._features(self.transformer(x, valid, angles, train, self._layout(grid)), tokens, grid, local)
+
+  def _layout(self, grid: tuple[int, ...]) -> Layout | None:
+    """How tokens of that grid attend to each other; None for all to all."""
+    del grid
+    return None
+
+  def together(self, groups: Sequence[dict], batch: int, train: bool = False) -> list[Features]:
+    """Features of several groups of images in one pass over the blocks, see `Transformer.together`.
+
+    groups: keyword arguments of `__call__`, of images [batch * V, *size, C], each sample's V views together.
+    """
+    embedded, starts, places = [], [], []
+    for group in groups:
+      known = {k: v for k, v in group.items() if k != 'local'}
+      embedded.append(self.embed_patches(**known))
+      starts.append(self._with_prefix(embedded[-1], train))
+      places.append((self._grid(group['image']), group.get('local', False)))
+    out = self.transformer.together(*zip(*starts, strict=True), batch, train, self._layout(places[0][0]))
+    return [self._features(x, tokens, *place) for x, tokens, place in zip(out, embedded, places, strict=True)]
+
+  def _grid(self, image: jax.Array) -> tuple[int, ...]:
+    grid = grid_of(image.shape[1:-1], self.patch_size)
+    return (image.shape[-1], *grid) if self.per_channel else grid
+
+  def _with_prefix(self, tokens: Tokens, train: bool) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Class token, registers and patches [B, N, D], which are valid [B, N], and their rotary angles."""
+    x, batch = tokens.x, tokens.x.shape[0]
+    prefix = [t for t in (getattr(self, 'cls_token', None) if self.class_token else None,
+                          self.register_tokens if self.num_registers else None) if t is not None]
+    count = self.num_prefix_tokens
+    valid, angles = tokens.valid, None
+    if count:
+      start = jnp.concatenate(prefix)
+      if self.pos == 'learned' and self._embedded_prefix:
+        start = start + self.pos_embed[:count]
+      start = jnp.broadcast_to(start.astype(x.dtype), (batch, count, x.shape[-1]))
+      x = jnp.concatenate([start, x], axis=1)
+      valid = None if valid is None else jnp.pad(valid, ((0, 0), (count, 0)), constant_values=True)
+    if tokens.position is not None:
+      where = tokens.position
+      if train and (self.rope_shift or self.rope_jitter or self.rope_rescale):
+        where = pos.augment(self.make_rng('dropout'), where, batch, self.rope_shift, self.rope_jitter,
+                            self.rope_rescale)
+      angles = pos.rotary_angles(where, self.embed_dim // self.num_heads, self.rope_base)
+      angles = jnp.pad(angles, ((0, 0), (count, 0), (0, 0)))  # prefix tokens are not rotated
+    return x, valid, angles
+
+  def _features(self, x: jax.Array, tokens: Tokens, grid: tuple[int, ...], local: bool) -> Features:
+    """Splits the blocks' output [B, N, D] after the final norm."""
+    x, count = self._final_norm(x, local), self.num_prefix_tokens
+    cls = x[:, 0] if self.class_token else None
+    registers = x[:, count - self.num_registers : count] if self.num_registers else None
+    return Features(cls, registers, x[:, count:], tokens.valid, grid)
+
+  def _final_norm(self, x: jax.Array, local: bool) -> jax.Array:
+    if not self.local_norm or not (local or self.is_initializing()):
+      return self.norm(x)
+    prefix, patches = jnp.split(x, [self.num_prefix_tokens], axis=1)
+    return jnp.concatenate([self.norm_local(prefix), self.norm(patches)], axis=1)
+
+  def __call__(self, image: jax.Array, channels: jax.Array | None = None,
+               channel_mask: jax.Array | None = None, train: bool = False,
+               hidden: jax.Array | None = None, local: bool = False, sizes: jax.Array | None = None) -> Features:
+    """Features of images [B, *size, C]; see `embed_patches` and `encode`."""
+    more = {} if sizes is None else {'sizes': sizes}
+    tokens = self.embed_patches(image, channels, channel_mask, hidden, **more)
+    return self.encode(tokens, train, self._grid(image), local)
+
+
+def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:
+  """A ViT's parameters for another native size: a learned table of positions is resampled as it is for such inputs."""
+  if 'pos_embed' not in params or len(image_size) != len(model.image_size):
+    return params
+  old, new = grid_of(model.image_size, model.patch_size), grid_of(image_size, model.patch_size)
+  if old == new:
+    return params
+  table = params['pos_embed']
+  prefix = table.shape[0] - math.prod(old)
+  grid = pos.resample(table[prefix:], old, new, model.pos_interpolation)
+  return params | {'pos_embed': jnp.concatenate([table[:prefix], grid])}

@@ -1,0 +1,337 @@
+"""What the convolutional and hierarchical encoders share: convolutions, masked input, the encoder's interface.
+
+Images and feature maps are [B, *size, C] (size of two or three axes), kernels [*kernel, C_in, C_out].
+
+Masked input (`hidden` patches at the final grid) comes in two forms. 'sparse' is SparK's (Tian et al. 2023;
+keyu-tian/SparK, encoder.py): hidden places are zero after every layer and left out of every statistic and of attention,
+so that visible ones see of them only zeros at their border. 'token' is SimMIM's (Xie et al. 2022): hidden pixels are
+zero, and after the stem hidden places are a learned token. Stems whose windows overlap see those zeros in both forms.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmed.errors import UserError, choose
+from jaxmed.models.layers import kernels
+from jaxmed.models.layers.norm import BatchNorm
+from jaxmed.models.layers.tokens import Features, drop_channels, grid_of, patchify
+
+MASKINGS = ('sparse', 'token')
+
+
+def enlarge(mask: jax.Array, size: tuple[int, ...]) -> jax.Array:
+  """Repeats a mask [B, *grid, 1] to [B, *size, 1]; the grid divides the size."""
+  for axis, n in enumerate(size, 1):
+    mask = jnp.repeat(mask, n // mask.shape[axis], axis=axis)
+  return mask
+
+
+def keep(x: jax.Array, visible: jax.Array | None) -> jax.Array:
+  """x [B, *size, C] with zeros where a patch is not `visible` [B, *grid, 1]; None keeps all."""
+  return x if visible is None else jnp.where(enlarge(visible, x.shape[1:-1]), x, 0)
+
+
+class Conv(nn.Module):
+  """Convolution [B, *size, C] -> [B, *size / stride, features], zero-padded as PyTorch does: `padding` at both ends.
+
+  Attributes:
+    kernel_init: 'trunc_normal' (std 0.02) or 'fan_out' (normal, variance 2 / fan_out: He et al. 2015).
+  """
+
+  features: int
+  kernel: int
+  stride: int = 1
+  padding: int = 0
+  use_bias: bool = True
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    rank = x.ndim - 2
+    axes = (None,) * (rank + 1) + ('embed',)
+    boxed = nn.with_logical_partitioning
+    shape = (*(self.kernel,) * rank, x.shape[-1], self.features)
+    kernel = self.param('kernel', boxed(conv_init(self.kernel_init), axes), shape, jnp.float32).astype(self.dtype)
+    x = convolve(x.astype(self.dtype), kernel, self.stride, self.padding)
+    if self.use_bias:
+      zeros = boxed(nn.initializers.zeros_init(), ('embed',))
+      x = x + self.param('bias', zeros, (self.features,), jnp.float32).astype(self.dtype)
+    return x
+
+
+class Depthwise(nn.Module):
+  """Convolution of each channel by itself, stride 1, odd kernel, same size: [B, *size, C] -> [B, *size, C]."""
+
+  kernel: int
+  use_bias: bool = True
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    rank, boxed = x.ndim - 2, nn.with_logical_partitioning
+    init = boxed(conv_init(self.kernel_init, groups=x.shape[-1]), (None,) * (rank + 1) + ('embed',))
+    kernel = self.param('kernel', init, (*(self.kernel,) * rank, 1, x.shape[-1]), jnp.float32).astype(self.dtype)
+    x = depthwise(x.astype(self.dtype), kernel)
+    if self.use_bias:
+      zeros = boxed(nn.initializers.zeros_init(), ('embed',))
+      x = x + self.param('bias', zeros, (x.shape[-1],), jnp.float32).astype(self.dtype)
+    return x
+
+
+def conv_init(name: str, groups: int = 1) -> nn.initializers.Initializer:
+  """Initialiser of a kernel [*kernel, C_in / groups, C_out]."""
+  if name == 'trunc_normal':
+    return nn.initializers.truncated_normal(0.02)
+
+  def fan_out(key, shape, dtype=jnp.float32):
+    return jax.random.normal(key, shape, dtype) * math.sqrt(2 * groups / math.prod((*shape[:-2], shape[-1])))
+
+  return fan_out
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+  """Convolution of x [B, *size, C] with kernel [*k, C, D]; as a matrix product where windows do not overlap."""
+  rank, width = x.ndim - 2, kernel.shape[0]
+  if width == 1 and not padding:
+    x = x[(slice(None), *(slice(None, None, stride),) * rank)]
+    return kernels.dense(x, kernel.reshape(kernel.shape[-2:]))
+  if width == stride and not padding:
+    grid = grid_of(x.shape[1:-1], (width,) * rank)
+    out = kernels.dense(patchify(x, (width,) * rank), kernel.reshape(-1, kernel.shape[-1]))
+    return out.reshape(x.shape[0], *grid, -1)
+  return lax.conv_general_dilated(x, kernel, (stride,) * rank, [(padding, padding)] * rank,
+                                  dimension_numbers=_layout(rank))
+
+
+def _layout(rank: int) -> tuple[str, str, str]:
+  space = 'DHW'[-rank:]
+  return f'N{space}C', f'{space}IO', f'N{space}C'
+
+
+@jax.custom_vjp
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Each channel of x [B, *size, C] with its own kernel [*k, 1, C], odd k, zero-padded to the same size.
+
+  XLA:CPU computes grouped convolutions some twenty times slower than this sum of shifted products in two dimensions.
+  """
+  if x.ndim != 4:
+    return _grouped(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=_shifted, default=_grouped)
+
+
+def _grouped(x, kernel):
+  rank, half = x.ndim - 2, kernel.shape[0] // 2
+  return lax.conv_general_dilated(x, kernel, (1,) * rank, [(half, half)] * rank, dimension_numbers=_layout(rank),
+                                  feature_group_count=x.shape[-1])
+
+
+def _padded(x, kernel):
+  half = kernel.shape[0] // 2
+  return jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+
+
+def _shifted(x, kernel):
+  """The sum of shifted products, a block of rows at a time.
+
+  The loop over the blocks is there because XLA:CPU would otherwise fuse the sum into its consumers, and compute it
+  again in each of them.
+  """
+  height, width = x.shape[1:3]
+  blocks = next((n for n in range(2, height + 1) if height % n == 0), 1)
+  rows, wide = height // blocks, _padded(x, kernel).astype(jnp.float32)
+
+  def block(i, out):
+    part = lax.dynamic_slice_in_dim(wide, i * rows, rows + kernel.shape[0] - 1, axis=1)
+    total = jnp.zeros((x.shape[0], rows, *x.shape[2:]), jnp.float32)
+    for down in range(kernel.shape[0]):
+      for right in range(kernel.shape[1]):
+        shifted = part[:, down : down + rows, right : right + width]
+        total = total + shifted * kernel[down, right, 0].astype(jnp.float32)
+    return lax.dynamic_update_slice_in_dim(out, total.astype(x.dtype), i * rows, axis=1)
+
+  return lax.fori_loop(0, blocks, block, jnp.zeros_like(x))
+
+
+def _kernel_gradient(x, kernel, g):
+  """Gradient of the kernel [k, k, 1, C]: for each row of it a product of matrices a channel, whose diagonals count."""
+  (_, height, width, channels), k = x.shape, kernel.shape[0]
+  wide = _padded(x, kernel).transpose(3, 2, 1, 0)  # [C, W + k - 1, H + k - 1, B]
+  g = g.transpose(3, 2, 1, 0).reshape(channels, width, -1)  # [C, W, H * B]
+
+  def row(_, down):
+    part = lax.dynamic_slice_in_dim(wide, down, height, axis=2).reshape(channels, width + k - 1, -1)
+    return None, jnp.einsum('cvn,cwn->cvw', part, g, preferred_element_type=jnp.float32)
+
+  product = lax.scan(row, None, jnp.arange(k))[1]  # [k, C, W + k - 1, W]
+  right, place = jnp.arange(k)[:, None], jnp.arange(width)[None]
+  return product[:, :, right + place, place].sum(axis=-1).transpose(0, 2, 1)[:, :, None].astype(kernel.dtype)
+
+
+def _depthwise_bwd(residuals, g):
+  x, kernel = residuals
+  if x.ndim != 4:
+    return jax.vjp(_grouped, x, kernel)[1](g)
+  turned = lambda x, kernel, g: (_shifted(g, kernel[::-1, ::-1]), _kernel_gradient(x, kernel, g))
+  return lax.platform_dependent(x, kernel, g, cpu=turned, default=lambda x, k, g: jax.vjp(_grouped, x, k)[1](g))
+
+
+depthwise.defvjp(lambda x, kernel: (depthwise(x, kernel), (x, kernel)), _depthwise_bwd)
+
+
+class Norm(nn.Module):
+  """Layer normalisation over the last axis, statistics in float32, with the epsilon that a family has."""
+
+  use_bias: bool = True
+  epsilon: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    boxed, size = nn.with_logical_partitioning, x.shape[-1]
+    scale = self.param('scale', boxed(nn.initializers.ones_init(), ('embed',)), (size,), jnp.float32)
+    bias = jnp.zeros(size, jnp.float32)
+    if self.use_bias:
+      bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (size,), jnp.float32)
+    return kernels.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+
+
+def normalise(norm: BatchNorm, x: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
+  """Batch norm of x [B, *size, D] with the statistics of the visible places, and zeros in the others."""
+  return keep(norm(x, train, None if visible is None else enlarge(visible, x.shape[1:-1])), visible)
+
+
+def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+  """Zeroes a sample of x [B, ...] with probability `rate`, and divides the others by 1 - rate."""
+  alive = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 1)))
+  return x * (alive / (1 - rate)).astype(x.dtype)
+
+
+class Hierarchical(nn.Module):
+  """An encoder whose stages shrink the map; patches are the places of the last one. The fields are the config.
+
+  A family defines `stem(image, visible, train)`, `stages(x, visible, train)` and `head(x, visible)`, all called inside
+  the one compact method, and `patch_size` and `embed_dim`.
+
+  Attributes:
+    image_size: native size, only its rank binds: any size that divides by the total stride works.
+    in_channels: channels of the input, in one fixed order.
+    drop_path: rate of the last block; rates grow linearly from 0.
+    masking: what `hidden` patches become: 'sparse' or 'token', see the module.
+    mask_token: whether there is the learned token that 'token' needs.
+    dtype: 'float32' or 'bfloat16' compute; parameters are float32.
+    depths, dims: blocks and channels of each stage.
+  """
+
+  image_size: tuple[int, ...] = (224, 224)
+  in_channels: int = 3
+  drop_path: float = 0.0
+  masking: str = 'sparse'
+  mask_token: bool = False
+  dtype: Any = 'float32'
+
+  depths: tuple[int, ...] = (2, 2, 2, 2)
+  dims: tuple[int, ...] = (64, 128, 256, 512)
+
+  per_channel = False
+  class_token = False
+  num_prefix_tokens = 0
+  num_registers = 0
+
+  def __post_init__(self):
+    choose('encoder.masking', self.masking, MASKINGS)
+    if len(self.depths) != len(self.dims) or min((*self.depths, *self.dims), default=0) < 1:
+      raise UserError(f'encoder.depths {self.depths} and encoder.dims {self.dims} must be positive, one for each stage')
+    super().__post_init__()
+
+  @property
+  def embed_dim(self) -> int:
+    """Channels of the last map."""
+    return self.dims[-1]
+
+  @property
+  def compute(self) -> jnp.dtype:
+    """The type of activations."""
+    return jnp.dtype(self.dtype)
+
+  @nn.compact
+  def __call__(self, image: jax.Array, channels: jax.Array | None = None, channel_mask: jax.Array | None = None,
+               train: bool = False, hidden: jax.Array | None = None) -> Features:
+    """Features of images [B, *size, C], normalised float.
+
+    Args:
+      channels: not used: the order is fixed.
+      channel_mask: [B, C] bool; channels that it rules out are zeroed and the rest scaled by C / n.
+      hidden: [B, N] bool over the final grid. With masking 'sparse', `valid` of the features is its negation.
+    """
+    del channels
+    size = image.shape[1:-1]
+    grid = grid_of(size, self.patch_size)
+    visible = None if hidden is None else ~hidden.reshape(-1, *grid, 1)
+    image = keep(drop_channels(image, channel_mask), visible).astype(self.compute)
+    sparse = visible if self.masking == 'sparse' else None
+    x = self._hide(self.stem(image, sparse, train), None if self.masking == 'sparse' else visible)
+    return self.head(self.stages(x, sparse, train), sparse)
+
+  def _hide(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """x [B, *size, C] of the stem with the mask token in hidden places."""
+    if self.mask_token:
+      init = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), (None, 'embed'))
+      token = self.param('mask_token', init, (1, x.shape[-1]), jnp.float32)
+    if visible is None:
+      return x
+    if not self.mask_token:
+      raise UserError("encoder.masking='token' needs encoder.mask_token=True")
+    return jnp.where(enlarge(visible, x.shape[1:-1]), x, token.astype(x.dtype))
+
+
+class Stage(nn.Module):
+  """`depth` equal blocks under one scan, parameters stacked [depth, ...]: x, rates [depth] -> x.
+
+  `block(drop, dtype, *args)(x, rate, visible)` gives (x, None).
+  """
+
+  block: type[nn.Module]
+  depth: int
+  drop: bool
+  dtype: Any
+  args: tuple = ()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, rates: jax.Array, visible: jax.Array | None) -> jax.Array:
+    scanned = nn.scan(
+        self.block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+        in_axes=(0, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
+    return scanned(self.drop, self.dtype, *self.args, name='blocks')(x, rates, visible)[0]
+
+
+def path_rates(last: float, depths: tuple[int, ...]) -> list[jax.Array]:
+  """Rates of stochastic depth of each stage's blocks, linear from 0 to `last` over all of them."""
+  return jnp.split(jnp.linspace(0.0, last, sum(depths)), list(itertools.accumulate(depths))[:-1])
+
+
+def flat_features(x: jax.Array, visible: jax.Array | None, pool: jax.Array | None = None) -> Features:
+  """Features of the last map x [B, *grid, D]."""
+  valid = None if visible is None else visible.reshape(x.shape[0], -1)
+  return Features(None, None, x.reshape(x.shape[0], -1, x.shape[-1]), valid, x.shape[1:-1], pool)
+
+
+def flatten(visible: jax.Array | None, size: tuple[int, ...]) -> jax.Array | None:
+  """The mask of tokens [B, N] at a map of `size`, for attention."""
+  return None if visible is None else enlarge(visible, size).reshape(visible.shape[0], -1)
+
+
+def pooled(x: jax.Array, visible: jax.Array | None) -> jax.Array:
+  """Mean over the visible places of x [B, *size, D] -> [B, D] float32."""
+  axes = tuple(range(1, x.ndim - 1))
+  if visible is None:
+    return x.astype(jnp.float32).mean(axis=axes)
+  count = jnp.maximum(visible.sum(axis=axes), 1)
+  return jnp.where(visible, x.astype(jnp.float32), 0).sum(axis=axes) / count

@@ -1,0 +1,377 @@
+"""The transformer block that every encoder and decoder here is made of, scanned over depth.
+
+Parameters are float32 and carry logical axis names ('layers', 'embed', 'heads', 'head_dim', 'mlp', ...), which
+jaxmed.parallel alone turns into shardings.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmed.models.layers import channel_attention, kernels, packing
+from jaxmed.models.layers import positions as pos
+from jaxmed.parallel.mesh import axis_size, constrain, weight
+
+NORM_EPSILON = 1e-6
+LOOK, LOOK_SLOPES = 'attention', 'attention_slopes'  # collections that `evaluate.looking` asks for
+Crops = tuple[tuple[int, int], ...]  # of each kind in a row of tokens: views, and tokens of a view
+Parts = tuple[jax.Array, ...]  # tokens of each kind
+Each = tuple[jax.Array | None, ...]  # something for each kind
+Plans = tuple[packing.Plan | None, ...]
+REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
+
+
+def initializer(name: str) -> nn.initializers.Initializer:
+  """Initialiser of a dense kernel by name.
+
+  'trunc_normal' (std 0.02), 'xavier_uniform' (as MAE), 'xavier_qkv' (the same, with queries, keys and values as three
+  matrices, as MoCo v3), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default).
+  """
+  if name == 'trunc_normal':
+    return nn.initializers.truncated_normal(0.02)
+  if name == 'xavier_uniform':
+    return _xavier_uniform
+  if name == 'xavier_qkv':
+    return _xavier_qkv
+  if name == 'torch_uniform':
+    return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=0, out_axis=-1)
+  raise ValueError(f'unknown kernel_init {name!r}')
+
+
+def _xavier_uniform(key, shape, dtype=jnp.float32, parts=1):
+  """Uniform in +-sqrt(6 / (fan_in + fan_out)) with the fans of the kernel seen as `parts` matrices [shape[0], rest]."""
+  bound = (6.0 / (shape[0] + np.prod(shape[1:]) / parts)) ** 0.5
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _xavier_qkv(key, shape, dtype=jnp.float32):
+  return _xavier_uniform(key, shape, dtype, parts=shape[1] if len(shape) == 4 else 1)  # [D, 3, heads, head_dim]
+
+
+class Dense(nn.Module):
+  """Linear layer [..., D] -> [..., *features]; `axes` are the logical names of (D, *features)."""
+
+  features: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  use_bias: bool = True
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+  fold: int = 1  # how many trailing axes of the input are contracted together
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.reshape(*x.shape[: x.ndim - self.fold], -1)
+    init = nn.with_logical_partitioning(initializer(self.kernel_init), self.axes)
+    kernel = self.param('kernel', init, (x.shape[-1], *self.features), jnp.float32)
+    product = kernels.dense if axis_size('fsdp') == 1 else functools.partial(_gathering, self.axes)
+    out = product(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+      out = out + self.param('bias', zeros, self.features, jnp.float32).astype(self.dtype)
+    return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathering(axes: tuple[str | None, ...], x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`kernels.dense` with a kernel that is cut over fsdp: gathered for the product, and again going back.
+
+  Left to itself XLA gathers a kernel in several shapes, once for each way in which it is multiplied, and sums some
+  gradients whole instead of in parts.
+  """
+  return kernels.dense(x, weight(kernel, axes, gathered=True))
+
+
+def _gathering_bwd(axes, residuals, g):
+  x, kernel = residuals
+  dx, dkernel = jax.vjp(kernels.dense, x, weight(kernel, axes, gathered=True))[1](g)
+  return dx, weight(dkernel, axes, gathered=False)
+
+
+_gathering.defvjp(lambda axes, x, kernel: (_gathering(axes, x, kernel), (x, kernel)), _gathering_bwd)
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis, statistics in float32, epsilon 1e-6."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    name = nn.with_logical_partitioning
+    scale = self.param('scale', name(nn.initializers.ones_init(), ('embed',)), (x.shape[-1],), jnp.float32)
+    bias = self.param('bias', name(nn.initializers.zeros_init(), ('embed',)), (x.shape[-1],), jnp.float32)
+    return kernels.layer_norm(x, scale, bias, NORM_EPSILON).astype(self.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention [B, N, D] -> [B, N, D] with a fused qkv projection.
+
+  A row may hold several crops one after the other (see Transformer): each attends to itself alone. `layout` says where
+  channels lie in a row and how they attend to each other, see `channel_attention`; None for all to all.
+  """
+
+  num_heads: int
+  qkv_bias: bool = True
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+  form: str = 'auto'
+  crops: Crops = ()
+  layout: channel_attention.Layout | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, masks: Each, angles: Each) -> jax.Array:
+    dim = x.shape[-1]
+    head_dim = dim // self.num_heads
+    qkv = Dense((3, self.num_heads, head_dim), ('embed', None, 'heads', 'head_dim'), self.qkv_bias,
+                self.kernel_init, self.dtype, name='qkv')(x)  # [B, N, 3, H, Dh]
+    qkv = constrain(qkv, 'batch', 'tokens', None, 'heads', None)
+    operands = zip(_split(qkv, self.crops), masks, angles, strict=True)
+    looked = self.is_mutable_collection(LOOK) and not self.is_initializing()
+    attend = self._looked_at if looked else _attend
+    parts = (attend(*part, self.form, self.layout) for part in operands)
+    out = constrain(_joined(parts, self.crops), 'batch', 'tokens', 'heads', None)  # [B, N, H, Dh]
+    return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
+
+  def _looked_at(self, qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, *_: Any) -> jax.Array:
+    """`_attend` in plain form: its weights [B, H, N, N] can be read (LOOK) and differentiated by (LOOK_SLOPES)."""
+    q, k, v = _rotated(qkv, angles)
+    weights = self.perturb('weights', kernels.weights_of(q, k, mask), LOOK_SLOPES)
+    self.sow(LOOK, 'weights', weights)
+    return jnp.einsum('bhnm,bmhd->bnhd', weights.astype(v.dtype), v)
+
+
+def _rotated(qkv: jax.Array, angles: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Queries, keys and values [B, N, H, Dh], at rotary positions where there are any."""
+  q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+  return (q, k, v) if angles is None else (pos.rotate(q, angles), pos.rotate(k, angles), v)
+
+
+def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, form: str,
+            layout: channel_attention.Layout | None) -> jax.Array:
+  """Attention [B, N, H, Dh] of each row of qkv [B, N, 3, H, Dh] to itself."""
+  if angles is None and layout is None and axis_size('sequence') == 1:
+    return kernels.self_attention(qkv, mask, form)
+  q, k, v = _rotated(qkv, angles)
+  if layout is not None:
+    return channel_attention.attend(q, k, v, mask, form, layout)
+  k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
+  return kernels.attention(q, k, v, mask, form)
+
+
+def _split(x: jax.Array, crops: Crops) -> list[jax.Array]:
+  """Rows [B, T, ...] of crops as one batch [B * V, N, ...] for each kind of crop; the inverse of `_joined`."""
+  if len(crops) < 2:
+    return [x]
+  ends = np.cumsum([views * tokens for views, tokens in crops])
+  return [x[:, end - views * tokens:end].reshape(-1, tokens, *x.shape[2:])
+          for end, (views, tokens) in zip(ends, crops, strict=True)]
+
+
+def _joined(parts: Iterable[jax.Array], crops: Crops) -> jax.Array:
+  """Batches [B * V, N, ...] of crops, each sample's V views together, as rows [B, T, ...]."""
+  if len(crops) < 2:
+    return next(iter(parts))
+  return jnp.concatenate([x.reshape(-1, views * tokens, *x.shape[2:])
+                          for x, (views, tokens) in zip(parts, crops, strict=True)], axis=1)
+
+
+class MLP(nn.Module):
+  """Two-layer perceptron with exact GELU, or SwiGLU (silu(gate) * value, as timm's SwiGLU)."""
+
+  hidden: int
+  kind: str = 'gelu'
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dim = x.shape[-1]
+    if self.kind == 'gelu':
+      up = Dense((self.hidden,), ('embed', 'mlp'), True, self.kernel_init, self.dtype, name='fc1')(x)
+      hidden = kernels.gelu(up)
+    elif self.kind == 'swiglu':
+      both = Dense((2, self.hidden), ('embed', None, 'mlp'), True, self.kernel_init, self.dtype, name='fc1')(x)
+      hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+    else:
+      raise ValueError(f'unknown mlp {self.kind!r}')
+    hidden = constrain(hidden, 'batch', 'tokens', 'mlp')
+    return Dense((dim,), ('mlp', 'embed'), True, self.kernel_init, self.dtype, name='fc2')(hidden)
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block; LayerScale is optional. Shaped for nn.scan."""
+
+  num_heads: int
+  mlp_ratio: float = 4.0
+  qkv_bias: bool = True
+  mlp: str = 'gelu'
+  layer_scale: float = 0.0
+  kernel_init: str = 'trunc_normal'
+  dtype: Any = jnp.float32
+  attention: str = 'auto'
+  crops: Crops = ()
+  layout: channel_attention.Layout | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
+    """keep: [2, B, V or N] factors of the two branches of each crop or token (see `stochastic_depth`); None for 1."""
+    dim = x.shape[-1]
+    y = LayerNorm(self.dtype, name='norm1')(x)
+    y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
+                  self.layout, name='attn')(y, masks, angles)
+    x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
+    y = LayerNorm(self.dtype, name='norm2')(x)
+    y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
+    self.sow('intermediates', 'ffn', y)  # kept only where a caller asks for that collection
+    return constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None), None
+
+  def _residual(self, y: jax.Array, keep: jax.Array | None, name: str) -> jax.Array:
+    """Applies LayerScale, then the factors [B, V or N] of the crops or tokens."""
+    if self.layer_scale:
+      init = nn.with_logical_partitioning(nn.initializers.constant(self.layer_scale), ('embed',))
+      y = y * self.param(name, init, (y.shape[-1],), jnp.float32).astype(y.dtype)
+    if keep is None:
+      return y
+    if keep.shape[1] not in (1, y.shape[1]):
+      keep = jnp.repeat(keep, np.repeat([n for _, n in self.crops], [v for v, _ in self.crops]), axis=1,
+                        total_repeat_length=y.shape[1])
+    return y * keep[..., None].astype(y.dtype)
+
+
+def stochastic_depth(rng: jax.Array, rates: jax.Array, count: int) -> jax.Array:
+  """Factors [L, 2, count] of the branches of `count` crops: 0 with the rate [L] of a layer, else 1 / (1 - rate).
+
+  They are drawn for all layers at once, so they depend on no way of computing the layers.
+  """
+  rates = rates[:, None, None]
+  return jax.random.bernoulli(rng, 1 - rates, (rates.shape[0], 2, count)) / (1 - rates)
+
+
+class Transformer(nn.Module):
+  """`depth` blocks under one scan (parameters stacked [depth, ...]), without the final norm.
+
+  `remat`: 'none', 'full' (keep block inputs only), 'dots' (keep matrix products), 'dots_no_batch' (keep products
+  with weights, recompute attention). `drop_path` is the rate of the last block; rates grow linearly from 0.
+  `attention`: a form of `kernels.attention`. `packing`: 0, or how many rows hold the samples' tokens that are there, as
+  a share of the samples, see `packing.plan`; `prefix`: the tokens before a sample's patches.
+  """
+
+  depth: int
+  num_heads: int
+  mlp_ratio: float = 4.0
+  qkv_bias: bool = True
+  mlp: str = 'gelu'
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
+  kernel_init: str = 'trunc_normal'
+  remat: str = 'none'
+  dtype: Any = jnp.float32
+  attention: str = 'auto'
+  packing: float = 0.0
+  prefix: int = 0
+
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
+               train: bool = False, layout: channel_attention.Layout | None = None) -> jax.Array:
+    """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
+    return self.together([x], [mask], [angles], x.shape[0], train, layout)[0]
+
+  def together(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
+               angles: Sequence[jax.Array | None], batch: int, train: bool = False,
+               layout: channel_attention.Layout | None = None) -> list[jax.Array]:
+    """Several kinds of crops [batch * V, N, D], each sample's V views together, in one pass over the blocks.
+
+    A sample's crops stand in one row, so each layer multiplies all tokens by its weights at once: over devices they
+    are gathered once and their gradients summed once, for all kinds of crops. Attention stays within a crop. Where
+    tokens are divided over devices each kind goes alone.
+
+    With `packing` the crops of a kind that has a mask share rows. A batch that does not fit its rows is computed as
+    without, some of it again going back so that nothing has to be kept for it; so is one whose intermediates or
+    attention are wanted. What comes out where `masks` are False means nothing.
+    """
+    keeps: Each = (None,) * len(parts)
+    if train and self.drop_path:
+      rates = jnp.linspace(0.0, self.drop_path, self.depth)
+      counts = [x.shape[0] // batch for x in parts]
+      keep = stochastic_depth(self.make_rng('dropout'), rates, batch * sum(counts))
+      of_kinds = jnp.split(keep.reshape(self.depth, 2, batch, -1), np.cumsum(counts)[:-1], axis=3)
+      keeps = tuple(k.reshape(self.depth, 2, -1, 1) for k in of_kinds)  # [L, 2, B * V, 1]
+    operands = tuple(parts), tuple(masks), tuple(angles), keeps
+    every = all(mask is None for mask in masks) or layout is not None or self.is_initializing()
+    if not self.packing or every or any(map(self.is_mutable_collection, ('intermediates', LOOK, LOOK_SLOPES))):
+      return self._padded(*operands, batch, layout)
+    count = packing.groups(batch)
+    plans = tuple(None if mask is None else packing.plan(mask, count, self.packing, 2 * self.prefix) for mask in masks)
+    fits = jnp.stack([plan.fits for plan in plans if plan is not None]).all()
+    again = nn.remat(lambda self, *operands: self._padded(*operands, batch, layout, self.remat.replace('none', 'full')))
+    packed = lambda self, *operands: self._packed(plans, *operands, count)
+    return nn.cond(fits, packed, again, self, *operands)
+
+  def _padded(self, parts: Parts, masks: Each, angles: Each, keeps: Each, batch: int,
+              layout: channel_attention.Layout | None = None, remat: str = '') -> list[jax.Array]:
+    """`together` with factors [depth, 2, B, 1 or N] of stochastic depth: every part as rows [B, N, D]."""
+    crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
+    if len(parts) > 1 and axis_size('sequence') == 1:
+      keep = None if keeps[0] is None else jnp.concatenate(
+          [k.reshape(self.depth, 2, batch, -1) for k in _alike(keeps, parts)], axis=3)
+      return _split(self._blocks(_joined(parts, crops), keep, crops, masks, angles, layout, remat), crops)
+    out = []
+    for x, mask, angle, keep in zip(parts, masks, angles, keeps, strict=True):
+      tokens = x.shape[1]
+      x, mask, angle = _filled(x, mask, angle, -tokens % axis_size('sequence'))
+      out.append(self._blocks(x, keep, (), (mask,), (angle,), layout, remat)[:, :tokens])
+    return out
+
+  def _packed(self, plans: Plans, parts: Parts, masks: Each, angles: Each, keeps: Each, count: int) -> list[jax.Array]:
+    """`_padded` of the rows of those parts that have a plan, for so many groups of samples."""
+    pack = lambda plan, x: x if plan is None or x is None else plan.pack(x)
+    whole = lambda angle, x: None if angle is None else jnp.broadcast_to(angle, (len(x), *angle.shape[1:]))
+    rows = tuple(map(pack, plans, parts))
+    angles = tuple(map(pack, plans, map(whole, angles, parts)))
+    segments = tuple(mask if plan is None else plan.segments() for plan, mask in zip(plans, masks, strict=True))
+    keeps = tuple(k if plan is None or k is None else plan.spread(k[..., 0])
+                  for plan, k in zip(plans, keeps, strict=True))
+    out = self._padded(rows, segments, angles, keeps, count)
+    return [x if plan is None else plan.unpack(x) for plan, x in zip(plans, out, strict=True)]
+
+  @nn.compact
+  def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each,
+              layout: channel_attention.Layout | None, remat: str) -> jax.Array:
+    scanned = nn.scan(
+        _remat(Block, remat or self.remat),
+        variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
+        in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
+    blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
+                     self.dtype, self.attention, crops, layout, name='blocks')
+    return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)[0]
+
+
+def _alike(keeps: Sequence[Any], parts: Parts) -> list[jax.Array]:
+  """Factors [L, 2, B, 1 or N] of parts [B, N, D]: for each crop, or where one has them for tokens, for all tokens."""
+  if all(k.shape[3] == 1 for k in keeps):
+    return list(keeps)
+  return [jnp.broadcast_to(k, (*k.shape[:3], x.shape[1])) for k, x in zip(keeps, parts, strict=True)]
+
+
+def _filled(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more: int):
+  """The operands of a block with `more` tokens at the end that no other looks at, so that they divide over devices."""
+  if not more:
+    return x, mask, angles
+  grow = lambda a: jnp.pad(a, [(0, 0), (0, more)] + [(0, 0)] * (a.ndim - 2))
+  mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
+  return grow(x), grow(mask), None if angles is None else grow(angles)
+
+
+def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+  if policy == 'none':
+    return block
+  policies = {
+      'full': None,
+      'dots': jax.checkpoint_policies.dots_saveable,
+      'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  }
+  return nn.remat(block, prevent_cse=False, policy=policies[policy])

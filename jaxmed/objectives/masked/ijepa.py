@@ -1,0 +1,195 @@
+"""I-JEPA: latents of target blocks, predicted from a context block (Assran et al. 2023; facebookresearch/ijepa)."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmed.errors import UserError
+from jaxmed.models.decoders.predictor import BlockPredictor
+from jaxmed.models.layers.tokens import grid_of
+from jaxmed.objectives.networks import (
+  Clock,
+  encode_shown,
+  inputs,
+  on_own_grids,
+  own_grids,
+  ramp,
+  token_slots,
+  with_stats,
+)
+
+CONTEXT = 0.6  # most tokens of a context; a block of 0.85 to 1 without four targets leaves 0.43 on average
+
+
+@dataclasses.dataclass(frozen=True)
+class IJEPA:
+  """Predicts a moving-average encoder's features of a few blocks from those of the context around them.
+
+  Follows src/train.py and src/masks/multiblock.py: the sizes of target and context blocks are drawn once a batch, their
+  places for each sample, the context leaves out every target; smooth L1 loss to layer-normalised features. Channel
+  tokens share the blocks: a block is a place in all channels. Contexts of more than CONTEXT of the tokens are thinned
+  out at random (the official code cuts them to the shortest of the batch).
+
+  Attributes:
+    num_targets: blocks a sample. target_scale, context_scale: share of the tokens that a block covers.
+    target_aspect: height over width of target blocks.
+    momentum_start, momentum_end: of the target encoder, linear over the run.
+    predictor_*: width, blocks and heads of the predictor. 0 follows the encoder: 384 wide, 6 blocks (12 from a width
+      of 1280 on), the encoder's heads; narrower encoders get half their own width, at least 64, and 2 blocks below 384.
+  """
+
+  encoder: Any
+  num_targets: int = 4
+  target_scale: tuple[float, float] = (0.15, 0.2)
+  target_aspect: tuple[float, float] = (0.75, 1.5)
+  context_scale: tuple[float, float] = (0.85, 1.0)
+  momentum_start: float = 0.996
+  momentum_end: float = 1.0
+  predictor_dim: int = 0
+  predictor_depth: int = 0
+  predictor_heads: int = 0
+  clock: Clock = Clock()
+
+  LEARNING_RATE: ClassVar = (1e-3, 2048)
+  FEATURE: ClassVar[str] = 'mean'
+  DEFAULTS: ClassVar[dict[str, Any]] = {
+      'encoder': {'pos': 'sincos', 'class_token': False, 'masking': 'sparse'},
+      'optimizer': {'weight_decay': 0.04, 'final_weight_decay': 0.4, 'final_learning_rate': 1e-6},
+      'augment': {'scale': (0.3, 1.0)},
+  }
+
+  def __post_init__(self):
+    for name in ('target_scale', 'context_scale'):
+      low, high = getattr(self, name)
+      if not 0 < low <= high <= 1:
+        raise UserError(f'objective.{name} {getattr(self, name)} must be two numbers with 0 < low <= high <= 1')
+    if self.num_targets < 1:
+      raise UserError(f'objective.num_targets {self.num_targets} must be at least 1')
+    dim, _, heads = self._size
+    if dim % heads:
+      raise UserError(f'objective.predictor_heads {heads} does not divide predictor_dim {dim}')
+
+  @property
+  def _size(self) -> tuple[int, int, int]:
+    width = self.encoder.embed_dim
+    dim = self.predictor_dim or (384 if width >= 768 else max(width // 2, 64))
+    depth = self.predictor_depth or (12 if width >= 1280 else 6 if width >= 384 else 2)
+    return dim, depth, self.predictor_heads or max(dim // 32, 1)
+
+  @property
+  def predictor(self) -> BlockPredictor:
+    """The predictor that goes with the encoder."""
+    e = self.encoder
+    dim, depth, heads = self._size
+    return BlockPredictor(grid_of(e.image_size, e.patch_size), e.embed_dim, e.in_channels if e.per_channel else 0, dim,
+                          depth, heads, getattr(e, 'remat', 'none'), e.dtype)
+
+  def init(self, rng: jax.Array, batch: dict) -> dict:
+    """Boxed variables, from the shapes of a batch of views."""
+    keys = jax.random.split(rng, 3)
+    encoder = self.encoder.init(keys[0], **inputs(batch))['params']
+    shown, visible, wanted, asked = self._blocks(keys[1], batch)
+    latent = jnp.zeros((*shown.shape, self.encoder.embed_dim))
+    predictor = self.predictor.init(keys[2], latent, shown, visible, wanted, asked, batch['channels'])['params']
+    return {'params': {'encoder': encoder, 'predictor': predictor},
+            'target': {'encoder': jax.tree.map(jnp.copy, encoder)}, 'extra': {}}
+
+  def encoder_params(self, variables: dict) -> Any:
+    """Weights of the target encoder."""
+    return variables['target']['encoder']
+
+  def momentum(self, step: jax.Array) -> jax.Array:
+    """EMA factor of the target encoder."""
+    return ramp(self.momentum_start, self.momentum_end, step, self.clock.steps)
+
+  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+    """Mean smooth L1 loss over the tokens of all target blocks of the global batch."""
+    predicted, target, asked, stats = self._predict(variables, batch, rng, train)
+    off = jnp.abs(predicted.astype(jnp.float32) - target)
+    error = jnp.where(off < 1, 0.5 * jnp.square(off), off - 0.5).mean(axis=-1)  # [B, M, T]
+    loss = jnp.where(asked, error, 0.0).sum() / jnp.maximum(asked.sum(), 1)
+    spread = jnp.where(asked[..., None], target, 0.0).std(axis=(0, 1, 2)).mean()
+    metrics = {'ijepa_loss': loss, 'target_std': spread, 'momentum': self.momentum(step)}
+    return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
+
+  def _predict(self, variables: dict, batch: dict, rng: jax.Array, train: bool):
+    """Predictions and targets [B, M, T, D] float32, which of them count [B, M, T], new running statistics."""
+    block_key, drop_key = jax.random.split(rng)
+    shown, visible, wanted, asked = self._blocks(block_key, batch)
+    params = variables['params']
+    context, stats = encode_shown(self.encoder, params['encoder'], batch, shown, visible, train, {'dropout': drop_key})
+    predicted = self.predictor.apply({'params': params['predictor']}, context.patches, shown, visible, wanted, asked,
+                                     batch['channels'])
+    whole = self.encoder.apply({'params': variables['target']['encoder']}, **inputs(batch))
+    target = jax.lax.stop_gradient(_standardised(whole.patches))
+    target = jnp.take_along_axis(target, wanted.reshape(wanted.shape[0], -1, 1), axis=1)
+    return predicted, target.reshape(*wanted.shape, -1), asked, stats
+
+  def _blocks(self, rng: jax.Array, batch: dict):
+    """Places among the N tokens: context [B, K] and which of it is no padding, targets [B, M, T] and likewise."""
+    grid, count, valid = token_slots(self.encoder, batch)
+    size, cells = batch['image'].shape[0], math.prod(grid)
+    channels = count // cells
+    keys = jax.random.split(rng, 5)
+    number = (size, self.num_targets)
+    targets = place_blocks(keys[0], keys[1], number, grid, self.target_scale, self.target_aspect, True)
+    context = place_blocks(keys[2], keys[3], (size, 1), grid, self.context_scale, (1.0, 1.0), False)[:, 0]
+    own = own_grids(self.encoder, batch)
+    targets, context = on_own_grids(targets, grid, own), on_own_grids(context & ~targets.any(axis=1), grid, own)
+    spread = lambda x: jnp.tile(x, (1,) * (x.ndim - 1) + (channels,))  # every channel has the same blocks
+    exists = jnp.ones((size, count), bool) if valid is None else valid
+    first = lambda mask, most, key: _first(mask, most, None if key is None else jax.random.uniform(key, mask.shape))
+    shown, visible = first(spread(context) & exists, max(1, math.ceil(CONTEXT * count)), keys[4])
+    most = channels * largest_block(grid, self.target_scale, self.target_aspect)
+    wanted, asked = first(spread(targets) & exists[:, None], most, None)
+    return shown, visible, wanted, asked
+
+
+def _standardised(x: jax.Array) -> jax.Array:
+  """Layer normalisation without weights, float32."""
+  x = x.astype(jnp.float32)
+  return (x - x.mean(axis=-1, keepdims=True)) * jax.lax.rsqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+
+
+def _first(mask: jax.Array, most: int, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """Indices [..., most] of True places of mask [..., N], in order or by `noise`, and which are no padding."""
+  rank = jnp.arange(mask.shape[-1]) / mask.shape[-1] if noise is None else noise
+  index = jnp.argsort(jnp.where(mask, rank, 2.0), axis=-1)[..., :most]
+  return index, jnp.take_along_axis(mask, index, axis=-1)
+
+
+def block_sides(draw: Any, grid: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float], less: bool,
+                np: Any = jnp) -> list[Any]:
+  """Sides of a block for a uniform `draw`, which sets share and aspect alike, as the official code has it.
+
+  The last two axes are stretched by the aspect (height over width), other axes are not. `less` keeps each side below
+  the grid's.
+  """
+  rank, cells = len(grid), math.prod(grid)
+  share = np.floor(cells * (scale[0] + draw * (scale[1] - scale[0])))
+  ratio = aspect[0] + draw * (aspect[1] - aspect[0])
+  side = np.maximum(share, 1.0) ** (1 / rank)
+  stretch = [1.0] * (rank - 2) + [np.sqrt(ratio), 1 / np.sqrt(ratio)]
+  return [np.clip(np.round(side * s), 1, max(n - 1, 1) if less else n) for n, s in zip(grid, stretch, strict=True)]
+
+
+def largest_block(grid: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float]) -> int:
+  """Most cells that a target block can have."""
+  sides = block_sides(np.linspace(0, 1, 2001), grid, scale, aspect, True, np)
+  return int(np.prod(np.stack(np.broadcast_arrays(*sides)), axis=0).max())
+
+
+def place_blocks(size_key: jax.Array, place_key: jax.Array, shape: tuple[int, ...], grid: tuple[int, ...],
+                 scale: tuple[float, float], aspect: tuple[float, float], less: bool) -> jax.Array:
+  """Blocks [*shape, cells] bool: one size for all, each at a uniform place."""
+  sides = block_sides(jax.random.uniform(size_key, ()), grid, scale, aspect, less)
+  inside = jnp.ones((*shape, *[1] * len(grid)), bool)
+  for axis, (n, side, key) in enumerate(zip(grid, sides, jax.random.split(place_key, len(grid)), strict=True)):
+    start = jnp.floor(jax.random.uniform(key, shape) * (n - side + 1))[..., None]  # [*shape, 1]
+    along = (jnp.arange(n) >= start) & (jnp.arange(n) < start + side)  # [*shape, n]
+    inside = inside & along.reshape(*shape, *[n if a == axis else 1 for a in range(len(grid))])
+  return inside.reshape(*shape, -1)

@@ -1,0 +1,318 @@
+"""Masked autoencoding (He et al. 2022; facebookresearch/mae, models_mae.py) for patch and channel tokens.
+
+What ChA-MAEViT (Pham et al. 2025, arXiv 2503.19331; chaudatascience/cha_mae_vit) and CA-MAE (Kraus et al. 2024,
+arXiv 2404.10242; recursionpharma/maes_microscopy) add to it are options, which are off by default.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmed.errors import UserError, choose
+from jaxmed.models.decoders.heads import CLASS_LOSSES, ClassHead
+from jaxmed.models.decoders.mae import SHARES, Decoder
+from jaxmed.models.layers.tokens import Features, grid_of, patchify, unpatchify
+from jaxmed.objectives.losses import diversity
+from jaxmed.objectives.losses.hybrid import classified, spectral_error
+from jaxmed.objectives.networks import encode_shown, inputs, token_slots, with_stats
+
+MASK_CHANNELS = ('independent', 'shared', 'dynamic')
+UNSAMPLED = ('drop', 'predict')
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE:
+  """Hides most tokens of each sample and reconstructs their pixels.
+
+  Attributes:
+    mask_ratio: share of a sample's tokens that is hidden.
+    norm_pixels: targets are (x - mean) / sqrt(var + 1e-6) of each patch, with the unbiased variance.
+    mask_channels: for channel tokens, 'independent' masks a channel, 'shared' the same positions in all, or 'dynamic',
+      see `_dynamic`: then a step may hide anything from no token to all but one channel, and the encoder's program is
+      that of all tokens.
+    patches_only, channels_only: probabilities of the first two modes of 'dynamic'.
+    unsampled: what becomes of channels that channel sampling left out: 'drop', as HCS defines it, or 'predict', so
+      that they are reconstructed from the others (channel masking as in CA-MAE and ChA-MAEViT).
+    decoder_dim, decoder_depth, decoder_heads: of the decoder. 0 follows the encoder: 512, 8 and 16 as published where
+      it is 768 wide or more; its own width, 4 blocks (2 below 384) and heads of 32 where it is narrower.
+    decoder_channels: 'together' or 'separate', see `Decoder`.
+    decoder_registers: whether the encoder's registers (encoder.num_registers: memory tokens) go on into the decoder.
+    decoder_shares: whether the decoder adds the encoder's positions and channel embeddings in place of own ones; then
+      it is as wide as the encoder.
+    fourier: f, the weight of `spectral_error` beside the pixels' error, which has 1 - f.
+    class_weight: w, the weight of a loss of classes beside those two, which have 1 - w; needs loader.label. class_loss,
+      class_temperature: see `ClassHead`. feature: what it reads, 'cls' or 'mean' of the tokens shown.
+    num_classes: filled in from the data.
+    channel_diversity, token_diversity and what follows: as of `Supervised`; the second one of tokens that are shown
+      with all others.
+  """
+
+  encoder: Any
+  mask_ratio: float = 0.75
+  norm_pixels: bool = True
+  mask_channels: str = 'independent'
+  patches_only: float = 0.5
+  channels_only: float = 0.5
+  unsampled: str = 'drop'
+  decoder_dim: int = 0
+  decoder_depth: int = 0
+  decoder_heads: int = 0
+  decoder_channels: str = 'together'
+  decoder_registers: bool = False
+  decoder_shares: bool = False
+  fourier: float = 0.0
+  class_weight: float = 0.0
+  class_loss: str = 'cross_entropy'
+  class_temperature: float = 1.0
+  feature: str = 'mean'
+  num_classes: int = 0
+  channel_diversity: float = 0.0
+  token_diversity: float = 0.0
+  diversity_temperature: float = 0.1
+  same_channel: float = 1.0
+  other_channels: float = 4.0
+
+  LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
+  FEATURE: ClassVar[str] = 'mean'
+  DEFAULTS: ClassVar[dict[str, Any]] = {
+      'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_uniform'},
+      'optimizer': {'b2': 0.95, 'weight_decay': 0.05},
+      'augment': {'scale': (0.2, 1.0)},
+  }
+
+  def __post_init__(self):
+    choose('objective.mask_channels', self.mask_channels, MASK_CHANNELS)
+    choose('objective.unsampled', self.unsampled, UNSAMPLED)
+    if not 0 < self.mask_ratio < 1:
+      raise UserError(f'objective.mask_ratio {self.mask_ratio} must lie between 0 and 1')
+    if min(self.patches_only, self.channels_only) < 0 or self.patches_only + self.channels_only > 1:
+      raise UserError(f'objective.patches_only {self.patches_only} and channels_only {self.channels_only} must be '
+                      'probabilities of two modes, together at most 1')
+    if self.mask_channels == 'dynamic' and not self.encoder.per_channel:
+      raise UserError('objective.mask_channels=dynamic hides channels: it needs a channel_vit')
+    diversity.check(self)
+    self._check_classes()
+    self._check_decoder()
+
+  def _check_classes(self) -> None:
+    choose('objective.class_loss', self.class_loss, CLASS_LOSSES)
+    choose('objective.feature', self.feature, ('cls', 'mean'))
+    for name in ('fourier', 'class_weight'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f'objective.{name} {getattr(self, name)} is a share of the loss: it must lie in [0, 1]')
+    if self.class_temperature <= 0:
+      raise UserError(f'objective.class_temperature {self.class_temperature} must be above 0')
+
+  def _check_decoder(self) -> None:
+    dim, _, heads = self._decoder_size
+    if dim % heads:
+      raise UserError(f'objective.decoder_heads {heads} does not divide decoder_dim {dim}')
+    choose('objective.decoder_channels', self.decoder_channels, SHARES)
+    if self.decoder_channels == 'separate' and not self.encoder.per_channel:
+      raise UserError('objective.decoder_channels=separate needs one token a channel: a channel_vit or bag')
+    if self.decoder_registers and not self.encoder.num_registers:
+      raise UserError('objective.decoder_registers needs registers: set encoder.num_registers, for example to 4')
+    if self.decoder_shares and (not hasattr(self.encoder, 'channel_vectors') or dim != self.encoder.embed_dim
+                                or self.encoder.pos not in ('learned', 'sincos')):
+      raise UserError('objective.decoder_shares needs a channel_vit whose encoder.pos is learned or sincos, and '
+                      f'decoder_dim 0 or its width {self.encoder.embed_dim}, not {dim}')
+
+  @property
+  def _decoder_size(self) -> tuple[int, int, int]:
+    width = self.encoder.embed_dim
+    dim = self.decoder_dim or (width if self.decoder_shares else min(width, 512))
+    depth = self.decoder_depth or (8 if width >= 768 else 4 if width >= 384 else 2)
+    return dim, depth, self.decoder_heads or max(dim // 32, 1)
+
+  @property
+  def decoder(self) -> Decoder:
+    """The decoder that goes with the encoder."""
+    e = self.encoder
+    dim, depth, heads = self._decoder_size
+    pixels = math.prod(e.patch_size)
+    return Decoder(
+        grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
+        vocabulary=e.in_channels if e.per_channel else 0, embed_dim=dim, depth=depth, num_heads=heads,
+        kernel_init='xavier_uniform', remat=getattr(e, 'remat', 'none'), dtype=e.dtype,
+        channels=self.decoder_channels)
+
+  @property
+  def head(self) -> ClassHead:
+    """Classifier of the loss of classes."""
+    return ClassHead(self.num_classes, self.class_loss, self.class_temperature, self.encoder.dtype)
+
+  def init(self, rng: jax.Array, batch: dict) -> dict:
+    """Boxed variables, from the shapes of a batch of views."""
+    rng, mask_key = jax.random.split(rng)
+    encoder_key, decoder_key = jax.random.split(rng)
+    image, channels = batch['image'], batch['channels']
+    encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
+    _, order, visible, _, there = self._mask(mask_key, batch)
+    latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
+    more = int(self.encoder.class_token) + (self.encoder.num_registers if self.decoder_registers else 0)
+    prefix = jnp.zeros((image.shape[0], more, self.encoder.embed_dim)) if more else None
+    shared = self._shared(nn.unbox(encoder), batch)
+    decoder = self.decoder.init(decoder_key, prefix, latent, visible, order, channels, there, shared)['params']
+    params = {'encoder': encoder, 'decoder': decoder} | diversity.init_proxies(self, jax.random.fold_in(rng, 2))
+    if self.class_weight:
+      if self.num_classes < 2:
+        raise UserError('objective.class_weight needs loader.label, a manifest column with at least two classes')
+      params['head'] = self.head.init(jax.random.fold_in(rng, 3), latent[:, 0])['params']
+    return {'params': params, 'target': {}, 'extra': {}}
+
+  def encoder_params(self, variables: dict) -> Any:
+    """Weights of the encoder."""
+    return variables['params']['encoder']
+
+  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+    """Mean squared error over the hidden, existing tokens of the global batch, and what the options add."""
+    del step
+    params = variables['params']
+    latent, predicted, hidden, shown, stats = self._see(params, batch, rng, train)
+    there = self._pixels_there(batch)
+    counts = hidden[..., None] > 0 if there is None else (hidden[..., None] > 0) & there
+    target = jnp.where(counts, self.target(batch['image'], there), 0.0)  # a missing channel may hold NaN
+    predicted = predicted.astype(jnp.float32)
+    over_hidden = lambda error: jnp.where(hidden > 0, error, 0.0).sum() / jnp.maximum(hidden.sum(), 1.0)
+    loss = over_hidden(_mean(jnp.square(predicted - target), there)[..., 0])
+    metrics = {'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
+    if self.fourier:
+      metrics['fourier_loss'] = over_hidden(spectral_error(predicted, target, self.encoder.patch_size, there))
+      loss = (1 - self.fourier) * loss + self.fourier * metrics['fourier_loss']
+    if self.class_weight and 'label' in batch:
+      logits = self.head.apply({'params': params['head']}, latent.pooled(self.feature))
+      metrics |= classified(logits, batch['label'])
+      loss = (1 - self.class_weight) * loss + self.class_weight * metrics['class_loss']
+    apart = diversity.losses(self, params, batch, shown) if train else {}
+    loss = loss + sum(getattr(self, name) * value for name, value in apart.items())
+    return loss, (with_stats(metrics | apart, train, encoder=stats), variables['extra'])
+
+  def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:
+    """Pixels of each token [B, N, P] in float32; no gradient flows through it.
+
+    `there` [B, 1, P] bool leaves the pixels of missing channels out of the patch's mean and variance.
+    """
+    x = patchify(jax.lax.stop_gradient(image).astype(jnp.float32), self.encoder.patch_size, self.encoder.per_channel)
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    if self.norm_pixels:
+      count = x.shape[-1] if there is None else jnp.maximum(there.sum(axis=-1, keepdims=True), 2)
+      centred = x - _mean(x, there)
+      variance = _mean(jnp.square(centred), there) * count / (count - 1)
+      x = centred / jnp.sqrt(variance + 1e-6)
+    return x
+
+  def _pixels_there(self, batch: dict) -> jax.Array | None:
+    """[B, 1, P] bool, the pixels of a patch whose channel a sample has; None where all count."""
+    mask = batch.get('channel_there' if self.unsampled == 'predict' else 'channel_mask', batch.get('channel_mask'))
+    if self.encoder.per_channel or mask is None:
+      return None
+    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
+
+  def pictures(self, variables: dict, batch: dict, rng: jax.Array) -> dict[str, Any]:
+    """{'reconstructions': (original, masked, predicted)}, each [B, *size, C]; predictions in the patch's scale."""
+    predicted, hidden, _ = self._predict(variables['params'], batch, rng, False)
+    image = batch['image']
+    e = self.encoder
+    pixels = patchify(image, e.patch_size, e.per_channel)
+    shape, flat = pixels.shape, pixels.reshape(image.shape[0], -1, pixels.shape[-1])
+    if self.norm_pixels:
+      std = jnp.sqrt(flat.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
+      predicted = predicted * std + flat.mean(axis=-1, keepdims=True)
+    hidden = hidden[..., None]
+    back = lambda x: unpatchify(x.reshape(shape), image.shape[1:-1], e.patch_size, e.per_channel)
+    masked = jnp.where(hidden > 0, jnp.nan, flat)
+    filled = jnp.where(hidden > 0, predicted, flat)
+    return {'reconstructions': (image, back(masked), back(filled))}
+
+  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
+    """Predicted pixels [B, N, P] of every token, which tokens were hidden [B, N] float, new running statistics."""
+    _, predicted, hidden, _, stats = self._see(params, batch, rng, train)
+    return predicted, hidden, stats
+
+  def _see(self, params: Any, batch: dict, rng: jax.Array, train: bool):
+    """Features of the shown tokens, and what `_predict` gives, before its last which tokens were shown [B, N] bool."""
+    mask_key, drop_key = jax.random.split(rng)
+    keep, order, visible, hidden, there = self._mask(mask_key, batch)
+    some = token_slots(self.encoder, batch)[2] is not None or self.mask_channels == 'dynamic'
+    valid = visible if some else None
+    latent, stats = encode_shown(self.encoder, params['encoder'], batch, keep, valid, train, {'dropout': drop_key})
+    predicted = self.decoder.apply({'params': params['decoder']}, self._prefix(latent), latent.patches, visible, order,
+                                   batch['channels'], there, self._shared(params['encoder'], batch))
+    shown = jnp.take_along_axis(jnp.pad(visible, ((0, 0), (0, order.shape[1] - visible.shape[1]))), order, axis=1)
+    return latent, predicted, hidden, shown, stats
+
+  def _prefix(self, latent: Features) -> jax.Array | None:
+    """Tokens [B, P, D] that the decoder sees besides the patches."""
+    cls = None if latent.cls is None else latent.cls[:, None]
+    parts = [x for x in (cls, latent.registers if self.decoder_registers else None) if x is not None]
+    return jnp.concatenate(parts, axis=1) if parts else None
+
+  def _shared(self, encoder: Any, batch: dict) -> tuple[jax.Array, jax.Array] | None:
+    """The encoder's positions [N, D] and embeddings [B, C, D] of the batch's channels, if the decoder shares them."""
+    if not self.decoder_shares:
+      return None
+    grid = grid_of(batch['image'].shape[1:-1], self.encoder.patch_size)
+    table = self.encoder.apply({'params': encoder}, grid, method='_position_table')
+    return table, self.encoder.apply({'params': encoder}, method='channel_vectors')[batch['channels']]
+
+  def _mask(self, rng: jax.Array, batch: dict):
+    """Draws what each sample shows, by sorting noise as the official code does.
+
+    Returns:
+      keep [B, K] indices of the shown tokens, order [B, N] rank of each token, visible [B, K] bool (False where a
+      sample with missing channels shows fewer than K), hidden [B, N] float, there [B, N] bool or None: the tokens
+      that the decoder sees.
+    """
+    size, (_, count, valid) = batch['image'].shape[0], token_slots(self.encoder, batch)
+    together = batch['channels'].shape[1] if self.encoder.per_channel and self.mask_channels == 'shared' else 1
+    shown = together * int(count // together * (1 - self.mask_ratio))
+    if shown < 1:
+      raise UserError(f'objective.mask_ratio {self.mask_ratio} hides all {count} tokens: lower it or the patch size')
+    noise_key, mode_key = jax.random.split(rng) if self.mask_channels == 'dynamic' else (rng, rng)
+    noise = jnp.tile(jax.random.uniform(noise_key, (size, count // together)), (1, together))
+    sampled = jnp.ones((size, count), bool) if valid is None else valid
+    there = valid
+    if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
+      there = token_slots(self.encoder, batch | {'channel_mask': batch['channel_there']})[2]
+    exists = sampled if there is None else there
+    noise = noise + 2.0 * ~sampled + 2.0 * ~exists  # first what may be shown, then what is only predicted
+    quota = sampled.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
+    if self.mask_channels == 'dynamic':
+      shown, hide = count, self._dynamic(mode_key, noise, sampled, batch['channels'].shape[1])
+      noise, quota = noise + 2.0 * hide, (sampled & ~hide).sum(axis=1, keepdims=True)
+    shuffle = jnp.argsort(noise, axis=1)
+    order = jnp.argsort(shuffle, axis=1)
+    visible = jnp.arange(shown)[None] < quota
+    hidden = (order >= quota) & exists
+    return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32), there
+
+  def _dynamic(self, rng: jax.Array, noise: jax.Array, sampled: jax.Array, count: int) -> jax.Array:
+    """Which tokens [B, C * N] dynamic channel-patch masking hides (ChA-MAEViT, arXiv 2503.19331).
+
+    One mode a batch: patches, of each channel by itself a share `mask_ratio`; channels, k ~ U{0 .. C - 1} whole ones;
+    or both. k goes by the number of channels that a sample has, and which ones are hidden is a sample's own draw.
+    """
+    mode_key, count_key, channel_key = jax.random.split(rng, 3)
+    by_channel = lambda x: x.reshape(len(x), count, -1)
+    there = by_channel(sampled).any(axis=2)  # [B, C]
+    rank = lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
+    keep = jnp.asarray([int(n * (1 - self.mask_ratio)) for n in range(noise.shape[1] // count + 1)])
+    patches = rank(by_channel(noise)) >= keep[by_channel(sampled).sum(axis=2, keepdims=True)]  # [B, C, N]
+    k = jnp.floor(jax.random.uniform(count_key) * there.sum(axis=1, keepdims=True))
+    drawn = jnp.where(there, jax.random.uniform(channel_key, there.shape), 2.0)
+    channels = (rank(drawn) < k)[..., None]  # [B, C, 1]
+    mode = jax.random.uniform(mode_key)
+    with_patches = (mode < self.patches_only) | (mode >= self.patches_only + self.channels_only)
+    hide = (patches & with_patches) | (channels & (mode >= self.patches_only))
+    return hide.reshape(noise.shape)
+
+
+def _mean(x: jax.Array, there: jax.Array | None) -> jax.Array:
+  """Mean of [B, N, P] over the last axis, of the places that are there; keeps the axis."""
+  if there is None:
+    return x.mean(axis=-1, keepdims=True)
+  return jnp.where(there, x, 0.0).sum(axis=-1, keepdims=True) / jnp.maximum(there.sum(axis=-1, keepdims=True), 1)
