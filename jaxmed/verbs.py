@@ -258,7 +258,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.data.feed.sampling import parse_values
   from jaxmed.evaluate.protocols.classify import evaluate as run
   from jaxmed.evaluate.report import tables
-  from jaxmed.evaluate.report.html import write_report
+  from jaxmed.evaluate.report.page import write_report
   from jaxmed.train.build.rundir import load
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   choose(f'column of {args.data}', args.label, source.table.column_names)
@@ -402,7 +402,7 @@ def import_(args: argparse.Namespace) -> dict[str, Any]:
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the report of a run again."""
-  from jaxmed.evaluate.report.html import write_report
+  from jaxmed.evaluate.report.page import write_report
   from jaxmed.train.build import setup
   setup.load(args.path)
   path = write_report(args.path)

@@ -15,7 +15,7 @@ from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.data.resize import resize
 from jaxmed.evaluate.attention import MOST_BYTES, attention_maps, weight_bytes
 from jaxmed.evaluate.report import figures
-from jaxmed.evaluate.report.html import write_report
+from jaxmed.evaluate.report.page import write_report
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.layers import channel_embed
 from jaxmed.train.build.rundir import encoder_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate.report import figures, html
+from jaxmed.evaluate.report import figures, page
 
 from .test_tables import make_result
 
@@ -80,9 +80,9 @@ def place(tmp_path):
 
 
 def test_a_whole_report(place):
-  path = html.write_report(place)
+  path = page.write_report(place)
   assert path == place / 'report.html'
-  page = Page(path.read_text())
+  shown = Page(path.read_text())
   for words in (
     'mae · channel_vit_tiny/8',
     'my_run',
@@ -107,17 +107,17 @@ def test_a_whole_report(place):
     '1 damaged line of metrics.jsonl, skipped',
     '<script>alert(1)</script>',
   ):
-    assert words in page.text, words
-  assert 'Not drawn' not in page.text and (place / 'figures' / 'loss.png').exists()
-  assert page.tags.count('figure') == 5 and page.tags.count('details') == 1 and 'script' not in page.tags
-  assert len(page.links) == 5 and all(x.startswith('data:image/png;base64,') for x in page.links)
+    assert words in shown.text, words
+  assert 'Not drawn' not in shown.text and (place / 'figures' / 'loss.png').exists()
+  assert shown.tags.count('figure') == 5 and shown.tags.count('details') == 1 and 'script' not in shown.tags
+  assert len(shown.links) == 5 and all(x.startswith('data:image/png;base64,') for x in shown.links)
   style = path.read_text()
   assert 'prefers-color-scheme: dark' in style and 'url(' not in style and '@import' not in style
   assert not re.search(r'https?://', style)
 
 
 def test_an_empty_directory_says_what_is_missing(tmp_path):
-  text = Page(html.write_report(tmp_path).read_text()).text
+  text = Page(page.write_report(tmp_path).read_text()).text
   for words in (
     'config.json (the configuration)',
     'data.json',
@@ -129,7 +129,7 @@ def test_an_empty_directory_says_what_is_missing(tmp_path):
   ):
     assert words in text, words
   with pytest.raises(UserError, match='not a directory'):
-    html.write_report(tmp_path / 'none')
+    page.write_report(tmp_path / 'none')
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_an_empty_directory_says_what_is_missing(tmp_path):
 )
 def test_damaged_files_are_named_and_do_not_stop_the_report(place, name, content, words):
   (place / name).write_text(content)
-  assert words in Page(html.write_report(place).read_text()).text
+  assert words in Page(page.write_report(place).read_text()).text
 
 
 def test_metrics_of_a_resumed_run(tmp_path):
@@ -167,27 +167,27 @@ def test_metrics_of_a_resumed_run(tmp_path):
     dict(loss=1),
   ]
   path.write_text('\n'.join(json.dumps(r) for r in rows))
-  got, damaged = html.read_metrics(path)
+  got, damaged = page.read_metrics(path)
   assert damaged == 2 and [r['step'] for r in got] == [1, 2, 3]
   assert got[0]['loss'] == 4.5 and got[1] == dict(step=2, loss=3.5, lr=1, probe=0.5)
-  assert html.read_metrics(tmp_path / 'none') == ([], 0)
+  assert page.read_metrics(tmp_path / 'none') == ([], 0)
 
 
 def test_the_curve_is_drawn_again_only_when_it_is_old(place):
-  html.write_report(place)
+  page.write_report(place)
   picture = place / 'figures' / 'loss.png'
   before = picture.stat().st_mtime_ns
-  html.write_report(place)
+  page.write_report(place)
   assert picture.stat().st_mtime_ns == before
   os.utime(picture, (1, 1))
-  html.write_report(place)
+  page.write_report(place)
   assert picture.stat().st_mtime_ns > 10**9 * 1000
 
 
 def test_the_outermost_value_of_a_nested_config():
-  assert html.find(dict(a=dict(steps=1, b=dict(steps=2)), c=dict(x=3)), 'steps') == 1
-  assert html.find(dict(a=dict(b=dict(x=4))), 'x') == 4
-  assert html.find({}, 'x') is None
+  assert page.find(dict(a=dict(steps=1, b=dict(steps=2)), c=dict(x=3)), 'steps') == 1
+  assert page.find(dict(a=dict(b=dict(x=4))), 'x') == 4
+  assert page.find({}, 'x') is None
 
 
 def test_without_intervals_or_an_untrained_encoder(place):
@@ -197,5 +197,5 @@ def test_without_intervals_or_an_untrained_encoder(place):
       cell.update(low=None, high=None)
   result |= dict(differences=[], rows=[r for r in result['rows'] if r['features'] != 'untrained'])
   (place / 'evaluation.json').write_text(json.dumps(result))
-  text = Page(html.write_report(place).read_text()).text
+  text = Page(page.write_report(place).read_text()).text
   assert 'no verdict' in text and 'no untrained encoder' in text and '[n/a]' in text
