@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compiles the targets for TPU pods and writes docs/results/scaling.md and docs/results/scaling.png (docs/results/scaling.json keeps plans).
+"""Compiles the targets for TPU pods and writes docs/results/scaling.md and its figure (scaling.json keeps plans).
 
-Each target takes minutes to compile; one that docs/results/scaling.json has already is not compiled again, unless --again.
+Each target takes minutes to compile; one that docs/results/scaling.json has is not compiled again, unless --again.
 
   python tools/plan_table.py [--only vitl] [--again] [--write-only] [--hlo FOLDER]
 """
@@ -99,7 +99,8 @@ WEAK = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # chips
 HEAD = """# Scaling
 
 What a training step takes on TPU pods, planned on a CPU: `tools/plan_table.py` writes this page from plans that
-`jaxmed plan` made with the real XLA:TPU compiler (`docs/results/scaling.json`). Nothing here was measured on an accelerator.
+`jaxmed plan` made with the real XLA:TPU compiler (`docs/results/scaling.json`). Nothing here was measured on an
+accelerator.
 """
 
 

@@ -140,7 +140,7 @@ def test_official_weights_here(prefix, hcs, tmp_path):
 
 
 def test_the_lines_of_the_docs_give_our_features(tmp_path):
-  """docs/guide/pytorch.md, run as it stands on an exported file: any subset, other sizes, one channel at the native size."""
+  """docs/guide/pytorch.md, run as it stands on an exported file: a subset, other sizes, one channel at the native size."""
   import pathlib
 
   import torch
