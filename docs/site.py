@@ -14,11 +14,12 @@ _LINK = re.compile(r'(\]\()([^)#\s:]+)(#[^)\s]*)?(\))')
 
 
 def on_files(files, config):
-  """Adds the pages of BESIDE, and the licence as a plain file."""
+  """Adds the pages of BESIDE, and plain files that they name."""
   for path in sorted(p for pattern in BESIDE for p in ROOT.glob(pattern)):
     name = f'{FOLDER}/{path.relative_to(ROOT).as_posix()}'
     files.append(File.generated(config, name, abs_src_path=str(path)))
-  files.append(File.generated(config, f'{FOLDER}/LICENSE', abs_src_path=str(ROOT / 'LICENSE')))
+  for name in ('LICENSE', 'CITATION.cff'):
+    files.append(File.generated(config, f'{FOLDER}/{name}', abs_src_path=str(ROOT / name)))
   return files
 
 
