@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that lie beside docs/ are part of the site, so that links to them work there and on a forge."""
+"""Hooks of mkdocs: pages that lie beside docs/ are part of the site, so that links to them work there too."""
 
 import pathlib
 import posixpath
