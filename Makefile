@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: install demo test slurm-test parity lint bench clean
+.PHONY: install demo test slurm-test parity lint bench docs clean
 
 install: $(VENV)/.installed
 
@@ -56,5 +56,13 @@ $(VENV)/.lint: $(VENV)/.installed
 bench: $(VENV)/.parity
 	$(BIN)/python tools/bench_step.py
 
+# The site, in site/: a broken link or a page that the navigation lacks ends it.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install -q -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache

@@ -23,6 +23,7 @@ for line in sys.stdin:
     pid = os.fork()
     if not pid:
       os.environ.update(ask['env'])
+      os.chdir(ask.get('cwd', '.'))
       for number, name in ((1, ask['out']), (2, ask['err'])):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
       os.close(0)
@@ -57,13 +58,13 @@ class Server:
     self._process.stdin.flush()
     return json.loads(self._process.stdout.readline())
 
-  def start(self, argv, folder, **env):
-    """Starts `jaxmed ARGV`; its output goes to files in `folder`."""
-    return Fork(self, [str(a) for a in argv], pathlib.Path(folder), env)
+  def start(self, argv, folder, cwd='.', **env):
+    """Starts `jaxmed ARGV` in `cwd`; its output goes to files in `folder`."""
+    return Fork(self, [str(a) for a in argv], pathlib.Path(folder), env, str(cwd))
 
-  def run(self, argv, folder, **env):
+  def run(self, argv, folder, cwd='.', **env):
     """Runs it to its end: (exit code, stdout, stderr)."""
-    fork = self.start(argv, folder, **env)
+    fork = self.start(argv, folder, cwd, **env)
     return fork.wait(), fork.out.read_text(), fork.err.read_text()
 
   def close(self):
@@ -75,10 +76,11 @@ class Server:
 class Fork:
   """One process."""
 
-  def __init__(self, server, argv, folder, env):
+  def __init__(self, server, argv, folder, env, cwd='.'):
     self.out, self.err, self._server = folder / 'stdout', folder / 'stderr', server
     self.err.unlink(missing_ok=True)
-    self.pid = server.ask(argv=argv, out=str(self.out), err=str(self.err), env=env)
+    self.pid = server.ask(argv=argv, out=str(self.out), err=str(self.err), env=env,
+                          cwd=cwd)
 
   def poll(self):
     """The exit code, or None while it runs."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compiles the targets for TPU pods and writes docs/scaling.md and docs/scaling.png (docs/scaling.json keeps plans).
+"""Compiles the targets for TPU pods and writes docs/results/scaling.md and its figure (scaling.json keeps plans).
 
-Each target takes minutes to compile; one that docs/scaling.json has already is not compiled again, unless --again.
+Each target takes minutes to compile; one that docs/results/scaling.json has is not compiled again, unless --again.
 
   python tools/plan_table.py [--only vitl] [--again] [--write-only] [--hlo FOLDER]
 """
@@ -22,8 +22,8 @@ from jaxmed.parallel import (
 )
 from jaxmed.plan import plan, roofline, tables  # noqa: E402
 
-DOCS = pathlib.Path(__file__).resolve().parents[1] / 'docs'
-RECIPES = DOCS.parent / 'experiments'
+DOCS = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'results'
+RECIPES = DOCS.parents[1] / 'experiments'
 PODS = ('v5e:16x16', 'v5p:8x8x8')
 IMAGENET, IMAGENET22K = 1_281_167, 14_197_122
 
@@ -102,7 +102,8 @@ WEAK = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # chips
 HEAD = """# Scaling
 
 What a training step takes on TPU pods, planned on a CPU: `tools/plan_table.py` writes this page from plans that
-`jaxmed plan` made with the real XLA:TPU compiler (`docs/scaling.json`). Nothing here was measured on an accelerator.
+`jaxmed plan` made with the real XLA:TPU compiler (`docs/results/scaling.json`). Nothing here was measured on an
+accelerator.
 """
 
 
@@ -111,7 +112,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--only', nargs='*', choices=TARGETS, default=list(TARGETS))
   parser.add_argument('--pods', nargs='*', default=list(PODS))
-  parser.add_argument('--again', action='store_true', help='compile also what docs/scaling.json has')
+  parser.add_argument('--again', action='store_true', help='compile also what docs/results/scaling.json has')
   parser.add_argument('--write-only', action='store_true', help='compile nothing')
   parser.add_argument('--hlo', type=pathlib.Path, help='a folder for the optimised programs')
   args = parser.parse_args()
@@ -128,7 +129,7 @@ def main() -> None:
 
 
 def write(plans: dict[str, Any]) -> None:
-  """docs/scaling.md and its figure."""
+  """docs/results/scaling.md and its figure."""
   curves = weak_scaling()
   draw(curves)
   measured = DOCS / 'weak_scaling.md'
@@ -222,7 +223,7 @@ def share(job: plan.Job, traced: plan.Traced, count: int) -> float:
 
 
 def draw(curves: dict[str, list[tuple[int, float]]]) -> None:
-  """docs/scaling.png."""
+  """docs/results/scaling.png."""
   import matplotlib
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt

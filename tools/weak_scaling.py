@@ -8,7 +8,7 @@ copies in memory. Each pair of runs alternates; the figure of a run is its media
 
 Example:
   jaxmed prepare demo --out runs/demo/corpus
-  python tools/weak_scaling.py --data runs/demo/corpus --out docs/weak_scaling.md
+  python tools/weak_scaling.py --data runs/demo/corpus --out docs/results/weak_scaling.md
 """
 
 import argparse

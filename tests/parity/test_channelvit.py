@@ -140,7 +140,7 @@ def test_official_weights_here(prefix, hcs, tmp_path):
 
 
 def test_the_lines_of_the_docs_give_our_features(tmp_path):
-  """docs/pytorch.md, run as it stands on an exported file: any subset, other sizes, one channel at the native size."""
+  """docs/guide/pytorch.md, run as it stands on an exported file: a subset, other sizes, one channel at the native size."""
   import pathlib
 
   import torch
@@ -152,7 +152,7 @@ def test_the_lines_of_the_docs_give_our_features(tmp_path):
   channels = tuple({'name': n, 'mean': 100.0 + i, 'std': 40.0 + i} for i, n in enumerate(names))
   file = tmp_path / 'encoder.safetensors'
   interop.export_file(file, 'channelvit', model, params, {'channels': list(channels), 'normalize': 'corpus'})
-  text = (pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md').read_text()
+  text = (pathlib.Path(__file__).parents[2] / 'docs' / 'guide' / 'pytorch.md').read_text()
   lines = text.split('```python\n')[1].split('```')[0].replace("'encoder.safetensors'", repr(str(file)))
   assert sum(bool(line.strip()) for line in lines.splitlines()) <= 36 and 'jaxmed' not in lines.replace("['jaxmed']", '')
   scope = {}
