@@ -26,6 +26,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from tests.tiers import *  # noqa: E402, F403  the hooks of the two tiers
+
 TILE = 24
 MOST_MAPS = 25_000
 # The run that tests train. Its step takes milliseconds and is compiled once, also for other processes; other values

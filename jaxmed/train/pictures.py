@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmed import files
 from jaxmed.augment.channels import cosines
+from jaxmed.augment.views import ViewMaker
 from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.data.resize import resize
 from jaxmed.evaluate.attention import MOST_BYTES, attention_maps, weight_bytes
@@ -22,6 +23,11 @@ from jaxmed.train.build.rundir import encoder_of
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
 
+# Compiled once for equal view makers and objectives.
+_views = jax.jit(ViewMaker.__call__, static_argnums=0)
+_plain = jax.jit(ViewMaker.plain, static_argnums=0)
+_pictures = jax.jit(lambda objective, *args: objective.pictures(*args), static_argnums=0)
+
 
 def views(run: Any, state: TrainState) -> None:
   """Saves the augmented views of the first batch."""
@@ -29,7 +35,7 @@ def views(run: Any, state: TrainState) -> None:
     return
   batch, names = _sample(run, 'train')
   rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
-  shown = jax.jit(lambda b: run.trainer.view(rng, b))(batch)
+  shown = _views(run.trainer.view, rng, batch)
   image = _own(run, shown_image(shown), batch)
   names = names if image.shape[-1] == len(names) else ('one channel',)  # of each its own
   figures.image_grid(image, names, run.folder / 'figures' / 'views.png', 'Augmented views of the first records')
@@ -55,9 +61,9 @@ def end(run: Any, state: TrainState) -> None:
     return
   folder = run.folder / 'figures'
   batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
-  plain = jax.jit(run.trainer.view.plain)(batch)
+  plain = _plain(run.trainer.view, batch)
   if hasattr(run.trainer.objective, 'pictures'):
-    shown = jax.jit(run.trainer.objective.pictures)(state.variables, plain, jax.random.key(0))
+    shown = _pictures(run.trainer.objective, state.variables, plain, jax.random.key(0))
     original, masked, filled = (_own(run, x, batch) for x in shown['reconstructions'])
     figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
   encoder = encoder_of(run.trainer, run.config, run.spec, state)

@@ -92,25 +92,17 @@ class Trainer:
 
   def abstract(self, batch: Any, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the state on a mesh."""
-    boxed = jax.eval_shape(self.create, batch)
-    where = mesh_lib.shardings(boxed, mesh)
-    if self.offload:
-      where = dataclasses.replace(where, moments=jax.tree.map(mesh_lib.on_host, where.moments))
-    return mesh_lib.placed(boxed, where)
+    return _abstract(self, *_frozen(batch), mesh)
 
   def initialize(self, abstract: TrainState, batch: Any) -> TrainState:
     """The initial state, made on the devices that will hold it, as `abstract` says."""
     where = jax.tree.map(lambda x: x.sharding, abstract)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.jit(lambda: nn.unbox(self.create(zeros())), out_shardings=where)()
+    return jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=where)(self, *_frozen(shapes))
 
   def compile(self, abstract: TrainState, batch: Any, mesh: Mesh) -> Callable:
-    """Compiles (state, batch) -> (state, metrics); the state is donated."""
-    where = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(self.step, donate_argnums=0, out_shardings=(where, mesh_lib.replicated(mesh)))
-    with jax.set_mesh(mesh):  # which models ask where activations lie
-      return step.lower(abstract, batch).compile()
+    """Compiles (state, batch) -> (state, metrics); the state is donated. Equal trainers share one program."""
+    return _compiled(self, _frozen(abstract), _frozen(batch), mesh)
 
   def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; left out, and counted, when the loss or a gradient is not finite, or the loss a spike."""
@@ -196,6 +188,38 @@ class Trainer:
     """What the encoder that is trained, of whatever method, itself adds to the loss."""
     encoder = self.objective.encoder
     return encoder.penalty(variables['params']['encoder']) if hasattr(encoder, 'penalty') else None
+
+
+def _frozen(tree: Any) -> tuple[tuple, Any]:
+  """The leaves and the structure of a tree of shapes, as keys of a cache."""
+  leaves, structure = jax.tree.flatten(tree)
+  return tuple(leaves), structure
+
+
+# A trainer is static: what was traced, lowered and compiled for one serves every equal one of the process.
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(trainer: Trainer, shapes: tuple, structure: Any, mesh: Mesh) -> TrainState:
+  boxed = jax.eval_shape(trainer.create, jax.tree.unflatten(structure, shapes))
+  where = mesh_lib.shardings(boxed, mesh)
+  if trainer.offload:
+    where = dataclasses.replace(where, moments=jax.tree.map(mesh_lib.on_host, where.moments))
+  return mesh_lib.placed(boxed, where)
+
+
+def _initial(trainer: Trainer, shapes: tuple, structure: Any) -> TrainState:
+  zeros = [jnp.zeros(x.shape, x.dtype) for x in shapes]
+  return nn.unbox(trainer.create(jax.tree.unflatten(structure, zeros)))
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(trainer: Trainer, abstract: tuple, batch: tuple, mesh: Mesh) -> Callable:
+  state, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (abstract, batch))
+  where = jax.tree.map(lambda x: x.sharding, state)
+  step = jax.jit(Trainer.step, static_argnums=0, donate_argnums=1, out_shardings=(where, mesh_lib.replicated(mesh)))
+  with jax.set_mesh(mesh):  # which models ask where activations lie
+    return step.lower(trainer, state, batch).compile()
 
 
 def drawn(rng: jax.Array, shares: tuple[float, ...]) -> jax.Array:
