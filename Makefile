@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: install demo test slurm-test parity lint bench docs clean
+.PHONY: install demo test test-all slurm-test parity lint bench docs clean
 
 install: $(VENV)/.installed
 
@@ -23,8 +23,15 @@ demo: install
 	@cat $(DEMO)/table.txt
 	@echo "exported file: $(DEMO)/encoder.safetensors (card: $(DEMO)/encoder.md)"
 
+# As many workers as there are cores.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
+
+# The first tier: every room and the road end to end, at most ten minutes on two cores (tests/tiers.py).
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests --ignore tests/parity
+	$(PYTEST) -m 'not slow' --guard tests --ignore tests/parity
+
+test-all: $(VENV)/.test
+	$(PYTEST) tests --ignore tests/parity
 
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install -q -e '.[test]'
@@ -38,7 +45,7 @@ slurm-test: $(VENV)/.test
 
 # Against the real PyTorch classes. The extra is large, so it has a target of its own.
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity
+	$(PYTEST) tests/parity
 
 $(VENV)/.parity: $(VENV)/.test
 	$(BIN)/pip install -q -e '.[test,parity]'
@@ -48,6 +55,7 @@ $(VENV)/.parity: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy jaxmed
+	$(BIN)/lint-imports
 
 $(VENV)/.lint: $(VENV)/.installed
 	$(BIN)/pip install -q -e '.[lint]'
@@ -65,4 +73,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.7.0'
-__all__ = ['attention_maps', 'create_model', 'load']
+from jaxmed.version import __version__
+
+__all__ = ['__version__', 'attention_maps', 'create_model', 'load']
 
 if TYPE_CHECKING:
   from jaxmed.evaluate.attention import attention_maps

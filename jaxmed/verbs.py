@@ -256,8 +256,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   """Judges frozen features."""
   from jaxmed.data.corpus.open import open_source
   from jaxmed.data.feed.sampling import parse_values
+  from jaxmed.evaluate import tables
   from jaxmed.evaluate.protocols.classify import evaluate as run
-  from jaxmed.evaluate.report import tables
   from jaxmed.evaluate.report.page import write_report
   from jaxmed.train.build.rundir import load
   source = open_source(args.data).where(parse_values(args.where, '--where'))

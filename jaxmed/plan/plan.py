@@ -22,8 +22,8 @@ from jaxmed.plan import hlo, roofline, worker
 from jaxmed.plan.hlo import Collective
 from jaxmed.plan.roofline import Bounds, Width
 from jaxmed.train.build import setup
-from jaxmed.train.monitor.utilization import model_flops
 from jaxmed.train.step import Trainer
+from jaxmed.train.utilization import model_flops
 
 ROWS, CLASSES, PER_CHIP = 1_000_000, 1000, 64
 

@@ -27,11 +27,11 @@ from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.agree import Agreement, together
 from jaxmed.train.monitor.signals import interruptible
 from jaxmed.train.monitor.spikes import Spikes
-from jaxmed.train.monitor.utilization import Utilization
 from jaxmed.train.monitor.watch import RollBack, Watch
 from jaxmed.train.monitor.watchdog import Watchdog
 from jaxmed.train.probe import Probe, fitted
 from jaxmed.train.step import TrainState
+from jaxmed.train.utilization import Utilization
 
 AHEAD = 2  # steps that the host may be ahead of the device: neither waits, and all hosts are at about one step
 MOST_SKIPPED = 10  # updates left out in a row after which a run stops

@@ -9,9 +9,8 @@ import pytest
 
 from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
-from jaxmed.evaluate import metrics, probes
+from jaxmed.evaluate import metrics, probes, tables
 from jaxmed.evaluate.protocols import classify
-from jaxmed.evaluate.report import tables
 
 from . import fakes
 

@@ -4,7 +4,7 @@ import html.parser
 
 import pytest
 
-from jaxmed.evaluate.report import tables
+from jaxmed.evaluate import tables
 
 
 def cell(value, half=0.0234):

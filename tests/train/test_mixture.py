@@ -9,9 +9,9 @@ import pytest
 
 from jaxmed.config import merge
 from jaxmed.errors import UserError
+from jaxmed.train import utilization
 from jaxmed.train.build import setup
 from jaxmed.train.build.view_sizes import LISTS
-from jaxmed.train.monitor import utilization
 from jaxmed.train.step import drawn
 from tests.common import host
 from tests.conftest import TINY

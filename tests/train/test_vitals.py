@@ -10,9 +10,10 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.parallel import chips
+from jaxmed.train import utilization
 from jaxmed.train.build import setup
 from jaxmed.train.logs import read_rows
-from jaxmed.train.monitor import utilization, vitals
+from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.spikes import Spikes
 from jaxmed.train.monitor.watch import RollBack, Watch
 from jaxmed.train.monitor.watchdog import Watchdog

@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from jaxmed import __version__
 from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format, store
 from jaxmed.data.prepare import benchmarks, blocks, synthetic
 from jaxmed.data.prepare.items import Item, Plan, given_splits
 from jaxmed.data.prepare.plan import make_plan
 from jaxmed.errors import UserError, choose
+from jaxmed.version import __version__
 
 # Corpora that come with the package, by the word that stands for them: further columns of their manifests.
 _MADE = {'demo': {'region': pa.string()}, 'synthetic': {'relation': pa.string()}}

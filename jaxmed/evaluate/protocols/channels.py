@@ -14,7 +14,7 @@ import numpy as np
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import metrics
 from jaxmed.evaluate.protocols.classify import METHODS, Task, chance_of, encoded, make_task, plain, probe_scores
-from jaxmed.evaluate.report.tables import text_row
+from jaxmed.evaluate.tables import text_row
 
 SUBSETS = 255  # all of eight channels
 _BYTES = 1 << 28  # features of subsets that a probe is asked of at once

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxmed.errors import UserError
+from jaxmed.evaluate import tables
 from jaxmed.evaluate.protocols import classify
-from jaxmed.evaluate.report import figures, tables
+from jaxmed.evaluate.report import figures
 from jaxmed.files import read_json, read_json_lines, write_text
 from jaxmed.models.layers.channel_embed import told
 

@@ -1,0 +1,1 @@
+"""The types that rooms hand each other."""
