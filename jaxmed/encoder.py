@@ -56,7 +56,7 @@ class Encoder:
 
   @property
   def named(self) -> bool:
-    """Whether the channels have names of their own, not only places."""
+    """Whether the channels have names, not only numbers."""
     return self.vocabulary != unnamed(len(self.channels))
 
   @property
@@ -110,7 +110,7 @@ class Encoder:
     return np.asarray(ids, np.int32)
 
   def extended(self, stats: Mapping[str, Mapping[str, float]]) -> 'Encoder':
-    """The encoder for channels that it was not trained on too: those of `stats` {name: {'mean', 'std'}} that it lacks.
+    """The encoder extended by unseen channels: those of `stats` {name: {'mean', 'std'}} that it lacks.
 
     Hashed embeddings make a vector of the name; of a table the mean of its rows stands in. Not for an encoder that sees
     all channels together: a UserError.

@@ -27,7 +27,7 @@ def hierarchical_channel_sampling(rng: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def sampled_each(rng: jax.Array, mask: jax.Array) -> jax.Array:
-  """Hierarchical channel sampling with a number and channels of its own for each sample; arguments as above."""
+  """Hierarchical channel sampling, drawn for each sample separately; arguments as above."""
   count_key, order_key = jax.random.split(rng)
   there = mask.sum(axis=1, keepdims=True)
   count = 1 + jnp.floor(jax.random.uniform(count_key, there.shape) * there)  # U{1 .. its own number}

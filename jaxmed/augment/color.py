@@ -18,7 +18,7 @@ DARKEST = 1 / 255  # least light, so that its optical density is finite
 
 
 def rgb_ids(names: Sequence[str]) -> tuple[int, ...]:
-  """Ids of red, green and blue in a vocabulary, as `ViewMaker.rgb` takes them; () if there are none.
+  """Ids of R, G and B in a vocabulary, as `ViewMaker.rgb` takes them; () without these channels.
 
   'R', 'G', 'B' or 'red', 'green', 'blue' in any case, with the same prefix that ends in ':', '/' or '_' or with none
   ('fundus:R'). Three for each prefix that has all, in the order of the vocabulary.

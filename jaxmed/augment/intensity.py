@@ -139,7 +139,7 @@ def select(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 def jitter(rng: jax.Array, image: jax.Array, brightness: float, contrast: float, noise: float,
            where: jax.Array | None = None) -> jax.Array:
-  """Changes each channel of each sample by its own draw.
+  """Adds brightness and scales contrast, drawn for each channel of each sample.
 
   contrast: factor in 1 +- contrast about the channel's mean; brightness: shift in +- brightness; noise: standard
   deviation of the Gaussian noise that is added. Zero leaves that part out. where: [B] bool, the samples whose contrast
@@ -161,7 +161,7 @@ def jitter(rng: jax.Array, image: jax.Array, brightness: float, contrast: float,
 
 
 def gamma(image: jax.Array, exponent: jax.Array) -> jax.Array:
-  """Each channel, over its own range, to the power of `exponent` [B, C] (MONAI RandAdjustContrast, nnU-Net)."""
+  """Raises each channel, scaled to its range, to the power `exponent` [B, C] (MONAI RandAdjustContrast, nnU-Net)."""
   low, high = _range(image)
   span = jnp.maximum(high - low, 1e-6)
   return jnp.exp(_spread(exponent, image) * jnp.log((image - low) / span)) * span + low
@@ -191,7 +191,7 @@ def bias_field(coefficients: jax.Array, grid: tuple[int, ...]) -> jax.Array:
 
 
 def random_bias_field(rng: jax.Array, image: jax.Array, strength: float) -> jax.Array:
-  """Multiplies each channel, above its own minimum, by a `bias_field` with coefficients uniform in +- strength."""
+  """Multiplies each channel, above its minimum, by a `bias_field` whose coefficients are uniform in +- strength."""
   grid = image.shape[1:-1]
   shape = image.shape[0], image.shape[-1], math.comb(DEGREE + len(grid), DEGREE)
   field = bias_field(jax.random.uniform(rng, shape, minval=-strength, maxval=strength), grid)
@@ -226,7 +226,7 @@ def random_blur(rng: jax.Array, image: jax.Array, largest: float) -> jax.Array:
 
 
 def solarize(image: jax.Array) -> jax.Array:
-  """Inverts what lies above the middle of each channel's own range."""
+  """Inverts the values above the middle of each channel's range."""
   low, high = _range(image)
   return jnp.where(image > (low + high) / 2, low + high - image, image)
 

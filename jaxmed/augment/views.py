@@ -193,7 +193,7 @@ class ViewMaker:
     return rest
 
   def _sized(self, rng: jax.Array, group: dict) -> dict:
-    """Views [..., *size, C] at sizes of their own in the corner of their arrays, where that is asked for."""
+    """Views [..., *size, C], with `sample_sizes` resized into the corner of their arrays."""
     if not self.sample_sizes:
       return group
     image, rank = group['image'], len(self.size)
@@ -338,7 +338,7 @@ class ViewMaker:
     return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
 
   def _box(self, rng: jax.Array, image: jax.Array, size: tuple[int, ...], scale: tuple[float, float]):
-    """A random box for every image, (start, length), both [B, rank]; None for the whole one at its own size."""
+    """A random box for each image, (start, length), both [B, rank]; None for the whole image at its size."""
     grid = image.shape[1:-1]
     if scale[0] == 1.0 and grid == size:
       return None

@@ -26,7 +26,7 @@ def weights(length: int, size: int, scale: float | None = None) -> sparse.csr_ar
 
 
 def resize(image: np.ndarray, size: Sequence[int], scales: Sequence[float | None] | None = None) -> np.ndarray:
-  """Resizes an image [*grid, C] to [*size, C] by a triangle filter in float32, each channel on its own.
+  """Resizes an image [*grid, C] to [*size, C] by a triangle filter in float32, channel by channel.
 
   `scales` says for each axis how many old pixels the new ones are apart (see `weights`); where it is None, old and new
   grid cover the same field. Integers are rounded (half to even) and keep their type; of 32-bit ones the first 24 bits

@@ -32,7 +32,7 @@ def alpha_req(x: np.ndarray) -> float:
 
 
 def lidar(views: np.ndarray, delta: float = 1e-4) -> float:
-  """Effective rank of what tells images apart from their own views (Thilak et al. 2024).
+  """LiDAR: effective rank of the between-image variation relative to that between views (Thilak et al. 2024).
 
   Args:
     views: features [N, Q, D] of Q views of N images. delta: added to the within-image covariance.
@@ -58,7 +58,7 @@ def _effective(values: np.ndarray) -> float:
 
 
 def spread(x: np.ndarray) -> float:
-  """Mean deviation of L2-normalised features [N, D] over N, times the root of D: 0 if all are alike, 1 if uniform."""
+  """Mean standard deviation of L2-normalised features [N, D] over N, times sqrt(D): 0 for equal rows, 1 for uniform."""
   unit = _unit(x)
   return float(unit.std(axis=0).mean() * np.sqrt(unit.shape[1]))
 

@@ -209,7 +209,7 @@ def _usable(y: np.ndarray, num_classes: int, wanted: Sequence[int] | None) -> li
 
 
 def _nanmean(x: np.ndarray) -> np.ndarray:
-  """Mean of each row over what is not NaN; NaN, without a warning, where nothing is."""
+  """Mean of each row without its NaNs; NaN, without a warning, for rows of NaN alone."""
   ok = ~np.isnan(x)
   n = ok.sum(axis=1)
   return np.divide(np.where(ok, x, 0).sum(axis=1), n, out=np.full(len(x), np.nan), where=n > 0)

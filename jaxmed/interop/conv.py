@@ -145,7 +145,7 @@ def _outward(path: str, value: np.ndarray, pointwise: bool) -> np.ndarray:
 
 
 def _inward(state: StateDict, name: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
-  """The inverse of `_outward`; linear layers and 1x1 convolutions are told apart by their rank."""
+  """The inverse of `_outward`; rank distinguishes linear layers from 1x1 convolutions."""
   if not path.endswith('/kernel'):
     return state.take(name, math.prod(shape)).reshape(shape)
   if _module(path) not in _LINEAR:

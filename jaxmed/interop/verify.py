@@ -65,7 +65,7 @@ def _apply(model: Encoder, params: Params, image: jax.Array, channels: jax.Array
 
 
 def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
-  """Python that loads the exported `file` where torch is installed (our own layout: where jaxmed is).
+  """Python lines that load the exported `file` with torch (the format `jaxmed`: with jaxmed).
 
   After it ran, `encoder` is the model in evaluation mode with every tensor of the file in its place (strict).
   """

@@ -45,7 +45,7 @@ class Format:
 
 
 def to_flat(model: Encoder, params: Params) -> dict[str, np.ndarray]:
-  """Our own layout: parameter names joined by '/', as 'transformer/blocks/mlp/fc1/kernel' [L, D, F]."""
+  """The format `jaxmed`: parameter names joined by '/', as 'transformer/blocks/mlp/fc1/kernel' [L, D, F]."""
   del model
   return flax.traverse_util.flatten_dict(state_dict.host(params), sep='/')
 
@@ -218,7 +218,7 @@ def _as_described(model: Encoder, params: Params) -> Params:
 
 
 def _names(model: Encoder, info: Mapping[str, Any]) -> Sequence[str]:
-  """The channels of a file; those of three that nobody named are taken as colours."""
+  """The channel names of a file; three unnamed channels are R, G, B."""
   if 'channels' in info:
     return [c['name'] for c in info['channels']]
   return ['R', 'G', 'B'] if model.in_channels == 3 else unnamed(model.in_channels)

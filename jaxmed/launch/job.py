@@ -135,7 +135,7 @@ def check_config(words: Sequence[str], devices: int, what: str, *, here: bool = 
 
 
 def check_mesh(mesh: ConfigDict | Mapping[str, int], devices: int, what: str) -> None:
-  """Raises a UserError when the sizes of a mesh (0: what is left) do not multiply to the devices."""
+  """Raises a UserError when the sizes of a mesh (0: the remaining devices) do not multiply to the number of devices."""
   if filled(mesh, devices) is None:
     wanted = ' x '.join(f'{a}={n or "rest"}' for a, n in mesh.items() if n != 1)
     raise UserError(f'mesh {wanted} does not fit {what} = {devices} devices: the sizes must multiply to {devices}')

@@ -40,7 +40,7 @@ def _pods(o: JobSet) -> int:
 
 
 def devices(o: JobSet) -> tuple[int, str]:
-  """How many devices there are, and how they come about."""
+  """The number of devices, and how it follows from the options."""
   if o.tpu:
     each = tpu.of_topology(o.tpu, o.topology, o.chips_per_node).devices
     return o.slices * each, f'{o.slices} slices of {o.tpu} {o.topology}'

@@ -140,7 +140,7 @@ def state(values: dict[str, Any]) -> record.State:
 
 
 def stop(values: dict[str, Any]) -> str:
-  """Asks the processes to save and end; then, or where there are none, the slice is given back."""
+  """Asks the processes to save and end, then deletes the slice."""
   pathlib.Path(values['place'], record.STOP).touch()
   alive = record.alive(values['script_process'])
   if alive and _state(values) == 'ACTIVE':

@@ -59,7 +59,7 @@ def local_device_ids(env: Mapping[str, str]) -> list[int] | None:
 
 
 def _bound(env: Mapping[str, str], seen: int, tasks: int, each: int) -> bool:
-  """Whether the GPUs that a task sees are its own already, so that other tasks see others."""
+  """Whether the launcher has bound GPUs to each task, so that tasks see different ones."""
   here = _number(env.get('SLURM_GPUS_ON_NODE', ''))
   binding = env.get('SLURM_GPU_BIND', '') + env.get('SLURM_TRES_BIND', '')
   return (each > 0 and seen == each) or (here > 0 and seen * tasks == here) or bool(
@@ -90,7 +90,7 @@ def _number(text: str) -> int:
 
 
 def _place(env: Mapping[str, str]) -> tuple[int, int | None]:
-  """The place of this process among those of its machine, and their number; (0, None) outside SLURM and Open MPI."""
+  """(local rank, processes on this machine); (0, None) outside SLURM and Open MPI."""
   if int(env.get('SLURM_STEP_NUM_TASKS', '1')) > 1:
     tasks = tasks_per_node(env.get('SLURM_STEP_TASKS_PER_NODE', '1'))
     return int(env.get('SLURM_LOCALID', '0')), tasks[min(int(env.get('SLURM_NODEID', '0')), len(tasks) - 1)]
@@ -152,7 +152,7 @@ def idle(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def machine_gpus() -> list[str]:
-  """Numbers of the NVIDIA GPUs that nvidia-smi shows, () where there are none."""
+  """Indices of the NVIDIA GPUs that nvidia-smi lists, [] without any."""
   if shutil.which('nvidia-smi') is None:
     return []
   try:
@@ -164,7 +164,7 @@ def machine_gpus() -> list[str]:
 
 
 def report(env: Mapping[str, str], host: str, gather: Callable[[str, Any], list[Any]]) -> list[str]:
-  """What to print at the start: who owns which devices, and warnings of idle ones. All processes call it alike.
+  """Lines to print at the start: the devices of each process, and warnings of idle ones. All processes call it.
 
   Args:
     gather: gives what each process says, in order (`parallel.process.gather`).

@@ -23,7 +23,7 @@ def count(fn: Callable, *args: Any) -> int:
 
 
 def count_jaxpr(jaxpr: Any) -> int:
-  """FLOPs of a `jax.extend.core.Jaxpr`, all of whose outputs are wanted."""
+  """FLOPs of a `jax.extend.core.Jaxpr` with all outputs used."""
   return _count(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
@@ -72,7 +72,7 @@ def _unique(jaxpr: Any) -> tuple[list[Any], dict[Any, Any]]:
 
 
 def _key(eqn: Any, same: dict[Any, Any]) -> Any:
-  """What two equations with equal results have in common; None where that cannot be told."""
+  """A key that is equal for equations with equal results; None where equality is unknown."""
   if eqn.effects:
     return None
   put = lambda v: ('literal', str(v.aval), str(v.val)) if isinstance(v, core.Literal) else same.get(v, v)

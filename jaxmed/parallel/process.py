@@ -80,7 +80,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def owners() -> list[str]:
-  """Who owns which devices, and warnings of GPUs that nobody uses; all processes call it alike."""
+  """The devices of each process, and warnings of idle GPUs; all processes call it."""
   return devices.report(os.environ, socket.gethostname(), gather)
 
 
@@ -90,7 +90,7 @@ def is_main() -> bool:
 
 
 def several() -> bool:
-  """Whether there are other processes."""
+  """Whether the run has several processes."""
   return jax.process_count() > 1
 
 
@@ -151,7 +151,7 @@ _calls: collections.Counter = collections.Counter()
 
 
 def gather(name: str, value: Any, seconds: float = 600.0) -> list[Any]:
-  """What each process says, in order of process; all must call it alike. On the host: nothing is compiled.
+  """The values of all processes, in order of process; all must call it. Runs on the host: nothing is compiled.
 
   Args:
     name: of this question, for people. value: anything that JSON holds. seconds: how long to wait for the others.
@@ -188,7 +188,7 @@ def until(get: Callable[[], Any], seconds: float) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-  """True on all processes when it is true on any; all must call it alike."""
+  """True on all processes when `flag` is true on any; all must call it."""
   return any(gather('any', bool(flag)))
 
 

@@ -17,7 +17,7 @@ SHARE = 0.4  # of a device's memory for the state, the rest is for activations
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """Arrays alike in name (numbers that differ are *), shape and sharding: how many, and their bytes on a device."""
+  """Arrays of one name (differing numbers are *), shape and sharding: their count and bytes a device."""
 
   name: str
   shape: tuple[int, ...]
@@ -36,7 +36,7 @@ def _bytes(x: Any) -> int:
 
 
 def rows(tree: Any) -> list[Row]:
-  """One row for alike arrays of a nested dict, in the order of the first of each."""
+  """One row for each group of such arrays of a nested dict, in order of first appearance."""
   found: dict[tuple, Row] = {}
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     name = '/'.join(str(getattr(k, 'key', k)) for k in path)

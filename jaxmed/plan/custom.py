@@ -40,7 +40,7 @@ def flops(kernel: Kernel, queries: Sequence[int], keys: Sequence[int]) -> int:
 
 
 def traffic(kernel: Kernel, lengths: Sequence[int], inputs: Sequence[float], outputs: float) -> float:
-  """Bytes from and to the main memory: each input and output once, and what is read again for every further block.
+  """Bytes from and to main memory: each input and output once, plus the inputs read again for each further block.
 
   Args:
     lengths: of queries and of keys. inputs: bytes of each operand, segments may be missing. outputs: of all results.

@@ -46,7 +46,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line. shapes: of its result, those of a tuple flat; operands: names; attributes: the rest of the line."""
+  """One line of HLO. shapes: of its result (a tuple's flat); operands: names; attributes: the rest of the line."""
 
   name: str
   kind: str

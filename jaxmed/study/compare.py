@@ -52,7 +52,7 @@ class Plan:
 
 
 def compare(plan: Plan, out: str | pathlib.Path) -> dict[str, Any]:
-  """Trains and evaluates what is not there yet, then writes OUT/compare.json, compare.md and compare.png.
+  """Trains and evaluates the missing runs, then writes OUT/compare.json, compare.md and compare.png.
 
   A comparison that was stopped goes on where it was. A run that fails (a loss that is not finite, a collapse that it is
   to stop on) is a row that says so.

@@ -29,7 +29,7 @@ _EXACT = 32  # shorter text is not cut in statistics
 
 
 class Manifest:
-  """Rows of a Parquet file. Behaves as a pyarrow.Table for what is asked of one here, and becomes one for all else.
+  """Rows of a Parquet file: answers the common queries of a pyarrow.Table lazily, and becomes one for the others.
 
   Threads may share it; it can be pickled.
   """
@@ -170,7 +170,7 @@ class Columns:
     return [known[n] if n in known else distinct(table[n]) for n in names]
 
   def plain(self, name: str) -> pa.ChunkedArray:
-    """A column in its own type."""
+    """A column in its stored type, dictionaries decoded."""
     column = self.column(name)
     if column.type == self.schema.field(name).type:
       return column

@@ -115,7 +115,7 @@ class Stats:
       self._channel(split == 'train', name).add(image[..., c])
 
   def merge(self, other: 'Stats') -> None:
-    """Adds those of another part of the corpus."""
+    """Adds the statistics of another part of the corpus."""
     for (train, name), channel in other._channels.items():
       self._channel(train, name).merge(channel)
 
@@ -159,7 +159,7 @@ class Stats:
 
 
 def merged(parts: Iterable[Stats]) -> Stats:
-  """The statistics of a corpus from those of its parts, in their order."""
+  """The statistics of a corpus, merged from its parts in order."""
   total = Stats(_MERGED)
   for part in parts:
     total.merge(part)

@@ -21,7 +21,7 @@ class Vocabulary:
   features: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def name(self, channel: str) -> str:
-    """The channel's own name; itself where the file does not know it."""
+    """The canonical name of a channel; unknown names stay as they are."""
     return self.names.get(channel, channel)
 
   def aliases(self, name: str) -> list[str]:

@@ -18,7 +18,7 @@ _KEY = 24  # bits of a key at most; its table of places takes 4 bytes * 2**_KEY
 
 
 def spread(hashes: np.ndarray, sample: int = 1 << 20) -> np.ndarray:
-  """For each place in a hash the bit to put there, so that every block of neighbours tells hashes apart alike.
+  """A permutation of a hash's bits after which all blocks of adjacent bits are equally selective.
 
   Images share much (a dark border): some bits hardly vary. Sorted by how much they vary and dealt out like cards (in
   bit-reversed order), they lie evenly. Any order of bits gives the same distances.

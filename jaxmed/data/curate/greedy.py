@@ -45,7 +45,7 @@ def first_come(count: int, match: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def along_pairs(count: int, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
-  """The same where the pairs of rows that are alike are listed (earlier < later)."""
+  """As above, from a list of the similar pairs of rows (earlier < later)."""
   like = np.full(count, -1, np.int64)
   for i in np.lexsort((earlier, later)):
     a, b = earlier[i], later[i]

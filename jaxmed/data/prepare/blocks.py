@@ -75,7 +75,7 @@ def cut(items: Sequence[Item], options: readers.Options, types: dict[str, pa.Dat
 
 
 def schema(types: dict[str, pa.DataType]) -> pa.Schema:
-  """The columns of a block's rows: the manifest's own, the other ones of the plan, and readers.META."""
+  """The columns of a block's rows: the manifest's, those of the plan, and readers.META."""
   meta = {k: t for k, t in readers.META.items() if k not in types}
   return pa.schema([*COLUMNS, *types.items(), *meta.items()])
 
@@ -232,7 +232,7 @@ def _flush(folder: pathlib.Path) -> None:
 
 
 def sha256(item: Item) -> str:
-  """The hash of a file; of several, the hash of their hashes in hexadecimal, in reading order; of rows, their own."""
+  """The SHA-256 of a file; for several files, of their hexadecimal hashes in order; for rows, of their bytes."""
   if item.parts is not None and item.parts.rows is not None:
     return readers.digest_rows(item.parts)
   digests = []

@@ -148,7 +148,7 @@ class _Busy(UserError):
 
 
 def _claimed(part: pathlib.Path, out: pathlib.Path, fingerprint: str) -> Place:
-  """OUT.part with what is done for this fingerprint, or emptied."""
+  """OUT.part, emptied unless its finished blocks belong to this fingerprint."""
   before = files.read_json(part / _PLAN).get('fingerprint') if (part / _PLAN).exists() else None
   if before == fingerprint and (not _swapped(part) or is_corpus(out)):
     return Place(part, _swapped(part))

@@ -14,7 +14,7 @@ from jaxmed.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """Something to read, and what is known of it before it is read.
+  """One thing to read (a file, folder format or group), with what is known before reading.
 
   Attributes:
     file: where it lies: a file, a folder that is one image, or the first file of a group.
@@ -75,7 +75,7 @@ class Plan:
 
 
 def paths(item: Item) -> list[pathlib.Path]:
-  """The files of an item, in reading order; those of a folder format sorted."""
+  """The files of an item, in reading order; the files of a folder format are sorted."""
   if item.group is not None:
     return list(item.group.files)
   if item.parts is not None:

@@ -57,7 +57,7 @@ def make_plan(
 
 
 def _laid_out(name: str, root: str | os.PathLike, pattern: re.Pattern | None) -> Plan:
-  """What a published layout says; other subjects than its own are not split as it splits."""
+  """The plan of a published layout; its splits are dropped where a pattern gives other subjects."""
   plan = benchmarks.plan(name, root)
   if pattern is not None:
     plan.items = [dataclasses.replace(i, subject=_matched(i, pattern) or i.subject, split=None) for i in plan.items]

@@ -49,7 +49,7 @@ def run(
 
 
 def _processes(tasks: Sequence[blocks.Task], folder: pathlib.Path, workers: int, tick: Callable[[int], Any]) -> None:
-  """Workers are told to end, and waited for, whatever ends this."""
+  """A pool of processes; on leaving, also by an error, its workers are stopped and joined."""
   # New interpreters, because a fork of a process with threads (JAX has some) can hang.
   context = multiprocessing.get_context('spawn')
   counts: Any = context.RawArray('q', len(tasks))

@@ -115,7 +115,7 @@ def _columns(path: pathlib.Path) -> np.ndarray:
 
 
 def labels(image: np.ndarray) -> np.ndarray:
-  """[*grid] integers of an image [*grid, C] whose channels are alike, as in a mask that was saved in colour."""
+  """[*grid] integers of an image [*grid, C] with equal channels, as of a mask saved in colour."""
   if any(not np.array_equal(image[..., 0], image[..., c]) for c in range(1, image.shape[-1])):
     raise ValueError(f'has {image.shape[-1]} channels: expected one value a pixel')
   mask = image[..., 0]

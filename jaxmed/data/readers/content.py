@@ -66,7 +66,7 @@ def cropped(record: Record, at: Box) -> Record:
 
 
 def _one_value(image: np.ndarray) -> np.ndarray:
-  """[*grid] float32: the mean of the channels, each scaled to [0, 1] where there are several."""
+  """[*grid] float32: the mean of the channels; several channels are each scaled to [0, 1] first."""
   if image.shape[-1] == 1:
     return image[..., 0].astype(np.float32)
   total = np.zeros(image.shape[:-1], np.float32)

@@ -51,7 +51,7 @@ class Block:
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """Yields the images of a file as a TIFF's (see readers.tiff); each scene is a part 's00' ... where there are several.
+  """Yields the images of a file, arranged as a TIFF's (see readers.tiff); several scenes are parts 's00', 's01' ...
 
   Tiles of a mosaic are laid where they lie, later ones over earlier ones; what no tile covers is 0. A pyramid may be
   cut into tiles of tissue, see `options.slides`; else its levels are left out. Pixels are raw, zstd, JPEG or JPEG XR.
@@ -188,7 +188,7 @@ def _entry(content: bytes, at: int) -> tuple[Block, int]:
 
 
 def _volumes(f: BinaryIO, blocks: list[Block], pixels: bool) -> tuple[np.ndarray, str, bool]:
-  """[T, D, H, W, C] of the blocks of one scene, the axes that there are, and whether it is in colour."""
+  """(array [T, D, H, W, C] of one scene's blocks, its axes, whether it is in colour)."""
   kinds = {b.pixels for b in blocks}
   if not kinds <= set(_PIXELS):
     raise ValueError(f'pixels of type {sorted(kinds - set(_PIXELS))[0]} are not read')

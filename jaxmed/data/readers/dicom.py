@@ -80,7 +80,7 @@ def groups(
 
 
 def _series(members: list[Slice]) -> tuple[list[Stack], list[tuple[list[Slice], str]]]:
-  """Volumes of the frames that stack, and a Stack of its own for every other file."""
+  """One Stack for each volume of stackable frames, and one for each other file."""
   digest = functools.cache(_file_digest)
   found, refused = stacks([s for s in members if stackable(s)], digest)
   levels = sorted((s for s in members if s.matrix), key=lambda s: (-s.matrix, s.sop))

@@ -60,7 +60,7 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """Slices of one volume in order, what told it apart from others, and what is odd."""
+  """Slices of one volume in order, with the key that separates it from others and its notes."""
 
   slices: tuple[Slice, ...]
   label: str
@@ -126,7 +126,7 @@ def slices(path: pathlib.Path, data: Any) -> list[Slice]:
 
 
 def frame_values(data: Any, index: int) -> Callable[[str], Any]:
-  """A function that gives a frame's value of an attribute: its own, else the shared one, else the file's."""
+  """A function (frame, attribute) -> value: the frame's, else the shared one, else the file's."""
   if 'SharedFunctionalGroupsSequence' not in data and 'PerFrameFunctionalGroupsSequence' not in data:
     return data.get
   values = _flat(data.get('SharedFunctionalGroupsSequence') or [])
@@ -217,7 +217,7 @@ def _digest(path: pathlib.Path) -> str:
 def stacks(
     series: Sequence[Slice], digest: Callable[[Slice], str],
 ) -> tuple[list[Stack], list[tuple[list[Slice], str]]]:
-  """The volumes in the frames of one series, in an order that does not depend on that of the frames.
+  """The volumes of one series' frames, in an order independent of the order of the frames.
 
   Args:
     series: frames, each with a position and axes, or each with a number.

@@ -29,7 +29,7 @@ _QUANTITIES = ('CT', 'PT')
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-  """Frames [T, H, W, C] of a file after the modality transform, and what is known of them.
+  """Frames [T, H, W, C] of a file after the modality transform, with their units, window and bits.
 
   `low` and `high` are the ends of the range that the stored bits can hold, after the transform.
   """

@@ -15,7 +15,7 @@ _TIME = re.compile(r't\d+$')  # of a part
 
 
 def shaped(records: Iterable[Record], options: Options, masks: Sequence[Record] = ()) -> Iterator[Record]:
-  """Yields records as they are stored, from those of a reader, whose volumes are marked by `volume`.
+  """Yields records as a corpus stores them, from a reader's records (`volume` marks whole volumes).
 
   First the mask is laid on (one for all, or one each); then the image is brought to `options.spacing`; then it is
   cropped, all times of a series by the box of the first; then planes are cut. Tiles of slides and clips in time keep
@@ -54,7 +54,7 @@ def across(record: Record, options: Options) -> int | None:
 
 
 def count(record: Record, options: Options) -> int | None:
-  """How many records `shaped` makes of one, of whose image only the shape counts; None where pixels decide that."""
+  """The number of records that `shaped` makes of one, by its shape alone; None where pixels decide."""
   axis = across(record, options)
   if axis is None:
     return 1

@@ -45,7 +45,7 @@ def resampled(record: Record, wanted: Sequence[float]) -> Record:
 
 
 def for_axes(wanted: Sequence[float], rank: int) -> tuple[float, ...]:
-  """`wanted` for an image of 2 or 3 axes: one number holds for all, of three the last two are those of a plane."""
+  """`wanted` for 2 or 3 axes: one number holds for every axis; of three, the last two are a plane's."""
   return tuple(wanted) * rank if len(wanted) == 1 else tuple(wanted)[-rank:]
 
 

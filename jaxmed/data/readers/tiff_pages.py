@@ -40,7 +40,7 @@ def _beside(path, name: str) -> str:
 
 
 def channel_names(tif, index: int, count: int, rgb: bool) -> list[str]:
-  """OME's or ImageJ's names if there are as many as channels, else R, G, B or numbers."""
+  """OME's or ImageJ's channel names where their number fits, else R, G, B or numbers."""
   names = _ome_names(tif, index) or _imagej_names(tif)
   if len(names) == count == len(set(names)) and all(names):
     return names

@@ -43,7 +43,7 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
 
 
 def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
-  """See readers.outline. No frame is decoded: their times are those of the packets."""
+  """See readers.outline. Decodes no frame: times come from the packets."""
   av = need('av', 'video')
   try:
     with av.open(os.fspath(path), format=_format(path), options={'protocol_whitelist': 'file'}) as container:

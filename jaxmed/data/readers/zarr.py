@@ -127,7 +127,7 @@ def _axes(scales: dict, rank: int) -> tuple[str, dict[str, str]]:
 
 
 def _scale(scales: dict, level: dict, rank: int) -> np.ndarray:
-  """The product of the level's own scale and of the one that all levels share."""
+  """The product of the level's scale and the scale that all levels share."""
   scale = np.ones(rank)
   for transform in (level.get('coordinateTransformations') or []) + (scales.get('coordinateTransformations') or []):
     if transform.get('type') == 'scale':

@@ -66,7 +66,7 @@ def evaluate_channels(encoder: Any, source: Any, label: str, *, subsets: int = S
 
 def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
             nothing: float) -> dict[str, np.ndarray]:
-  """What each channel contributes, of values of subsets (arrays of one shape) and that of no channel.
+  """Shapley value of each channel, from the values of all subsets (arrays of one shape) and of the empty one.
 
   The weighted least squares of Lundberg and Lee (arXiv 1705.07874, theorem 2): Shapley's own values where every subset
   is there, an estimate where there is a sample. They add up to the value of all channels less `nothing`.

@@ -37,7 +37,7 @@ class Task:
 
   @property
   def known(self) -> list[int]:
-    """Classes that the probes can learn: those of the train and val rows."""
+    """Classes that the probes can learn: the classes of the train and val rows."""
     seen = set(self.train.y) | (set(self.val.y) if self.val else set())
     return sorted(int(c) for c in seen)
 

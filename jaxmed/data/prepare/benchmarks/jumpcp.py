@@ -59,7 +59,7 @@ def plan(root: pathlib.Path) -> Plan:
 
 
 def _home(root: pathlib.Path) -> pathlib.Path:
-  """The folder of the plates: the bucket's own folder may lie in the one that is named."""
+  """The folder of the plates: the given folder, or the bucket's folder inside it."""
   return root / 'jumpcp' if (root / 'jumpcp' / MAPS).is_dir() else root
 
 
