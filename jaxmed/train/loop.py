@@ -25,6 +25,7 @@ from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
 from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.agree import Agreement, together
+from jaxmed.train.monitor.pace import Pace
 from jaxmed.train.monitor.signals import interruptible
 from jaxmed.train.monitor.spikes import Spikes
 from jaxmed.train.monitor.utilization import Utilization
@@ -165,6 +166,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet, process.is_main())
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
+  pace = Pace(first, config.batch_size)
   watch.rows, watch.width = probe.shape
   watch.skipped = int(state.skipped)
   pending: collections.deque = collections.deque()
@@ -175,14 +177,15 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       watchdog.beat('the first evaluation', step=False)
       pictures.views(run, state)
       watch.begin(_probe(probe.health, state, logs, 0))
-    logs.go()
+    pace.go()
     agreement.saved()
     for n in range(first + 1, config.steps + 1):
       watchdog.beat(f'step {n}', step=n > first + 2 * config.log_every)
       clock = time.monotonic()
       batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
-      logs.waited(time.monotonic() - clock)
+      waited = time.monotonic() - clock
       state, metrics = step(state, batch)
+      pace.step(n, metrics['loss'], waited)
       running.append(metrics['loss'])
       if len(running) > AHEAD:
         hosts.wait(running.popleft())
@@ -196,7 +199,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       while len(pending) > (0 if due or stopping or probing else 1):
         row, values = pending.popleft()
         hosts.wait(values)
-        values = {k: float(v) for k, v in jax.device_get(values).items()} | logs.speed(row)
+        values = {k: float(v) for k, v in jax.device_get(values).items()} | pace.row(row)
         values |= used.row(values)
         latest |= values
         logs.scalars(row, values | vitals.own() | hosts.row(row, values['data_wait']))
@@ -205,7 +208,8 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
           watch.left_out(row, int(values['skipped']))
         elif (limit := spikes.look(values['loss'])) is not None:
           watch.spike(row, values['loss'], limit, config.on_spike)
-      logs.pause()
+      if due or stopping or probing:
+        pace.pause()
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         latest |= _probe(probe, state, logs, n)
@@ -215,13 +219,14 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         watchdog.beat(f'the checkpoint of step {n}', step=False)
         checkpoints.save(n, state, _plain(latest))
         agreement.saved()
-      logs.go()
+      pace.go()
       if stopping and not last:
         checkpoints.wait()
         raise Stopped(agreement.reason)
     watchdog.beat('the last checkpoint and the report', step=False)
     checkpoints.wait()
   finally:
+    pace.close()
     logs.close()
   pictures.end(run, state)
   seconds = time.monotonic() - begun
