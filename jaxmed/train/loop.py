@@ -47,6 +47,7 @@ class Run:
   spec: setup.DataSpec
   source: Any  # the rows to train on
   corpus: Any  # all rows
+  stream: Mapping[str, Any]  # which row stands where in it, and which channels rows lack
   trainer: Any
   mesh: Any
   agreement: Agreement
@@ -70,13 +71,13 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   with together() as agreement:
     corpus, source = begin.records(user)
     label = str(dict(user.get('loader', {})).get('label', ''))
-    missing = str(dict(user.get('loader', {})).get('missing', ''))
-    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), missing)
+    lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
+    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), lack)
     config = setup.resolve(user, spec)
     mesh = mesh_lib.make_mesh(config.mesh)
     setup.check_shares(config, mesh)
     # Every option is checked before anything is written.
-    setup.sampler(config, source)
+    stream = {'sampler': setup.sampler(config, source), 'lack': lack}
     state = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh)
     begin.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
@@ -86,7 +87,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
         raise UserError(f'cannot write {out}: {e.strerror or e}') from e
       setup.save(out, config, spec)
     process.check_shared(out)
-    return _run(out, config, spec, corpus, source, agreement, quiet)
+    return _run(out, config, spec, corpus, source, stream, agreement, quiet)
 
 
 def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -110,16 +111,17 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     corpus, source = begin.records(config_lib.to_dict(config))
     setup.check_same(spec, source)
     setup.check_shares(config, mesh_lib.make_mesh(config.mesh))
-    return _run(pathlib.Path(out), config, spec, corpus, source, agreement, quiet)
+    stream = {'sampler': setup.sampler(config, source), 'lack': lacking.parse(config.loader.missing, source.channels)}
+    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreement, quiet)
 
 
-def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, agreement: Agreement,
-         quiet: bool) -> dict[str, Any]:
+def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
+         agreement: Agreement, quiet: bool) -> dict[str, Any]:
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = setup.build(config, spec)
-    run = Run(out, config, spec, source, corpus, trainer, begin.mesh_of(config, spec, trainer), agreement, watchdog,
-              quiet)
+    run = Run(out, config, spec, source, corpus, stream, trainer, begin.mesh_of(config, spec, trainer), agreement,
+              watchdog, quiet)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -245,8 +247,7 @@ def _memory(step: Any) -> int:
 def _batches(run: Run, first: int):
   c = run.config
   return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
-                       sampler=setup.sampler(c, run.source), lack=lacking.parse(c.loader.missing, run.source.channels),
-                       **setup.reading(c, run.spec))
+                       **run.stream, **setup.reading(c, run.spec))
 
 
 def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:
