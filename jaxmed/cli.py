@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxmed import __version__
 from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
+from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, example)
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   _quiet_libraries()
+  tpu.leave_out()
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
     if argv and not argv[0].startswith('-'):

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from jaxmed.errors import UserError
+from jaxmed.parallel import tpu
 
 EXTRA = 'tpu-plan'
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -34,7 +35,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
   """
   check()
   done = subprocess.run([sys.executable, '-m', 'jaxmed.plan'], input=json.dumps(job), capture_output=True,
-                        text=True, env=os.environ | ENVIRONMENT, check=False)
+                        text=True, env=tpu.allowed(os.environ) | ENVIRONMENT, check=False)
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
     tail = '\n'.join(done.stderr.strip().splitlines()[-15:])

@@ -3,11 +3,14 @@
 With several processes all of them call each function here alike, and find the same.
 """
 
+import contextlib
 import json
+import logging
 import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,10 +45,11 @@ class Checkpoints:
     ])
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, best_fn=lambda m: m.get(best, worst), best_mode=best_mode, read_only=read_only,
-        create=not read_only, cleanup_tmp_directories=not read_only,
+        create=not read_only, cleanup_tmp_directories=not read_only, save_interval_steps=0 if read_only else 1,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._take_sums))
     self._saving = -1
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    with _unsaid('Given directory is read only'):
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
     """Starts to save; returns once the state is copied. An existing checkpoint of that step stays."""
@@ -173,3 +177,14 @@ class Checkpoints:
     """Waits and releases the threads."""
     self.wait()
     self._manager.close()
+
+
+@contextlib.contextmanager
+def _unsaid(beginning: str) -> Iterator[None]:
+  """Keeps one message of Orbax from the log: what the caller asked for is no warning."""
+  logger, keep = logging.getLogger('absl'), lambda record: not str(record.msg).startswith(beginning)
+  logger.addFilter(keep)
+  try:
+    yield
+  finally:
+    logger.removeFilter(keep)

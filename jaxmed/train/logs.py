@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 from typing import Any
 
 from jaxmed.files import read_json_lines, write_text
@@ -34,41 +33,12 @@ class Logs:
       from tensorboardX import SummaryWriter
       self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
     self._batch_size, self._steps = batch_size, steps
-    self._clock: float | None = time.monotonic()
-    self._active, self._last, self._waited = 0.0, start, 0.0
     self._shown: dict[str, float] = {}
     self._bar = None
     self._quiet = quiet or not main
     if not self._quiet and sys.stderr.isatty():
       from tqdm import tqdm
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
-
-  def waited(self, seconds: float) -> None:
-    """Adds time that the loop spent waiting for data."""
-    self._waited += seconds
-
-  def speed(self, step: int) -> dict[str, float]:
-    """Images per second and the share of time spent waiting for data since the last call, pauses left out.
-
-    To be called when a step is known to be done.
-    """
-    self.pause()
-    active, self._active = max(self._active, 1e-9), 0.0
-    values = {'images_per_second': (step - self._last) * self._batch_size / active,
-              'data_wait': min(self._waited / active, 1.0)}
-    self._last, self._waited = step, 0.0
-    self.go()
-    return values
-
-  def pause(self) -> None:
-    """Stops the clock of `speed`, before an evaluation or a checkpoint."""
-    if self._clock is not None:
-      self._active += time.monotonic() - self._clock
-      self._clock = None
-
-  def go(self) -> None:
-    """Starts it again."""
-    self._clock = time.monotonic()
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Writes a row."""

@@ -25,6 +25,7 @@ from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
 from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.agree import Agreement, together
+from jaxmed.train.monitor.pace import Pace
 from jaxmed.train.monitor.signals import interruptible
 from jaxmed.train.monitor.spikes import Spikes
 from jaxmed.train.monitor.watch import RollBack, Watch
@@ -46,6 +47,7 @@ class Run:
   spec: setup.DataSpec
   source: Any  # the rows to train on
   corpus: Any  # all rows
+  stream: Mapping[str, Any]  # which row stands where in it, and which channels rows lack
   trainer: Any
   mesh: Any
   agreement: Agreement
@@ -69,13 +71,13 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   with together() as agreement:
     corpus, source = begin.records(user)
     label = str(dict(user.get('loader', {})).get('label', ''))
-    missing = str(dict(user.get('loader', {})).get('missing', ''))
-    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), missing)
+    lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
+    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), lack)
     config = setup.resolve(user, spec)
     mesh = mesh_lib.make_mesh(config.mesh)
     setup.check_shares(config, mesh)
     # Every option is checked before anything is written.
-    setup.sampler(config, source)
+    stream = {'sampler': setup.sampler(config, source), 'lack': lack}
     state = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh)
     begin.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
@@ -85,7 +87,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
         raise UserError(f'cannot write {out}: {e.strerror or e}') from e
       setup.save(out, config, spec)
     process.check_shared(out)
-    return _run(out, config, spec, corpus, source, agreement, quiet)
+    return _run(out, config, spec, corpus, source, stream, agreement, quiet)
 
 
 def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -109,16 +111,17 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     corpus, source = begin.records(config_lib.to_dict(config))
     setup.check_same(spec, source)
     setup.check_shares(config, mesh_lib.make_mesh(config.mesh))
-    return _run(pathlib.Path(out), config, spec, corpus, source, agreement, quiet)
+    stream = {'sampler': setup.sampler(config, source), 'lack': lacking.parse(config.loader.missing, source.channels)}
+    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreement, quiet)
 
 
-def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, agreement: Agreement,
-         quiet: bool) -> dict[str, Any]:
+def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
+         agreement: Agreement, quiet: bool) -> dict[str, Any]:
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = setup.build(config, spec)
-    run = Run(out, config, spec, source, corpus, trainer, begin.mesh_of(config, spec, trainer), agreement, watchdog,
-              quiet)
+    run = Run(out, config, spec, source, corpus, stream, trainer, begin.mesh_of(config, spec, trainer), agreement,
+              watchdog, quiet)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -165,6 +168,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet, process.is_main())
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
+  pace = Pace(first, config.batch_size)
   watch.rows, watch.width = probe.shape
   watch.skipped = int(state.skipped)
   pending: collections.deque = collections.deque()
@@ -175,14 +179,15 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       watchdog.beat('the first evaluation', step=False)
       pictures.views(run, state)
       watch.begin(_probe(probe.health, state, logs, 0))
-    logs.go()
+    pace.go()
     agreement.saved()
     for n in range(first + 1, config.steps + 1):
       watchdog.beat(f'step {n}', step=n > first + 2 * config.log_every)
       clock = time.monotonic()
       batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
-      logs.waited(time.monotonic() - clock)
+      waited = time.monotonic() - clock
       state, metrics = step(state, batch)
+      pace.step(n, metrics['loss'], waited)
       running.append(metrics['loss'])
       if len(running) > AHEAD:
         hosts.wait(running.popleft())
@@ -196,7 +201,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       while len(pending) > (0 if due or stopping or probing else 1):
         row, values = pending.popleft()
         hosts.wait(values)
-        values = {k: float(v) for k, v in jax.device_get(values).items()} | logs.speed(row)
+        values = {k: float(v) for k, v in jax.device_get(values).items()} | pace.row(row)
         values |= used.row(values)
         latest |= values
         logs.scalars(row, values | vitals.own() | hosts.row(row, values['data_wait']))
@@ -205,7 +210,8 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
           watch.left_out(row, int(values['skipped']))
         elif (limit := spikes.look(values['loss'])) is not None:
           watch.spike(row, values['loss'], limit, config.on_spike)
-      logs.pause()
+      if due or stopping or probing:
+        pace.pause()
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         latest |= _probe(probe, state, logs, n)
@@ -215,13 +221,14 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         watchdog.beat(f'the checkpoint of step {n}', step=False)
         checkpoints.save(n, state, _plain(latest))
         agreement.saved()
-      logs.go()
+      pace.go()
       if stopping and not last:
         checkpoints.wait()
         raise Stopped(agreement.reason)
     watchdog.beat('the last checkpoint and the report', step=False)
     checkpoints.wait()
   finally:
+    pace.close()
     logs.close()
   pictures.end(run, state)
   seconds = time.monotonic() - begun
@@ -240,8 +247,7 @@ def _memory(step: Any) -> int:
 def _batches(run: Run, first: int):
   c = run.config
   return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
-                       sampler=setup.sampler(c, run.source), lack=lacking.parse(c.loader.missing, run.source.channels),
-                       **setup.reading(c, run.spec))
+                       **run.stream, **setup.reading(c, run.spec))
 
 
 def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:

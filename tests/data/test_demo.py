@@ -10,6 +10,7 @@ from PIL import Image
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import demo
 from jaxmed.data.prepare.prepare import prepare
+from jaxmed.data.prepare.survey import survey
 from jaxmed.errors import UserError
 from tests.common import words
 from tests.conftest import TINY
@@ -94,6 +95,12 @@ def test_pixels_are_those_of_the_template_which_is_symmetric(made):
 def test_word_demo_stands_alone(tmp_path):
   with pytest.raises(UserError, match='demo corpus takes no'):
     prepare(['demo'], tmp_path / 'c', labels_from_folders=True)
+
+
+def test_a_dry_run_counts(made, tmp_path):
+  found, summary = survey(['demo'], tmp_path / 'c'), made[0]
+  assert (found['records'], found['subjects']) == (summary['records'], summary['subjects'])
+  assert {k: {'records': v['items'], 'subjects': v['subjects']} for k, v in found['splits'].items()} == summary['splits']
 
 
 def test_sample_files(tmp_path):

@@ -179,7 +179,7 @@ def test_a_dry_run_writes_nothing(scans, tmp_path):
     assert sorted(str(p) for p in scans.rglob('*')) == before
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match='fell into train'):
-      survey([scans], tmp_path / 'c', splits=(1e-9, 0.5, 0.5 - 1e-9))
+      survey([scans], tmp_path / 'c', subject_pattern=r'\W', splits=(1e-9, 0.5, 0.5 - 1e-9))
     code = 'from jaxmed import cli; import sys; sys.exit(cli.main(sys.argv[1:]))'
     words = ['prepare', scans, '--out', tmp_path / 'c', '--dry-run', '--splits', '0.5,0.25,0.25', '--seed', '2']
     done = subprocess.run([sys.executable, '-c', code, *map(str, words)], capture_output=True, text=True, check=True)

@@ -62,7 +62,14 @@ def test_batches_do_not_depend_on_the_seed_and_keep_their_pixels(corpus):
   assert len({tuple(m) for m in seen.values()}) > 1
 
 
-def test_a_run_knows_that_channels_are_missing(corpus, tmp_path):
+def counted(monkeypatch, place, name):
+  """A list that grows by one with each call of a function of a module."""
+  calls, real = [], getattr(place, name)
+  monkeypatch.setattr(place, name, lambda *args: (calls.append(args), real(*args))[1])
+  return calls
+
+
+def test_a_run_knows_that_channels_are_missing(corpus, tmp_path, monkeypatch):
   from jaxmed.train import loop
   from jaxmed.train.build import setup
   from tests.conftest import SUPERVISED
@@ -71,7 +78,9 @@ def test_a_run_knows_that_channels_are_missing(corpus, tmp_path):
   name = source.channels[0]
   user = SUPERVISED | {'steps': 2, 'data': str(corpus), 'model': 'vit_micro/8',
                        'loader': SUPERVISED['loader'] | {'missing': f'{name}=0.5'}}
+  parsed, samplers = counted(monkeypatch, lacking, 'parse'), counted(monkeypatch, setup, 'sampler')
   loop.train(user, tmp_path / 'run', quiet=True)
+  assert len(parsed) == len(samplers) == 1
   config, spec = setup.load(tmp_path / 'run')
   assert spec.masked
   assert spec.mixed

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 
 import nibabel
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from jaxmed import cli
 from jaxmed.data import readers
 from jaxmed.data.corpus.open import open_source
-from jaxmed.data.prepare import benchmarks
+from jaxmed.data.prepare import benchmarks, blocks
 from jaxmed.data.prepare.benchmarks import so2sat
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.data.prepare.survey import survey
@@ -316,6 +317,32 @@ def test_so2sat_is_read_in_pieces(tmp_path, rng, monkeypatch):
   assert max(seen) == 64
   hashes = {r['path']: r['sha256'] for r in open_source(tmp_path / 'c').table.to_pylist()}
   assert len(hashes) == len(set(hashes.values())) == 3
+
+
+def test_so2sat_is_read_once(tmp_path, rng, monkeypatch):
+  """Rows are hashed as they are read; where the hash is needed before their end, beforehand."""
+  so2sat_files(tmp_path / 'in', rng, {'training.h5': 150, 'testing.h5': 70})
+  seen, read = [], h5py.Dataset.__getitem__
+
+  def watched(self, at, *rest):
+    value = read(self, at, *rest)
+    seen.append((self.name, len(value)))
+    return value
+
+  monkeypatch.setattr(h5py.Dataset, '__getitem__', watched)
+  run(tmp_path / 'in', tmp_path / 'c')
+  assert sum(n for _, n in seen) == 3 * (150 + 70)
+  monkeypatch.setattr(blocks, 'HELD_BYTES', 100_000)
+  run(tmp_path / 'in', tmp_path / 'd')
+  hashes = [[(r['path'], r['sha256']) for r in open_source(tmp_path / name).table.to_pylist()] for name in 'cd']
+  assert hashes[0] == hashes[1]
+  assert len({h for _, h in hashes[0]}) == 2
+  with h5py.File(tmp_path / 'in' / 'testing.h5') as store:
+    want = hashlib.sha256()
+    for first in (0, 64):
+      for key in ('sen1', 'sen2', 'label'):
+        want.update(store[key][first:first + 64].tobytes())
+  assert want.hexdigest() in {h for _, h in hashes[0]}
 
 
 def test_so2sat_mistakes(tmp_path, rng):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxmed.data.corpus import corpus_format
 from jaxmed.data.corpus.stats import CAPACITY, Channel
+from jaxmed.data.prepare.preparation import splits_of
 from jaxmed.data.prepare.prepare import prepare, split_of
 from jaxmed.errors import UserError
 
@@ -301,7 +302,7 @@ def test_options(folder, tmp_path):
                          ({'max_bad': 2}, 'between 0 and 1'), ({'volumes': 'slice'}, "did you mean 'slices'"),
                          ({'subject_pattern': '('}, 'no regular expression'),
                          ({'subject_pattern': 'zz'}, "matches nothing in cat/s0_00.png"),
-                         ({'subject_pattern': '^', 'splits': (0.0001, 0.0001, 0.9998)}, 'fell into train')):
+                         ({'subject_pattern': r'\.', 'splits': (0.0001, 0.0001, 0.9998)}, 'fell into train')):
     with pytest.raises(UserError, match=match):
       run([folder], tmp_path / 'c', **options)
 
@@ -313,6 +314,63 @@ def test_split_fractions_and_seeds():
   other = [split_of(f'subject{i}', 1, (0.7, 0.1, 0.2)) for i in range(5000)]
   # Independent seeds agree where 0.7^2 + 0.1^2 + 0.2^2 says.
   assert np.mean([a == b for a, b in zip(found, other)]) == pytest.approx(0.54, abs=0.025)
+
+
+@pytest.mark.parametrize('count', [3, 4, 8, 20])
+def test_chance_leaves_no_split_empty(count):
+  shares, moved = (0.8, 0.1, 0.1), 0
+  for seed in range(300):
+    names = [f'patient-{i}' for i in range(count)]
+    found = splits_of(names, seed, shares)
+    drawn = {name: split_of(name, seed, shares) for name in names}
+    empty = {'train', 'val', 'test'} - set(drawn.values())
+    assert set(found.values()) == {'train', 'val', 'test'}
+    assert found == splits_of(reversed(names), seed, shares)
+    assert sum(found[n] != drawn[n] for n in names) == len(empty)  # no more than must be
+    assert {found[n] for n in names if found[n] != drawn[n]} == empty
+    moved += len(empty)
+  assert moved
+
+
+def test_the_subject_nearest_to_an_empty_split_is_moved():
+  for seed in range(200):
+    names = [f'{i}' for i in range(6)]
+    drawn = {name: split_of(name, seed, (0.8, 0.0, 0.2)) for name in names}
+    if set(drawn.values()) == {'train'}:
+      nearest = max(names, key=lambda n: hash_number(n, seed))
+      assert splits_of(names, seed, (0.8, 0.0, 0.2)) == drawn | {nearest: 'test'}
+    else:
+      assert splits_of(names, seed, (0.8, 0.0, 0.2)) == drawn
+
+
+def hash_number(subject: str, seed: int) -> int:
+  return int.from_bytes(hashlib.sha256(f'{seed}:{subject}'.encode()).digest()[:8], 'big')
+
+
+def test_splits_stay_where_nothing_is_empty_or_too_few():
+  names = [f'subject{i}' for i in range(5000)]
+  assert splits_of(names, 3, (0.7, 0.1, 0.2)) == {n: split_of(n, 3, (0.7, 0.1, 0.2)) for n in names}
+  for seed in range(20):
+    assert splits_of(['a', 'b'], seed, (0.8, 0.1, 0.1)) == {n: split_of(n, seed, (0.8, 0.1, 0.1)) for n in 'ab'}
+    assert set(splits_of(['a', 'b', 'c'], seed, (1.0, 0.0, 0.0)).values()) == {'train'}
+    few = splits_of(['a', 'b', 'c'], seed, (0.8, 0.1, 0.1), fill=False)
+    assert few == {n: split_of(n, seed, (0.8, 0.1, 0.1)) for n in 'abc'}
+
+
+def test_a_small_corpus_has_all_splits_whatever_its_order(tmp_path):
+  def corpus(name, subjects, seed):
+    place = tmp_path / f'in-{name}'
+    place.mkdir()
+    for s in subjects:
+      np.save(place / f'{s}.npy', np.full((16, 16), ord(s[-1]), np.uint8))
+    run([place / f'{s}.npy' for s in subjects], tmp_path / name, seed=seed)
+    return {r['subject']: r['split'] for r in rows(tmp_path / name)}
+
+  names = [f'case-{i}' for i in range(8)]
+  for seed in range(3):
+    found = corpus(f'a{seed}', names, seed)
+    assert set(found.values()) == {'train', 'val', 'test'}
+    assert found == corpus(f'b{seed}', names[::-1], seed)
 
 
 def test_full_disk(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import synthetic
 from jaxmed.data.prepare.prepare import prepare
+from jaxmed.data.prepare.survey import survey
 from jaxmed.errors import UserError
 from tests.data.test_prepare_table import content
 
@@ -141,3 +142,12 @@ def test_blobs_are_on_a_torus():
   assert np.allclose(plane, np.roll(synthetic.blobs(at + [10, -3], np.ones(1), 2.0), (-10, 3), axis=(0, 1)))
   assert np.allclose(plane, synthetic.blobs(at + 48, np.ones(1), 2.0))
   assert plane.sum() == pytest.approx(2 * np.pi * 4, rel=1e-3)
+
+
+def test_a_dry_run_counts(made, monkeypatch, tmp_path):
+  monkeypatch.setattr(synthetic, 'SUBJECTS', {'train': 80, 'val': 10, 'test': 80})
+  found, summary = survey(['synthetic'], tmp_path / 'c'), made[0]
+  assert (found['records'], found['subjects']) == (summary['records'], summary['subjects']) == (1020, 170)
+  assert {k: {'records': v['items'], 'subjects': v['subjects']} for k, v in found['splits'].items()} == summary['splits']
+  assert found['items'] == 1020
+  assert not (tmp_path / 'c').exists()

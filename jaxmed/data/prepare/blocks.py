@@ -141,15 +141,22 @@ def _items(task: Task, part: pathlib.Path, late: dict[str, str], tick: Callable[
 def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -> str | None:
   """Reads an item and writes its records; returns why it cannot be read, or None. `empty` gets records left out."""
   held: list[readers.Record] = []
-  digest, beside, begun, size = '', {}, False, 0
-  source = _records(item, task.options)
+  digest: str | None = None
+  beside: dict[str, Any] = {}
+  begun, size = False, 0
+  rows = hashlib.sha256() if item.parts is not None and item.parts.rows is not None else None  # hashed as they are read
+  source = _records(item, task.options, rows)
   while True:
     try:
-      if not digest:
-        digest, beside = sha256(item), _beside(item)
+      if digest is None:
+        digest, beside = '' if rows else sha256(item), _beside(item)
       record = next(source, None)
       if record is None and not (begun or held):
         raise ValueError('holds no image')
+      if rows and not digest and record is None:
+        digest = rows.hexdigest()
+      elif rows and not digest and size + record['image'].nbytes > HELD_BYTES:  # the hash is needed before the end
+        digest = sha256(item)
     except UserError:
       raise
     except Exception as e:  # decoders raise anything at all for damaged files
@@ -162,17 +169,18 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
       size += record['image'].nbytes
     if record is None or size > HELD_BYTES:
       for kept in held:
-        _add(kept | beside, item, digest, task, writer, empty)
+        _add(kept | beside, item, digest or '', task, writer, empty)
       begun, held, size = True, [], 0
     if record is None:
       return None
 
 
-def _records(item: Item, options: readers.Options) -> Iterator[readers.Record]:
+def _records(item: Item, options: readers.Options, rows: Any = None) -> Iterator[readers.Record]:
+  """The records of an item; `rows`, a hash, takes the bytes of what is read where it is rows of a file."""
   if item.group is not None:
     yield from readers.read_group(item.group, options, item.mask)
   elif item.parts is not None:
-    yield from readers.read_parts(item.parts, options, item.mask)
+    yield from readers.read_parts(item.parts, options, item.mask, rows)
   else:
     yield from readers.read(item.file, options, item.mask)
 

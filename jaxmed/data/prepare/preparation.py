@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format, store
+from jaxmed.data.corpus.corpus_format import SPLITS
 from jaxmed.data.prepare import benchmarks, blocks, synthetic
 from jaxmed.data.prepare.items import Item, Plan, given_splits
 from jaxmed.data.prepare.plan import make_plan
@@ -98,7 +100,8 @@ def lay_out(
   given = given_splits(plan.items)
   plan.given = any(i.split for i in plan.items)
   subject = lambda i: i.subject or ''
-  plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or split_of(subject(i), seed, shares))
+  drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, shares, fill=not plan.given)
+  plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or drawn[subject(i)])
                 for i in plan.items]
   laid_out = Layout(plan, blocks.cut(plan.items, options, plan.types), options, shares)
   laid_out.check_train({(i.subject, i.split) for i in plan.items})
@@ -107,9 +110,37 @@ def lay_out(
 
 def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
   """The split of a subject: a uniform number from SHA-256 of 'seed:subject' against cumulated fractions."""
-  digest = hashlib.sha256(f'{seed}:{subject}'.encode()).digest()
-  u = int.from_bytes(digest[:8], 'big') / 2**64
+  u = _number(subject, seed)
   return 'train' if u < splits[0] else 'val' if u < splits[0] + splits[1] else 'test'
+
+
+def splits_of(subjects: Iterable[str], seed: int, splits: Sequence[float], fill: bool = True) -> dict[str, str]:
+  """The split of each subject, as `split_of` says.
+
+  With `fill` chance leaves no split empty whose fraction is not 0, where there are as many subjects as such splits: it
+  gets the subject whose number is nearest to its own ones, of a split that has others.
+  """
+  found = {subject: split_of(subject, seed, splits) for subject in subjects}
+  ends = (0.0, splits[0], splits[0] + splits[1], 1.0)
+  wanted = {name: ends[k:k + 2] for k, name in enumerate(SPLITS) if splits[k] > 0}
+  if not fill or len(found) < len(wanted):
+    return found
+  count = Counter(found.values())
+  for name, (low, high) in wanted.items():
+    if not count[name]:
+      free = [s for s, split in found.items() if count[split] > 1 or split not in wanted]
+      numbers = {s: _number(s, seed) for s in free}
+      moved = min(free, key=lambda s: (max(low - numbers[s], numbers[s] - high), s))
+      count[found[moved]] -= 1
+      count[name] += 1
+      found[moved] = name
+  return found
+
+
+def _number(subject: str, seed: int) -> float:
+  """A number in [0, 1), uniform over subjects."""
+  digest = hashlib.sha256(f'{seed}:{subject}'.encode()).digest()
+  return int.from_bytes(digest[:8], 'big') / 2**64
 
 
 def made_of(inputs: Sequence[str | os.PathLike]) -> str:

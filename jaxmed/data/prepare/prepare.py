@@ -56,8 +56,9 @@ def prepare(
       without suffix, for NIfTI the file's stem, for DICOM the salted hash of the patient's identifier.
     channels: names for the channels of every file.
     volumes: 'slices' or 'whole'.
-    splits: fractions of subjects in train, val and test, drawn by a hash of (seed, subject). Folders train,
-      val and test right under an input, or the table, give splits instead.
+    splits: fractions of subjects in train, val and test, drawn by a hash of (seed, subject); a split with a fraction
+      gets a subject where chance left it none. Folders train, val and test right under an input, or the table, give
+      splits instead.
     max_bad: fraction of files that may be unreadable.
     overwrite: replace an existing corpus.
     progress: show a bar where standard error is a terminal.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxmed.data import readers
+from jaxmed.data.prepare import demo, synthetic
 from jaxmed.data.prepare.items import Item, one_line
 from jaxmed.data.prepare.preparation import Layout, lay_out
 from jaxmed.data.readers.shaping import count
@@ -24,9 +25,9 @@ def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **option
     UserError: as `prepare` does before it reads.
   """
   layout = lay_out(inputs, out, **options)
-  plan = layout.plan
+  plan, pairs = layout.plan, _pairs(layout)
   formats: Counter[str] = Counter()
-  records, untold, rejects = 0, 0, list(plan.rejects)
+  records, untold, rejects = 0 if plan.items else len(pairs), 0, list(plan.rejects)
   for item in plan.items:
     try:
       formats[item.group.kind if item.group else readers.kind(item.file)] += 1  # of parts: the first one's
@@ -38,11 +39,11 @@ def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **option
       continue
     records, untold = records + (told or 0), untold + (told is None)
   return {
-    'out': str(out), 'formats': dict(sorted(formats.items())), 'items': len(plan.items),
+    'out': str(out), 'formats': dict(sorted(formats.items())), 'items': len(pairs),
     'groups': sum(i.group is not None for i in plan.items),
     'files': sum(len(i.group.files) if i.group else 1 for i in plan.items),
     'bytes': sum(i.size for i in plan.items), 'blocks': len(layout.tasks),
-    'subjects': len({i.subject for i in plan.items}), 'splits': _splits(layout), 'records': records, 'untold': untold,
+    'subjects': len({subject for _, subject in pairs}), 'splits': _splits(pairs), 'records': records, 'untold': untold,
     'rejects': [list(r) for r in rejects], 'empty': len(plan.empty), 'ignored': plan.ignored,
     'not_in_table': plan.not_in_table,
   }
@@ -70,8 +71,15 @@ def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:
   return readers.outline_parts(item.parts, options) if item.parts else readers.outline(item.file, options)
 
 
-def _splits(layout: Layout) -> dict[str, dict[str, int]]:
-  items = layout.plan.items
-  counts = Counter(i.split or '' for i in items)
-  subjects = Counter(split for split, _ in {(i.split or '', i.subject) for i in items})
+def _pairs(layout: Layout) -> list[tuple[str, Any]]:
+  """(split, subject) of each item; of a corpus that comes with the package, of each record."""
+  made = layout.tasks[0].made if layout.tasks else ''
+  if made == 'demo':
+    return [(split, record['subject']) for record, split, *_ in demo.records()]
+  return list(synthetic.subjects()) if made else [(i.split or '', i.subject) for i in layout.plan.items]
+
+
+def _splits(pairs: list[tuple[str, Any]]) -> dict[str, dict[str, int]]:
+  counts = Counter(split for split, _ in pairs)
+  subjects = Counter(split for split, _ in set(pairs))
   return {s: {'items': n, 'subjects': subjects[s]} for s, n in sorted(counts.items())}

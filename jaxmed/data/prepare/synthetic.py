@@ -43,6 +43,13 @@ def told(seed: int) -> str:
           'device.')
 
 
+def subjects() -> Iterator[tuple[str, str]]:
+  """Yields (split, subject) of each record, without making it."""
+  for split, count in SUBJECTS.items():
+    for number in range(count):
+      yield from [(split, f'synthetic-{split}-{number:04d}')] * (IMAGES * len(RELATIONS))
+
+
 def records(seed: int = 0) -> Iterator[Cut]:
   """Yields (record, split, path, sha256 of the pixels, extra columns) of the whole corpus, in a fixed order."""
   for split, count in SUBJECTS.items():

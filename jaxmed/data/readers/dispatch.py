@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -63,9 +64,13 @@ def read_group(group: Group, options: Options = DEFAULT, mask: str | os.PathLike
   yield from _checked(_reader(group.kind).read_group(group, options), options, mask)
 
 
-def read_parts(parts: Parts, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
-  """Yields the images of some files whose channels a layout names. Raises as `read` does."""
-  yield from _checked(_reader('parts').read_parts(parts, options), options, mask)
+def read_parts(parts: Parts, options: Options = DEFAULT, mask: str | os.PathLike | None = None, rows: Any = None,
+               ) -> Iterator[Record]:
+  """Yields the images of some files whose channels a layout names. Raises as `read` does.
+
+  `rows`, a hash, takes what is read of rows of a file: after the last record it is that of `digest_rows`.
+  """
+  yield from _checked(_reader('parts').read_parts(parts, options, rows), options, mask)
 
 
 def outline_parts(parts: Parts, options: Options = DEFAULT) -> Iterator[Record]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,13 @@ from jaxmed.errors import need
 _AT_ONCE = 64  # rows that are read in one go
 
 
-def read_parts(parts: Parts, options: Options) -> Iterator[Record]:
+def read_parts(parts: Parts, options: Options, rows: Any = None) -> Iterator[Record]:
   """Yields the images of some files, as the readers of these files do.
 
   Raises:
     ValueError: files or widths that do not fit each other, several images in a file, and as their readers do.
   """
-  yield from _rows(parts, True) if parts.way == 'rows' else _joined(parts, options, True)
+  yield from _rows(parts, True, rows) if parts.way == 'rows' else _joined(parts, options, True)
 
 
 def outline_parts(parts: Parts, options: Options) -> Iterator[Record]:
@@ -32,9 +33,16 @@ def digest(parts: Parts) -> str:
   a hash each would be read over and over."""
   found = hashlib.sha256()
   for first, end, store in _runs(parts):
-    for key in ('sen1', 'sen2', 'label'):
-      found.update(store[key][first:end].tobytes())
+    _read(store, first, end, found)
   return found.hexdigest()
+
+
+def _read(store, first: int, end: int, found: Any) -> list[np.ndarray]:
+  """Rows of the data sets; `found`, a hash or None, takes their bytes."""
+  arrays = [store[key][first:end] for key in ('sen1', 'sen2', 'label')]
+  for array in arrays if found is not None else ():
+    found.update(array.tobytes())
+  return arrays
 
 
 def _joined(parts: Parts, options: Options, pixels: bool) -> Iterator[Record]:
@@ -86,15 +94,17 @@ def _folded(record: Record, parts: Parts, pixels: bool) -> Record:
   return record | {'image': np.moveaxis(folded, 1, -1), 'channels': list(parts.channels)}
 
 
-def _rows(parts: Parts, pixels: bool) -> Iterator[Record]:
-  """Patches of one HDF5 file of So2Sat (see layouts.so2sat)."""
+def _rows(parts: Parts, pixels: bool, found: Any = None) -> Iterator[Record]:
+  """Patches of one HDF5 file of So2Sat (see layouts.so2sat); `found`, a hash, takes what is read."""
   name = parts.files[0].name
   for first, end, store in _runs(parts):
     if pixels:
-      images = np.concatenate([store[key][first:end].astype(np.float32) for key in ('sen1', 'sen2')], axis=-1)
+      *bands, labels = _read(store, first, end, found)
+      images = np.concatenate([band.astype(np.float32) for band in bands], axis=-1)
     else:
+      labels = store['label'][first:end]
       images = stand_in(end - first, *store['sen1'].shape[1:-1], len(parts.channels))
-    for i, image, label in zip(range(first, end), images, store['label'][first:end], strict=True):
+    for i, image, label in zip(range(first, end), images, labels, strict=True):
       place = np.flatnonzero(label)
       zone = parts.values[int(place[0])] if len(place) == 1 else None
       yield {'image': image, 'channels': list(parts.channels), 'spacing': None, 'subject': f'{name}/{i}',

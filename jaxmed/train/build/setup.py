@@ -226,10 +226,11 @@ def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
 
 
-def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY, missing: str = '') -> DataSpec:
+def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
+              lack: lacking.Lack | None = None) -> DataSpec:
   """Looks at the manifest and statistics of a `data.corpus.source.Source` (already reduced to the rows to train on).
 
-  Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `missing`
+  Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `lack`
   (loader.missing) records differ in their channels.
   """
   if not len(source):
@@ -251,7 +252,7 @@ def data_spec(source: Any, label: str, known: Vocabulary = NO_VOCABULARY, missin
       'channel_sets': _commonest(('+'.join(row) for row in sets), of_set),
       'sizes': _commonest(('x'.join(map(str, s[:-1])) for s in shapes), of_shape),
   }
-  lacks = lacking.parse(missing, source.channels) is not None
+  lacks = lack is not None
   return DataSpec(channels, max(counts), len(counts) > 1 or lacks,
                   dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
                   len(sets) > 1 or lacks)
