@@ -195,7 +195,7 @@ class ViewMaker:
       rest['local'] = self._group(keys[1], batch, small, self.views)
     return cast(Batch, rest)
 
-  def _sized(self, rng: jax.Array, group: dict) -> dict:
+  def _sized(self, rng: jax.Array, group: Any) -> Any:
     """Views [..., *size, C] at sizes of their own in the corner of their arrays, where that is asked for."""
     if not self.sample_sizes:
       return group

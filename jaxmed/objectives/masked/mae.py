@@ -289,13 +289,13 @@ class MAE(Method):
     parts = [x for x in (cls, latent.registers if self.decoder_registers else None) if x is not None]
     return jnp.concatenate(parts, axis=1) if parts else None
 
-  def _shared(self, encoder: Encoder, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
+  def _shared(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
     """The encoder's positions [N, D] and embeddings [B, C, D] of the batch's channels, if the decoder shares them."""
     if not self.decoder_shares:
       return None
     grid = grid_of(batch['image'].shape[1:-1], self.encoder.patch_size)
-    table = self.encoder.apply({'params': encoder}, grid, method='_position_table')
-    return table, self.encoder.apply({'params': encoder}, method='channel_vectors')[batch['channels']]
+    table = self.encoder.apply({'params': params}, grid, method='_position_table')  # [N, D]
+    return table, self.encoder.apply({'params': params}, method='channel_vectors')[batch['channels']]
 
   def _mask(self, rng: jax.Array, batch: Batch) -> Masking:
     """Draws what each sample shows, by sorting noise as the official code does."""
