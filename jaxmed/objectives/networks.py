@@ -60,11 +60,11 @@ def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: A
 def quiet(encoder: Encoder) -> Any:
   """The encoder without whatever is random in training, for a target or teacher.
 
-  Where it has batch normalisation that still takes the statistics of the batch.
+  Batch normalisation still takes the statistics of the batch.
   """
   rates = {'drop_path': encoder.drop_path, 'rope_shift': encoder.rope_shift, 'rope_jitter': encoder.rope_jitter,
            'rope_rescale': encoder.rope_rescale, 'hash_draw': encoder.hash_draw}
-  return encoder.clone(**{name: type(rate)() for name, rate in rates.items() if rate})
+  return encoder.clone(**{name: type(rate)() for name, rate in rates.items() if rate})  # 0.0 and False
 
 
 def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
