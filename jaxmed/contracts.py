@@ -197,10 +197,10 @@ class Objective(Structure):
   def feature(self) -> str:
     """The vector that is trained, where that is an option; else FEATURE."""
 
-  def init(self, rng: jax.Array, batch: Batch) -> Any:
-    """Boxed `Variables`, from the shapes of a batch of views."""
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
+    """Boxed, from the shapes of a batch of views."""
 
-  def loss(self, variables: Any, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True) -> Any:
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True) -> Any:
     """(loss, (metrics, extra)) over the global batch; metrics may hold 'stats', see `networks.run`."""
 
   def momentum(self, step: jax.Array) -> jax.Array:
@@ -209,10 +209,10 @@ class Objective(Structure):
   def frozen(self, step: jax.Array) -> Mapping[str, jax.Array]:
     """{path of parameters: whether they rest at this step}."""
 
-  def pictures(self, variables: Any, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
+  def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
     """Named image arrays for the report, such as 'reconstructions'."""
 
-  def encoder_params(self, variables: Any) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """The weights of `encoder`, which is the product."""
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxmed.contracts import Batch
+from jaxmed.contracts import Batch, Variables
 
 
 class Method:
@@ -28,7 +28,7 @@ class Method:
     del step
     return {}
 
-  def pictures(self, variables: Any, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
+  def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
     """Named image arrays for the report: none."""
     del variables, batch, rng
     return {}

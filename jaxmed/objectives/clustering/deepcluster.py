@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
@@ -84,7 +84,7 @@ class DeepCluster(Method):
     hidden = self.hidden_dim or siamese.width(2048, self.encoder)
     return MLPHead((hidden, self.out_dim), use_bias=True)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     count = siamese.count_views(batch, 1)
     if self.rows < 2:
@@ -100,7 +100,7 @@ class DeepCluster(Method):
     }
     return {'params': params, 'target': {}, 'extra': extra}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
@@ -108,7 +108,7 @@ class DeepCluster(Method):
     """Everything, until there are clusters."""
     return {name: step < self.period for name in ('encoder', 'projector')}
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy over the images of the global batch that have a cluster, mean over views and sets."""
     drop_key, cluster_key = jax.random.split(rng)
     params, extra = variables['params'], variables['extra']

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead, Prototypes
 from jaxmed.objectives.base import Method
@@ -81,7 +81,7 @@ class SwAV(Method):
     """Vectors of length 1 to their cosines with the prototypes."""
     return Prototypes(self.num_prototypes, 'fixed_norm')
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     count, size = siamese.count_views(batch, 1), batch['global']['image'].shape[0]
     keys = jax.random.split(rng, 3)
@@ -94,7 +94,7 @@ class SwAV(Method):
     extra = {'queue': jnp.zeros((count, length, self.out_dim)), 'queued': jnp.zeros((), jnp.int32)} if length else {}
     return {'params': params, 'target': {}, 'extra': extra}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
@@ -103,7 +103,7 @@ class SwAV(Method):
     steps = self.clock.warmup(1) if self.freeze_prototypes < 0 else self.freeze_prototypes
     return {'prototypes': step < steps}
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy of the swapped predictions over the global batch."""
     params, extra = variables['params'], variables['extra']
     x, encoder_stats = siamese.encode_all(self.encoder, params['encoder'], batch, rng, train, self.feature)

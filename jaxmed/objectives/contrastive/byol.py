@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives import networks
@@ -57,7 +57,7 @@ class BYOL(Method):
     hidden = self.hidden_dim or siamese.width(4096, self.encoder)
     return MLPHead((hidden, self.out_dim), use_bias=True, last_bias=False)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     siamese.count_views(batch)
     keys = jax.random.split(rng, 3)
@@ -67,7 +67,7 @@ class BYOL(Method):
     target = {name: jax.tree.map(jnp.copy, params[name]) for name in ('encoder', 'projector')}
     return {'params': params, 'target': target, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the online encoder, as published."""
     return variables['params']['encoder']
 
@@ -75,7 +75,7 @@ class BYOL(Method):
     """Share of the target network that stays (utils/schedules.py:target_ema)."""
     return networks.cosine(self.momentum_start, 1.0, step, self.clock.steps)
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Symmetric normalised squared error over the global batch, between 0 and 8."""
     del step
     params, target, group = variables['params'], variables['target'], batch['global']

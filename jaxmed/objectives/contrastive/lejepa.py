@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
@@ -62,15 +62,15 @@ class LeJEPA(Method):
     hidden = self.hidden_dim or siamese.width(2048, self.encoder)
     return MLPHead((hidden, hidden, self.out_dim), use_bias=True)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch, 1)
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Prediction and SIGReg over the global batch."""
     del step
     drop_key, slice_key = jax.random.split(rng)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.models.layers.tokens import Features
@@ -124,7 +124,7 @@ class LVMMed(Method):
     """Vectors of vertices to those that are matched."""
     return GraphNetwork(self.projector.features[-1])
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     siamese.count_views(batch)
     keys = jax.random.split(rng, 4)
@@ -136,11 +136,11 @@ class LVMMed(Method):
       params['local_projector'] = siamese.init_head(self.local_projector, keys[3], self.encoder.embed_dim)
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Hamming distance a vertex, over the graphs of the global batch; held out, without margin and noise."""
     del step
     if batch['global']['image'].shape[0] < 2:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.models.encoders.vit import ViT
@@ -81,7 +81,7 @@ class MoCoV3(Method):
     """Projections to queries."""
     return self._head(self.predictor_layers, self.predictor_norm)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     siamese.count_views(batch)
     keys = jax.random.split(rng, 3)
@@ -91,7 +91,7 @@ class MoCoV3(Method):
     target = {name: jax.tree.map(jnp.copy, params[name]) for name in ('encoder', 'projector')}
     return {'params': params, 'target': target, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder that is trained by gradient, as published."""
     return variables['params']['encoder']
 
@@ -104,7 +104,7 @@ class MoCoV3(Method):
     still = self.freeze_patch_embed and isinstance(self.encoder, ViT)
     return {'encoder/patch_embed': jnp.ones_like(step, bool)} if still else {}
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Symmetric InfoNCE over the global batch."""
     del step
     params, target, group = variables['params'], variables['target'], batch['global']

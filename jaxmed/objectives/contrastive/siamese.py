@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder, Views
+from jaxmed.contracts import Batch, Encoder, Variables, Views
 from jaxmed.errors import UserError, choose
 from jaxmed.objectives import networks
 
@@ -42,7 +42,8 @@ def init_head(head: nn.Module, rng: jax.Array, size: int) -> Any:
   return head.init(rng, jnp.zeros((1, size)))['params']
 
 
-def init_with_projector(encoder: Encoder, projector: nn.Module, rng: jax.Array, batch: Batch, least: int = 2) -> dict:
+def init_with_projector(encoder: Encoder, projector: nn.Module, rng: jax.Array, batch: Batch,
+                        least: int = 2) -> Variables:
   """Boxed variables of a method that is an encoder and a projector, without a target."""
   count_views(batch, least)
   keys = jax.random.split(rng)

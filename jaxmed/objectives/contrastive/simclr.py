@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
@@ -60,15 +60,15 @@ class SimCLR(Method):
     hidden = self.hidden_dim or self.encoder.embed_dim
     return MLPHead((*(hidden,) * (self.layers - 1), self.out_dim), last_norm='plain', last_bias=False)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch)
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """NT-Xent over all global views of the global batch."""
     del step
     params = variables['params']

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch
+from jaxmed.contracts import Batch, Variables
 from jaxmed.models.decoders.heads import DINOHead
 from jaxmed.objectives.distillation.self_distillation import SelfDistillation, centred, cross_view, update_centre
 from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views, with_stats
@@ -40,7 +40,7 @@ class DINO(SelfDistillation):
     """One head."""
     return {'head': self.head(last='fixed_norm' if self.norm_last_layer else 'weight_norm')}
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy over all pairs of a teacher's view and another view of the student."""
     params, target, centre = variables['params'], variables['target'], variables['extra']['centre']
     crops = batch['global']['image'].shape[1]

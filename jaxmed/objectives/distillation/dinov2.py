@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.masks import block_masks, spread_counts
-from jaxmed.contracts import Batch
+from jaxmed.contracts import Batch, Variables
 from jaxmed.errors import choose
 from jaxmed.models.layers.tokens import Features
 from jaxmed.objectives.distillation.self_distillation import (
@@ -78,12 +78,12 @@ class DINOv2(MaskedDistillation):
     count = spread_counts(count_key, crops, patches, self.mask_probability, self.mask_ratio, self.EXACT_MASKS)
     return block_masks(block_key, jnp.repeat(count, repeat), grid, 4.0, 0.5 * patches)
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the three losses."""
     loss, metrics, extra, _ = self.forward(variables, batch, rng, step, train)
     return loss, (metrics, extra)
 
-  def forward(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array,
+  def forward(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array,
               train: bool) -> tuple[jax.Array, dict, dict, Features]:
     """Loss, metrics, new extra state, and the student's features of the global crops [B * V, ...]."""
     params, target, extra = variables['params'], variables['target'], variables['extra']

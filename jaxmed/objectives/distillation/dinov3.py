@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch
+from jaxmed.contracts import Batch, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.layers.tokens import Features
 from jaxmed.objectives.distillation.dinov2 import DINOv2
@@ -69,7 +69,7 @@ class DINOv3(DINOv2):
     gram = {'gram': jax.tree.map(jnp.copy, params['encoder'])} if self.gram_weight else {}
     return super().extra(params) | gram
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """DINOv2's loss, plus the Gram loss from its first step on."""
     loss, metrics, extra, student = self.forward(variables, batch, rng, step, train)
     if not self.gram_weight:

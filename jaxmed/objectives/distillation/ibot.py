@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.masks import block_masks
-from jaxmed.contracts import Batch
+from jaxmed.contracts import Batch, Variables
 from jaxmed.objectives.distillation.self_distillation import (
   MaskedDistillation,
   centred,
@@ -77,7 +77,7 @@ class IBOT(MaskedDistillation):
       return self.temperature(step)
     return self.temperature(step, self.start_patch_temperature, self.patch_temperature)
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the class token loss and the patch loss."""
     params, target, extra = variables['params'], variables['target'], variables['extra']
     group, crops = batch['global'], batch['global']['image'].shape[1]

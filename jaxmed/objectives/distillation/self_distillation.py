@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder, Views
+from jaxmed.contracts import Batch, Encoder, Variables, Views
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import DINOHead
 from jaxmed.models.layers.positions import resample
@@ -227,7 +227,7 @@ class SelfDistillation(Method):
     del params
     return {'centre': jnp.zeros(self.count)}
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views; the teacher starts as the student."""
     keys = jax.random.split(rng, 1 + len(self.heads))
     params = {'encoder': self.encoder.init(keys[0], **flat(batch['global']))['params']}
@@ -235,7 +235,7 @@ class SelfDistillation(Method):
       params[name] = head.init(key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': params, 'target': jax.tree.map(jnp.copy, params), 'extra': self.extra(params)}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """The teacher's weights."""
     return variables['target']['encoder']
 
@@ -388,7 +388,7 @@ class MaskedDistillation(SelfDistillation):
     channels = group['image'].shape[-1] if self.encoder.per_channel else 1
     own = channels if self.mask_channels == 'independent' else 1
     hidden = self.masks(rng, crops, grid, own).reshape(crops, own, -1)  # [B * V, 1 or C, N]
-    hidden = on_own_grids(hidden, grid, own_grids(self.encoder, flat(group)))
+    hidden = on_own_grids(hidden, grid, own_grids(self.encoder, flat(group)))  # [B * V, 1 or C, N]
     return jnp.broadcast_to(hidden, (crops, channels, hidden.shape[-1])).reshape(crops, -1)
 
   def marked(self, hidden: jax.Array, student: Features, teacher: Features) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.predictor import ConvPredictor
 from jaxmed.models.layers.tokens import grid_of
@@ -88,7 +88,7 @@ class Data2Vec(Method):
     return ConvPredictor(grid_of(e.image_size, e.patch_size), e.embed_dim, self.decoder_dim or e.embed_dim,
                          self.decoder_depth, self.decoder_groups, dtype=e.dtype)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     encoder_key, decoder_key = jax.random.split(rng)
     encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
@@ -97,7 +97,7 @@ class Data2Vec(Method):
     return {'params': {'encoder': encoder, 'decoder': decoder},
             'target': {'encoder': jax.tree.map(jnp.copy, encoder)}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the student: the official code fine-tunes it, not the average."""
     return variables['params']['encoder']
 
@@ -105,7 +105,7 @@ class Data2Vec(Method):
     """EMA factor of the target encoder."""
     return ramp(self.momentum_start, self.momentum_end, step, self.momentum_share * self.clock.steps)
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Scaled squared error over the hidden tokens of all maskings of the global batch."""
     target, exists = self._target(variables, batch)
     predicted, hidden, cls, stats = self._predict(variables['params'], batch, rng, train)
@@ -121,7 +121,7 @@ class Data2Vec(Method):
       loss, metrics['cls_loss'] = loss + self.cls_weight * off, off
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
-  def _target(self, variables: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+  def _target(self, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Targets [B, N, D] float32 without gradient, and which tokens exist [B, N]."""
     _, count, valid = token_slots(self.encoder, batch)
     exists = jnp.ones((batch['image'].shape[0], count), bool) if valid is None else valid

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.predictor import BlockPredictor
 from jaxmed.models.layers.tokens import grid_of
@@ -90,7 +90,7 @@ class IJEPA(Method):
     return BlockPredictor(grid_of(e.image_size, e.patch_size), e.embed_dim, e.in_channels if e.per_channel else 0, dim,
                           depth, heads, e.remat, e.dtype)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     keys = jax.random.split(rng, 3)
     encoder = self.encoder.init(keys[0], **inputs(batch))['params']
@@ -100,7 +100,7 @@ class IJEPA(Method):
     return {'params': {'encoder': encoder, 'predictor': predictor},
             'target': {'encoder': jax.tree.map(jnp.copy, encoder)}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the target encoder."""
     return variables['target']['encoder']
 
@@ -108,7 +108,7 @@ class IJEPA(Method):
     """EMA factor of the target encoder."""
     return ramp(self.momentum_start, self.momentum_end, step, self.clock.steps)
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean smooth L1 loss over the tokens of all target blocks of the global batch."""
     predicted, target, asked, stats = self._predict(variables, batch, rng, train)
     off = jnp.abs(predicted.astype(jnp.float32) - target)
@@ -118,7 +118,7 @@ class IJEPA(Method):
     metrics = {'ijepa_loss': loss, 'target_std': spread, 'momentum': self.momentum(step)}
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
-  def _predict(self, variables: dict, batch: Batch, rng: jax.Array, train: bool):
+  def _predict(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool):
     """Predictions and targets [B, M, T, D] float32, which of them count [B, M, T], new running statistics."""
     block_key, drop_key = jax.random.split(rng)
     shown, visible, wanted, asked = self._blocks(block_key, batch)

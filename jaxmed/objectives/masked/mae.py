@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import CLASS_LOSSES, ClassHead
 from jaxmed.models.decoders.mae import SHARES, Decoder
@@ -178,7 +178,7 @@ class MAE(Method):
     """Classifier of the loss of classes."""
     return ClassHead(self.num_classes, self.class_loss, self.class_temperature, self.encoder.dtype)
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     rng, mask_key = jax.random.split(rng)
     encoder_key, decoder_key = jax.random.split(rng)
@@ -198,11 +198,11 @@ class MAE(Method):
       params['head'] = self.head.init(jax.random.fold_in(rng, 3), latent[:, 0])['params']
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean squared error over the hidden, existing tokens of the global batch, and what the options add."""
     del step
     params = variables['params']
@@ -231,7 +231,7 @@ class MAE(Method):
     `there` [B, 1, P] bool leaves the pixels of missing channels out of the patch's mean and variance.
     """
     x = patchify(jax.lax.stop_gradient(image).astype(jnp.float32), self.encoder.patch_size, self.encoder.per_channel)
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    x = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, N, P]
     if self.norm_pixels:
       count = x.shape[-1] if there is None else jnp.maximum(there.sum(axis=-1, keepdims=True), 2)
       centred = x - _mean(x, there)
@@ -246,19 +246,19 @@ class MAE(Method):
       mask = batch.get('channel_there', mask)
     if self.encoder.per_channel or mask is None:
       return None
-    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
+    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]  # [B, C] -> [B, 1, P]
 
-  def pictures(self, variables: dict, batch: Batch, rng: jax.Array) -> dict[str, Any]:
+  def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> dict[str, Any]:
     """{'reconstructions': (original, masked, predicted)}, each [B, *size, C]; predictions in the patch's scale."""
     predicted, hidden, _ = self._predict(variables['params'], batch, rng, False)
     image = batch['image']
     e = self.encoder
     pixels = patchify(image, e.patch_size, e.per_channel)
-    shape, flat = pixels.shape, pixels.reshape(image.shape[0], -1, pixels.shape[-1])
+    shape, flat = pixels.shape, pixels.reshape(image.shape[0], -1, pixels.shape[-1])  # [B, N, P]
     if self.norm_pixels:
       std = jnp.sqrt(flat.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
       predicted = predicted * std + flat.mean(axis=-1, keepdims=True)
-    hidden = hidden[..., None]
+    hidden = hidden[..., None]  # [B, N, 1]
     back = lambda x: unpatchify(x.reshape(shape), image.shape[1:-1], e.patch_size, e.per_channel)
     masked = jnp.where(hidden > 0, jnp.nan, flat)
     filled = jnp.where(hidden > 0, predicted, flat)
@@ -285,7 +285,7 @@ class MAE(Method):
 
   def _prefix(self, latent: Features) -> jax.Array | None:
     """Tokens [B, P, D] that the decoder sees besides the patches."""
-    cls = None if latent.cls is None else latent.cls[:, None]
+    cls = None if latent.cls is None else latent.cls[:, None]  # [B, 1, D]
     parts = [x for x in (cls, latent.registers if self.decoder_registers else None) if x is not None]
     return jnp.concatenate(parts, axis=1) if parts else None
 
@@ -295,7 +295,7 @@ class MAE(Method):
       return None
     grid = grid_of(batch['image'].shape[1:-1], self.encoder.patch_size)
     table = self.encoder.apply({'params': params}, grid, method='_position_table')  # [N, D]
-    return table, self.encoder.apply({'params': params}, method='channel_vectors')[batch['channels']]
+    return table, self.encoder.apply({'params': params}, method='channel_vectors')[batch['channels']]  # [B, C, D]
 
   def _mask(self, rng: jax.Array, batch: Batch) -> Masking:
     """Draws what each sample shows, by sorting noise as the official code does."""
@@ -344,7 +344,7 @@ class MAE(Method):
     mode = jax.random.uniform(mode_key)
     with_patches = (mode < self.patches_only) | (mode >= self.patches_only + self.channels_only)
     hide = (patches & with_patches) | (channels & (mode >= self.patches_only))
-    return hide.reshape(noise.shape)
+    return hide.reshape(noise.shape)  # [B, C * N]
 
 
 def _mean(x: jax.Array, there: jax.Array | None) -> jax.Array:

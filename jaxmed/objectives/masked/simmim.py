@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.tokens import patchify
 from jaxmed.models.layers.transformer import Dense
@@ -54,7 +54,7 @@ class SimMIM(Method):
     pixels = math.prod(self.encoder.patch_size)
     return Dense((pixels * (1 if self.encoder.per_channel else self.encoder.in_channels),), ('embed', 'patch'))
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     encoder_key, head_key = jax.random.split(rng)
     hidden = jnp.zeros((batch['image'].shape[0], token_slots(self.encoder, batch)[1]), bool)
@@ -62,11 +62,11 @@ class SimMIM(Method):
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': {'encoder': encoder, 'head': head}, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean absolute error over the hidden pixels of the global batch."""
     del step
     predicted, hidden, stats = self._predict(variables['params'], batch, rng, train)

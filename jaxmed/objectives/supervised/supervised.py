@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.mix import mix
-from jaxmed.contracts import Batch, Encoder
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.transformer import Dense
 from jaxmed.objectives.base import Method
@@ -65,7 +65,7 @@ class Supervised(Method):
     """Linear classifier."""
     return Dense((self.num_classes,), ('embed', None))
 
-  def init(self, rng: jax.Array, batch: Batch) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     if self.num_classes < 2:
       raise UserError('supervised training needs loader.label, a manifest column with at least two classes')
@@ -76,11 +76,11 @@ class Supervised(Method):
     params |= self.diversity.init_proxies(self.encoder, jax.random.fold_in(head_key, 1))
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean cross-entropy over the labelled samples of the global batch."""
     del step
     mix_key, drop_key = jax.random.split(rng)
