@@ -1,1 +1,239 @@
-"""The types that rooms hand each other."""
+"""The types that the parts of jaxmed hand each other: a batch, an encoder, an objective, an evaluator.
+
+Shapes: B samples, V views, C channel slots, N tokens, D width; `size` is the grid of an image, 2 or 3 axes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypedDict, runtime_checkable
+from typing import Protocol as Structure
+
+import jax
+
+
+class Views(TypedDict, total=False):
+  """A group of views of each sample, as the view maker gives it for methods that compare views."""
+
+  image: jax.Array  # [B, V, *size, C] float32, normalised; anything, NaN included, where a channel is missing
+  channels: jax.Array  # [B, V, C] int32, ids in the vocabulary
+  channel_mask: jax.Array  # [B, V, C] bool, channels that the view shows; absent where all do
+  teacher_mask: jax.Array  # [B, V, C] bool, channels that a teacher sees; where channels are sampled
+  sizes: jax.Array  # [B, V, rank] int32, pixels of each view in the corner of its array; with augment.sample_sizes
+
+
+# By the functional syntax, as `global` is a word of Python.
+Batch = TypedDict('Batch', {
+    'image': jax.Array,  # [B, *size, C]; stored type from the pipeline, float32 and normalised from the view maker
+    'channels': jax.Array,  # [B, C] int32, ids in the vocabulary; 0 where padded
+    'channel_mask': jax.Array,  # [B, C] bool, channels that are there, or of these the ones that are shown
+    'channel_there': jax.Array,  # [B, C] bool, channels that the sample has; where channels are sampled
+    'sizes': jax.Array,  # [B, rank] int32, pixels of each image in the corner of its array; augment.sample_sizes
+    'label': jax.Array,  # [B] int32, class; -1 for none
+    'index': jax.Array,  # [B] int32, row of the source; -1 for padding
+    'similarity': jax.Array,  # [V, V] float32, cosines of the vocabulary's embeddings; the view maker takes it out
+    'global': Views,  # views of `size`, in place of image, channels and masks
+    'local': Views,  # small views
+    'gram': Views,  # crops of the global views at another resolution, for DINOv3's Gram teacher
+}, total=False)
+
+
+class Variables(TypedDict):
+  """What an objective trains and keeps; three trees of arrays."""
+
+  params: dict[str, Any]  # trained by gradient; 'encoder' is the encoder's
+  target: dict[str, Any]  # a part of params by name, which follows by a moving average; {} for none
+  extra: dict[str, Any]  # queues, centres, prototypes; {} for none
+
+
+@dataclasses.dataclass(frozen=True)
+class Supports:
+  """What an encoder can do beside `__call__`; each class says it in its constant `supports`.
+
+  Attributes:
+    one_pass: method `one_pass(groups, batch, train)`, several kinds of crops in one pass over the blocks.
+    embed_patches: methods `embed_patches` and `encode`, so that hidden patches are left out and never computed.
+    project: method `project(image)`, projected patches [B, C, N, D] of each channel.
+    channel_vectors: method `channel_vectors()`, the embedding [V, D] of each channel of the vocabulary.
+    penalty: method `penalty(params)`, a term that is added to any method's loss.
+    concatenated: method `concatenated(image, channels, channel_mask)`, vectors of all channels side by side.
+    sizes: `__call__` takes `sizes`, images of several sizes in one array.
+    attention_maps: blocks save their attention weights, where all tokens look at each other.
+  """
+
+  one_pass: bool = False
+  embed_patches: bool = False
+  project: bool = False
+  channel_vectors: bool = False
+  penalty: bool = False
+  concatenated: bool = False
+  sizes: bool = False
+  attention_maps: bool = False
+
+
+@runtime_checkable
+class Encoder(Structure):
+  """A Flax module whose fields are its config. What a family has no option for is a constant, `models.layers.defaults`.
+
+  `init(rng, image, ...)` and `apply(variables, image, ..., train, rngs)` go to `__call__(image, channels,
+  channel_mask, train, hidden)`, which gives `models.layers.tokens.Features`.
+  """
+
+  supports: ClassVar[Supports]
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """Native size; its rank is the rank of every input."""
+
+  @property
+  def patch_size(self) -> tuple[int, ...]:
+    """Pixels of a cell of the token grid."""
+
+  @property
+  def in_channels(self) -> int:
+    """Channels of the input in one order, or rows of the vocabulary."""
+
+  @property
+  def embed_dim(self) -> int:
+    """Width D of the features."""
+
+  @property
+  def per_channel(self) -> bool:
+    """Whether there is one token a patch and channel."""
+
+  @property
+  def class_token(self) -> bool:
+    """Whether there is a class token."""
+
+  @property
+  def num_registers(self) -> int:
+    """Register tokens."""
+
+  @property
+  def num_prefix_tokens(self) -> int:
+    """Class token and registers."""
+
+  @property
+  def pos(self) -> str:
+    """Positions: 'learned', 'sincos', 'rope' or 'none'."""
+
+  @property
+  def mask_token(self) -> bool:
+    """Whether there is a token that hidden patches become."""
+
+  @property
+  def masking(self) -> str:
+    """What hidden patches become: 'token', or 'sparse' where they are left out of a map."""
+
+  @property
+  def local_norm(self) -> bool:
+    """Whether `__call__` takes `local`, for the final norm of local crops."""
+
+  @property
+  def pooling(self) -> str:
+    """How vectors of several channels become one: 'mean' or 'concat'."""
+
+  @property
+  def channel_attention(self) -> str:
+    """Which tokens look at each other: 'joint' for all at all."""
+
+  @property
+  def drop_path(self) -> float:
+    """Rate of stochastic depth of the last block."""
+
+  @property
+  def rope_shift(self) -> float:
+    """Random shift of rotary coordinates."""
+
+  @property
+  def rope_jitter(self) -> float:
+    """Random stretch of each rotary axis."""
+
+  @property
+  def rope_rescale(self) -> float:
+    """Random scale of rotary coordinates."""
+
+  @property
+  def hash_draw(self) -> bool:
+    """Whether widths of hashed channel embeddings are drawn in training."""
+
+  @property
+  def packing(self) -> float:
+    """Rows that tokens are packed into, as a share of the samples; 0 for none."""
+
+  @property
+  def remat(self) -> str:
+    """Which intermediates are computed again in the backward pass."""
+
+  @property
+  def dtype(self) -> Any:
+    """'float32' or 'bfloat16' compute."""
+
+  def init(self, *args: Any, **kwargs: Any) -> Any:
+    """Boxed variables."""
+
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    """What `__call__`, or the method named by `method`, gives."""
+
+  def clone(self, **changes: Any) -> Any:
+    """The encoder with other fields."""
+
+
+@runtime_checkable
+class Objective(Structure):
+  """A training method: a frozen dataclass of pure functions. Its simple fields are its options.
+
+  `objectives.base.Method` has the defaults of what a method need not say: `frozen`, `pictures`, `momentum`, `feature`.
+  """
+
+  LEARNING_RATE: ClassVar[tuple[float, float]]  # (peak rate, reference batch)
+  FEATURE: ClassVar[str]  # 'cls' or 'mean', the vector that it recommends
+  DEFAULTS: ClassVar[dict[str, Any]]  # of the other config sections
+
+  @property
+  def encoder(self) -> Encoder:
+    """The network that is trained; the run fills it in."""
+
+  @property
+  def feature(self) -> str:
+    """The vector that is trained, where that is an option; else FEATURE."""
+
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
+    """Boxed, from the shapes of a batch of views."""
+
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True) -> Any:
+    """(loss, (metrics, extra)) over the global batch; metrics may hold 'stats', see `networks.run`."""
+
+  def momentum(self, step: jax.Array) -> jax.Array:
+    """Share of the target that stays after a step; asked for only where there is a target."""
+
+  def frozen(self, step: jax.Array) -> Mapping[str, jax.Array]:
+    """{path of parameters: whether they rest at this step}."""
+
+  def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
+    """Named image arrays for the report, such as 'reconstructions'."""
+
+  def encoder_params(self, variables: Variables) -> Any:
+    """The weights of `encoder`, which is the product."""
+
+
+@runtime_checkable
+class Evaluator(Structure):
+  """Measures a training state during a run, such as `train.probe.Probe`."""
+
+  def __call__(self, state: Any) -> dict[str, float]:
+    """Numbers by name."""
+
+
+@runtime_checkable
+class EvaluationProtocol(Structure):
+  """Scores a trained encoder after a run, such as `evaluate.protocols.classify.evaluate`.
+
+  Probes are fitted on some splits of a source and scored on another; the result is plain data, for tables.
+  """
+
+  def __call__(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64,
+               seed: int = 0) -> dict[str, Any]:
+    """Scores by name, with intervals."""
+
+
+Protocol = EvaluationProtocol

@@ -202,7 +202,7 @@ def in_batches(run: Callable[..., Mapping[str, Any]], batch_size: int, *arrays: 
 
 def _features(model, view, patches, params, image, ids, mask):
   batch = view.plain({'image': image, 'channels': ids} | ({} if mask is None else {'channel_mask': mask}))
-  method = 'concatenated' if getattr(model, 'pooling', 'mean') == 'concat' else '__call__'
+  method = 'concatenated' if model.pooling == 'concat' else '__call__'
   features = model.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'),
                          method=method)
   out = {'mean': features.mean}

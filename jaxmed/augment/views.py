@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxmed.augment import channels as channel_lib
 from jaxmed.augment import color as color_lib
 from jaxmed.augment import intensity, warp
 from jaxmed.augment.resample import crop_resize
+from jaxmed.contracts import Batch, Views
 from jaxmed.errors import UserError, choose
 
 CHANNEL_VIEWS = ('shared', 'each')
@@ -98,7 +100,7 @@ class ViewMaker:
     choose('augment.channel_views', self.channel_views, CHANNEL_VIEWS)
     choose('augment.teacher_channels', self.teacher_channels, TEACHER_CHANNELS)
     for name in ('scale', 'local_scale'):
-      value = getattr(self, name)
+      value = vars(self)[name]
       if not (len(value) == 2 and 0 < value[0] <= value[1] <= 1):
         raise UserError(f'augment.{name} {value} must be two numbers with 0 < low <= high <= 1')
     if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]):
@@ -113,15 +115,15 @@ class ViewMaker:
     """Options of rotations, intensity and colour."""
     mode = intensity.parse_mode(self.normalize)[0]
     for name in CHANCES:
-      value = _numbers(getattr(self, name))
+      value = _numbers(vars(self)[name])
       if len(value) not in (1, 3) or not all(0 <= p <= 1 for p in value):
-        raise UserError(f'augment.{name} {getattr(self, name)} must be a probability, or three: of the first global '
+        raise UserError(f'augment.{name} {vars(self)[name]} must be a probability, or three: of the first global '
                         'view, of the other global views, of the local views')
     if self.channel_temperature <= 0:
       raise UserError(f'augment.channel_temperature {self.channel_temperature} must be above 0')
     for name in STRENGTHS:
-      if getattr(self, name) < 0:
-        raise UserError(f'augment.{name} {getattr(self, name)} must be at least 0')
+      if vars(self)[name] < 0:
+        raise UserError(f'augment.{name} {vars(self)[name]} must be at least 0')
     if len(_numbers(self.color)) > 2 or min(self._color) < 0 or self._color[1] > 0.5:
       raise UserError(f'augment.color {self.color} must be the change of saturation, or that and the change of hue, '
                       'which is at most 0.5 of a circle')
@@ -129,7 +131,7 @@ class ViewMaker:
       if any(_numbers(self.rotate90)) and size and size[-1] != size[-2]:
         raise UserError(f'augment.rotate90 needs views with two equal last axes, not {size}')
     for name in ('color', 'grayscale', 'stain'):
-      if self.rgb and any(_numbers(getattr(self, name))) and mode not in intensity.COLORED:
+      if self.rgb and any(_numbers(vars(self)[name])) and mode not in intensity.COLORED:
         raise UserError(f"augment.{name} works on stored colours: it needs loader.normalize 'corpus' or 'full', not "
                         f'{self.normalize!r}')
 
@@ -144,20 +146,20 @@ class ViewMaker:
     """Whether a batch becomes groups of views."""
     return self.views > 1 or self.local_views > 0
 
-  def plain(self, batch: dict) -> dict:
+  def plain(self, batch: Batch) -> Batch:
     """Normalised, not augmented; the grid is resized where it differs from `size`."""
     image = self._normalized(batch)
     if image.shape[1:-1] != self.size:
       full = jnp.asarray(image.shape[1:-1])
       resize = lambda x: crop_resize(x, jnp.zeros_like(full), full, self.size)
       image = jax.vmap(resize)(image)
-    return self._placed(dict(batch, image=image))
+    return cast(Batch, self._placed(dict(batch, image=image)))
 
-  def held_out(self, rng: jax.Array, batch: dict) -> dict:
+  def held_out(self, rng: jax.Array, batch: Batch) -> Batch:
     """What a held-out loss is measured on: the plain batch, or, where a method needs several views, views by `rng`."""
     return self(rng, batch) if self.many else self.plain(batch)
 
-  def __call__(self, rng: jax.Array, batch: dict) -> dict:
+  def __call__(self, rng: jax.Array, batch: Batch) -> Batch:
     """Augmented views of the batch; entries that are not images stay as they are.
 
     One view: image [B, *size, C] float32, channels [B, C]. When channels are sampled, `channel_mask` [B, C] says which
@@ -176,11 +178,12 @@ class ViewMaker:
         out['channel_there'] = _there(batch)
         out['channel_mask'] = self._sampled(channel_key, batch)
       out.pop('similarity', None)
-      return self._placed(out)
+      return cast(Batch, self._placed(out))
     keys = jax.random.split(rng, 3)
     if self._alone:  # nobody looks at the other channels, so that views have a single slot
       return dataclasses.replace(self, channel_sampling='none')(rng, self._one_channel(keys[1], batch))
-    rest = {k: v for k, v in batch.items() if k not in ('image', 'channels', 'channel_mask', 'similarity')}
+    taken = ('image', 'channels', 'channel_mask', 'similarity')
+    rest: dict[str, Any] = {k: v for k, v in batch.items() if k not in taken}
     kinds = (FIRST, *(OTHER,) * (self.views - 1))
     images, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
     rest['global'] = self._sized(rng, self._group(keys[1], batch, images, 0))
@@ -190,9 +193,9 @@ class ViewMaker:
       kinds = (LOCAL,) * self.local_views
       small = self._views(keys[2], image, batch, kinds, self.local_size, self.local_scale)[0]
       rest['local'] = self._group(keys[1], batch, small, self.views)
-    return rest
+    return cast(Batch, rest)
 
-  def _sized(self, rng: jax.Array, group: dict) -> dict:
+  def _sized(self, rng: jax.Array, group: Any) -> Any:
     """Views [..., *size, C], with `sample_sizes` resized into the corner of their arrays."""
     if not self.sample_sizes:
       return group
@@ -206,7 +209,7 @@ class ViewMaker:
       resize = jax.vmap(resize)
     return group | {'image': resize(image, sizes), 'sizes': sizes}
 
-  def _views(self, rng: jax.Array, image: jax.Array, batch: dict, kinds: tuple[int, ...], size: tuple[int, ...],
+  def _views(self, rng: jax.Array, image: jax.Array, batch: Batch, kinds: tuple[int, ...], size: tuple[int, ...],
              scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
     """A view of each of `kinds` of every image, [B, V, *size, C], and the same crops for the Gram teacher."""
     def make(key, kind):
@@ -216,11 +219,11 @@ class ViewMaker:
 
   def _chance(self, name: str, kind: jax.Array, kinds: tuple[int, ...]) -> jax.Array | None:
     """Probability of an option in a view of this kind, one of `kinds`; None if it is off in all of these."""
-    value = _numbers(getattr(self, name))
+    value = _numbers(vars(self)[name])
     each = value * 3 if len(value) == 1 else value
     return jnp.asarray(each)[kind] if any(each[k] for k in kinds) else None
 
-  def _view(self, rng: jax.Array, image: jax.Array, batch: dict, chance: Chance, size: tuple[int, ...],
+  def _view(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance, size: tuple[int, ...],
             scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
     """One view [B, *size, C], and its crop at `gram_size` without changes of intensity (without one, the view)."""
     crop_key, turn_key, change_key = jax.random.split(rng, 3)
@@ -237,7 +240,7 @@ class ViewMaker:
       image = warp.random_quarter_turns(keys[1], image, probability)
     return warp.random_rotation(keys[2], image, self.rotate) if self.rotate else image
 
-  def _change(self, rng: jax.Array, image: jax.Array, batch: dict, chance: Chance) -> jax.Array:
+  def _change(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance) -> jax.Array:
     """Changes of colour and intensity, in the order of the class's docstring."""
     keys = jax.random.split(rng, 9)
     recolor = lambda image, change: self._recolor(image, batch, change)
@@ -260,12 +263,12 @@ class ViewMaker:
 
   def _sometimes(self, rng: jax.Array, image: jax.Array, name: str, chance: Chance, change: Callable) -> jax.Array:
     """change(key, image, strength) with the probability of the option `name`."""
-    strength, probability = getattr(self, name), chance(f'{name}_probability')
+    strength, probability = vars(self)[name], chance(f'{name}_probability')
     if not strength or probability is None:
       return image
     return intensity.sometimes(rng, image, probability, lambda key, x: change(key, x, strength))
 
-  def _recolor(self, image: jax.Array, batch: dict, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
+  def _recolor(self, image: jax.Array, batch: Batch, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Applies a change of planes [3, B, *grid] in 0 .. 1 to each triple of colours that a sample has."""
     if not self.rgb:
       return image
@@ -275,7 +278,7 @@ class ViewMaker:
       image = color_lib.change_rgb(image, slots, *affine, change)
     return image
 
-  def _group(self, rng: jax.Array, batch: dict, image: jax.Array, first: int, sample: bool = True) -> dict:
+  def _group(self, rng: jax.Array, batch: Batch, image: jax.Array, first: int, sample: bool = True) -> Views:
     """Views [B, V, *size, C] with their channels; `first` is the place of the first one among all views."""
     count = image.shape[1]
     spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:]))
@@ -286,15 +289,15 @@ class ViewMaker:
       each = self.channel_views == 'each'
       shown = jax.vmap(draw, out_axes=1)(jnp.arange(first, first + count)) if each else spread(draw(0))
       masks = {'channel_mask': shown, 'teacher_mask': spread(there) if self.teacher_channels == 'all' else shown}
-    group = {'image': image, 'channels': spread(batch['channels'])} | masks
+    group: Any = {'image': image, 'channels': spread(batch['channels'])} | masks
     if not self.place:
       return group
     merge = lambda x: x.reshape(-1, *x.shape[2:])
     split = lambda x: x.reshape(-1, count, *x.shape[1:])
     placed = self._placed({k: merge(v) for k, v in group.items()})
-    return {k: split(v) for k, v in placed.items()}
+    return cast(Views, {k: split(v) for k, v in placed.items()})
 
-  def _sampled(self, rng: jax.Array, batch: dict) -> jax.Array:
+  def _sampled(self, rng: jax.Array, batch: Batch) -> jax.Array:
     """The channels [B, C] bool that a view shows."""
     there = _there(batch)
     if self.channel_sampling == 'hcs':
@@ -311,15 +314,15 @@ class ViewMaker:
     same = self.channel_views == 'shared' and self.teacher_channels == 'same'
     return self.channel_sampling == 'single' and same and not self.place
 
-  def _one_channel(self, rng: jax.Array, batch: dict) -> dict:
+  def _one_channel(self, rng: jax.Array, batch: Batch) -> Any:
     """A batch of one channel of each sample: image [B, *grid, 1], channels [B, 1]."""
     slot = jnp.argmax(self._sampled(rng, batch), axis=1, keepdims=True)  # [B, 1]
     image = batch['image']
     own = jnp.take_along_axis(image, slot.reshape(-1, *[1] * (image.ndim - 1)), axis=-1)
-    rest = {k: v for k, v in batch.items() if k != 'channel_mask'}
+    rest: dict[str, Any] = {k: v for k, v in batch.items() if k != 'channel_mask'}
     return rest | {'image': own, 'channels': jnp.take_along_axis(batch['channels'], slot, axis=1)}
 
-  def _placed(self, batch: dict) -> dict:
+  def _placed(self, batch: Any) -> dict:
     """The batch with each channel at the place of its id, where the encoder takes fixed channels."""
     if not self.place:
       return batch
@@ -331,7 +334,7 @@ class ViewMaker:
         'image': channel_lib.by_name(batch['image'], channels, exists, self.place),
         'channels': jnp.broadcast_to(jnp.arange(self.place), (channels.shape[0], self.place))}
 
-  def _normalized(self, batch: dict) -> jax.Array:
+  def _normalized(self, batch: Batch) -> jax.Array:
     return intensity.normalize(batch['image'], batch['channels'], *self._tables(), self.normalize)
 
   def _tables(self) -> tuple[jax.Array, jax.Array]:
@@ -369,7 +372,7 @@ def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-def _there(batch: dict) -> jax.Array:
+def _there(batch: Batch) -> jax.Array:
   """[B, C] bool: the channels that each sample has."""
   mask = batch.get('channel_mask')
   return jnp.ones(batch['channels'].shape, bool) if mask is None else mask

@@ -11,8 +11,6 @@ import numpy as np
 
 from jaxmed.encoder import in_batches
 from jaxmed.errors import UserError
-from jaxmed.models.encoders.channel_vit import ChannelViT
-from jaxmed.models.encoders.vit import ViT
 from jaxmed.models.layers.tokens import grid_of
 from jaxmed.models.layers.transformer import LOOK, LOOK_SLOPES
 
@@ -40,7 +38,7 @@ def attention_maps(encoder: Any, images: np.ndarray, channels: Sequence[str] | N
     UserError: a model without attention weights, or as of `Encoder.embed`.
   """
   model = encoder.model
-  if type(model) not in (ViT, ChannelViT) or getattr(model, 'channel_attention', 'joint') != 'joint':
+  if not model.supports.attention_maps or model.channel_attention != 'joint':
     raise UserError('attention maps need a vit or channel_vit with encoder.channel_attention=joint, whose tokens look '
                     'at all others')
   images = encoder.checked(images)

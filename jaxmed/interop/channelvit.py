@@ -51,7 +51,7 @@ def check_channelvit(model: ViT) -> None:
   """Raises a UserError where the official class cannot hold the model."""
   if not model.per_channel:
     raise UserError("format 'channelvit' holds one token a channel, not a ViT: export with --format timm")
-  if not hasattr(model, 'channel_vectors'):
+  if not model.supports.channel_vectors:
     raise UserError("format 'channelvit' holds a ChannelViT, not a bag of channels: export with --format timm")
   size, patch = set(model.image_size), set(model.patch_size)
   wrong = None

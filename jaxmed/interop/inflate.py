@@ -75,7 +75,7 @@ def to_vit(model: ViT, params: Params) -> tuple[ViT, Params]:
   not what they make of C, unless C is 1.
   """
   _check_transformer(model)
-  if not hasattr(model, 'channel_vectors'):
+  if not model.supports.channel_vectors:
     raise UserError(f'the model is a {type(model).__name__}: expected a ChannelViT')
   model, params = as_table(model, params)
   p = state_dict.host(params)

@@ -54,7 +54,7 @@ def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image
 def _features(model: Encoder, params: Params, image: jax.Array,
               channels: jax.Array | None) -> list[np.ndarray]:
   """Class token, patch tokens and pooled vector of the model, where it has them, computed in float32."""
-  plain = model.clone(dtype='float32', **({'remat': 'none'} if hasattr(model, 'remat') else {}))
+  plain = model.clone(dtype='float32', **({} if model.remat == 'none' else {'remat': 'none'}))
   features = _apply(plain, nn.meta.unbox(params), image, channels)
   return [np.asarray(f) for f in (features.cls, features.patches, features.pool) if f is not None]
 

@@ -212,7 +212,7 @@ def _as_described(model: Encoder, params: Params) -> Params:
     return params
   if model.pos != 'learned':
     params.pop('pos_embed', None)
-  elif hasattr(model, 'channel_vectors') and model.no_embed_class:
+  elif model.supports.channel_vectors and model.no_embed_class:
     params['pos_embed'] = params['pos_embed'][1:]
   return params
 

@@ -1,6 +1,7 @@
 """Training objectives, one file each, and the registry of their names.
 
-An objective is a frozen dataclass whose simple fields are its options:
+An objective is a frozen dataclass whose simple fields are its options, see `contracts.Objective`; `base.Method` has the
+defaults of what it need not say:
   init(rng, batch) -> variables {'params', 'target', 'extra'}: trained by gradient; a part of params that follows by
     EMA; the rest that must survive.
   loss(variables, batch, rng, step, train) -> (loss, (metrics, extra)), over the global batch. metrics may hold 'stats',
@@ -18,6 +19,7 @@ A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, g
 import dataclasses
 from typing import Any
 
+from jaxmed.contracts import Objective
 from jaxmed.errors import choose
 from jaxmed.objectives.clustering.deepcluster import DeepCluster
 from jaxmed.objectives.clustering.swav import SwAV
@@ -65,6 +67,6 @@ def filled(method: Any, **known: Any) -> dict[str, Any]:
   return {f.name: known[f.name] for f in dataclasses.fields(method) if f.name in known}
 
 
-def feature_of(objective: Any) -> str:
+def feature_of(objective: Objective) -> str:
   """The vector that an objective recommends: the one that its option `feature` trains, where it has that option."""
-  return getattr(objective, 'feature', objective.FEATURE)
+  return objective.feature

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmed.contracts import Batch, Encoder, Views
 from jaxmed.models.layers import positions
 from jaxmed.models.layers.norm import STATS
 from jaxmed.models.layers.tokens import Features, grid_of
@@ -56,23 +57,35 @@ def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: A
   return out, state.get(STATS, {})
 
 
+def quiet(encoder: Encoder) -> Any:
+  """The encoder without whatever is random in training, for a target or teacher.
+
+  Batch normalisation still takes the statistics of the batch.
+  """
+  rates = {'drop_path': encoder.drop_path, 'rope_shift': encoder.rope_shift, 'rope_jitter': encoder.rope_jitter,
+           'rope_rescale': encoder.rope_rescale, 'hash_draw': encoder.hash_draw}
+  return encoder.clone(**{name: type(rate)() for name, rate in rates.items() if rate})  # 0.0 and False
+
+
 def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
   """The metrics, in training with the running statistics by module, empty ones left out."""
   found = {name: tree for name, tree in stats.items() if jax.tree.leaves(tree)}
   return metrics | {'stats': found} if train and found else metrics
 
 
-def inputs(batch: dict) -> dict[str, jax.Array]:
+def inputs(batch: Batch | Views) -> Batch:
   """What an encoder takes of a batch: image [B, *size, C], channels, and where there are any channel_mask and sizes."""
-  return {name: batch[name] for name in ('image', 'channels', 'channel_mask', 'sizes') if name in batch}
+  known: Any = batch
+  return cast(Batch, {name: known[name] for name in ('image', 'channels', 'channel_mask', 'sizes') if name in batch})
 
 
-def flat(group: dict) -> dict[str, jax.Array]:
+def flat(group: Views) -> Batch:
   """`inputs` of the views of a group [B, V, ...] as one batch, sample by sample: image [B * V, *size, C] and so on.
 
   The order keeps each sample's views together, so that a batch cut over devices stays where it is.
   """
-  return {name: x.reshape(-1, *x.shape[2:]) for name, x in inputs(group).items()}
+  known: Any = inputs(group)
+  return cast(Batch, {name: x.reshape(-1, *x.shape[2:]) for name, x in known.items()})
 
 
 def views(x: jax.Array, count: int) -> jax.Array:
@@ -80,12 +93,12 @@ def views(x: jax.Array, count: int) -> jax.Array:
   return x.reshape(-1, count, *x.shape[1:])
 
 
-def seen_by_teacher(group: dict) -> dict:
+def seen_by_teacher(group: Views) -> Views:
   """The group as the teacher sees it: with `teacher_mask` in place of `channel_mask` where the view maker gave one."""
-  return group | ({'channel_mask': group['teacher_mask']} if 'teacher_mask' in group else {})
+  return {**group, 'channel_mask': group['teacher_mask']} if 'teacher_mask' in group else group
 
 
-def token_slots(encoder: Any, batch: dict) -> tuple[tuple[int, ...], int, jax.Array | None]:
+def token_slots(encoder: Encoder, batch: Batch) -> tuple[tuple[int, ...], int, jax.Array | None]:
   """The tokens that an encoder makes of a batch: (grid of a channel, their number N, which exist [B, N] or None)."""
   grid = grid_of(batch['image'].shape[1:-1], encoder.patch_size)
   count, mask, cells = math.prod(grid), batch.get('channel_mask'), own_cells(encoder, batch)
@@ -99,12 +112,12 @@ def token_slots(encoder: Any, batch: dict) -> tuple[tuple[int, ...], int, jax.Ar
   return grid, count * channels, exist
 
 
-def own_grids(encoder: Any, batch: dict) -> jax.Array | None:
+def own_grids(encoder: Encoder, batch: Batch) -> jax.Array | None:
   """The token grids [..., rank] of images that have sizes of their own, in the corner of their arrays; else None."""
   return batch['sizes'] // jnp.asarray(encoder.patch_size) if 'sizes' in batch else None
 
 
-def own_cells(encoder: Any, batch: dict) -> jax.Array | None:
+def own_cells(encoder: Encoder, batch: Batch) -> jax.Array | None:
   """Which cells of the whole grid belong to images that have sizes of their own, [B, prod(grid)] bool; else None."""
   own = own_grids(encoder, batch)
   return None if own is None else positions.inside(own, grid_of(batch['image'].shape[1:-1], encoder.patch_size))
@@ -127,7 +140,7 @@ def on_own_grids(places: jax.Array, grid: tuple[int, ...], own: jax.Array | None
   return jnp.take_along_axis(places, index, axis=-1)
 
 
-def encode_shown(encoder: Any, params: Any, batch: dict, shown: jax.Array, valid: jax.Array | None, train: bool,
+def encode_shown(encoder: Encoder, params: Any, batch: Batch, shown: jax.Array, valid: jax.Array | None, train: bool,
                  rngs: Any) -> tuple[Features, Any]:
   """Features of some patches alone, and new running statistics.
 
@@ -138,7 +151,7 @@ def encode_shown(encoder: Any, params: Any, batch: dict, shown: jax.Array, valid
   Returns:
     Features whose patches are the K shown ones.
   """
-  if hasattr(encoder, 'embed_patches'):
+  if encoder.supports.embed_patches:
     tokens = encoder.apply({'params': params}, **inputs(batch), method='embed_patches').take(shown)
     if valid is not None:
       tokens = dataclasses.replace(tokens, valid=valid)

@@ -24,7 +24,7 @@ from jaxmed.train.build.setup import RESUMABLE
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
 from jaxmed.train.monitor import vitals
-from jaxmed.train.monitor.agree import Agreement, together
+from jaxmed.train.monitor.agree import Agreement, agreement
 from jaxmed.train.monitor.pace import Pace
 from jaxmed.train.monitor.signals import interruptible
 from jaxmed.train.monitor.spikes import Spikes
@@ -68,7 +68,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   out = pathlib.Path(out)
   check_new(out)
   process.start()
-  with together() as agreement:
+  with agreement() as agreed:
     corpus, source = begin.records(user)
     label = str(dict(user.get('loader', {})).get('label', ''))
     lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
@@ -87,7 +87,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
         raise UserError(f'cannot write {out}: {e.strerror or e}') from e
       setup.save(out, config, spec)
     process.check_shared(out)
-    return _run(out, config, spec, corpus, source, stream, agreement, quiet)
+    return _run(out, config, spec, corpus, source, stream, agreed, quiet)
 
 
 def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
   `changes` may set only what does not alter the result, see RESUMABLE.
   """
   process.start()
-  with together() as agreement:
+  with agreement() as agreed:
     process.check_shared(out)
     config, spec = setup.load(out)
     before = config_lib.flat(config)
@@ -112,7 +112,7 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     setup.check_same(spec, source)
     setup.check_shares(config, mesh_lib.make_mesh(config.mesh))
     stream = {'sampler': setup.sampler(config, source), 'lack': lacking.parse(config.loader.missing, source.channels)}
-    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreement, quiet)
+    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, quiet)
 
 
 def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],

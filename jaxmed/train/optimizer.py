@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmed.errors import UserError, choose
+from jaxmed.objectives.networks import cosine
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
 NAMES = ('adamw', 'lars', 'sgd')
@@ -71,10 +72,7 @@ class Optimizer:
   def decay(self, step: jax.Array) -> jax.Array | float:
     """Weight decay at a step."""
     end = self.final_weight_decay
-    if end < 0:
-      return self.weight_decay
-    turn = jnp.clip(step / max(self.steps, 1), 0.0, 1.0)
-    return end + 0.5 * (self.weight_decay - end) * (1 + jnp.cos(jnp.pi * turn))
+    return self.weight_decay if end < 0 else cosine(self.weight_decay, end, step, max(self.steps, 1))
 
   def init(self, params: Any) -> Any:
     """Moments, of the structure of params (boxed or not)."""
@@ -156,7 +154,7 @@ def _trusted(path: tuple, grad: jax.Array, param: jax.Array) -> jax.Array:
 
 def _stacked(path: tuple) -> int:
   """1 for parameters of scanned blocks, whose first axis is the block."""
-  return int(any(getattr(k, 'key', '') == 'blocks' for k in path))
+  return int(any(getattr(k, 'key', '') == 'blocks' for k in path))  # JAX's keys of a path: one of a list has no `key`
 
 
 def _frozen(path: tuple, frozen: Mapping[str, jax.Array]) -> jax.Array | bool:

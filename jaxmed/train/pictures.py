@@ -62,8 +62,8 @@ def end(run: Any, state: TrainState) -> None:
   folder = run.folder / 'figures'
   batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
   plain = _plain(run.trainer.view, batch)
-  if hasattr(run.trainer.objective, 'pictures'):
-    shown = _pictures(run.trainer.objective, state.variables, plain, jax.random.key(0))
+  shown = _pictures(run.trainer.objective, state.variables, plain, jax.random.key(0))
+  if 'reconstructions' in shown:
     original, masked, filled = (_own(run, x, batch) for x in shown['reconstructions'])
     figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
   encoder = encoder_of(run.trainer, run.config, run.spec, state)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxmed.augment.channels import cosines
 from jaxmed.augment.views import ViewMaker
+from jaxmed.contracts import Objective
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.monitor import spikes
 from jaxmed.train.optimizer import Optimizer
@@ -65,7 +66,7 @@ class Trainer:
   what shapes, probes and held-out losses are made with.
   """
 
-  objective: Any
+  objective: Objective
   optimizer: Optimizer
   view: ViewMaker
   seed: int = 0
@@ -115,7 +116,7 @@ class Trainer:
       spike, losses = spikes.judge(state.losses, loss)
       good, state = good & ~spike, dataclasses.replace(state, losses=losses)
     stats = metrics.pop('stats', {})
-    frozen = self.objective.frozen(state.step) if hasattr(self.objective, 'frozen') else {}
+    frozen = self.objective.frozen(state.step)
     if self.offload:
       state = dataclasses.replace(state, moments=jax.device_put(state.moments, jax.memory.Space.Device))
     params, moments = self.optimizer.update(grads, state.moments, state.params, state.step, frozen, state.rate)
@@ -123,7 +124,7 @@ class Trainer:
     target = self._follow(state.target, params, state.step)
     average = jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, state.average, params) if self.ema else {}
     fresh = dict(params=params, target=target, moments=moments, average=average, extra=extra)
-    old = {name: getattr(state, name) for name in fresh}
+    old = {name: vars(state)[name] for name in fresh}
     kept = jax.tree.map(lambda new, was: jnp.where(good, new, was), fresh, old)
     if self.offload:
       kept['moments'] = jax.device_put(kept['moments'], jax.memory.Space.Host)
@@ -186,8 +187,8 @@ class Trainer:
 
   def _penalty(self, variables: Any) -> jax.Array | None:
     """What the encoder that is trained, of whatever method, itself adds to the loss."""
-    encoder = self.objective.encoder
-    return encoder.penalty(variables['params']['encoder']) if hasattr(encoder, 'penalty') else None
+    encoder: Any = self.objective.encoder
+    return encoder.penalty(variables['params']['encoder']) if encoder.supports.penalty else None
 
 
 def _frozen(tree: Any) -> tuple[tuple, Any]:

@@ -87,7 +87,7 @@ def test_views_of_different_sizes_in_one_pass():
   small = image[:, :4, :8]
   groups = [{'image': image, 'channels': None, 'channel_mask': jnp.asarray(MASK)},
             {'image': small, 'channels': None, 'channel_mask': None}]
-  got = jax.jit(lambda p: model.apply({'params': p}, groups, 3, method='together'))(params)
+  got = jax.jit(lambda p: model.apply({'params': p}, groups, 3, method='one_pass'))(params)
   for out, group in zip(got, groups, strict=True):
     want = features(model, params, **group)
     np.testing.assert_allclose(out.cls, want.cls, atol=2e-5)

@@ -177,7 +177,7 @@ def test_crops_of_two_kinds_in_one_pass(masked):
   @functools.partial(jax.jit, static_argnums=0)
   def run(model, params):
     def loss(params):
-      out = model.apply({'params': params}, groups, 4, True, method='together', rngs={'dropout': jax.random.key(2)})
+      out = model.apply({'params': params}, groups, 4, True, method='one_pass', rngs={'dropout': jax.random.key(2)})
       return sum((f.cls**3).sum() + (f.mean**2).sum() for f in out), [f.cls for f in out]
     return jax.value_and_grad(loss, has_aux=True)(params)
 

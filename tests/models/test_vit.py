@@ -211,7 +211,7 @@ def test_crops_together_are_each_kind_alone(name):
     dict(image=small, channels=ids(9), channel_mask=jnp.repeat(there[::-1], 3, axis=0), local=True)]
 
   def together(p):
-    return model.apply({'params': p}, groups, 3, method='together')
+    return model.apply({'params': p}, groups, 3, method='one_pass')
 
   def apart(p):
     return [model.apply({'params': p}, **group) for group in groups]
@@ -231,7 +231,7 @@ def test_crops_of_a_row_are_dropped_one_by_one():
   model, params = build('vit_micro/4', 8, 1, depth=2, drop_path=0.5)
   many = jnp.broadcast_to(normal((1, 8, 8, 1)), (64, 8, 8, 1))
   group = dict(image=many, channels=None, channel_mask=None)
-  a, b = model.apply({'params': params}, [group, group], 4, True, method='together', rngs={'dropout': jax.random.key(0)})
+  a, b = model.apply({'params': params}, [group, group], 4, True, method='one_pass', rngs={'dropout': jax.random.key(0)})
   whole = np.asarray(jnp.concatenate([a.patches, b.patches]))
   kinds = np.unique(whole.reshape(128, -1).round(4), axis=0)
   assert len(kinds) == 4  # both branches of the second block, either, none; the first block drops nothing

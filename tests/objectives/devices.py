@@ -67,7 +67,7 @@ def start(name, model):
     known.pop('patch_out_dim', None)
   rng = np.random.default_rng(0)
   objective, batch = method(encoder, **known), batch_of(rng, method, size)
-  if getattr(encoder, 'takes_sizes', False) and 'gram' not in batch:
+  if encoder.supports.sizes and 'gram' not in batch:
     batch = sized(rng, batch, (size // 2, size * 3 // 4, size))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
   variables = jax.tree_util.tree_map_with_path(lambda path, x: draw(rng, path, x), nn.unbox(shapes))
@@ -168,7 +168,7 @@ def compare(name, model, meshes):
 
 def filling(encoder):
   """The option that packs tokens, in as many rows as there are samples, so that they fit for sure."""
-  return {'packing': 1.0} if hasattr(encoder, 'packing') else {}
+  return {'packing': 1.0} if encoder.supports.one_pass else {}
 
 
 def sampled(kind):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.models import create_model
+from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.norm import BatchNorm
 from jaxmed.models.layers.tokens import Features, patchify
 from jaxmed.models.layers.transformer import Dense
@@ -16,7 +17,7 @@ from jaxmed.models.layers.transformer import Dense
 TINY = dict(embed_dim=16, depth=1, num_heads=2)
 
 
-class Conv(nn.Module):
+class Conv(EncoderDefaults, nn.Module):
   """A convolution of stride 4 with batch norm: no class token, running statistics, no stochastic depth."""
 
   image_size: tuple[int, ...] = (8, 8)
@@ -24,7 +25,6 @@ class Conv(nn.Module):
   in_channels: int = 2
   embed_dim: int = 16
   dtype: Any = 'float32'
-  per_channel = False
 
   @nn.compact
   def __call__(self, image, channels=None, channel_mask=None, train=False, hidden=None):

@@ -162,11 +162,11 @@ def test_memory_tokens_reach_the_decoder():
   for registers in (True, False):
     objective, variables, batch = make(decoder_registers=registers)
     args = objective._mask(jax.random.key(0), batch)
-    latent = jnp.asarray(RNG.normal(size=(4, args[2].shape[1], 16)), jnp.float32)
+    latent = jnp.asarray(RNG.normal(size=(4, args.visible.shape[1], 16)), jnp.float32)
 
     def total(prefix, objective=objective, variables=variables, latent=latent, args=args, batch=batch):
-      return jnp.square(objective.decoder.apply({'params': variables['params']['decoder']}, prefix, latent, args[2],
-                                                args[1], batch['channels'], None)).sum()
+      return jnp.square(objective.decoder.apply({'params': variables['params']['decoder']}, prefix, latent, args.visible,
+                                                args.ids_restore, batch['channels'], None)).sum()
 
     features = type('Features', (), {'cls': jnp.ones((4, 16)), 'registers': 2 * jnp.ones((4, 2, 16))})
     prefix = objective._prefix(features)

@@ -189,7 +189,7 @@ def test_pixels_of_missing_channels_do_not_count_in_an_encoder_of_fixed_channels
 
 def masks_of(objective, batch, count):
   """What `count` keys hide: [keys, B, C, N] bool."""
-  draw = jax.jit(jax.vmap(lambda key: objective._mask(key, batch)[3]))
+  draw = jax.jit(jax.vmap(lambda key: objective._mask(key, batch).hidden))
   hidden = np.asarray(draw(jax.random.split(jax.random.key(2), count))) > 0
   return hidden.reshape(count, len(batch['image']), batch['channels'].shape[1], -1)
 

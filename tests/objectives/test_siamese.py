@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
+from jaxmed.objectives import networks
 from jaxmed.objectives.clustering.deepcluster import DeepCluster
 from jaxmed.objectives.clustering.swav import SwAV
 from jaxmed.objectives.contrastive import siamese
@@ -147,19 +148,37 @@ def test_targets_see_all_channels(method):
   assert float(evaluate(objective, variables, data)[0]) != float(evaluate(objective, variables, seen)[0])
 
 
-def test_a_target_has_no_stochastic_depth():
-  dropping = encoder('channel', depth=2, drop_path=0.9)
+RANDOM = {'drop_path': dict(depth=2, drop_path=0.9), 'rescale': dict(pos='rope', rope_rescale=2.0),
+          'jitter': dict(pos='rope', rope_jitter=2.0), 'shift': dict(pos='rope', rope_shift=0.5)}
+
+
+@pytest.mark.parametrize('options', RANDOM.values(), ids=list(RANDOM))
+def test_a_target_has_nothing_random(options):
+  """The class tokens of a target do not move between two keys: neither depth nor rotary coordinates are drawn."""
+  random = encoder('channel', **options)
   data = batch('channel')
-  params = nn.unbox(jax.jit(siamese.init_encoder, static_argnums=0)(dropping, jax.random.key(0), data))
+  params = nn.unbox(jax.jit(siamese.init_encoder, static_argnums=0)(random, jax.random.key(0), data))
 
   @functools.partial(jax.jit, static_argnums=0)
-  def run(encoder, key):
-    return siamese.encode(encoder, params, data['global'], key, True, 'cls')[0]
+  def run(encoder, keys):
+    return [siamese.encode(encoder, params, data['global'], key, True, 'cls')[0] for key in keys]
 
   keys = jax.random.split(jax.random.key(1))
-  assert not np.array_equal(run(dropping, keys[0]), run(dropping, keys[1]))
-  np.testing.assert_array_equal(run(siamese.steady(dropping), keys[0]), run(siamese.steady(dropping), keys[1]))
-  assert siamese.steady(encoder('conv')) == encoder('conv')
+  first, second = run(random, keys)
+  assert not np.array_equal(first, second)
+  first, second = run(networks.quiet(random), keys)
+  np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize('method', [BYOL, MoCoV3], ids=lambda m: m.__name__)
+def test_the_target_of_a_method_is_quiet(method, monkeypatch):
+  random = encoder('channel', pos='rope', rope_rescale=2.0, rope_jitter=2.0, rope_shift=0.5, drop_path=0.1)
+  objective, data, seen = method(random, **SMALL[method]), batch('channel'), []
+  encode = siamese.encode
+  monkeypatch.setattr(siamese, 'encode', lambda model, *rest: seen.append(model) or encode(model, *rest))
+  variables = nn.unbox(jax.eval_shape(objective.init, jax.random.key(0), data))
+  jax.eval_shape(lambda v: objective.loss(v, data, jax.random.key(0), jnp.asarray(0)), variables)
+  assert seen == [random, random.clone(rope_rescale=0.0, rope_jitter=0.0, rope_shift=0.0, drop_path=0.0)]
 
 
 @METHODS

@@ -224,7 +224,7 @@ def test_mae():
   def masks(step):
     """Which tokens are hidden at a step, drawn by the keys that the step derives."""
     loss_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), step))[1]
-    return objective._mask(jax.random.split(loss_key)[0], batches[0])[3] > 0
+    return objective._mask(jax.random.split(loss_key)[0], batches[0]).hidden > 0
 
   hidden = [in_torch(masks(i)) for i in range(STEPS)]
   loss, net = autoencoder(objective.encoder, before)

@@ -97,7 +97,7 @@ def test_mae():
   objective = MAE(encoder(**MAE.DEFAULTS['encoder']), decoder_dim=DECODER, decoder_depth=DEPTH, decoder_heads=HEADS)
   data, key = images(1, SIZE)[0][:, 0], jax.random.key(5)
   params, value, grads = ours(objective, batch_of(data), key)
-  hidden = np.asarray(objective._mask(jax.random.split(key)[0], batch_of(data))[3] > 0)
+  hidden = np.asarray(objective._mask(jax.random.split(key)[0], batch_of(data)).hidden > 0)
   config = transformers.ViTMAEConfig(**SHAPE, norm_pix_loss=True, decoder_hidden_size=DECODER,
                                      decoder_num_hidden_layers=DEPTH, decoder_num_attention_heads=HEADS,
                                      decoder_intermediate_size=4 * DECODER, mask_ratio=0.75)

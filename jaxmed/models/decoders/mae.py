@@ -37,7 +37,7 @@ class Decoder(nn.Module):
   channels: str = 'together'
 
   @nn.compact
-  def __call__(self, prefix: jax.Array | None, latent: jax.Array, visible: jax.Array, order: jax.Array,
+  def __call__(self, prefix: jax.Array | None, latent: jax.Array, visible: jax.Array, ids_restore: jax.Array,
                channels: jax.Array, valid: jax.Array | None,
                shared: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
     """Predicts pixels.
@@ -45,16 +45,16 @@ class Decoder(nn.Module):
     Args:
       prefix: [B, D] or [B, P, D], class token and registers of the encoder, or None. latent: [B, K, D] of the shown
         tokens.
-      visible: [B, K] bool, False where `latent` is padding. order: [B, N], rank of each token; token n is
-        latent[order[n]] if order[n] < K and visible there.
+      visible: [B, K] bool, False where `latent` is padding. ids_restore: [B, N], rank of each token; token n is
+        latent[ids_restore[n]] if ids_restore[n] < K and visible there.
       channels: [B, C] ids. valid: [B, N] bool or None.
       shared: (positions [N / C, dim], channel embeddings [B, C, dim]) in place of own ones.
     Returns:
       [B, N, out_dim] float of the compute type.
     """
-    compute, batch, count = jnp.dtype(self.dtype), latent.shape[0], order.shape[1]
+    compute, batch, count = jnp.dtype(self.dtype), latent.shape[0], ids_restore.shape[1]
     embed = Dense((self.embed_dim,), (None, 'embed'), True, self.kernel_init, compute, name='embed')
-    x = self._filled(embed(latent), visible, order)
+    x = self._filled(embed(latent), visible, ids_restore)
     table, names = shared or (jnp.asarray(pos.sincos(self.grid, self.embed_dim)), self._names(channels))
     x = x + jnp.tile(table, (count // table.shape[0], 1)).astype(compute)
     if names is not None:
@@ -70,13 +70,13 @@ class Decoder(nn.Module):
       x = LayerNorm(compute, name='norm')(self._blocks(Transformer)(x, valid)[:, -count:])
     return Dense((self.out_dim,), ('embed', 'patch'), True, self.kernel_init, compute, name='predict')(x)
 
-  def _filled(self, latent: jax.Array, visible: jax.Array, order: jax.Array) -> jax.Array:
+  def _filled(self, latent: jax.Array, visible: jax.Array, ids_restore: jax.Array) -> jax.Array:
     """Tokens [B, N, dim] in the order of the grid, the mask token where none was shown."""
     batch, shown, dim = latent.shape
     hole = self.param('mask_token', _named(None), (1, dim), jnp.float32).astype(latent.dtype)
     x = jnp.where(visible[..., None], latent, hole)  # [B, K, dim]
-    x = jnp.concatenate([x, jnp.broadcast_to(hole, (batch, order.shape[1] - shown, dim))], axis=1)
-    return jnp.take_along_axis(x, order[..., None], axis=1)
+    x = jnp.concatenate([x, jnp.broadcast_to(hole, (batch, ids_restore.shape[1] - shown, dim))], axis=1)
+    return jnp.take_along_axis(x, ids_restore[..., None], axis=1)
 
   def _names(self, channels: jax.Array) -> jax.Array | None:
     """Own channel embeddings [B, C, dim]."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Supports
 from jaxmed.models.encoders.vit import ViT
 from jaxmed.models.layers.tokens import Features, Tokens, grid_of, patchify, without_missing
 
@@ -53,7 +54,7 @@ class BagOfChannels(ViT):
   pooling: str = 'mean'
 
   per_channel = True
-  takes_sizes = False
+  supports = Supports(one_pass=True, embed_patches=True, project=True, concatenated=True)
 
   @property
   def single(self) -> ViT:

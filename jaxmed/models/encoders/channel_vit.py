@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Supports
 from jaxmed.models.encoders.vit import ViT
 from jaxmed.models.layers.channel_attention import Layout, layout_of
 from jaxmed.models.layers.channel_embed import HashedChannels, initializer, unnamed
@@ -47,6 +48,8 @@ class ChannelViT(ViT):
   channel_names: tuple[str, ...] = ()
 
   per_channel = True
+  supports = Supports(one_pass=True, embed_patches=True, project=True, channel_vectors=True, penalty=True, sizes=True,
+                      attention_maps=True)
 
   def setup(self):
     super().setup()

@@ -8,15 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Supports
 from jaxmed.models.layers import positions as pos
 from jaxmed.models.layers.channel_attention import Layout
+from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features, Tokens, drop_channels, grid_of, patchify
 from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
 
 POSITIONS = ('learned', 'sincos', 'rope', 'none')
 
 
-class ViT(nn.Module):
+class ViT(EncoderDefaults, nn.Module):
   """One token a patch; the fields are the config.
 
   Attributes:
@@ -35,7 +37,7 @@ class ViT(nn.Module):
       training only, so no product has one (DINOv3).
     attention: 'auto', or 'flash' for the accelerator's own kernel where there is one, see `kernels.attention`.
     packing: 0, or how many rows hold the tokens of samples that have fewer than others (channels, image size), as a
-      share of the samples, see `Transformer.together`.
+      share of the samples, see `Transformer.one_pass`.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
   """
 
@@ -67,8 +69,7 @@ class ViT(nn.Module):
   packing: float = 0.0
   dtype: Any = 'float32'
 
-  per_channel = False  # one token a patch, all channels together
-  takes_sizes = True  # images of several sizes in a batch, see `embed_patches`
+  supports = Supports(one_pass=True, embed_patches=True, sizes=True, attention_maps=True)
 
   def setup(self):
     compute = jnp.dtype(self.dtype)
@@ -92,11 +93,6 @@ class ViT(nn.Module):
     self.norm = LayerNorm(compute)
     if self.local_norm:
       self.norm_local = LayerNorm(compute)
-
-  @property
-  def num_prefix_tokens(self) -> int:
-    """Class token and registers, which come before the patches."""
-    return int(self.class_token) + self.num_registers
 
   @property
   def _embedded_prefix(self) -> int:
@@ -177,8 +173,8 @@ class ViT(nn.Module):
     del grid
     return None
 
-  def together(self, groups: Sequence[dict], batch: int, train: bool = False) -> list[Features]:
-    """Features of several groups of images in one pass over the blocks, see `Transformer.together`.
+  def one_pass(self, groups: Sequence[dict], batch: int, train: bool = False) -> list[Features]:
+    """Features of several groups of images in one pass over the blocks, see `Transformer.one_pass`.
 
     groups: keyword arguments of `__call__`, of images [batch * V, *size, C], each sample's V views together.
     """
@@ -188,7 +184,7 @@ class ViT(nn.Module):
       embedded.append(self.embed_patches(**known))
       starts.append(self._with_prefix(embedded[-1], train))
       places.append((self._grid(group['image']), group.get('local', False)))
-    out = self.transformer.together(*zip(*starts, strict=True), batch, train, self._layout(places[0][0]))
+    out = self.transformer.one_pass(*zip(*starts, strict=True), batch, train, self._layout(places[0][0]))
     return [self._features(x, tokens, *place) for x, tokens, place in zip(out, embedded, places, strict=True)]
 
   def _grid(self, image: jax.Array) -> tuple[int, ...]:
@@ -198,7 +194,7 @@ class ViT(nn.Module):
   def _with_prefix(self, tokens: Tokens, train: bool) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Class token, registers and patches [B, N, D], which are valid [B, N], and their rotary angles."""
     x, batch = tokens.x, tokens.x.shape[0]
-    prefix = [t for t in (getattr(self, 'cls_token', None) if self.class_token else None,
+    prefix = [t for t in (self.cls_token if self.class_token else None,
                           self.register_tokens if self.num_registers else None) if t is not None]
     count = self.num_prefix_tokens
     valid, angles = tokens.valid, None

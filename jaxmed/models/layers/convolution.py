@@ -19,6 +19,7 @@ from jax import lax
 
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import kernels
+from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.norm import BatchNorm
 from jaxmed.models.layers.tokens import Features, drop_channels, grid_of, patchify
 
@@ -214,7 +215,7 @@ def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Arra
   return x * (alive / (1 - rate)).astype(x.dtype)
 
 
-class Hierarchical(nn.Module):
+class Hierarchical(EncoderDefaults, nn.Module):
   """An encoder whose stages shrink the map; patches are the places of the last one. The fields are the config.
 
   A family defines `stem(image, visible, train)`, `stages(x, visible, train)` and `head(x, visible)`, all called inside
@@ -239,11 +240,6 @@ class Hierarchical(nn.Module):
 
   depths: tuple[int, ...] = (2, 2, 2, 2)
   dims: tuple[int, ...] = (64, 128, 256, 512)
-
-  per_channel = False
-  class_token = False
-  num_prefix_tokens = 0
-  num_registers = 0
 
   def __post_init__(self):
     choose('encoder.masking', self.masking, MASKINGS)

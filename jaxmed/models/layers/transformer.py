@@ -278,9 +278,9 @@ class Transformer(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False, layout: channel_attention.Layout | None = None) -> jax.Array:
     """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
-    return self.together([x], [mask], [angles], x.shape[0], train, layout)[0]
+    return self.one_pass([x], [mask], [angles], x.shape[0], train, layout)[0]
 
-  def together(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
+  def one_pass(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
                angles: Sequence[jax.Array | None], batch: int, train: bool = False,
                layout: channel_attention.Layout | None = None) -> list[jax.Array]:
     """Several kinds of crops [batch * V, N, D], each sample's V views together, in one pass over the blocks.
@@ -313,7 +313,7 @@ class Transformer(nn.Module):
 
   def _padded(self, parts: Parts, masks: Each, angles: Each, keeps: Each, batch: int,
               layout: channel_attention.Layout | None = None, remat: str = '') -> list[jax.Array]:
-    """`together` with factors [depth, 2, B, 1 or N] of stochastic depth: every part as rows [B, N, D]."""
+    """`one_pass` with factors [depth, 2, B, 1 or N] of stochastic depth: every part as rows [B, N, D]."""
     crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
     if len(parts) > 1 and axis_size('sequence') == 1:
       keep = None if keeps[0] is None else jnp.concatenate(

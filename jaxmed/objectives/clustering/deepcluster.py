@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.clustering import spherical_kmeans
 from jaxmed.objectives.losses.contrast import normalize
@@ -15,7 +17,7 @@ from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepCluster:
+class DeepCluster(Method):
   """Cross-entropy of all views with their image's cluster of the last epoch (main_deepclusterv2.py).
 
   A bank keeps the projections of each image's global views as they were when the image was last seen. At the end of
@@ -41,7 +43,7 @@ class DeepCluster:
     feature: 'cls' or 'mean', what the projector reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   rows: int = 0
   num_prototypes: int = 0
   num_sets: int = 3
@@ -82,7 +84,7 @@ class DeepCluster:
     hidden = self.hidden_dim or siamese.width(2048, self.encoder)
     return MLPHead((hidden, self.out_dim), use_bias=True)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     count = siamese.count_views(batch, 1)
     if self.rows < 2:
@@ -98,7 +100,7 @@ class DeepCluster:
     }
     return {'params': params, 'target': {}, 'extra': extra}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
@@ -106,7 +108,7 @@ class DeepCluster:
     """Everything, until there are clusters."""
     return {name: step < self.period for name in ('encoder', 'projector')}
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy over the images of the global batch that have a cluster, mean over views and sets."""
     drop_key, cluster_key = jax.random.split(rng)
     params, extra = variables['params'], variables['extra']
@@ -115,7 +117,7 @@ class DeepCluster:
       again = lambda old: self._cluster(old, cluster_key, due)
       extra = jax.lax.cond(due > extra['clusterings'], again, lambda old: old, extra)
     x, encoder_stats = siamese.encode_all(self.encoder, params['encoder'], batch, drop_key, train, self.feature)
-    z, projector_stats = siamese.together(self.projector, params['projector'], x, train)
+    z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
     z = normalize(z)
     count = batch['global']['image'].shape[1]
     seen = jax.lax.stop_gradient(z[:, :count])

@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead, Prototypes
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.clustering import sinkhorn
 from jaxmed.objectives.losses.contrast import normalize
@@ -17,7 +19,7 @@ QUEUED_BATCHES = 15  # the official 3840 vectors at a batch of 256
 
 
 @dataclasses.dataclass(frozen=True)
-class SwAV:
+class SwAV(Method):
   """Sinkhorn codes of each global view, predicted from every other view, global and local (main_swav.py).
 
   Prototypes are normalised in the forward pass. The official code normalises the weights before each step instead: the
@@ -40,7 +42,7 @@ class SwAV:
     feature: 'cls' or 'mean', what the projector reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   num_prototypes: int = 3000
   temperature: float = 0.1
   epsilon: float = 0.05
@@ -65,8 +67,8 @@ class SwAV:
     siamese.check(self.feature, temperature=self.temperature, epsilon=self.epsilon, out_dim=self.out_dim,
                   num_prototypes=self.num_prototypes, sinkhorn_iterations=self.sinkhorn_iterations)
     for name in ('queue_length', 'queue_start', 'freeze_prototypes'):
-      if getattr(self, name) < -1:
-        raise UserError(f'objective.{name} {getattr(self, name)} must be -1 (chosen here) or at least 0')
+      if vars(self)[name] < -1:
+        raise UserError(f'objective.{name} {vars(self)[name]} must be -1 (chosen here) or at least 0')
 
   @property
   def projector(self) -> MLPHead:
@@ -79,7 +81,7 @@ class SwAV:
     """Vectors of length 1 to their cosines with the prototypes."""
     return Prototypes(self.num_prototypes, 'fixed_norm')
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     count, size = siamese.count_views(batch, 1), batch['global']['image'].shape[0]
     keys = jax.random.split(rng, 3)
@@ -92,7 +94,7 @@ class SwAV:
     extra = {'queue': jnp.zeros((count, length, self.out_dim)), 'queued': jnp.zeros((), jnp.int32)} if length else {}
     return {'params': params, 'target': {}, 'extra': extra}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
@@ -101,11 +103,11 @@ class SwAV:
     steps = self.clock.warmup(1) if self.freeze_prototypes < 0 else self.freeze_prototypes
     return {'prototypes': step < steps}
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy of the swapped predictions over the global batch."""
     params, extra = variables['params'], variables['extra']
     x, encoder_stats = siamese.encode_all(self.encoder, params['encoder'], batch, rng, train, self.feature)
-    z, projector_stats = siamese.together(self.projector, params['projector'], x, train)
+    z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
     z = normalize(z)
     score = lambda v: self.prototypes.apply({'params': params['prototypes']}, v)
     scores = score(z)  # [B, V, K]

@@ -6,15 +6,17 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.contrast import cross_correlation, redundancy
 from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class BarlowTwins:
+class BarlowTwins(Method):
   """Sum of (1 - c_ii)^2 and of lambda c_ij^2 for the correlations c (facebookresearch/barlowtwins, main.py).
 
   Correlations are over the global batch, of projections that are batch-normalised view by view without scale and bias;
@@ -27,7 +29,7 @@ class BarlowTwins:
     feature: 'cls' or 'mean', what the projector reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   off_diagonal: float = 0.0051
   scale: float = 1.0
   hidden_dim: int = 0
@@ -52,15 +54,15 @@ class BarlowTwins:
     width = self.hidden_dim or siamese.width(8192, self.encoder)
     return MLPHead((width, width, width), last_bias=False)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch)
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Distance of the cross-correlations over the global batch from the identity."""
     del step
     params = variables['params']

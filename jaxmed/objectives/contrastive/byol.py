@@ -6,16 +6,18 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives import networks
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.contrast import cosine_distance, pairs
 from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class BYOL:
+class BYOL(Method):
   """Squared distance of normalised predictions and target projections (byol_experiment.py, utils/networks.py).
 
   Both directions are summed; with more than two views it is twice the mean over ordered pairs. Projector and predictor
@@ -30,7 +32,7 @@ class BYOL:
     feature: 'cls' or 'mean', what the projector reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   momentum_start: float = 0.996
   hidden_dim: int = 0
   out_dim: int = 256
@@ -55,7 +57,7 @@ class BYOL:
     hidden = self.hidden_dim or siamese.width(4096, self.encoder)
     return MLPHead((hidden, self.out_dim), use_bias=True, last_bias=False)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     siamese.count_views(batch)
     keys = jax.random.split(rng, 3)
@@ -65,7 +67,7 @@ class BYOL:
     target = {name: jax.tree.map(jnp.copy, params[name]) for name in ('encoder', 'projector')}
     return {'params': params, 'target': target, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the online encoder, as published."""
     return variables['params']['encoder']
 
@@ -73,15 +75,15 @@ class BYOL:
     """Share of the target network that stays (utils/schedules.py:target_ema)."""
     return networks.cosine(self.momentum_start, 1.0, step, self.clock.steps)
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Symmetric normalised squared error over the global batch, between 0 and 8."""
     del step
     params, target, group = variables['params'], variables['target'], batch['global']
     x, encoder_stats = siamese.encode(self.encoder, params['encoder'], group, rng, train, self.feature)
     z, projector_stats = siamese.view_by_view(self.head, params['projector'], x, train)
     q, predictor_stats = siamese.view_by_view(self.head, params['predictor'], z, train)
-    seen = networks.seen_by_teacher(group)
-    t, _ = siamese.encode(siamese.steady(self.encoder), target['encoder'], seen, rng, train, self.feature)
+    teacher_group = networks.seen_by_teacher(group)
+    t, _ = siamese.encode(networks.quiet(self.encoder), target['encoder'], teacher_group, rng, train, self.feature)
     t, _ = siamese.view_by_view(self.head, target['projector'], t, train)
     t = jax.lax.stop_gradient(t)
     one = [cosine_distance(q[:, i], t[:, j]) for i, j in pairs(q.shape[1])]

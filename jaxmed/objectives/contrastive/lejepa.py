@@ -6,15 +6,17 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.contrast import sigreg
 from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class LeJEPA:
+class LeJEPA(Method):
   """(1 - lambda) prediction + lambda SIGReg; no target network, no stopped gradient (README.md, MINIMAL.md).
 
   Prediction: mean squared distance of every view, global or local, from the mean of the sample's global views. SIGReg:
@@ -29,7 +31,7 @@ class LeJEPA:
     feature: 'cls' or 'mean', what the projector reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   sigreg_weight: float = 0.05
   slices: int = 1024
   knots: int = 17
@@ -60,21 +62,21 @@ class LeJEPA:
     hidden = self.hidden_dim or siamese.width(2048, self.encoder)
     return MLPHead((hidden, hidden, self.out_dim), use_bias=True)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch, 1)
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Prediction and SIGReg over the global batch."""
     del step
     drop_key, slice_key = jax.random.split(rng)
     params = variables['params']
     x, encoder_stats = siamese.encode_all(self.encoder, params['encoder'], batch, drop_key, train, self.feature)
-    z, projector_stats = siamese.together(self.projector, params['projector'], x, train)
+    z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
     centre = z[:, :batch['global']['image'].shape[1]].mean(axis=1, keepdims=True)
     prediction = jnp.square(z - centre).mean()
     gaussian = sigreg(z.swapaxes(0, 1), slice_key, self.slices, self.knots, self.limit)

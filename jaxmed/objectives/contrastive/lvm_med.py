@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.models.layers.tokens import Features
 from jaxmed.models.layers.transformer import Dense
 from jaxmed.objectives import networks
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses import matching
 from jaxmed.objectives.losses.contrast import normalize
@@ -42,7 +44,7 @@ class GraphNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class LVMMed:
+class LVMMed(Method):
   """Hamming distance between the best matching of two views' graphs and the true one, where images match themselves.
 
   Each view of a group of images is a graph: vertices are the images' projected vectors, edges lead to the nearest
@@ -74,7 +76,7 @@ class LVMMed:
     feature: 'cls' or 'mean', what the projector reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   group: int = 10
   neighbors: int = 5
   edge_weight: float = 0.5
@@ -102,8 +104,8 @@ class LVMMed:
     if not 0 <= self.local_weight <= 1:
       raise UserError(f'objective.local_weight {self.local_weight} must be from 0 to 1')
     for name in ('edge_weight', 'margin', 'noise'):
-      if getattr(self, name) < 0:
-        raise UserError(f'objective.{name} {getattr(self, name)} must be at least 0')
+      if vars(self)[name] < 0:
+        raise UserError(f'objective.{name} {vars(self)[name]} must be at least 0')
 
   @property
   def projector(self) -> MLPHead:
@@ -122,7 +124,7 @@ class LVMMed:
     """Vectors of vertices to those that are matched."""
     return GraphNetwork(self.projector.features[-1])
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     siamese.count_views(batch)
     keys = jax.random.split(rng, 4)
@@ -134,11 +136,11 @@ class LVMMed:
       params['local_projector'] = siamese.init_head(self.local_projector, keys[3], self.encoder.embed_dim)
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Hamming distance a vertex, over the graphs of the global batch; held out, without margin and noise."""
     del step
     if batch['global']['image'].shape[0] < 2:
@@ -152,7 +154,7 @@ class LVMMed:
     metrics = {'lvm_med_loss': loss, 'matching_accuracy': accuracy, 'matching_gap': gap}
     return loss, (with_stats(metrics, train, **stats), variables['extra'])
 
-  def _graphs(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[list[dict], dict]:
+  def _graphs(self, params: Any, batch: Batch, rng: jax.Array, train: bool) -> tuple[list[dict], dict]:
     """The graphs of each view, and new running statistics.
 
     A view is {'nodes': [G, N, D] of length 1, 'near': [G, N, K], 'places': [G, N, P, M] of length 1, where used}.
@@ -161,11 +163,12 @@ class LVMMed:
     out, stats['encoder'] = networks.run(
         self.encoder, params['encoder'], **networks.flat(batch['global']), train=train, rngs={'dropout': rng})
     x = networks.views(out.pooled(self.feature), views)
-    z, stats['projector'] = siamese.together(self.projector, params['projector'], x, train)
+    z, stats['projector'] = siamese.head_over_all_views(self.projector, params['projector'], x, train)
     parts = {'z': in_groups(z, self.group)}  # [G, N, V, D]
     if self.local_weight:
       y = pooled_places(out, self.encoder.per_channel)
-      y, stats['local_projector'] = siamese.together(self.local_projector, params['local_projector'], y, train)
+      y, stats['local_projector'] = siamese.head_over_all_views(
+          self.local_projector, params['local_projector'], y, train)
       parts['places'] = in_groups(normalize(networks.views(y, views)), self.group)
     graphs = [{name: part[:, :, v] for name, part in parts.items()} for v in range(views)]
     for g in graphs:

@@ -6,17 +6,19 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.models.encoders.vit import ViT
 from jaxmed.objectives import networks
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.contrast import info_nce, normalize, pairs
 from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCoV3:
+class MoCoV3(Method):
   """Predicted views against the momentum encoder's keys of the other views (moco/builder.py, vits.py, CONFIG.md).
 
   2 T times the cross-entropy, in both directions summed; with more than two views twice the mean over ordered pairs.
@@ -36,7 +38,7 @@ class MoCoV3:
     chunk: keys that are compared at a time, 0 for all at once, -1 chooses (see contrast.log_partition).
   """
 
-  encoder: Any
+  encoder: Encoder
   temperature: float = 0.2
   momentum_start: float = 0.99
   freeze_patch_embed: bool = True
@@ -79,7 +81,7 @@ class MoCoV3:
     """Projections to queries."""
     return self._head(self.predictor_layers, self.predictor_norm)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     siamese.count_views(batch)
     keys = jax.random.split(rng, 3)
@@ -89,7 +91,7 @@ class MoCoV3:
     target = {name: jax.tree.map(jnp.copy, params[name]) for name in ('encoder', 'projector')}
     return {'params': params, 'target': target, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder that is trained by gradient, as published."""
     return variables['params']['encoder']
 
@@ -102,15 +104,15 @@ class MoCoV3:
     still = self.freeze_patch_embed and isinstance(self.encoder, ViT)
     return {'encoder/patch_embed': jnp.ones_like(step, bool)} if still else {}
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Symmetric InfoNCE over the global batch."""
     del step
     params, target, group = variables['params'], variables['target'], batch['global']
     x, encoder_stats = siamese.encode(self.encoder, params['encoder'], group, rng, train, self.feature)
     z, projector_stats = siamese.view_by_view(self.projector, params['projector'], x, train)
     q, predictor_stats = siamese.view_by_view(self.predictor, params['predictor'], z, train)
-    seen = networks.seen_by_teacher(group)
-    k, _ = siamese.encode(siamese.steady(self.encoder), target['encoder'], seen, rng, train, self.feature)
+    teacher_group = networks.seen_by_teacher(group)
+    k, _ = siamese.encode(networks.quiet(self.encoder), target['encoder'], teacher_group, rng, train, self.feature)
     k, _ = siamese.view_by_view(self.projector, target['projector'], k, train)
     q, k = normalize(q), jax.lax.stop_gradient(normalize(k))
     one = lambda i, j: info_nce(q[:, i], k[:, j], k[:, j, None], self.temperature, chunk=self.chunk)

@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables, Views
 from jaxmed.errors import UserError, choose
 from jaxmed.objectives import networks
 
 
-def width(published: int, encoder: Any) -> int:
+def width(published: int, encoder: Encoder) -> int:
   """A head's published width, but at most 12 times the encoder's (so that ViT-S keeps MoCo v3's 4096)."""
   return min(published, 12 * encoder.embed_dim)
 
@@ -23,7 +24,7 @@ def check(feature: str, **positive: float) -> None:
       raise UserError(f'objective.{name} {value} must be positive')
 
 
-def count_views(batch: dict, least: int = 2) -> int:
+def count_views(batch: Batch, least: int = 2) -> int:
   """The number of global views; a UserError where there are too few to compare."""
   count = batch['global']['image'].shape[1]
   if count < least:
@@ -31,7 +32,7 @@ def count_views(batch: dict, least: int = 2) -> int:
   return count
 
 
-def init_encoder(encoder: Any, rng: jax.Array, batch: dict) -> Any:
+def init_encoder(encoder: Encoder, rng: jax.Array, batch: Batch) -> Any:
   """Boxed parameters, from the shapes of the global views."""
   return encoder.init(rng, **networks.flat(batch['global']))['params']
 
@@ -41,7 +42,8 @@ def init_head(head: nn.Module, rng: jax.Array, size: int) -> Any:
   return head.init(rng, jnp.zeros((1, size)))['params']
 
 
-def init_with_projector(encoder: Any, projector: nn.Module, rng: jax.Array, batch: dict, least: int = 2) -> dict:
+def init_with_projector(encoder: Encoder, projector: nn.Module, rng: jax.Array, batch: Batch,
+                        least: int = 2) -> Variables:
   """Boxed variables of a method that is an encoder and a projector, without a target."""
   count_views(batch, least)
   keys = jax.random.split(rng)
@@ -50,18 +52,14 @@ def init_with_projector(encoder: Any, projector: nn.Module, rng: jax.Array, batc
   return {'params': params, 'target': {}, 'extra': {}}
 
 
-def steady(encoder: Any) -> Any:
-  """The encoder without stochastic depth: a target network uses the batch's statistics, but nothing random."""
-  return encoder.clone(drop_path=0.0) if getattr(encoder, 'drop_path', 0.0) else encoder
-
-
-def encode(encoder: Any, params: Any, group: dict, rng: jax.Array, train: bool, feature: str) -> tuple[jax.Array, Any]:
+def encode(encoder: Encoder, params: Any, group: Views, rng: jax.Array, train: bool,
+           feature: str) -> tuple[jax.Array, Any]:
   """Features [B, V, D] float32 of the views of a group, and the encoder's new running statistics."""
   out, stats = networks.run(encoder, params, **networks.flat(group), train=train, rngs={'dropout': rng})
-  return networks.views(out.pooled(feature), group['image'].shape[1]), stats
+  return networks.views(out.pooled(feature), group['image'].shape[1]), stats  # [B, V, D]
 
 
-def encode_all(encoder: Any, params: Any, batch: dict, rng: jax.Array, train: bool,
+def encode_all(encoder: Encoder, params: Any, batch: Batch, rng: jax.Array, train: bool,
                feature: str) -> tuple[jax.Array, Any]:
   """Features [B, V, D] of the global views, then of the local ones where there are any.
 
@@ -74,14 +72,14 @@ def encode_all(encoder: Any, params: Any, batch: dict, rng: jax.Array, train: bo
   return jnp.concatenate([x, encode(encoder, params, batch['local'], keys[1], train, feature)[0]], axis=1), stats
 
 
-def together(head: nn.Module, params: Any, x: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+def head_over_all_views(head: nn.Module, params: Any, x: jax.Array, train: bool) -> tuple[jax.Array, Any]:
   """A head on x [B, V, D] with batch statistics over all views; new running statistics."""
-  out, stats = networks.run(head, params, x.reshape(-1, x.shape[-1]), train=train)
-  return networks.views(out, x.shape[1]).astype(jnp.float32), stats
+  out, stats = networks.run(head, params, x.reshape(-1, x.shape[-1]), train=train)  # [B * V, K]
+  return networks.views(out, x.shape[1]).astype(jnp.float32), stats  # [B, V, K]
 
 
 def view_by_view(head: nn.Module, params: Any, x: jax.Array, train: bool) -> tuple[jax.Array, Any]:
   """A head on x [B, V, D] with batch statistics of each view by itself; the mean of the new running statistics."""
   apply = lambda one: networks.run(head, params, one, train=train)
-  out, stats = jax.vmap(apply, in_axes=1, out_axes=(1, 0))(x)
+  out, stats = jax.vmap(apply, in_axes=1, out_axes=(1, 0))(x)  # [B, V, K]; statistics [V, ...]
   return out.astype(jnp.float32), jax.tree.map(lambda s: s.mean(axis=0), stats)

@@ -5,15 +5,17 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.contrast import nt_xent
 from jaxmed.objectives.networks import STRONG_PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class SimCLR:
+class SimCLR(Method):
   """NT-Xent between projected views (google-research/simclr, objective.py and model_util.py).
 
   The projector is Dense, batch norm, ReLU, and at last Dense and batch norm, over all views together; the official
@@ -29,7 +31,7 @@ class SimCLR:
     chunk: keys that are compared at a time, 0 for all at once, -1 chooses (see contrast.log_partition).
   """
 
-  encoder: Any
+  encoder: Encoder
   temperature: float = 0.1
   layers: int = 3
   hidden_dim: int = 0
@@ -58,20 +60,20 @@ class SimCLR:
     hidden = self.hidden_dim or self.encoder.embed_dim
     return MLPHead((*(hidden,) * (self.layers - 1), self.out_dim), last_norm='plain', last_bias=False)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch)
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """NT-Xent over all global views of the global batch."""
     del step
     params = variables['params']
     x, encoder_stats = siamese.encode(self.encoder, params['encoder'], batch['global'], rng, train, self.feature)
-    z, projector_stats = siamese.together(self.projector, params['projector'], x, train)
+    z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
     loss, accuracy = nt_xent(z, self.temperature, self.chunk)
     metrics = {'nt_xent': loss, 'contrast_accuracy': accuracy}
     return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), variables['extra'])

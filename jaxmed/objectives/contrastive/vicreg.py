@@ -7,15 +7,17 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
 from jaxmed.objectives.losses.contrast import covariance, variance
 from jaxmed.objectives.networks import PHOTOMETRIC, Clock, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class VICReg:
+class VICReg(Method):
   """Weighted sum of three terms over the global batch (facebookresearch/vicreg, main_vicreg.py).
 
   Invariance: mean squared difference of two views. Variance: hinge at a standard deviation of 1, mean of the views.
@@ -28,7 +30,7 @@ class VICReg:
     feature: 'cls' or 'mean', what the expander reads.
   """
 
-  encoder: Any
+  encoder: Encoder
   invariance: float = 25.0
   variance: float = 25.0
   covariance: float = 1.0
@@ -46,8 +48,8 @@ class VICReg:
   def __post_init__(self):
     siamese.check(self.feature)
     for name in ('invariance', 'variance', 'covariance'):
-      if getattr(self, name) < 0:
-        raise UserError(f'objective.{name} {getattr(self, name)} must be at least 0')
+      if vars(self)[name] < 0:
+        raise UserError(f'objective.{name} {vars(self)[name]} must be at least 0')
 
   @property
   def projector(self) -> MLPHead:
@@ -55,15 +57,15 @@ class VICReg:
     width = self.hidden_dim or siamese.width(8192, self.encoder)
     return MLPHead((width, width, width), use_bias=True, last_bias=False)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch)
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """The weighted terms over the global batch."""
     del step
     params = variables['params']

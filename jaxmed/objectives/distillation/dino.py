@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Variables
 from jaxmed.models.decoders.heads import DINOHead
 from jaxmed.objectives.distillation.self_distillation import SelfDistillation, centred, cross_view, update_centre
 from jaxmed.objectives.networks import PHOTOMETRIC, seen_by_teacher, views, with_stats
@@ -39,18 +40,19 @@ class DINO(SelfDistillation):
     """One head."""
     return {'head': self.head(last='fixed_norm' if self.norm_last_layer else 'weight_norm')}
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy over all pairs of a teacher's view and another view of the student."""
     params, target, centre = variables['params'], variables['target'], variables['extra']['centre']
     crops = batch['global']['image'].shape[1]
-    taught = self.teach(target['encoder'], seen_by_teacher(batch['global']), train).pooled('cls')
-    logits = jax.lax.stop_gradient(self.project('head', target, taught))  # [B * V, K]
-    teacher = views(centred(logits, centre, self.temperature(step)), crops)
-    _, vectors, stats = self.students(params, batch, train, rng)
-    loss = cross_view(self.project('head', params, vectors), teacher, self.student_temperature)
-    metrics = self.report(step, loss, teacher)
+    teacher_cls = self.teacher_features(target['encoder'], seen_by_teacher(batch['global']), train).pooled('cls')
+    teacher_logits = jax.lax.stop_gradient(self.project('head', target, teacher_cls))  # [B * V, K]
+    teacher_probs = views(centred(teacher_logits, centre, self.temperature(step)), crops)  # [B, V, K]
+    _, student_cls, stats = self.student_crops(params, batch, train, rng)  # [B, S, D]
+    student_logits = self.project('head', params, student_cls)  # [B, S, K]
+    loss = cross_view(student_logits, teacher_probs, self.student_temperature)
+    metrics = self.report(step, loss, teacher_probs)
     if train:
       metrics = with_stats(metrics, train, encoder=stats)
-      centre = update_centre(centre, logits, self.centre_momentum)
+      centre = update_centre(centre, teacher_logits, self.centre_momentum)
     metrics['centre_norm'] = jnp.linalg.norm(centre)
     return loss, (metrics, {'centre': centre})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.masks import block_masks, spread_counts
+from jaxmed.contracts import Batch, Variables
 from jaxmed.errors import choose
 from jaxmed.models.layers.tokens import Features
 from jaxmed.objectives.distillation.self_distillation import (
@@ -77,34 +78,34 @@ class DINOv2(MaskedDistillation):
     count = spread_counts(count_key, crops, patches, self.mask_probability, self.mask_ratio, self.EXACT_MASKS)
     return block_masks(block_key, jnp.repeat(count, repeat), grid, 4.0, 0.5 * patches)
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the three losses."""
     loss, metrics, extra, _ = self.forward(variables, batch, rng, step, train)
     return loss, (metrics, extra)
 
-  def forward(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array,
+  def forward(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array,
               train: bool) -> tuple[jax.Array, dict, dict, Features]:
     """Loss, metrics, new extra state, and the student's features of the global crops [B * V, ...]."""
     params, target, extra = variables['params'], variables['target'], variables['extra']
     group, crops = batch['global'], batch['global']['image'].shape[1]
     mask_key, drop_key = jax.random.split(rng)
     hidden = self.hide(mask_key, group)
-    seen, vectors, stats = self.students(params, batch, train, drop_key, hidden=hidden)
-    taught = self.teach(target['encoder'], seen_by_teacher(group), train)
+    student, student_cls, stats = self.student_crops(params, batch, train, drop_key, hidden=hidden)  # [B, S, D]
+    teacher = self.teacher_features(target['encoder'], seen_by_teacher(group), train)
     temperature = self.temperature(step)
-    logits = jax.lax.stop_gradient(self.project('head', target, taught.pooled('cls')))  # [B * V, K]
-    teacher = views(self.distribution(logits, extra.get('centre', 0.0), temperature), crops)
-    dino = cross_view(self.project('head', params, vectors), teacher, self.student_temperature,
+    teacher_logits = jax.lax.stop_gradient(self.project('head', target, teacher.pooled('cls')))  # [B * V, K]
+    teacher_probs = views(self.distribution(teacher_logits, extra.get('centre', 0.0), temperature), crops)  # [B, V, K]
+    dino = cross_view(self.project('head', params, student_cls), teacher_probs, self.student_temperature,
                       self.local_factor(step))
-    ibot, patch_logits, marked = self.patches(params, target, seen, taught, hidden, extra, temperature)
-    spread = jnp.stack([koleo(vectors[:, v], self.koleo_group) for v in range(crops)]).sum()
+    ibot, teacher_patch_logits, marked = self.patches(params, target, student, teacher, hidden, extra, temperature)
+    spread = jnp.stack([koleo(student_cls[:, v], self.koleo_group) for v in range(crops)]).sum()
     loss = self.dino_weight * dino + self.ibot_weight * ibot + self.koleo_weight * spread
-    metrics = self.report(step, dino, teacher) | {
+    metrics = self.report(step, dino, teacher_probs) | {
         'ibot_loss': ibot, 'koleo_loss': spread / crops, 'hidden_tokens': marked.sum(axis=1).mean()}
     if train:
       metrics = with_stats(metrics, train, encoder=stats)
-      extra = extra | self.centres(extra, logits, patch_logits, marked)
-    return loss, metrics, extra, seen
+      extra = extra | self.centres(extra, teacher_logits, teacher_patch_logits, marked)
+    return loss, metrics, extra, student
 
   def local_factor(self, step: jax.Array) -> jax.Array | float:
     """The factor on the class token loss of local crops at a step."""
@@ -120,15 +121,15 @@ class DINOv2(MaskedDistillation):
     weights = None if weights is None else weights.reshape(-1)
     return sinkhorn(rows, temperature, weights=weights).reshape(logits.shape)
 
-  def patches(self, params: dict, target: dict, seen: Features, taught: Features, hidden: jax.Array, extra: dict,
+  def patches(self, params: dict, target: dict, student: Features, teacher: Features, hidden: jax.Array, extra: dict,
               temperature: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """iBOT's loss, the teacher's logits [B * V, M, K] at hidden tokens, and which of those M places are used."""
-    index, marked = self.marked(hidden, seen, taught)
-    pick = lambda x: jnp.take_along_axis(x, index[..., None], axis=1)
-    logits = jax.lax.stop_gradient(self.project(self.patch_name, target, pick(taught.patches)))
-    teacher = self.distribution(logits, extra.get('patch_centre', 0.0), temperature, marked)
-    student = self.project(self.patch_name, params, pick(seen.patches))
-    return patch_loss(student, teacher, marked, self.student_temperature), logits, marked
+    index, marked = self.marked(hidden, student, teacher)  # [B * V, M]
+    pick = lambda x: jnp.take_along_axis(x, index[..., None], axis=1)  # [B * V, M, D]
+    teacher_logits = jax.lax.stop_gradient(self.project(self.patch_name, target, pick(teacher.patches)))
+    teacher_probs = self.distribution(teacher_logits, extra.get('patch_centre', 0.0), temperature, marked)
+    student_logits = self.project(self.patch_name, params, pick(student.patches))  # [B * V, M, K]
+    return patch_loss(student_logits, teacher_probs, marked, self.student_temperature), teacher_logits, marked
 
   def centres(self, extra: dict, logits: jax.Array, patch_logits: jax.Array, marked: jax.Array) -> dict:
     """The centres after this batch; none with Sinkhorn."""

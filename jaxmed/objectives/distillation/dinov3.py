@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.layers.tokens import Features
 from jaxmed.objectives.distillation.dinov2 import DINOv2
@@ -56,8 +57,8 @@ class DINOv3(DINOv2):
     super().__post_init__()
     for name in ('gram_weight', 'gram_start', 'gram_warmup', 'gram_every', 'gram_updates', 'start_local_weight',
                  'local_warmup'):
-      if getattr(self, name) < 0:
-        raise UserError(f'objective.{name} {getattr(self, name)} must be at least 0')
+      if vars(self)[name] < 0:
+        raise UserError(f'objective.{name} {vars(self)[name]} must be at least 0')
 
   def last(self) -> str:
     """Plain linear prototypes (layers/dino_head.py)."""
@@ -68,16 +69,17 @@ class DINOv3(DINOv2):
     gram = {'gram': jax.tree.map(jnp.copy, params['encoder'])} if self.gram_weight else {}
     return super().extra(params) | gram
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """DINOv2's loss, plus the Gram loss from its first step on."""
-    loss, metrics, extra, seen = self.forward(variables, batch, rng, step, train)
+    loss, metrics, extra, student = self.forward(variables, batch, rng, step, train)
     if not self.gram_weight:
       return loss, (metrics, extra)
     old = variables['extra']['gram']
     fresh = self.refreshes(step) if train else jnp.zeros((), bool)
     anchor = jax.tree.map(lambda teacher, gram: jnp.where(fresh, jax.lax.stop_gradient(teacher), gram),
                           variables['target']['encoder'], old)
-    gram = jax.lax.cond(step >= self.gram_start, lambda: self.gram(anchor, batch, seen, train), lambda: jnp.zeros(()))
+    gram = jax.lax.cond(
+        step >= self.gram_start, lambda: self.gram(anchor, batch, student, train), lambda: jnp.zeros(()))
     weight = jnp.asarray(self.since_start(step, 0.0, self.gram_weight, self.gram_warmup))
     return loss + weight * gram, (metrics | {'gram_loss': gram, 'gram_weight': weight}, extra | {'gram': anchor})
 
@@ -96,17 +98,17 @@ class DINOv3(DINOv2):
       return since == 0
     return (since >= 0) & (since % self.gram_every == 0) & (since // self.gram_every <= self.gram_updates)
 
-  def gram(self, anchor: dict, batch: dict, seen: Features, train: bool) -> jax.Array:
+  def gram(self, anchor: dict, batch: Batch, student: Features, train: bool) -> jax.Array:
     """The Gram loss of the student's features of the global crops against a Gram teacher of these weights."""
     group = batch.get('gram', batch['global'])
     if group['image'].shape[:2] != batch['global']['image'].shape[:2]:
       raise ValueError("batch['gram'] must have as many crops as batch['global']")
-    taught = self.teach(anchor, seen_by_teacher(group), train)
-    there = seen.valid
-    if seen.grid == taught.grid:
-      there = both_valid(seen.valid, taught.valid)
-    elif taught.valid is not None:  # by channel
-      channels = taught.valid.reshape(*taught.valid.shape[:1], taught.grid[0], -1).any(axis=-1)
-      own = jnp.repeat(channels, seen.patches.shape[1] // taught.grid[0], axis=1)
-      there = own if there is None else there & own
-    return gram_loss(seen.patches, resized(taught.patches, taught.grid, seen.grid), there)
+    teacher = self.teacher_features(anchor, seen_by_teacher(group), train)
+    valid = student.valid  # [B * V, N]
+    if student.grid == teacher.grid:
+      valid = both_valid(student.valid, teacher.valid)
+    elif teacher.valid is not None:  # by channel
+      channels = teacher.valid.reshape(*teacher.valid.shape[:1], teacher.grid[0], -1).any(axis=-1)  # [B * V, C]
+      of_channels = jnp.repeat(channels, student.patches.shape[1] // teacher.grid[0], axis=1)  # [B * V, N]
+      valid = of_channels if valid is None else valid & of_channels
+    return gram_loss(student.patches, resized(teacher.patches, teacher.grid, student.grid), valid)

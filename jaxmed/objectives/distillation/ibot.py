@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.masks import block_masks
+from jaxmed.contracts import Batch, Variables
 from jaxmed.objectives.distillation.self_distillation import (
   MaskedDistillation,
   centred,
@@ -76,28 +77,29 @@ class IBOT(MaskedDistillation):
       return self.temperature(step)
     return self.temperature(step, self.start_patch_temperature, self.patch_temperature)
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the class token loss and the patch loss."""
     params, target, extra = variables['params'], variables['target'], variables['extra']
     group, crops = batch['global'], batch['global']['image'].shape[1]
     mask_key, drop_key = jax.random.split(rng)
     hidden = self.hide(mask_key, group)
-    seen, vectors, stats = self.students(params, batch, train, drop_key, hidden=hidden)
-    taught = self.teach(target['encoder'], seen_by_teacher(group), train)
-    logits = jax.lax.stop_gradient(self.project('head', target, taught.pooled('cls')))
-    teacher = views(centred(logits, extra['centre'], self.temperature(step)), crops)
-    dino = cross_view(self.project('head', params, vectors), teacher, self.student_temperature)
-    index, marked = self.marked(hidden, seen, taught)
-    pick = lambda x: jnp.take_along_axis(x, index[..., None], axis=1)
-    patch_logits = jax.lax.stop_gradient(self.project(self.patch_name, target, taught.patches))  # [B * V, N, K]
-    warm = self._patch_temperature(step)
-    ibot = patch_loss(self.project(self.patch_name, params, pick(seen.patches)),
-                      centred(pick(patch_logits), extra['patch_centre'], warm), marked, self.student_temperature)
+    student, student_cls, stats = self.student_crops(params, batch, train, drop_key, hidden=hidden)  # [B, S, D]
+    teacher = self.teacher_features(target['encoder'], seen_by_teacher(group), train)
+    teacher_logits = jax.lax.stop_gradient(self.project('head', target, teacher.pooled('cls')))  # [B * V, K]
+    teacher_probs = views(centred(teacher_logits, extra['centre'], self.temperature(step)), crops)  # [B, V, K]
+    dino = cross_view(self.project('head', params, student_cls), teacher_probs, self.student_temperature)
+    index, marked = self.marked(hidden, student, teacher)  # [B * V, M]
+    pick = lambda x: jnp.take_along_axis(x, index[..., None], axis=1)  # [B * V, N, K] -> [B * V, M, K]
+    teacher_patch_logits = jax.lax.stop_gradient(self.project(self.patch_name, target, teacher.patches))
+    teacher_patch_probs = centred(pick(teacher_patch_logits), extra['patch_centre'], self._patch_temperature(step))
+    student_patch_logits = self.project(self.patch_name, params, pick(student.patches))  # [B * V, M, K]
+    ibot = patch_loss(student_patch_logits, teacher_patch_probs, marked, self.student_temperature)
     loss = self.dino_weight * dino + self.ibot_weight * ibot
-    metrics = self.report(step, dino, teacher) | {'ibot_loss': ibot, 'hidden_tokens': marked.sum(axis=1).mean()}
+    metrics = self.report(step, dino, teacher_probs) | {'ibot_loss': ibot, 'hidden_tokens': marked.sum(axis=1).mean()}
     if train:
       metrics = with_stats(metrics, train, encoder=stats)
       extra = extra | {
-          'centre': update_centre(extra['centre'], logits, self.centre_momentum),
-          'patch_centre': update_centre(extra['patch_centre'], patch_logits, self.patch_centre_momentum, taught.valid)}
+          'centre': update_centre(extra['centre'], teacher_logits, self.centre_momentum),
+          'patch_centre': update_centre(
+              extra['patch_centre'], teacher_patch_logits, self.patch_centre_momentum, teacher.valid)}
     return loss, (metrics, extra)

@@ -8,15 +8,16 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables, Views
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import DINOHead
 from jaxmed.models.layers.positions import resample
 from jaxmed.models.layers.tokens import Features, grid_of
-from jaxmed.objectives.networks import Clock, cosine, flat, on_own_grids, own_grids, ramp, run, views
+from jaxmed.objectives.base import Method
+from jaxmed.objectives.networks import Clock, cosine, flat, on_own_grids, own_grids, quiet, ramp, run, views
 
 # Prototypes by the number of training images: lightly-train, _methods/dino/dino.py.
 PROTOTYPES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -164,7 +165,7 @@ def both_valid(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfDistillation:
+class SelfDistillation(Method):
   """The networks and schedules of a student and its teacher; the methods add their losses.
 
   Attributes:
@@ -182,7 +183,7 @@ class SelfDistillation:
   The rules by number of images are lightly-train's (_methods/dino/dino.py).
   """
 
-  encoder: Any
+  encoder: Encoder
   clock: Clock = Clock()
   rows: int = 0
   out_dim: int = 0
@@ -200,11 +201,11 @@ class SelfDistillation:
 
   def __post_init__(self):
     for name in ('student_temperature', 'start_temperature', 'teacher_temperature'):
-      if not getattr(self, name) > 0 and (name != 'teacher_temperature' or self.teacher_temperature < 0):
-        raise UserError(f'objective.{name} {getattr(self, name)} must be positive, for example 0.1')
+      if not vars(self)[name] > 0 and (name != 'teacher_temperature' or self.teacher_temperature < 0):
+        raise UserError(f'objective.{name} {vars(self)[name]} must be positive, for example 0.1')
     for name in ('start_momentum', 'final_momentum'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise UserError(f'objective.{name} {getattr(self, name)} must lie in 0 .. 1')
+      if not 0 <= vars(self)[name] <= 1:
+        raise UserError(f'objective.{name} {vars(self)[name]} must lie in 0 .. 1')
 
   @property
   def heads(self) -> dict[str, DINOHead]:
@@ -219,14 +220,14 @@ class SelfDistillation:
   def head(self, **changes: Any) -> DINOHead:
     """A projection head of the options' sizes."""
     sizes = dict(out_dim=self.count, hidden_dim=self.hidden_dim, bottleneck_dim=self.bottleneck_dim)
-    return DINOHead(**(sizes | changes), dtype=getattr(self.encoder, 'dtype', 'float32'))
+    return DINOHead(**(sizes | changes), dtype=self.encoder.dtype)
 
   def extra(self, params: dict) -> dict:
     """Initial state besides the weights: centres [K]."""
     del params
     return {'centre': jnp.zeros(self.count)}
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views; the teacher starts as the student."""
     keys = jax.random.split(rng, 1 + len(self.heads))
     params = {'encoder': self.encoder.init(keys[0], **flat(batch['global']))['params']}
@@ -234,7 +235,7 @@ class SelfDistillation:
       params[name] = head.init(key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': params, 'target': jax.tree.map(jnp.copy, params), 'extra': self.extra(params)}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """The teacher's weights."""
     return variables['target']['encoder']
 
@@ -256,44 +257,47 @@ class SelfDistillation:
       start = self.start_temperature if self.teacher_temperature else min(self.start_temperature, end)
     return ramp(start, end, step, self.clock.warmup(self.temperature_epochs))
 
-  def see(self, params: dict, group: dict, train: bool, rng: jax.Array, **kwargs: Any) -> tuple[Features, Any]:
+  def student_features(self, params: dict, group: Views, train: bool, rng: jax.Array,
+                       **kwargs: Any) -> tuple[Features, Any]:
     """The student's features of all views of a group [B * V, ...], and new running statistics."""
     return run(self.encoder, params['encoder'], **flat(group), train=train, rngs={'dropout': rng}, **kwargs)
 
-  def teach(self, encoder: Any, group: dict, train: bool) -> Features:
-    """Features [B * V, ...] of a teacher with these weights, without gradient.
+  def teacher_features(self, params: Any, group: Views, train: bool) -> Features:
+    """Features [B * V, ...] of a teacher with these weights of the encoder, without gradient.
 
     It drops nothing; batch normalisation takes the statistics of the batch, as in facebookresearch/dino.
     """
-    features, _ = run(quiet(self.encoder), jax.lax.stop_gradient(encoder), **flat(group), train=train)
+    features, _ = run(quiet(self.encoder), jax.lax.stop_gradient(params), **flat(group), train=train)
     return jax.lax.stop_gradient(features)
 
-  def students(self, params: dict, batch: dict, train: bool, rng: jax.Array, **kwargs: Any):
-    """Features of the global crops, class vectors [B, S, D] of global and local crops, running statistics.
+  def student_crops(self, params: dict, batch: Batch, train: bool, rng: jax.Array,
+                    **kwargs: Any) -> tuple[Features, jax.Array, Any]:
+    """The student's features of the global crops, class vectors [B, S, D] of all S crops, running statistics.
 
     The statistics are those of the global crops. kwargs go to the encoder with the global crops. A transformer sees
     both kinds in one pass over its blocks.
     """
-    groups, counts = [batch['global']], [batch[k]['image'].shape[1] for k in ('global', 'local') if k in batch]
-    more = [kwargs]
+    groups, options = [batch['global']], [kwargs]
     if 'local' in batch:
       groups.append(batch['local'])
-      more.append({'local': True} if getattr(self.encoder, 'local_norm', False) else {})
-    if hasattr(self.encoder, 'together'):
-      seen = self._together(params, groups, more, train, rng)
-      stats: Any = {}
+      options.append({'local': True} if self.encoder.local_norm else {})
+    stats: Any = {}
+    if self.encoder.supports.one_pass:
+      student = self._one_pass(params, groups, options, train, rng)
     else:
       keys = jax.random.split(rng)
-      found = [self.see(params, g, train, key, **m) for g, key, m in zip(groups, keys, more)]
-      seen, stats = [features for features, _ in found], found[0][1]
-    vectors = [views(features.pooled('cls'), count) for features, count in zip(seen, counts, strict=True)]
-    return seen[0], jnp.concatenate(vectors, axis=1), stats
+      found = [self.student_features(params, g, train, key, **o) for g, key, o in zip(groups, keys, options)]
+      student, stats = [features for features, _ in found], found[0][1]
+    class_tokens = [views(features.pooled('cls'), group['image'].shape[1])  # [B, V, D]
+                    for features, group in zip(student, groups, strict=True)]
+    return student[0], jnp.concatenate(class_tokens, axis=1), stats  # [B * V, ...], [B, S, D]
 
-  def _together(self, params: dict, groups: list[dict], more: list[dict], train: bool,
+  def _one_pass(self, params: dict, groups: list[Views], options: list[dict], train: bool,
                 rng: jax.Array) -> list[Features]:
-    inputs = [flat(group) | m for group, m in zip(groups, more, strict=True)]
+    """The student's features of each group, in one pass over the blocks."""
+    inputs = [flat(group) | more for group, more in zip(groups, options, strict=True)]
     return self.encoder.apply({'params': params['encoder']}, inputs, groups[0]['image'].shape[0], train,
-                              method='together', rngs={'dropout': rng})
+                              method='one_pass', rngs={'dropout': rng})
 
   def project(self, name: str, params: dict, x: jax.Array) -> jax.Array:
     """Logits [..., K] of vectors [..., D] by the head of that name."""
@@ -332,9 +336,9 @@ class MaskedDistillation(SelfDistillation):
   def __post_init__(self):
     super().__post_init__()
     choose('objective.mask_channels', self.mask_channels, MASK_CHANNELS)
-    if not getattr(self.encoder, 'mask_token', False):
+    if not self.encoder.mask_token:
       raise UserError('this method hides patches from the encoder: encoder.mask_token must be True')
-    if getattr(self.encoder, 'masking', 'token') != 'token':
+    if self.encoder.masking != 'token':
       raise UserError("this method predicts hidden patches from the encoder: encoder.masking must be 'token'")
     if len(self.mask_ratio) != 2 or not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} must be two shares in order, for example 0.1,0.5')
@@ -375,7 +379,7 @@ class MaskedDistillation(SelfDistillation):
     """Centres [K] of class tokens and of patches."""
     return super().extra(params) | {'patch_centre': jnp.zeros(self.patch_count)}
 
-  def hide(self, rng: jax.Array, group: dict) -> jax.Array:
+  def hide(self, rng: jax.Array, group: Views) -> jax.Array:
     """Tokens to hide from the student [B * V, N], or [B * V, C * N] for channel tokens."""
     grid, crops = token_grid(self.encoder, group), math.prod(group['image'].shape[:2])
     if most_hidden(math.prod(grid), self.mask_ratio[1]) < 1:
@@ -383,14 +387,14 @@ class MaskedDistillation(SelfDistillation):
                       'images or smaller patches')
     channels = group['image'].shape[-1] if self.encoder.per_channel else 1
     own = channels if self.mask_channels == 'independent' else 1
-    hidden = self.masks(rng, crops, grid, own).reshape(crops, own, -1)
-    hidden = on_own_grids(hidden, grid, own_grids(self.encoder, flat(group)))
+    hidden = self.masks(rng, crops, grid, own).reshape(crops, own, -1)  # [B * V, 1 or C, N]
+    hidden = on_own_grids(hidden, grid, own_grids(self.encoder, flat(group)))  # [B * V, 1 or C, N]
     return jnp.broadcast_to(hidden, (crops, channels, hidden.shape[-1])).reshape(crops, -1)
 
-  def marked(self, hidden: jax.Array, seen: Features, taught: Features) -> tuple[jax.Array, jax.Array]:
-    """The hidden tokens that student and teacher both have, as `chosen` gives them."""
-    there = both_valid(seen.valid, taught.valid)
-    groups = seen.grid[0] if self.encoder.per_channel else 1
+  def marked(self, hidden: jax.Array, student: Features, teacher: Features) -> tuple[jax.Array, jax.Array]:
+    """The hidden tokens that student and teacher both have, as `chosen` gives them: [B * V, M] each."""
+    there = both_valid(student.valid, teacher.valid)  # [B * V, N]
+    groups = student.grid[0] if self.encoder.per_channel else 1
     bound = groups * most_hidden(hidden.shape[1] // groups, self.mask_ratio[1])
     return chosen(hidden if there is None else hidden & there, bound)
 
@@ -400,12 +404,6 @@ def most_hidden(patches: int, ratio: float) -> int:
   return int(patches * ratio + 1e-4)
 
 
-def quiet(encoder: nn.Module) -> nn.Module:
-  """The encoder without whatever is random in training."""
-  names = ('drop_path', 'rope_shift', 'rope_jitter', 'rope_rescale')
-  return encoder.clone(**{name: 0.0 for name in names if getattr(encoder, name, 0.0)})
-
-
-def token_grid(encoder: Any, group: dict) -> tuple[int, ...]:
+def token_grid(encoder: Encoder, group: Views) -> tuple[int, ...]:
   """The patch grid of a group's crops, without an axis of channels."""
   return grid_of(tuple(group['image'].shape[2:-1]), tuple(encoder.patch_size))

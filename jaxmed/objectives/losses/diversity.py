@@ -1,6 +1,7 @@
 """What DiChaViT adds to a loss: channels and their tokens are kept unlike (arXiv 2405.16419; diverse_channel_vit,
 models/loss_fn.py, models/dichavit.py)."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -8,47 +9,67 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.channels import mask_by_name
+from jaxmed.contracts import Batch, Encoder
 from jaxmed.errors import UserError
 from jaxmed.models.layers.tokens import without_missing
 from jaxmed.objectives.losses.contrast import normalize
 from jaxmed.objectives.networks import own_cells
 
 
-def check(objective: Any) -> None:
-  """Options of the two losses, which an objective has by the names of `Supervised`."""
-  o = objective
-  if min(o.channel_diversity, o.token_diversity) < 0 or o.diversity_temperature <= 0:
-    raise UserError('objective.channel_diversity and token_diversity must be at least 0, diversity_temperature above '
-                    f'0, not {o.channel_diversity}, {o.token_diversity} and {o.diversity_temperature}')
-  if (o.channel_diversity or o.token_diversity) and not o.encoder.per_channel:
-    raise UserError('objective.channel_diversity and token_diversity need one token a channel: a channel_vit')
-  if o.channel_diversity and not hasattr(o.encoder, 'channel_vectors'):
-    raise UserError('objective.channel_diversity looks at channel embeddings: it needs a channel_vit')
+@dataclasses.dataclass(frozen=True)
+class Diversity:
+  """Weights and constants of the two losses; the fields are options of the methods that add them.
 
+  Attributes:
+    channel_diversity: weight of the first loss, 0 for none.
+    token_diversity: weight of the second, 0 for none.
+    diversity_temperature: of the first.
+    same_channel, other_channels: factors of the two parts of the second.
+  """
 
-def init_proxies(objective: Any, rng: jax.Array) -> dict[str, Any]:
-  """{'proxies': [V, D], boxed}, where the first loss has a weight."""
-  if not objective.channel_diversity:
-    return {}
-  draw = jax.random.normal(rng, (objective.encoder.in_channels, objective.encoder.embed_dim))
-  return {'proxies': nn.LogicallyPartitioned(draw / 8, ('channels', 'embed'))}
+  channel_diversity: float
+  token_diversity: float
+  diversity_temperature: float
+  same_channel: float
+  other_channels: float
 
+  def check(self, encoder: Encoder) -> None:
+    """Raises a UserError for an option out of range, or that the encoder does not go with."""
+    if min(self.channel_diversity, self.token_diversity) < 0 or self.diversity_temperature <= 0:
+      raise UserError('objective.channel_diversity and token_diversity must be at least 0, diversity_temperature above '
+                      f'0, not {self.channel_diversity}, {self.token_diversity} and {self.diversity_temperature}')
+    if (self.channel_diversity or self.token_diversity) and not encoder.per_channel:
+      raise UserError('objective.channel_diversity and token_diversity need one token a channel: a channel_vit')
+    if self.channel_diversity and not encoder.supports.channel_vectors:
+      raise UserError('objective.channel_diversity looks at channel embeddings: it needs a channel_vit')
 
-def losses(objective: Any, params: Any, batch: dict, shown: jax.Array | None = None) -> dict[str, jax.Array]:
-  """The losses that have a weight, by the names of these; `shown` [B, C * N] as `token_diversity` wants it."""
-  encoder, channels = objective.encoder, batch['channels']
-  there = batch.get('channel_mask', jnp.ones(channels.shape, bool))
-  out = {}
-  if objective.channel_diversity:
-    present = mask_by_name(channels, there, encoder.in_channels).any(axis=0)
-    vectors = encoder.apply({'params': params['encoder']}, method='channel_vectors')
-    out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, objective.diversity_temperature)
-  if objective.token_diversity:
-    tokens = encoder.apply({'params': params['encoder']}, without_missing(batch['image'], there), method='project')
-    shown = None if shown is None else shown.reshape(tokens.shape[:3])
-    out['token_diversity'] = token_diversity(tokens, there, objective.same_channel, objective.other_channels, shown,
-                                             own_cells(encoder, batch))
-  return out
+  def init_proxies(self, encoder: Encoder, rng: jax.Array) -> dict[str, Any]:
+    """{'proxies': [V, D], boxed}, where the first loss has a weight."""
+    if not self.channel_diversity:
+      return {}
+    draw = jax.random.normal(rng, (encoder.in_channels, encoder.embed_dim))
+    return {'proxies': nn.LogicallyPartitioned(draw / 8, ('channels', 'embed'))}
+
+  def losses(self, encoder: Encoder, params: Any, batch: Batch, shown: jax.Array | None = None) -> dict[str, jax.Array]:
+    """The losses that have a weight, by the names of these; `shown` [B, C * N] as `token_diversity` wants it."""
+    channels = batch['channels']
+    there = batch.get('channel_mask', jnp.ones(channels.shape, bool))  # [B, C]
+    out = {}
+    if self.channel_diversity:
+      present = mask_by_name(channels, there, encoder.in_channels).any(axis=0)  # [V]
+      vectors = encoder.apply({'params': params['encoder']}, method='channel_vectors')  # [V, D]
+      out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, self.diversity_temperature)
+    if self.token_diversity:
+      image = without_missing(batch['image'], there)
+      tokens = encoder.apply({'params': params['encoder']}, image, method='project')  # [B, C, N, D]
+      shown = None if shown is None else shown.reshape(tokens.shape[:3])  # [B, C, N]
+      out['token_diversity'] = token_diversity(tokens, there, self.same_channel, self.other_channels, shown,
+                                               own_cells(encoder, batch))
+    return out
+
+  def weighted(self, losses: dict[str, jax.Array]) -> jax.Array | float:
+    """The sum of what `losses` gave, by the weights."""
+    return sum(vars(self)[name] * value for name, value in losses.items())
 
 
 def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array, temperature: float) -> jax.Array:

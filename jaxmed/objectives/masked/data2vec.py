@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.predictor import ConvPredictor
 from jaxmed.models.layers.tokens import grid_of
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.networks import (
   Clock,
   encode_shown,
@@ -24,7 +26,7 @@ from jaxmed.objectives.networks import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Data2Vec:
+class Data2Vec(Method):
   """Regresses what a moving-average encoder makes of the whole image from a few blocks of it.
 
   Follows examples/data2vec/models/data2vec2.py and config/v2/base_images_only_task.yaml: targets are the outputs of the
@@ -44,7 +46,7 @@ class Data2Vec:
     decoder_dim, decoder_depth, decoder_groups: of the decoder; width 0 is the encoder's.
   """
 
-  encoder: Any
+  encoder: Encoder
   masks: int = 16
   mask_ratio: float = 0.8
   block: int = 3
@@ -72,8 +74,8 @@ class Data2Vec:
     if not 0 < self.mask_ratio < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} must lie between 0 and 1')
     for name in ('masks', 'block', 'decoder_groups'):
-      if getattr(self, name) < 1:
-        raise UserError(f'objective.{name} {getattr(self, name)} must be at least 1')
+      if vars(self)[name] < 1:
+        raise UserError(f'objective.{name} {vars(self)[name]} must be at least 1')
     dim = self.decoder_dim or self.encoder.embed_dim
     if dim % self.decoder_groups or self.encoder.embed_dim % self.decoder_groups:
       raise UserError(f'objective.decoder_groups {self.decoder_groups} does not divide the widths '
@@ -86,7 +88,7 @@ class Data2Vec:
     return ConvPredictor(grid_of(e.image_size, e.patch_size), e.embed_dim, self.decoder_dim or e.embed_dim,
                          self.decoder_depth, self.decoder_groups, dtype=e.dtype)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     encoder_key, decoder_key = jax.random.split(rng)
     encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
@@ -95,7 +97,7 @@ class Data2Vec:
     return {'params': {'encoder': encoder, 'decoder': decoder},
             'target': {'encoder': jax.tree.map(jnp.copy, encoder)}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the student: the official code fine-tunes it, not the average."""
     return variables['params']['encoder']
 
@@ -103,7 +105,7 @@ class Data2Vec:
     """EMA factor of the target encoder."""
     return ramp(self.momentum_start, self.momentum_end, step, self.momentum_share * self.clock.steps)
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Scaled squared error over the hidden tokens of all maskings of the global batch."""
     target, exists = self._target(variables, batch)
     predicted, hidden, cls, stats = self._predict(variables['params'], batch, rng, train)
@@ -119,7 +121,7 @@ class Data2Vec:
       loss, metrics['cls_loss'] = loss + self.cls_weight * off, off
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
-  def _target(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+  def _target(self, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Targets [B, N, D] float32 without gradient, and which tokens exist [B, N]."""
     _, count, valid = token_slots(self.encoder, batch)
     exists = jnp.ones((batch['image'].shape[0], count), bool) if valid is None else valid
@@ -133,10 +135,11 @@ class Data2Vec:
       layers = layers[-(self.top_blocks or max(len(layers) - 2, 1)) :]
     return jax.lax.stop_gradient(average_of_layers(layers, exists)), exists
 
-  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool):
+  def _predict(self, params: Any, batch: Batch, rng: jax.Array, train: bool):
     """Predictions [B * masks, N, D] float32, hidden tokens [B * masks, N], class tokens or None, new statistics."""
     keys = jax.random.split(rng, 3)
-    many = {name: jnp.repeat(x, self.masks, axis=0) for name, x in inputs(batch).items()}
+    known: Any = inputs(batch)
+    many = cast(Batch, {name: jnp.repeat(x, self.masks, axis=0) for name, x in known.items()})
     count, valid = token_slots(self.encoder, many)[1:]
     order, shown, visible = self._mask(keys[0], many)
     features, stats = encode_shown(self.encoder, params['encoder'], many, shown, visible, train, {'dropout': keys[1]})
@@ -153,7 +156,7 @@ class Data2Vec:
       hidden |= ~jnp.take_along_axis(visible, jnp.minimum(order, kept - 1), axis=1)
     return predicted, hidden, cls, stats
 
-  def _mask(self, rng: jax.Array, batch: dict):
+  def _mask(self, rng: jax.Array, batch: Batch):
     """Rank of every token [R, N] (shown ones first), the shown ones [R, K], which exist [R, K] or None."""
     grid, count, valid = token_slots(self.encoder, batch)
     size, cells, channels = batch['image'].shape[0], math.prod(grid), count // math.prod(grid)

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.predictor import BlockPredictor
 from jaxmed.models.layers.tokens import grid_of
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.networks import (
   Clock,
   encode_shown,
@@ -26,7 +28,7 @@ CONTEXT = 0.6  # most tokens of a context; a block of 0.85 to 1 without four tar
 
 
 @dataclasses.dataclass(frozen=True)
-class IJEPA:
+class IJEPA(Method):
   """Predicts a moving-average encoder's features of a few blocks from those of the context around them.
 
   Follows src/train.py and src/masks/multiblock.py: the sizes of target and context blocks are drawn once a batch, their
@@ -42,7 +44,7 @@ class IJEPA:
       of 1280 on), the encoder's heads; narrower encoders get half their own width, at least 64, and 2 blocks below 384.
   """
 
-  encoder: Any
+  encoder: Encoder
   num_targets: int = 4
   target_scale: tuple[float, float] = (0.15, 0.2)
   target_aspect: tuple[float, float] = (0.75, 1.5)
@@ -64,9 +66,9 @@ class IJEPA:
 
   def __post_init__(self):
     for name in ('target_scale', 'context_scale'):
-      low, high = getattr(self, name)
+      low, high = vars(self)[name]
       if not 0 < low <= high <= 1:
-        raise UserError(f'objective.{name} {getattr(self, name)} must be two numbers with 0 < low <= high <= 1')
+        raise UserError(f'objective.{name} {vars(self)[name]} must be two numbers with 0 < low <= high <= 1')
     if self.num_targets < 1:
       raise UserError(f'objective.num_targets {self.num_targets} must be at least 1')
     dim, _, heads = self._size
@@ -86,9 +88,9 @@ class IJEPA:
     e = self.encoder
     dim, depth, heads = self._size
     return BlockPredictor(grid_of(e.image_size, e.patch_size), e.embed_dim, e.in_channels if e.per_channel else 0, dim,
-                          depth, heads, getattr(e, 'remat', 'none'), e.dtype)
+                          depth, heads, e.remat, e.dtype)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     keys = jax.random.split(rng, 3)
     encoder = self.encoder.init(keys[0], **inputs(batch))['params']
@@ -98,7 +100,7 @@ class IJEPA:
     return {'params': {'encoder': encoder, 'predictor': predictor},
             'target': {'encoder': jax.tree.map(jnp.copy, encoder)}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the target encoder."""
     return variables['target']['encoder']
 
@@ -106,7 +108,7 @@ class IJEPA:
     """EMA factor of the target encoder."""
     return ramp(self.momentum_start, self.momentum_end, step, self.clock.steps)
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean smooth L1 loss over the tokens of all target blocks of the global batch."""
     predicted, target, asked, stats = self._predict(variables, batch, rng, train)
     off = jnp.abs(predicted.astype(jnp.float32) - target)
@@ -116,7 +118,7 @@ class IJEPA:
     metrics = {'ijepa_loss': loss, 'target_std': spread, 'momentum': self.momentum(step)}
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
-  def _predict(self, variables: dict, batch: dict, rng: jax.Array, train: bool):
+  def _predict(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool):
     """Predictions and targets [B, M, T, D] float32, which of them count [B, M, T], new running statistics."""
     block_key, drop_key = jax.random.split(rng)
     shown, visible, wanted, asked = self._blocks(block_key, batch)
@@ -129,7 +131,7 @@ class IJEPA:
     target = jnp.take_along_axis(target, wanted.reshape(wanted.shape[0], -1, 1), axis=1)
     return predicted, target.reshape(*wanted.shape, -1), asked, stats
 
-  def _blocks(self, rng: jax.Array, batch: dict):
+  def _blocks(self, rng: jax.Array, batch: Batch):
     """Places among the N tokens: context [B, K] and which of it is no padding, targets [B, M, T] and likewise."""
     grid, count, valid = token_slots(self.encoder, batch)
     size, cells = batch['image'].shape[0], math.prod(grid)

@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import CLASS_LOSSES, ClassHead
 from jaxmed.models.decoders.mae import SHARES, Decoder
 from jaxmed.models.layers.tokens import Features, grid_of, patchify, unpatchify
-from jaxmed.objectives.losses import diversity
+from jaxmed.objectives.base import Method
+from jaxmed.objectives.losses.diversity import Diversity
 from jaxmed.objectives.losses.hybrid import classified, spectral_error
 from jaxmed.objectives.networks import encode_shown, inputs, token_slots, with_stats
 
@@ -25,7 +27,32 @@ UNSAMPLED = ('drop', 'predict')
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE:
+class Masking:
+  """What each sample shows, hides and has decoded, of N tokens; K is the most that a sample shows.
+
+  Attributes:
+    ids_keep: [B, K] indices of the shown tokens.
+    ids_restore: [B, N] rank of each token, shown ones first: token n is the ids_restore[n]-th.
+    visible: [B, K] bool, False where a sample with missing channels shows fewer than K.
+    hidden: [B, N] float32, 1 where the token counts in the loss (the official `mask`).
+    decoder_valid: [B, N] bool, tokens that the decoder sees; None for all.
+  """
+
+  ids_keep: jax.Array
+  ids_restore: jax.Array
+  visible: jax.Array
+  hidden: jax.Array
+  decoder_valid: jax.Array | None
+
+  @property
+  def shown(self) -> jax.Array:
+    """Which of the N tokens are shown, [B, N] bool."""
+    rest = self.ids_restore.shape[1] - self.visible.shape[1]
+    return jnp.take_along_axis(jnp.pad(self.visible, ((0, 0), (0, rest))), self.ids_restore, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE(Method):
   """Hides most tokens of each sample and reconstructs their pixels.
 
   Attributes:
@@ -51,7 +78,7 @@ class MAE:
       with all others.
   """
 
-  encoder: Any
+  encoder: Encoder
   mask_ratio: float = 0.75
   norm_pixels: bool = True
   mask_channels: str = 'independent'
@@ -94,16 +121,22 @@ class MAE:
                       'probabilities of two modes, together at most 1')
     if self.mask_channels == 'dynamic' and not self.encoder.per_channel:
       raise UserError('objective.mask_channels=dynamic hides channels: it needs a channel_vit')
-    diversity.check(self)
+    self.diversity.check(self.encoder)
     self._check_classes()
     self._check_decoder()
+
+  @property
+  def diversity(self) -> Diversity:
+    """DiChaViT's losses, with the options' weights."""
+    return Diversity(self.channel_diversity, self.token_diversity, self.diversity_temperature, self.same_channel,
+                     self.other_channels)
 
   def _check_classes(self) -> None:
     choose('objective.class_loss', self.class_loss, CLASS_LOSSES)
     choose('objective.feature', self.feature, ('cls', 'mean'))
     for name in ('fourier', 'class_weight'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise UserError(f'objective.{name} {getattr(self, name)} is a share of the loss: it must lie in [0, 1]')
+      if not 0 <= vars(self)[name] <= 1:
+        raise UserError(f'objective.{name} {vars(self)[name]} is a share of the loss: it must lie in [0, 1]')
     if self.class_temperature <= 0:
       raise UserError(f'objective.class_temperature {self.class_temperature} must be above 0')
 
@@ -116,7 +149,7 @@ class MAE:
       raise UserError('objective.decoder_channels=separate needs one token a channel: a channel_vit or bag')
     if self.decoder_registers and not self.encoder.num_registers:
       raise UserError('objective.decoder_registers needs registers: set encoder.num_registers, for example to 4')
-    if self.decoder_shares and (not hasattr(self.encoder, 'channel_vectors') or dim != self.encoder.embed_dim
+    if self.decoder_shares and (not self.encoder.supports.channel_vectors or dim != self.encoder.embed_dim
                                 or self.encoder.pos not in ('learned', 'sincos')):
       raise UserError('objective.decoder_shares needs a channel_vit whose encoder.pos is learned or sincos, and '
                       f'decoder_dim 0 or its width {self.encoder.embed_dim}, not {dim}')
@@ -137,7 +170,7 @@ class MAE:
     return Decoder(
         grid=grid_of(e.image_size, e.patch_size), out_dim=pixels * (1 if e.per_channel else e.in_channels),
         vocabulary=e.in_channels if e.per_channel else 0, embed_dim=dim, depth=depth, num_heads=heads,
-        kernel_init='xavier_uniform', remat=getattr(e, 'remat', 'none'), dtype=e.dtype,
+        kernel_init='xavier_uniform', remat=e.remat, dtype=e.dtype,
         channels=self.decoder_channels)
 
   @property
@@ -145,37 +178,38 @@ class MAE:
     """Classifier of the loss of classes."""
     return ClassHead(self.num_classes, self.class_loss, self.class_temperature, self.encoder.dtype)
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     rng, mask_key = jax.random.split(rng)
     encoder_key, decoder_key = jax.random.split(rng)
     image, channels = batch['image'], batch['channels']
     encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
-    _, order, visible, _, there = self._mask(mask_key, batch)
-    latent = jnp.zeros((image.shape[0], visible.shape[1], self.encoder.embed_dim))
+    masking = self._mask(mask_key, batch)
+    latent = jnp.zeros((*masking.ids_keep.shape, self.encoder.embed_dim))  # [B, K, D]
     more = int(self.encoder.class_token) + (self.encoder.num_registers if self.decoder_registers else 0)
-    prefix = jnp.zeros((image.shape[0], more, self.encoder.embed_dim)) if more else None
-    shared = self._shared(nn.unbox(encoder), batch)
-    decoder = self.decoder.init(decoder_key, prefix, latent, visible, order, channels, there, shared)['params']
-    params = {'encoder': encoder, 'decoder': decoder} | diversity.init_proxies(self, jax.random.fold_in(rng, 2))
+    prefix = jnp.zeros((image.shape[0], more, self.encoder.embed_dim)) if more else None  # [B, P, D]
+    decoder = self.decoder.init(decoder_key, prefix, latent, masking.visible, masking.ids_restore, channels,
+                                masking.decoder_valid, self._shared(nn.unbox(encoder), batch))['params']
+    params = {'encoder': encoder, 'decoder': decoder}
+    params |= self.diversity.init_proxies(self.encoder, jax.random.fold_in(rng, 2))
     if self.class_weight:
       if self.num_classes < 2:
         raise UserError('objective.class_weight needs loader.label, a manifest column with at least two classes')
       params['head'] = self.head.init(jax.random.fold_in(rng, 3), latent[:, 0])['params']
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean squared error over the hidden, existing tokens of the global batch, and what the options add."""
     del step
     params = variables['params']
-    latent, predicted, hidden, shown, stats = self._see(params, batch, rng, train)
-    there = self._pixels_there(batch)
-    counts = hidden[..., None] > 0 if there is None else (hidden[..., None] > 0) & there
-    target = jnp.where(counts, self.target(batch['image'], there), 0.0)  # a missing channel may hold NaN
+    latent, predicted, masking, stats = self._forward(params, batch, rng, train)
+    hidden, there = masking.hidden, self._pixels_there(batch)  # [B, N], [B, 1, P]
+    counts = hidden[..., None] > 0 if there is None else (hidden[..., None] > 0) & there  # [B, N, 1 or P]
+    target = jnp.where(counts, self.target(batch['image'], there), 0.0)  # [B, N, P]; a missing channel may hold NaN
     predicted = predicted.astype(jnp.float32)
     over_hidden = lambda error: jnp.where(hidden > 0, error, 0.0).sum() / jnp.maximum(hidden.sum(), 1.0)
     loss = over_hidden(_mean(jnp.square(predicted - target), there)[..., 0])
@@ -184,11 +218,11 @@ class MAE:
       metrics['fourier_loss'] = over_hidden(spectral_error(predicted, target, self.encoder.patch_size, there))
       loss = (1 - self.fourier) * loss + self.fourier * metrics['fourier_loss']
     if self.class_weight and 'label' in batch:
-      logits = self.head.apply({'params': params['head']}, latent.pooled(self.feature))
+      logits = self.head.apply({'params': params['head']}, latent.pooled(self.feature))  # [B, classes]
       metrics |= classified(logits, batch['label'])
       loss = (1 - self.class_weight) * loss + self.class_weight * metrics['class_loss']
-    apart = diversity.losses(self, params, batch, shown) if train else {}
-    loss = loss + sum(getattr(self, name) * value for name, value in apart.items())
+    apart = self.diversity.losses(self.encoder, params, batch, masking.shown) if train else {}
+    loss = loss + self.diversity.weighted(apart)
     return loss, (with_stats(metrics | apart, train, encoder=stats), variables['extra'])
 
   def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:
@@ -197,7 +231,7 @@ class MAE:
     `there` [B, 1, P] bool leaves the pixels of missing channels out of the patch's mean and variance.
     """
     x = patchify(jax.lax.stop_gradient(image).astype(jnp.float32), self.encoder.patch_size, self.encoder.per_channel)
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    x = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, N, P]
     if self.norm_pixels:
       count = x.shape[-1] if there is None else jnp.maximum(there.sum(axis=-1, keepdims=True), 2)
       centred = x - _mean(x, there)
@@ -205,90 +239,92 @@ class MAE:
       x = centred / jnp.sqrt(variance + 1e-6)
     return x
 
-  def _pixels_there(self, batch: dict) -> jax.Array | None:
+  def _pixels_there(self, batch: Batch) -> jax.Array | None:
     """[B, 1, P] bool, the pixels of a patch whose channel a sample has; None where all count."""
-    mask = batch.get('channel_there' if self.unsampled == 'predict' else 'channel_mask', batch.get('channel_mask'))
+    mask = batch.get('channel_mask')
+    if self.unsampled == 'predict':
+      mask = batch.get('channel_there', mask)
     if self.encoder.per_channel or mask is None:
       return None
-    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
+    return jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]  # [B, C] -> [B, 1, P]
 
-  def pictures(self, variables: dict, batch: dict, rng: jax.Array) -> dict[str, Any]:
+  def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> dict[str, Any]:
     """{'reconstructions': (original, masked, predicted)}, each [B, *size, C]; predictions in the patch's scale."""
     predicted, hidden, _ = self._predict(variables['params'], batch, rng, False)
     image = batch['image']
     e = self.encoder
     pixels = patchify(image, e.patch_size, e.per_channel)
-    shape, flat = pixels.shape, pixels.reshape(image.shape[0], -1, pixels.shape[-1])
+    shape, flat = pixels.shape, pixels.reshape(image.shape[0], -1, pixels.shape[-1])  # [B, N, P]
     if self.norm_pixels:
       std = jnp.sqrt(flat.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
       predicted = predicted * std + flat.mean(axis=-1, keepdims=True)
-    hidden = hidden[..., None]
+    hidden = hidden[..., None]  # [B, N, 1]
     back = lambda x: unpatchify(x.reshape(shape), image.shape[1:-1], e.patch_size, e.per_channel)
     masked = jnp.where(hidden > 0, jnp.nan, flat)
     filled = jnp.where(hidden > 0, predicted, flat)
     return {'reconstructions': (image, back(masked), back(filled))}
 
-  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
+  def _predict(self, params: Any, batch: Batch, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
     """Predicted pixels [B, N, P] of every token, which tokens were hidden [B, N] float, new running statistics."""
-    _, predicted, hidden, _, stats = self._see(params, batch, rng, train)
-    return predicted, hidden, stats
+    _, predicted, masking, stats = self._forward(params, batch, rng, train)
+    return predicted, masking.hidden, stats
 
-  def _see(self, params: Any, batch: dict, rng: jax.Array, train: bool):
-    """Features of the shown tokens, and what `_predict` gives, before its last which tokens were shown [B, N] bool."""
+  def _forward(self, params: Any, batch: Batch, rng: jax.Array,
+               train: bool) -> tuple[Features, jax.Array, Masking, Any]:
+    """Features of the shown tokens, predicted pixels [B, N, P] of every token, the masking, new running statistics."""
     mask_key, drop_key = jax.random.split(rng)
-    keep, order, visible, hidden, there = self._mask(mask_key, batch)
+    masking = self._mask(mask_key, batch)
     some = token_slots(self.encoder, batch)[2] is not None or self.mask_channels == 'dynamic'
-    valid = visible if some else None
-    latent, stats = encode_shown(self.encoder, params['encoder'], batch, keep, valid, train, {'dropout': drop_key})
-    predicted = self.decoder.apply({'params': params['decoder']}, self._prefix(latent), latent.patches, visible, order,
-                                   batch['channels'], there, self._shared(params['encoder'], batch))
-    shown = jnp.take_along_axis(jnp.pad(visible, ((0, 0), (0, order.shape[1] - visible.shape[1]))), order, axis=1)
-    return latent, predicted, hidden, shown, stats
+    valid = masking.visible if some else None
+    latent, stats = encode_shown(self.encoder, params['encoder'], batch, masking.ids_keep, valid, train,
+                                 {'dropout': drop_key})  # patches [B, K, D]
+    predicted = self.decoder.apply(
+        {'params': params['decoder']}, self._prefix(latent), latent.patches, masking.visible, masking.ids_restore,
+        batch['channels'], masking.decoder_valid, self._shared(params['encoder'], batch))  # [B, N, P]
+    return latent, predicted, masking, stats
 
   def _prefix(self, latent: Features) -> jax.Array | None:
     """Tokens [B, P, D] that the decoder sees besides the patches."""
-    cls = None if latent.cls is None else latent.cls[:, None]
+    cls = None if latent.cls is None else latent.cls[:, None]  # [B, 1, D]
     parts = [x for x in (cls, latent.registers if self.decoder_registers else None) if x is not None]
     return jnp.concatenate(parts, axis=1) if parts else None
 
-  def _shared(self, encoder: Any, batch: dict) -> tuple[jax.Array, jax.Array] | None:
+  def _shared(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
     """The encoder's positions [N, D] and embeddings [B, C, D] of the batch's channels, if the decoder shares them."""
     if not self.decoder_shares:
       return None
     grid = grid_of(batch['image'].shape[1:-1], self.encoder.patch_size)
-    table = self.encoder.apply({'params': encoder}, grid, method='_position_table')
-    return table, self.encoder.apply({'params': encoder}, method='channel_vectors')[batch['channels']]
+    table = self.encoder.apply({'params': params}, grid, method='_position_table')  # [N, D]
+    return table, self.encoder.apply({'params': params}, method='channel_vectors')[batch['channels']]  # [B, C, D]
 
-  def _mask(self, rng: jax.Array, batch: dict):
-    """Draws what each sample shows, by sorting noise as the official code does.
-
-    Returns:
-      keep [B, K] indices of the shown tokens, order [B, N] rank of each token, visible [B, K] bool (False where a
-      sample with missing channels shows fewer than K), hidden [B, N] float, there [B, N] bool or None: the tokens
-      that the decoder sees.
-    """
+  def _mask(self, rng: jax.Array, batch: Batch) -> Masking:
+    """Draws what each sample shows, by sorting noise as the official code does."""
     size, (_, count, valid) = batch['image'].shape[0], token_slots(self.encoder, batch)
-    together = batch['channels'].shape[1] if self.encoder.per_channel and self.mask_channels == 'shared' else 1
-    shown = together * int(count // together * (1 - self.mask_ratio))
-    if shown < 1:
+    alike = batch['channels'].shape[1] if self.encoder.per_channel and self.mask_channels == 'shared' else 1
+    len_keep = alike * int(count // alike * (1 - self.mask_ratio))  # K
+    if len_keep < 1:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} hides all {count} tokens: lower it or the patch size')
     noise_key, mode_key = jax.random.split(rng) if self.mask_channels == 'dynamic' else (rng, rng)
-    noise = jnp.tile(jax.random.uniform(noise_key, (size, count // together)), (1, together))
+    noise = jnp.tile(jax.random.uniform(noise_key, (size, count // alike)), (1, alike))  # [B, N]
     sampled = jnp.ones((size, count), bool) if valid is None else valid
-    there = valid
-    if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
-      there = token_slots(self.encoder, batch | {'channel_mask': batch['channel_there']})[2]
-    exists = sampled if there is None else there
+    decoder_valid = self._decoder_valid(batch, valid)
+    exists = sampled if decoder_valid is None else decoder_valid
     noise = noise + 2.0 * ~sampled + 2.0 * ~exists  # first what may be shown, then what is only predicted
-    quota = sampled.sum(axis=1, keepdims=True) * shown // count  # fewer where channels are missing
+    quota = sampled.sum(axis=1, keepdims=True) * len_keep // count  # [B, 1], fewer where channels are missing
     if self.mask_channels == 'dynamic':
-      shown, hide = count, self._dynamic(mode_key, noise, sampled, batch['channels'].shape[1])
+      len_keep, hide = count, self._dynamic(mode_key, noise, sampled, batch['channels'].shape[1])
       noise, quota = noise + 2.0 * hide, (sampled & ~hide).sum(axis=1, keepdims=True)
-    shuffle = jnp.argsort(noise, axis=1)
-    order = jnp.argsort(shuffle, axis=1)
-    visible = jnp.arange(shown)[None] < quota
-    hidden = (order >= quota) & exists
-    return shuffle[:, :shown], order, visible, hidden.astype(jnp.float32), there
+    ids_shuffle = jnp.argsort(noise, axis=1)  # [B, N]
+    ids_restore = jnp.argsort(ids_shuffle, axis=1)
+    visible = jnp.arange(len_keep)[None] < quota  # [B, K]
+    hidden = (ids_restore >= quota) & exists
+    return Masking(ids_shuffle[:, :len_keep], ids_restore, visible, hidden.astype(jnp.float32), decoder_valid)
+
+  def _decoder_valid(self, batch: Batch, valid: jax.Array | None) -> jax.Array | None:
+    """Tokens [B, N] that the decoder sees: the `valid` ones, or those of all channels that a sample has."""
+    if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
+      return token_slots(self.encoder, {**batch, 'channel_mask': batch['channel_there']})[2]
+    return valid
 
   def _dynamic(self, rng: jax.Array, noise: jax.Array, sampled: jax.Array, count: int) -> jax.Array:
     """Which tokens [B, C * N] dynamic channel-patch masking hides (ChA-MAEViT, arXiv 2503.19331).
@@ -308,7 +344,7 @@ class MAE:
     mode = jax.random.uniform(mode_key)
     with_patches = (mode < self.patches_only) | (mode >= self.patches_only + self.channels_only)
     hide = (patches & with_patches) | (channels & (mode >= self.patches_only))
-    return hide.reshape(noise.shape)
+    return hide.reshape(noise.shape)  # [B, C * N]
 
 
 def _mean(x: jax.Array, there: jax.Array | None) -> jax.Array:

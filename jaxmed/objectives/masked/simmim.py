@@ -7,15 +7,17 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.tokens import patchify
 from jaxmed.models.layers.transformer import Dense
+from jaxmed.objectives.base import Method
 from jaxmed.objectives.masked.mae import MASK_CHANNELS
 from jaxmed.objectives.networks import inputs, on_own_grids, own_grids, run, token_slots, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class SimMIM:
+class SimMIM(Method):
   """Replaces random squares of patches by a mask token and predicts their pixels, by mean absolute error.
 
   Follows models/simmim.py and data/data_simmim.py.
@@ -26,7 +28,7 @@ class SimMIM:
     mask_channels: for channel tokens, 'independent' masks a channel, or 'shared' the same places in all.
   """
 
-  encoder: Any
+  encoder: Encoder
   mask_ratio: float = 0.6
   mask_size: int = 32
   mask_channels: str = 'independent'
@@ -52,7 +54,7 @@ class SimMIM:
     pixels = math.prod(self.encoder.patch_size)
     return Dense((pixels * (1 if self.encoder.per_channel else self.encoder.in_channels),), ('embed', 'patch'))
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     encoder_key, head_key = jax.random.split(rng)
     hidden = jnp.zeros((batch['image'].shape[0], token_slots(self.encoder, batch)[1]), bool)
@@ -60,11 +62,11 @@ class SimMIM:
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': {'encoder': encoder, 'head': head}, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean absolute error over the hidden pixels of the global batch."""
     del step
     predicted, hidden, stats = self._predict(variables['params'], batch, rng, train)
@@ -75,7 +77,7 @@ class SimMIM:
     metrics = {'simmim_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
-  def _predict(self, params: Any, batch: dict, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
+  def _predict(self, params: Any, batch: Batch, rng: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, Any]:
     """Predicted pixels [B, N, P] of every token, which tokens are hidden [B, N] bool, new running statistics."""
     mask_key, drop_key = jax.random.split(rng)
     hidden = self._mask(mask_key, batch)
@@ -83,7 +85,7 @@ class SimMIM:
                           hidden=hidden)
     return self.head.apply({'params': params['head']}, features.patches), hidden, stats
 
-  def _pixels(self, batch: dict) -> jax.Array:
+  def _pixels(self, batch: Batch) -> jax.Array:
     """Which pixels of a token exist, broadcastable to [B, N, P]."""
     mask, tokens = batch.get('channel_mask'), token_slots(self.encoder, batch)[2]
     exist = jnp.ones((1, 1, 1), bool) if tokens is None else tokens[..., None]
@@ -91,7 +93,7 @@ class SimMIM:
       return exist
     return exist & jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
 
-  def _mask(self, rng: jax.Array, batch: dict) -> jax.Array:
+  def _mask(self, rng: jax.Array, batch: Batch) -> jax.Array:
     """Hidden tokens [B, N]: whole squares, each sample (and channel) its own."""
     grid, count, _ = token_slots(self.encoder, batch)
     size, cells = batch['image'].shape[0], math.prod(grid)

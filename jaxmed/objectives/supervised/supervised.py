@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.augment.mix import mix
+from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.transformer import Dense
-from jaxmed.objectives.losses import diversity
+from jaxmed.objectives.base import Method
+from jaxmed.objectives.losses.diversity import Diversity
 from jaxmed.objectives.networks import inputs, run, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class Supervised:
+class Supervised(Method):
   """Trains encoder and a linear head on the batch's `label` (-1 counts as no label).
 
   Attributes:
@@ -26,7 +28,7 @@ class Supervised:
     diversity_temperature: of the first. same_channel, other_channels: factors of the two parts of the second.
   """
 
-  encoder: Any
+  encoder: Encoder
   num_classes: int = 0
   feature: str = 'cls'
   label_smoothing: float = 0.1
@@ -50,14 +52,20 @@ class Supervised:
     choose('objective.feature', self.feature, ('cls', 'mean'))
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f'objective.label_smoothing {self.label_smoothing} must lie in [0, 1)')
-    diversity.check(self)
+    self.diversity.check(self.encoder)
+
+  @property
+  def diversity(self) -> Diversity:
+    """DiChaViT's losses, with the options' weights."""
+    return Diversity(self.channel_diversity, self.token_diversity, self.diversity_temperature, self.same_channel,
+                     self.other_channels)
 
   @property
   def head(self) -> Dense:
     """Linear classifier."""
     return Dense((self.num_classes,), ('embed', None))
 
-  def init(self, rng: jax.Array, batch: dict) -> dict:
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""
     if self.num_classes < 2:
       raise UserError('supervised training needs loader.label, a manifest column with at least two classes')
@@ -65,14 +73,14 @@ class Supervised:
     encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     params = {'encoder': encoder, 'head': head}
-    params |= diversity.init_proxies(self, jax.random.fold_in(head_key, 1))
+    params |= self.diversity.init_proxies(self.encoder, jax.random.fold_in(head_key, 1))
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: dict) -> Any:
+  def encoder_params(self, variables: Variables) -> Any:
     """Weights of the encoder."""
     return variables['params']['encoder']
 
-  def loss(self, variables: dict, batch: dict, rng: jax.Array, step: jax.Array, train: bool = True):
+  def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean cross-entropy over the labelled samples of the global batch."""
     del step
     mix_key, drop_key = jax.random.split(rng)
@@ -92,6 +100,6 @@ class Supervised:
     total = jnp.maximum(known.sum(), 1.0)
     loss = (entropy * known).sum() / total
     right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
-    apart = diversity.losses(self, variables['params'], batch) if train else {}
+    apart = self.diversity.losses(self.encoder, variables['params'], batch) if train else {}
     metrics = with_stats({'cross_entropy': loss, 'accuracy': right} | apart, train, encoder=stats)
-    return loss + sum(getattr(self, name) * value for name, value in apart.items()), (metrics, variables['extra'])
+    return loss + self.diversity.weighted(apart), (metrics, variables['extra'])

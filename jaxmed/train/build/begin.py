@@ -165,7 +165,7 @@ def initialize(run: Any, abstract: TrainState, shapes: Any) -> TrainState:
   if given is None:
     return state
   put = lambda new, old: jax.device_put(new, old.sharding)
-  given = {name: jax.tree.map(put, value, getattr(state, name)) for name, value in given.items()}
+  given = {name: jax.tree.map(put, value, vars(state)[name]) for name, value in given.items()}
   given['target'] = jax.tree.map(jnp.copy, given['target'])  # which may be the same arrays: the step is given both
   if run.trainer.ema:
     given['average'] = jax.tree.map(jnp.copy, given['params'])
@@ -181,7 +181,7 @@ def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
   """
   if not config.init:
     return None
-  own = {name: getattr(state, name) for name in ('params', 'target', 'extra')}
+  own = {name: vars(state)[name] for name in ('params', 'target', 'extra')}
   given = (_all_parts(config, own) if config.init_parts != 'encoder' else
            _encoder_alone(config, own, vocabulary, quiet))
   shape = lambda tree: {jax.tree_util.keystr(path, simple=True, separator='/'): x.shape

@@ -1,5 +1,6 @@
 """Reading what a run wrote: its state, its encoder; `jaxmed.load`."""
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -61,7 +62,8 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
   """The encoder without what is of use in training only: its features are the same."""
   off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0,
          'hash_draw': False, 'packing': 0.0}
-  model = model.clone(**{k: v for k, v in off.items() if getattr(model, k, v) != v})
+  fields = {f.name for f in dataclasses.fields(model)}  # a family without the option has it off as a constant
+  model = model.clone(**{k: v for k, v in off.items() if k in fields})
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 

@@ -350,7 +350,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
   model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels),
                                 vocabulary.described(spec.channels), **config.encoder)
-  if config.augment.channel_sampling == 'diverse' and not hasattr(model, 'channel_vectors'):
+  if config.augment.channel_sampling == 'diverse' and not model.supports.channel_vectors:
     raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)

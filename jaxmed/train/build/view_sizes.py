@@ -44,7 +44,7 @@ def _check_samples(config: ConfigDict) -> None:
   if not sides:
     return
   model = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder)
-  if not getattr(model, 'takes_sizes', False):
+  if not model.supports.sizes:
     raise UserError(f'augment.sample_sizes need a vit or channel_vit, not model={config.model}')
   if any(augment[name] for name in LISTS) or augment.gram_size:
     raise UserError('augment.sample_sizes go without augment.sizes and gram_size: those are sizes of a whole batch')

@@ -182,27 +182,27 @@ _runs: list[int] = []  # one for each run of this process: all processes do the 
 
 
 @contextlib.contextmanager
-def together() -> Iterator[Agreement]:
+def agreement() -> Iterator[Agreement]:
   """An Agreement for one run. What ends one process with an error ends the others too, with its exit code.
 
   Raises:
     Unavailable: a device or a process that this one computes with does not answer.
   """
   with stop_on_signals() as stop:
-    agreement = Agreement(stop)
+    agreed = Agreement(stop)
     try:
-      yield agreement
-      agreement.finish()
+      yield agreed
+      agreed.finish()
     except Stopped:
-      agreement.finish()
+      agreed.finish()
       if process.several():
         jax.distributed.shutdown()  # together: a process that ends before the others would be missed by them
       raise
     except BaseException as e:
       lost = _lost(e)
       code = EXIT_UNAVAILABLE if lost else _exit_code(e)
-      agreement.fail(lost or f'{type(e).__name__ if code == 1 else ""} {e}'.strip(), code)
-      agreement.close()
+      agreed.fail(lost or f'{type(e).__name__ if code == 1 else ""} {e}'.strip(), code)
+      agreed.close()
       if process.several():
         process.leave_at_exit(code)
       if lost:

@@ -22,7 +22,7 @@ def own() -> dict[str, float]:
   """Gigabytes of memory of this process and of its fullest device (where devices count), and open files."""
   me = psutil.Process()
   values = {'host_gb': me.memory_info().rss / _GB}
-  if hasattr(me, 'num_fds'):
+  if hasattr(me, 'num_fds'):  # psutil has it on POSIX alone
     values['open_files'] = float(me.num_fds())
   stats = [s for d in jax.local_devices() if (s := d.memory_stats())]
   if stats:

@@ -55,7 +55,7 @@ class Watch:
   def save(self) -> None:
     """Writes what must survive."""
     if process.is_main():
-      files.write_json(self.run / 'health.json', {k: getattr(self, k) for k in ('start', 'healthy', 'slowdown')})
+      files.write_json(self.run / 'health.json', {k: vars(self)[k] for k in ('start', 'healthy', 'slowdown')})
 
   def begin(self, values: Mapping[str, float]) -> None:
     """Notes the health of the untrained features."""
