@@ -232,8 +232,9 @@ def test_as_a_process():
   assert (bad.returncode, bad.stdout) == (2, '')
   assert bad.stderr == "jaxmed: unknown command 'trian': did you mean 'train'?\n"
   code = ('import sys\nfrom jaxmed.cli import main\n'
-          'try:\n  main(["train", "--help"])\nfinally:\n  print("jax" in sys.modules)')
-  assert go('-c', code).stdout.endswith('False\n')
+          'try:\n  main(sys.argv[1:])\nfinally:\n  print([m for m in ("jax", "numpy", "matplotlib") if m in sys.modules])')
+  for argv in (['--help'], *([verb, '--help'] for verb in ('train', 'prepare', 'launch', 'list'))):
+    assert go('-c', code, *argv).stdout.endswith('[]\n'), argv
 
 
 def test_a_reader_that_goes_away():
@@ -418,19 +419,16 @@ def test_nothing_to_replace(run, ok, fails):
 
 
 def test_a_defect_is_no_mistake_of_the_user(monkeypatch):
-  from jaxmed import verbs
-  monkeypatch.setattr(verbs, 'list_', lambda args: 1 / 0)
+  monkeypatch.setattr(cli.list_, 'run', lambda args: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     cli.main(['list'])
 
 
 def test_ctrl_c(monkeypatch, capsys):
-  from jaxmed import verbs
-
   def interrupted(args):
     signal.raise_signal(signal.SIGINT)
 
-  monkeypatch.setattr(verbs, 'list_', interrupted)
+  monkeypatch.setattr(cli.list_, 'run', interrupted)
   before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
   try:
     assert cli.main(['list']) == 75
