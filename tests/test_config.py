@@ -5,8 +5,12 @@ import json
 import pytest
 
 from jaxmed import config as c
+from jaxmed.augment import channels, views
+from jaxmed.data.feed import pipeline, sampling
 from jaxmed.errors import UserError
+from jaxmed.train import optimizer
 from jaxmed.train.build import setup
+from jaxmed.train.monitor import spikes, watch
 
 
 def fails(words, f, *args):
@@ -99,6 +103,38 @@ def test_flat_has_every_key_once():
   assert 'optimizer' not in flat
   assert {'method', 'model', 'steps', 'epochs', 'batch_size', 'image_size', 'learning_rate', 'seed', 'checkpoint_every',
           'eval_every'} <= set(flat)  # words that scripts rely on
+
+
+def test_choices_are_those_of_the_code():
+  """The table names what each room accepts."""
+  code = {
+      'on_collapse': watch.ACTIONS, 'on_spike': spikes.ACTIONS, 'loader.fit': pipeline.FITS,
+      'optimizer.name': optimizer.NAMES, 'optimizer.clip_scope': optimizer.CLIP_SCOPES,
+      'optimizer.moments': optimizer.MOMENTS, 'loader.schedule': sampling.SCHEDULES,
+      'loader.subjects': sampling.SUBJECTS, 'augment.channel_sampling': channels.CHANNEL_SAMPLING,
+      'augment.channel_views': views.CHANNEL_VIEWS, 'augment.teacher_channels': views.TEACHER_CHANNELS}
+  for key, values in code.items():
+    assert sorted(c.CHOICES[key]) == sorted(values), key
+  flat = c.flat(c.base())
+  assert all(flat[key] in choices for key, choices in c.CHOICES.items())
+
+
+def test_every_key_is_explained():
+  text = c.about()
+  assert max(map(len, text.split('\n'))) <= 100
+  words = ' '.join(text.split())
+  for section, keys in c.SECTIONS.items():
+    assert not section or f' {section}.* ' in words
+    for name, key in keys.items():
+      assert f' {name}={c.shown(key.default)} {c.kind(key.default)}: {key.meaning}' in words, name
+      assert key.meaning and not key.meaning.endswith('.'), name
+  assert len(c.flat(c.base())) == sum(map(len, c.SECTIONS.values()))
+
+
+@pytest.mark.parametrize('default, expected', [
+    ((), '()'), ((3 / 4, 4 / 3), '0.75,1.333'), ('', "''"), ('mae', 'mae'), (0, '0'), (False, 'False')])
+def test_a_default_as_it_is_written(default, expected):
+  assert c.shown(default) == expected
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -235,6 +271,8 @@ def test_wanted_colours_need_stored_ones(normalize, kept):
     ({'method': 'supervised'}, ['supervised', 'loader.label']),
     ({'checkpoint': {'keep': 0}}, ['checkpoint.keep']),
     ({'checkpoint': {'best_mode': 'minn'}}, ["'minn'", "'min'"]),
+    ({'init_parts': 'al'}, ["'al'", "'all'"]),
+    ({'on_leak': 'halt'}, ['on_leak', 'ignore, stop, warn']),
 ])
 def test_resolve_refuses(user, expected):
   resolve = lambda: setup.build(setup.resolve(user, spec()), spec())

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jaxmed import config
 from jaxmed.errors import UserError
 
 DOES = 'pretrain an encoder'
@@ -15,6 +16,7 @@ EXAMPLE = 'jaxmed train --data corpus --out run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  p.epilog = f'{p.epilog}\n\n{config.about()}'
   p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
   p.add_argument('--data', help='a corpus, or a folder of images that is prepared first')
   p.add_argument('--out', help='the run directory to make')
@@ -25,7 +27,6 @@ def options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Starts a run, or goes on with one."""
-  from jaxmed import config
   from jaxmed.train import loop
   words = list(args.words)
   user: dict[str, Any] = {}
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
   """Goes on with a run for the words that started it; another value than the run has must be one that may change."""
-  from jaxmed import config
   from jaxmed.parallel import process
   from jaxmed.train import loop
   from jaxmed.train.build import setup
