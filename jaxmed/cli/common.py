@@ -16,14 +16,14 @@ def names(text: str | None) -> tuple[str, ...] | None:
   return tuple(n.strip() for n in text.split(',')) if text else None
 
 
-def which(p: argparse.ArgumentParser, what: str = 'a run or an exported file') -> None:
-  p.add_argument('path', metavar='RUN|FILE', help=what)
-  p.add_argument('--checkpoint', default='latest', help='of a run: latest, best or a step')
+def which(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='RUN|FILE', help='run directory or exported file')
+  p.add_argument('--checkpoint', default='latest', help='checkpoint of a run: latest, best or a step; default latest')
 
 
 def unseen(p: argparse.ArgumentParser) -> None:
-  p.add_argument('--unseen', choices=('error', 'allow'), default='error', help='channels that the encoder was not '
-                 'trained on: an error, or what hashed embeddings make of their names (a table: the mean of its rows)')
+  p.add_argument('--unseen', choices=('error', 'allow'), default='error', help='action when the encoder was not '
+                 'trained on a channel; allow takes the hash of its name, or the mean of a table; default error')
 
 
 def for_channels(encoder: Any, args: argparse.Namespace, source: Any) -> Any:

@@ -5,21 +5,21 @@ from typing import Any
 
 from jaxmed.cli.common import names, positive
 
-DOES = 'train several methods alike and set them side by side'
-EXAMPLE = ('jaxmed compare --data corpus --methods mae,dino,simclr --model channel_vit_micro/16 --labe'
-           'l diagnosis --out comparison')
+DOES = 'train several methods under the same conditions and compare them'
+EXAMPLE = ('jaxmed compare --data corpus --methods mae,dino,simclr --model channel_vit_micro/16 '
+           '--label diagnosis --out comparison')
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('words', nargs='*', metavar='key=value',
-                 help='config values for all methods, or METHOD:key=value for one')
-  p.add_argument('--data', required=True, help='a corpus with labels and splits')
-  p.add_argument('--methods', required=True, help='names, comma-separated (see jaxmed list)')
-  p.add_argument('--model', required=True, help='for example channel_vit_micro/16')
-  p.add_argument('--label', required=True, metavar='COLUMN', help='column of the manifest to judge by')
-  p.add_argument('--out', required=True, help='folder of the runs, compare.md, compare.json and compare.png')
-  p.add_argument('--samples', type=positive, default=20_000, help='images that each run sees')
-  p.add_argument('--seeds', type=positive, default=3, help='runs a method')
+  p.add_argument('words', nargs='*', metavar='key=value', help='overrides for all methods; METHOD:key=value for one')
+  p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
+  p.add_argument('--methods', required=True, metavar='NAMES', help='methods, comma-separated (jaxmed list methods)')
+  p.add_argument('--model', required=True, help='encoder of all methods, such as channel_vit_micro/16')
+  p.add_argument('--label', required=True, metavar='COLUMN', help='column of labels for the probes')
+  p.add_argument('--out', required=True, metavar='FOLDER', help='folder for the runs, compare.md, compare.json and '
+                 'compare.png')
+  p.add_argument('--samples', type=positive, default=20_000, help='images that each run sees; default 20000')
+  p.add_argument('--seeds', type=positive, default=3, help='runs of each method; default 3')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

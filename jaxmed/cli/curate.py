@@ -9,26 +9,29 @@ from typing import Any
 from jaxmed.cli.common import names
 from jaxmed.errors import EXIT_USER, UserError
 
-DOES = 'select records of a corpus, or look for those that an evaluation set holds too'
+DOES = 'select records of a corpus, or find records that an evaluation corpus shares'
 EXAMPLE = 'jaxmed curate corpus --methods quality,hash --out lean && jaxmed train --data corpus@lean --out run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('corpus', metavar='CORPUS', help='a corpus, or a selection of one: CORPUS@NAME')
-  p.add_argument('words', nargs='*', metavar='key=value', help='hash.radius=4, quality.blur=0.2 ... (see '
-                 'jaxmed/data/curate/curate.py)')
-  p.add_argument('--out', metavar='NAME', help='the selection to write; train on it with --data CORPUS@NAME')
-  p.add_argument('--methods', help='in this order, comma-separated: quality, hash, ssim, mutual_information, entropy, '
-                 'embedding, semdedup, balance; hash by default')
-  p.add_argument('--scope', default='all', help='where near-duplicates are sought: volume (records of one file) or all')
-  p.add_argument('--split', default='train', help='which records are judged, the others stay: train, val, test or all')
-  p.add_argument('--encoder', metavar='RUN|FILE', help='embeds the records for the methods that need features')
-  p.add_argument('--features', metavar='FILE.npz', help='of jaxmed embed instead; comma-separated for --against too')
-  p.add_argument('--against', metavar='CORPUS', help='evaluation sets, comma-separated: looks for the same files, '
-                 'subjects, images; leakage.csv beside the selections lists them')
-  p.add_argument('--drop-leaks', action='store_true', help='leave these records out of the selection')
-  p.add_argument('--strict', action='store_true', help='exit code 2 where there are leaks')
-  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('corpus', metavar='CORPUS', help='corpus, or a selection of it: CORPUS@NAME')
+  p.add_argument('words', nargs='*', metavar='key=value', help='options of the methods, such as hash.radius=4 or '
+                 'quality.blur=0.2')
+  p.add_argument('--out', metavar='NAME', help='selection to write; jaxmed train --data CORPUS@NAME trains on it')
+  p.add_argument('--methods', metavar='NAMES', help='methods in their order, comma-separated: quality, hash, ssim, '
+                 'mutual_information, entropy, embedding, semdedup, balance; default hash')
+  p.add_argument('--scope', default='all', help='range of the search for near-duplicates: volume (records of one file) '
+                 'or all; default all')
+  p.add_argument('--split', default='train', help='split to judge, other records stay: train, val, test or all; '
+                 'default train')
+  p.add_argument('--encoder', metavar='RUN|FILE', help='encoder for the methods that need features')
+  p.add_argument('--features', metavar='FILE.npz', help='features by jaxmed embed instead of --encoder; '
+                 'comma-separated, one file for each --against too')
+  p.add_argument('--against', metavar='CORPORA', help='evaluation corpora, comma-separated; records that share a file, '
+                 'a subject or an image are listed in leakage.csv')
+  p.add_argument('--drop-leaks', action='store_true', help='leave shared records out of the selection')
+  p.add_argument('--strict', action='store_true', help='end with exit code 2 if records are shared')
+  p.add_argument('--seed', type=int, default=0, help='seed of methods that draw; default 0')
   p.add_argument('--overwrite', action='store_true', help='replace a selection of that name')
 
 

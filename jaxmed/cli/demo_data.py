@@ -3,12 +3,12 @@
 import argparse
 from typing import Any
 
-DOES = 'write a few sample files to try the commands on'
+DOES = 'write a few sample files'
 EXAMPLE = 'jaxmed demo-data samples'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='FOLDER')
+  p.add_argument('path', metavar='FOLDER', help='folder for the files')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,13 +16,13 @@ EXAMPLE = 'jaxmed embed run --data scans/ --out features.npz'
 def options(p: argparse.ArgumentParser) -> None:
   which(p)
   unseen(p)
-  p.add_argument('--data', required=True, help='a folder of images or a corpus')
-  p.add_argument('--out', required=True, metavar='FILE.npz', help='features [N, D] float32 and id [N]')
-  p.add_argument('--feature', choices=('cls', 'mean', 'map'), help='map: of each patch, [N, *grid, D], the mean over '
-                 'channels')
-  p.add_argument('--split', help='of a corpus: only this split')
-  p.add_argument('--channels', help='names of the channels of a folder, comma-separated')
-  p.add_argument('--batch-size', type=positive, default=64)
+  p.add_argument('--data', required=True, metavar='CORPUS', help='corpus, or a folder of images')
+  p.add_argument('--out', required=True, metavar='FILE.npz', help='file for features [N, D] float32 and id [N]')
+  p.add_argument('--feature', choices=('cls', 'mean', 'map'), help='vector of each image; map: vector of each patch '
+                 '[N, *grid, D], the mean over channels; default: the vector of the method')
+  p.add_argument('--split', help='split of the corpus to embed; default: all')
+  p.add_argument('--channels', metavar='NAMES', help='channels of a folder of images, comma-separated')
+  p.add_argument('--batch-size', type=positive, default=64, help='images in one pass; default 64')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,23 +8,25 @@ from jaxmed import files
 from jaxmed.cli.common import for_channels, positive, unseen, which
 from jaxmed.errors import choose
 
-DOES = 'judge frozen features beside two baselines'
+DOES = 'judge frozen features against two baselines'
 EXAMPLE = 'jaxmed evaluate run --data corpus --label diagnosis --out evaluation.json'
 
 
 def options(p: argparse.ArgumentParser) -> None:
   which(p)
   unseen(p)
-  p.add_argument('--data', required=True, help='a corpus with labels and splits')
-  p.add_argument('--label', required=True, metavar='COLUMN', help='column of the manifest')
-  p.add_argument('--where', default='', metavar='COLUMN=A,B', help='judge the rows with these values alone')
-  p.add_argument('--out', help='file for the results; in a run also RUN/evaluation.json and the report')
-  p.add_argument('--feature', choices=('cls', 'mean'), help='the vector to judge; the method\'s own by default')
-  p.add_argument('--channels', metavar='all', help='all: judge test images that show each subset of their channels')
-  p.add_argument('--subsets', type=positive, default=255, help='how many subsets at most; beyond it a random sample')
-  p.add_argument('--beside', metavar='RUN|FILE', help='with --channels: another encoder, side by side')
-  p.add_argument('--batch-size', type=positive, default=64)
-  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
+  p.add_argument('--label', required=True, metavar='COLUMN', help='column of labels')
+  p.add_argument('--where', default='', metavar='COLUMN=A,B', help='values that a row must have to be judged')
+  p.add_argument('--out', metavar='FILE.json', help='file for the results; a run also gets evaluation.json and a new '
+                 'report')
+  p.add_argument('--feature', choices=('cls', 'mean'), help='vector to judge; default: the vector of the method')
+  p.add_argument('--channels', metavar='all', help='all: judge test images with each subset of their channels')
+  p.add_argument('--subsets', type=positive, default=255, help='largest number of subsets, beyond it a random sample; '
+                 'default 255')
+  p.add_argument('--beside', metavar='RUN|FILE', help='second encoder to compare, with --channels')
+  p.add_argument('--batch-size', type=positive, default=64, help='images in one pass; default 64')
+  p.add_argument('--seed', type=int, default=0, help='seed of baselines, bootstrap and subsets; default 0')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,8 +15,8 @@ EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export`
 
 def options(p: argparse.ArgumentParser) -> None:
   which(p)
-  p.add_argument('--format', required=True, help='timm, channelvit or jaxmed')
-  p.add_argument('--out', required=True, metavar='FILE.safetensors')
+  p.add_argument('--format', required=True, help='weight format: timm, channelvit or jaxmed')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,21 +5,22 @@ from typing import Any
 
 from jaxmed.cli.common import names
 
-DOES = 'take an encoder from PyTorch'
+DOES = 'convert an encoder from PyTorch'
 EXAMPLE = 'jaxmed import vit.safetensors --format timm --out encoder.safetensors'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='FILE', help='weights of a PyTorch model: safetensors, or .pth, .pt, .bin, .ckpt, of '
-                 'which nothing is executed')
-  p.add_argument('--format', help='timm or channelvit; told by the tensors by default')
-  p.add_argument('--out', required=True, metavar='FILE.safetensors')
-  p.add_argument('--num-heads', type=int, help='attention heads; width / 64 by default')
-  p.add_argument('--image-size', type=int, nargs='+', help='native size; square by default')
-  p.add_argument('--channels', help='names of the input channels, comma-separated')
-  p.add_argument('--inflate', help='make it a model of --channels, which may be more or others: name (what has the '
-                 'name of a known channel keeps its weights, the rest gets the mean), mean or repeat')
-  p.add_argument('--to', help='make a vit a channel_vit, or the other way round as far as that is linear')
+  p.add_argument('path', metavar='FILE', help='weights of a PyTorch model: safetensors, or .pth, .pt, .bin, .ckpt; no '
+                 'code in the file is executed')
+  p.add_argument('--format', help='weight format: timm or channelvit; default: found from the tensors')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
+  p.add_argument('--num-heads', type=int, metavar='N', help='number of attention heads; default: width / 64')
+  p.add_argument('--image-size', type=int, nargs='+', metavar='N', help='native size; default: square')
+  p.add_argument('--channels', metavar='NAMES', help='names of the input channels, comma-separated')
+  p.add_argument('--inflate', metavar='RULE', help='rule that gives the model other --channels: name (a known channel '
+                 'keeps its weights, others get the mean), mean or repeat')
+  p.add_argument('--to', metavar='FAMILY', help='family to convert to: vit to channel_vit, or back where that is '
+                 'linear')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

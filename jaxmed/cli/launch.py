@@ -11,12 +11,13 @@ EXAMPLE = 'jaxmed launch slurm --data corpus --out run --nodes 2 --gpus-per-task
 
 def options(p: argparse.ArgumentParser) -> None:
   from jaxmed.launch import options
-  p.add_argument('launcher', metavar='LAUNCHER', help=', '.join(options.LAUNCHERS))
-  p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
-  p.add_argument('--data', required=True, help='a corpus')
-  p.add_argument('--out', required=True, metavar='RUN', help='the run directory, which all machines must share; the '
-                 "launcher's own files are in RUN.launch")
-  p.add_argument('--dry-run', action='store_true', help='show the script or manifest and do nothing')
+  p.add_argument('launcher', metavar='LAUNCHER', help='system that runs the training: ' + ', '.join(options.LAUNCHERS))
+  p.add_argument('words', nargs='*', metavar='CONFIG key=value',
+                 help='recipe or config file, then overrides (jaxmed train --help)')
+  p.add_argument('--data', required=True, metavar='CORPUS', help='corpus to train on')
+  p.add_argument('--out', required=True, metavar='RUN', help='run directory on a file system that all machines share; '
+                 'RUN.launch holds the files of the launcher')
+  p.add_argument('--dry-run', action='store_true', help='print the script or manifest, start nothing')
   options.add(p)
 
 

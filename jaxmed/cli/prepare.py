@@ -13,45 +13,62 @@ EXAMPLE = 'jaxmed prepare scans/ --out corpus'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' for the demo corpus, "
-                 "'synthetic' for one that is generated (--seed)")
-  p.add_argument('--out', required=True, help='the corpus to write')
-  p.add_argument('--table', help='CSV or Parquet with a column path, and subject, split, source, labels ...')
-  p.add_argument('--labels-from-folders', action='store_true', help="each file's folder is its label")
-  p.add_argument('--layout', default='auto', help='of a published benchmark, which says channels, labels and splits: '
-                 'jumpcp, chammi, so2sat, brats; auto by default, none to ignore it')
-  p.add_argument('--subject-pattern', help='regular expression whose first group in the path is the subject')
-  p.add_argument('--channels', help='names of the channels, comma-separated')
-  p.add_argument('--volumes', choices=('slices', 'whole'), default='slices', help='cut volumes into slices or not')
-  p.add_argument('--plane', choices=('axial', 'acquired'), default='axial', help='which slices of a volume: axial, or '
-                 'across its coarsest spacing')
-  p.add_argument('--spacing', metavar='MM', help='bring images and volumes to this spacing: 1, or 3,1,1 along z, y, x')
-  p.add_argument('--crop', choices=('none', 'foreground'), default='none', help='keep the box around what is not '
-                 'background')
-  p.add_argument('--margin', type=int, default=4, help='of the crop, in pixels')
-  p.add_argument('--min-content', type=float, default=0.0, help='leave images and slices out of whose pixels a smaller '
-                 'share is not background')
-  p.add_argument('--splits', default='0.8,0.1,0.1', help='shares of train, val, test (by subject)')
-  p.add_argument('--seed', type=int, default=0)
-  p.add_argument('--max-bad', type=float, default=0.0, help='share of unreadable files that is put up with')
+  p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' names the demo corpus, "
+                 "'synthetic' a generated one (--seed)")
+  p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
-  p.add_argument('--workers', type=positive, help='processes that read; all cores by default')
-  p.add_argument('--scheduler', metavar='ADDRESS', help='let the workers of a Dask scheduler read instead')
-  p.add_argument('--slurm', metavar='JOBS', type=positive, help='let so many SLURM jobs read instead')
-  p.add_argument('--cores', type=positive, default=4, help='of a SLURM job, and processes in it')
-  p.add_argument('--memory', default='16GB', help='of a SLURM job')
-  p.add_argument('--time', default='12:00:00', help='limit of a SLURM job')
-  p.add_argument('--partition', default='', help='of SLURM')
-  p.add_argument('--account', default='', help='of SLURM')
-  p.add_argument('--sbatch', action='append', default=[], metavar='OPTION', help='a further option of sbatch')
-  p.add_argument('--dry-run', action='store_true', help='read headers only, show what would be done, write nothing')
+  p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')
+  p.add_argument('--max-bad', type=float, default=0.0, help='fraction of unreadable files to tolerate; default 0')
+  p.add_argument('--workers', type=positive, help='processes that read; default: all cores')
+  _add_records(p.add_argument_group('records'))
+  _add_pixels(p.add_argument_group('pixels'))
+  _add_jobs(p.add_argument_group('cluster'))
+
+
+def _add_records(p: Any) -> None:
+  p.add_argument('--table', metavar='FILE', help='CSV or Parquet file with a column path, and subject, split, source, '
+                 'labels')
+  p.add_argument('--labels-from-folders', action='store_true', help="use the name of each file's folder as its label")
+  p.add_argument('--layout', default='auto', help='layout of a published benchmark, with its channels, labels and '
+                 'splits: jumpcp, chammi, so2sat, brats; default auto, none ignores it')
+  p.add_argument('--subject-pattern', metavar='REGEX', help='regular expression whose first group in the path is the '
+                 'subject')
+  p.add_argument('--channels', metavar='NAMES', help='names of the channels, comma-separated')
+  p.add_argument('--splits', default='0.8,0.1,0.1', help='fractions of train, val, test by subject; default '
+                 '0.8,0.1,0.1')
+  p.add_argument('--seed', type=int, default=0, help='seed of the splits; default 0')
   p.add_argument('--salt', default=os.environ.get('JAXMED_SALT', ''), help="secret for the hashes of patients' "
-                 'identifiers in DICOM; the variable JAXMED_SALT by default')
-  p.add_argument('--slides', choices=('auto', 'tiles'), default='auto', help='cut every TIFF into tiles, or only large '
-                 'ones with a pyramid')
-  p.add_argument('--mpp', type=float, default=0.5, help="microns per pixel of a slide's tiles")
-  p.add_argument('--tile', type=positive, default=256, help='pixels along the side of a tile')
-  p.add_argument('--every', type=float, default=1.0, help='seconds between the frames taken from a video')
+                 'identifiers in DICOM; default: the variable JAXMED_SALT')
+
+
+def _add_pixels(p: Any) -> None:
+  p.add_argument('--volumes', choices=('slices', 'whole'), default='slices', help='form of a volume in the corpus; '
+                 'default slices')
+  p.add_argument('--plane', choices=('axial', 'acquired'), default='axial', help='plane of the slices; acquired is '
+                 'across the coarsest spacing; default axial')
+  p.add_argument('--spacing', metavar='MM', help='spacing to resample to: 1, or 3,1,1 along z, y, x')
+  p.add_argument('--crop', choices=('none', 'foreground'), default='none', help='crop to the box around the '
+                 'foreground; default none')
+  p.add_argument('--margin', type=int, default=4, help='margin of the crop in pixels; default 4')
+  p.add_argument('--min-content', type=float, default=0.0, help='smallest fraction of foreground of an image or slice '
+                 'to keep; default 0')
+  p.add_argument('--slides', choices=('auto', 'tiles'), default='auto', help='TIFF files to cut into tiles: all, or '
+                 '(auto, the default) large ones with a pyramid')
+  p.add_argument('--mpp', type=float, default=0.5, help="microns per pixel of a slide's tiles; default 0.5")
+  p.add_argument('--tile', type=positive, default=256, help='side of a tile in pixels; default 256')
+  p.add_argument('--every', type=float, default=1.0, help='seconds between two frames of a video; default 1')
+
+
+def _add_jobs(p: Any) -> None:
+  p.add_argument('--scheduler', metavar='ADDRESS', help='Dask scheduler whose workers read')
+  p.add_argument('--slurm', metavar='JOBS', type=positive, help='number of SLURM jobs that read')
+  p.add_argument('--cores', type=positive, default=4, help='cores and processes of a SLURM job; default 4')
+  p.add_argument('--memory', default='16GB', help='memory of a SLURM job; default 16GB')
+  p.add_argument('--time', default='12:00:00', help='time limit of a SLURM job; default 12:00:00')
+  p.add_argument('--partition', default='', help='SLURM partition')
+  p.add_argument('--account', default='', help='SLURM account')
+  p.add_argument('--sbatch', action='append', default=[], metavar='OPTION', help='another option of sbatch; may be '
+                 'repeated')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ EXAMPLE = 'jaxmed report run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='RUN')
+  p.add_argument('path', metavar='RUN', help='run directory')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

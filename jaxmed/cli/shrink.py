@@ -12,12 +12,12 @@ EXAMPLE = 'jaxmed shrink run --data corpus --out encoder.safetensors'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='RUN', help='trained with encoder.channel_embedding=hashed encoder.hash_draw=True')
-  p.add_argument('--data', required=True, help='the corpus, whose val split judges')
-  p.add_argument('--out', required=True, metavar='FILE.safetensors')
-  p.add_argument('--rounds', type=positive, default=30, help='generations of 20 candidates')
-  p.add_argument('--rows', type=positive, default=256, help='held-out rows that a candidate is judged on')
-  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('path', metavar='RUN', help='run with encoder.channel_embedding=hashed encoder.hash_draw=True')
+  p.add_argument('--data', required=True, metavar='CORPUS', help='corpus whose val split judges the candidates')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
+  p.add_argument('--rounds', type=positive, default=30, help='generations of 20 candidates; default 30')
+  p.add_argument('--rows', type=positive, default=256, help='held-out rows that judge a candidate; default 256')
+  p.add_argument('--seed', type=int, default=0, help='seed of the search; default 0')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

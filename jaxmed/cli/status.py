@@ -3,12 +3,12 @@
 import argparse
 from typing import Any
 
-DOES = 'how what was launched is doing'
+DOES = 'show the state of a launched run'
 EXAMPLE = 'jaxmed status run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='RUN', help='what --out was')
+  p.add_argument('path', metavar='RUN', help='run directory of the launch')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

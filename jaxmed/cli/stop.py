@@ -3,12 +3,12 @@
 import argparse
 from typing import Any
 
-DOES = 'let what was launched save and end'
+DOES = 'let a launched run save and end'
 EXAMPLE = 'jaxmed stop run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
-  p.add_argument('path', metavar='RUN', help='what --out was')
+  p.add_argument('path', metavar='RUN', help='run directory of the launch')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

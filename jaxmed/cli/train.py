@@ -17,12 +17,13 @@ EXAMPLE = 'jaxmed train --data corpus --out run'
 
 def options(p: argparse.ArgumentParser) -> None:
   p.epilog = f'{p.epilog}\n\n{config.about()}'
-  p.add_argument('words', nargs='*', metavar='CONFIG key=value', help='a config file and overrides')
-  p.add_argument('--data', help='a corpus, or a folder of images that is prepared first')
-  p.add_argument('--out', help='the run directory to make')
-  p.add_argument('--resume', metavar='RUN', help='go on with a run')
-  p.add_argument('--auto-resume', action='store_true', help='start, or go on where --out RUN is there already: one '
-                 'command for every start of a job')
+  p.add_argument('words', nargs='*', metavar='CONFIG key=value',
+                 help='recipe or config file, then overrides; the keys are listed below')
+  p.add_argument('--data', metavar='CORPUS', help='corpus, or a folder of images to prepare first')
+  p.add_argument('--out', metavar='RUN', help='run directory to create')
+  p.add_argument('--resume', metavar='RUN', help='run to resume from its last checkpoint')
+  p.add_argument('--auto-resume', action='store_true', help='resume if --out RUN exists, start otherwise: one command '
+                 'for every start of a job')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
