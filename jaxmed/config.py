@@ -6,6 +6,7 @@ from the chosen model and method.
 """
 
 import ast
+import difflib
 import importlib.util
 import math
 import pathlib
@@ -16,6 +17,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxmed.errors import UserError, choose
+
+RECIPES = 'experiments'  # a folder of the package in a wheel, and beside the package in a checkout
+SHIPPED = next((p for p in (pathlib.Path(__file__).parent / RECIPES, pathlib.Path(__file__).parents[1] / RECIPES)
+                if p.is_dir()), pathlib.Path(__file__).parent / RECIPES)
 
 
 class Key(NamedTuple):
@@ -179,7 +184,9 @@ def kind(default: Any) -> str:
 def shown(default: Any) -> str:
   """A default as a user writes it."""
   if isinstance(default, tuple):
-    return ','.join(f'{n:.4g}' for n in default) or '()'
+    return ','.join(f'{n:.4g}' if isinstance(n, float) else str(n) for n in default) or '()'
+  if isinstance(default, float):
+    return f'{default:.6g}'
   return default or "''" if isinstance(default, str) else str(default)
 
 
@@ -190,24 +197,25 @@ def about(width: int = 100, column: int = 27) -> str:
     lines += ['', f'  {section}.*'] if section else []
     for name, key in keys.items():
       choices = f' ({" | ".join(c or repr(c) for c in key.choices)})' if key.choices else ''
-      lines += _entry(f'  {name}={shown(key.default)}', f'{kind(key.default)}: {key.meaning}{choices}', width, column)
+      lines += entry(f'  {name}={shown(key.default)}', f'{kind(key.default)}: {key.meaning}{choices}', width, column)
   lines.append('')
   for section, meaning in OPEN.items():
-    lines += _entry(f'  {section}.*', meaning, width, column)
+    lines += entry(f'  {section}.*', meaning, width, column)
   return '\n'.join([*lines, '', *(f'  [{mark}] {text}' for mark, text in NOTES.items())])
 
 
-def _entry(head: str, text: str, width: int, column: int) -> list[str]:
+def entry(head: str, text: str, width: int, column: int) -> list[str]:
   """A name and a text in two columns; the text begins a line later where the name is too long."""
-  wrapped = textwrap.wrap(text, width - column, break_on_hyphens=False)
+  wrapped = textwrap.wrap(text, width - column, break_on_hyphens=False) or ['']
   rest = [' ' * column + line for line in wrapped]
-  return [head, *rest] if len(head) >= column else [f'{head:{column}}{wrapped[0]}', *rest[1:]]
+  return [head, *rest] if len(head) > column - 2 else [f'{head:{column}}{wrapped[0]}', *rest[1:]]
 
 
 def load_file(path: str) -> dict[str, Any]:
   """Runs a config file and returns what its `get_config()` sets, as a nested dict.
 
-  'FILE.py:VARIANT' calls get_config('VARIANT'), as ml_collections' config flags do; the file lists its VARIANTS.
+  'FILE.py:VARIANT' calls get_config('VARIANT'), as ml_collections' config flags do; the file lists its VARIANTS. A file
+  in the working directory wins over a recipe of that name which comes with jaxmed.
   """
   module, variant = _module(path)
   arguments = [variant] if variant else []
@@ -220,6 +228,30 @@ def load_file(path: str) -> dict[str, Any]:
   return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
 
 
+def recipes() -> dict[str, pathlib.Path]:
+  """The recipes that come with jaxmed and those of the working directory, by the name that `load_file` takes."""
+  places = (SHIPPED.parent, pathlib.Path())
+  return {p.relative_to(place).as_posix(): p for place in places for p in sorted((place / RECIPES).rglob('*.py'))}
+
+
+def find(name: str) -> pathlib.Path:
+  """The file of a config by its path, or the recipe of that name.
+
+  Raises:
+    UserError: there is none; names the nearest recipe.
+  """
+  file = pathlib.Path(name)
+  if file.is_file():
+    return file
+  known = recipes()
+  found = known.get(file.as_posix())
+  if found is None:
+    near = difflib.get_close_matches(file.as_posix(), known, n=3, cutoff=0.7)
+    hint = f'; recipes near it: {", ".join(near)}' if near else '; jaxmed list recipes shows those that there are'
+    raise UserError(f'config file {name} does not exist{hint}')
+  return found
+
+
 def variants(path: str) -> tuple[str, ...]:
   """The variants that a config file offers, () for none."""
   return tuple(getattr(_module(path)[0], 'VARIANTS', ()))
@@ -228,9 +260,7 @@ def variants(path: str) -> tuple[str, ...]:
 def _module(path: str) -> tuple[Any, str]:
   """'FILE.py:VARIANT' -> the module that the file makes and the variant, which it must list ('' for none)."""
   name, colon, variant = (path, '', '') if pathlib.Path(path).is_file() else path.partition(':')
-  file = pathlib.Path(name)
-  if not file.is_file():
-    raise UserError(f'config file {name} does not exist')
+  file = find(name)
   spec = importlib.util.spec_from_file_location('jaxmed_experiment', file)
   if spec is None or spec.loader is None:
     raise UserError(f'config file {name} is not a Python file')

@@ -225,6 +225,25 @@ def test_list_names_what_can_be_chosen(ok):
   assert all(got['formats'].values())
 
 
+def test_list_one_kind_or_one_name(ok, fails, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert set(json.loads(ok('list', 'recipes', '--json')[0])) == {'recipes'}
+  text = ok('list', 'recipes')[0]
+  assert 'experiments/mae.py' in text and '[:published :laptop]' in text
+  mae = json.loads(ok('list', 'methods', 'mae', '--json')[0])
+  assert mae['options']['mask_ratio'] == {'default': 0.75, 'meaning': "share of a sample's tokens that is hidden",
+                                          'choices': []}
+  assert 'mask_ratio=0.75' in ok('list', 'methods', 'mae')[0]
+  small = json.loads(ok('list', 'models', 'vit_small/16', '--json')[0])['options']
+  assert small['embed_dim']['default'] == 384 and 'rope' in small['pos']['choices']
+  assert json.loads(ok('list', 'models', 'resnet', '--json')[0])['options']
+  assert 'VARIANTS' not in ok('list', 'recipes', 'experiments/mae.py')[0]
+  fails(['list', 'method'], "'method'", "'methods'")
+  fails(['list', 'methods', 'mea'], "'mea'", "'mae'")
+  fails(['list', 'models', 'vit_smal'], "'vit_smal'", "'vit_small'")
+  fails(['list', 'formats', 'timm'], 'leave', 'timm')
+
+
 def test_as_a_process():
   """`python -m jaxmed`: nothing on stdout but the JSON; help does not wait for JAX."""
   go = lambda *argv: subprocess.run([sys.executable, *argv], capture_output=True, text=True)

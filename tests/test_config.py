@@ -1,6 +1,7 @@
 """Configs: types, unknown keys, overrides, files, and the copy that is saved beside a run."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -182,6 +183,19 @@ def test_variants_of_a_file(tmp_path):
   fails(['variant', 'recipe.py', "'lptop'", "'laptop'"], c.load_file, f'{path}:lptop')
   fails(["''", 'laptop, published'], c.load_file, f'{path}:')
   fails(['other.py', 'does not exist'], c.load_file, f'{tmp_path}/other.py:laptop')
+
+
+def test_a_recipe_by_its_name(tmp_path, monkeypatch):
+  """Outside of the repository too; a file of that name in the working directory wins."""
+  monkeypatch.chdir(tmp_path)
+  assert c.load_file('experiments/mae.py:laptop')['method'] == 'mae'
+  assert 'experiments/channel_vit/all_channels.py' in c.recipes()
+  fails(['experiments/mea.py does not exist', 'experiments/mae.py'], c.load_file, 'experiments/mea.py')
+  fails(['nothing.py does not exist', 'jaxmed list recipes'], c.load_file, 'nothing.py')
+  (tmp_path / 'experiments').mkdir()
+  (tmp_path / 'experiments' / 'mae.py').write_text('def get_config():\n  return {"steps": 7}')
+  assert c.load_file('experiments/mae.py') == {'steps': 7}
+  assert c.recipes()['experiments/mae.py'] == pathlib.Path('experiments/mae.py')
 
 
 def test_a_file_without_variants(tmp_path):
