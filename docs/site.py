@@ -18,7 +18,8 @@ def on_files(files, config):
   for path in sorted(p for pattern in BESIDE for p in ROOT.glob(pattern)):
     name = f'{FOLDER}/{path.relative_to(ROOT).as_posix()}'
     files.append(File.generated(config, name, abs_src_path=str(path)))
-  for name in ('LICENSE', 'CITATION.cff'):
+  recipes = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'experiments').rglob('*.py'))
+  for name in ('LICENSE', 'CITATION.cff', *recipes):
     files.append(File.generated(config, f'{FOLDER}/{name}', abs_src_path=str(ROOT / name)))
   return files
 

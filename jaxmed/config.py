@@ -6,132 +6,216 @@ from the chosen model and method.
 """
 
 import ast
+import difflib
 import importlib.util
 import math
 import pathlib
+import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from jaxmed.errors import UserError, choose
 
+RECIPES = 'experiments'  # a folder of the package in a wheel, and beside the package in a checkout
+SHIPPED = next((p for p in (pathlib.Path(__file__).parent / RECIPES, pathlib.Path(__file__).parents[1] / RECIPES)
+                if p.is_dir()), pathlib.Path(__file__).parent / RECIPES)
+
+
+class Key(NamedTuple):
+  """One key of a config: its default, which is also its type; what it means; the words that it takes, () for any."""
+
+  default: Any
+  meaning: str
+  choices: tuple[str, ...] = ()
+
+
+# Every key that each run has, by section; '' holds those of no section. `base`, the help of `jaxmed train` and the
+# reference come from here.
+SECTIONS: dict[str, dict[str, Key]] = {
+    '': {
+        'method': Key('mae', 'method by name; jaxmed list methods shows them'),
+        'model': Key('', 'encoder by family, size and patch: vit_small/16; empty: chosen from data and device'),
+        'data': Key('', 'corpus to train on; --data sets it'),
+        'seed': Key(0, 'seed of weights, order of records and augmentations'),
+        'steps': Key(0, 'length of the run in steps; 0: from epochs'),
+        'epochs': Key(0.0, 'length of the run in passes over the corpus; 0: from steps, or chosen'),
+        'batch_size': Key(0, 'records a step, over all devices; 0: chosen'),
+        'image_size': Key((), 'grid of the encoder, one number for a square; empty: from the records'),
+        'learning_rate': Key(0.0, 'peak learning rate for the whole batch; 0: the rate of the method for that batch'),
+        'checkpoint_every': Key(0, 'steps between checkpoints; 0: a tenth of the run, at least 100'),
+        'eval_every': Key(0, 'steps between evaluations; 0: a fifth of the run'),
+        'log_every': Key(10, 'steps between rows of metrics'),
+        'on_collapse': Key('warn', 'action when features collapse; rollback returns to the last healthy checkpoint at '
+                           'half the rate', ('warn', 'stop', 'rollback')),
+        'on_spike': Key('warn', 'action when the loss jumps; skip drops the update, rollback returns to the last '
+                        'checkpoint at half the rate', ('ignore', 'warn', 'skip', 'rollback')),
+        'evaluation': Key('', 'corpora to judge by, comma-separated; training records that they also hold are '
+                          'reported'),
+        'leak_encoder': Key('', 'run or file whose features find further leaks into the evaluation corpora'),
+        'on_leak': Key('warn', 'action when an evaluation corpus shares records with the training data',
+                       ('ignore', 'warn', 'stop')),
+        'init': Key('', 'run or file with the initial weights'),
+        'init_parts': Key('encoder', 'parts of init to load; all adds heads, teacher and state, target loads the '
+                          'teacher into the student too', ('encoder', 'all', 'target')),
+    },
+    'optimizer': {
+        'b1': Key(0.9, 'decay of the first moment; the momentum of lars and sgd'),
+        'b2': Key(0.999, 'decay of the second moment'),
+        'name': Key('adamw', 'update rule', ('adamw', 'lars', 'sgd')),
+        'weight_decay': Key(0.05, 'weight decay at the first step'),
+        'final_weight_decay': Key(-1.0, 'weight decay at the last step, reached by a cosine; negative: constant'),
+        'warmup_steps': Key(0, 'steps of linear warm-up; 0: from warmup_epochs, or a tenth of the run'),
+        'warmup_epochs': Key(0.0, 'warm-up in epochs; warmup_steps wins'),
+        'final_learning_rate': Key(0.0, 'learning rate at the last step, reached by a cosine'),
+        'layer_decay': Key(1.0, 'factor on the learning rate a layer below the top of the encoder'),
+        'patch_embed_scale': Key(1.0, 'factor on the learning rate of the patch embedding'),
+        'bias_scale': Key(1.0, 'factor on the learning rate of biases and norms'),
+        'clip': Key(0.0, 'largest gradient norm; 0: no limit'),
+        'clip_scope': Key('global', 'arrays that share one norm: all, those of a module, or each alone',
+                          ('global', 'module', 'tensor')),
+        'moments': Key('float32', 'stored type of the moments; bfloat16 halves their memory',
+                       ('float32', 'bfloat16')),
+        'offload': Key(False, "keep the moments in the host's memory between steps"),
+        'accumulate': Key(1, 'microbatches a step'),
+        'ema': Key(0.0, 'decay of an average of the weights; 0: no average'),
+    },
+    'augment': {
+        'scale': Key((0.2, 1.0), 'fraction of the area of a record that a crop covers, low and high'),
+        'ratio': Key((3 / 4, 4 / 3), 'aspect of a crop, low and high'),
+        'flip': Key((), 'probability of a flip along each axis; empty: 0.5 along the last axis'),
+        'rotate90': Key((0.0,), 'probability of quarter turns in the last two axes [1]'),
+        'rotate': Key(0.0, 'greatest angle of a rotation in the last two axes, in degrees'),
+        'brightness': Key(0.0, 'greatest shift of intensity, in standard deviations'),
+        'contrast': Key(0.0, 'greatest relative change of contrast'),
+        'jitter_probability': Key((1.0,), 'probability of brightness, contrast and color together [1]'),
+        'noise': Key(0.0, 'standard deviation of Gaussian noise'),
+        'color': Key((), 'greatest change of saturation, then of hue (half of it by default); RGB only'),
+        'grayscale': Key((0.0,), 'probability of gray; RGB only [1]'),
+        'stain': Key(0.0, 'greatest change of the stains of histology (HED-light: 0.05); RGB only'),
+        'gamma': Key(0.0, 'range of the exponent: 1 / (1 + gamma) to 1 + gamma'),
+        'gamma_probability': Key((1.0,), 'probability of gamma [1]'),
+        'bias': Key(0.0, 'largest coefficient of a smooth multiplicative field, as in MR'),
+        'bias_probability': Key((1.0,), 'probability of bias [1]'),
+        'blur': Key(0.0, 'largest standard deviation of a Gaussian blur, in pixels; the smallest is 0.1'),
+        'blur_probability': Key((0.5,), 'probability of blur [1]'),
+        'solarize': Key((0.0,), 'probability of inverting the intensities above the middle [1]'),
+        'views': Key(1, 'global views of a record; methods that compare views set it'),
+        'local_views': Key(0, 'local views of a record'),
+        'local_size': Key((), 'grid of a local view; empty: 3/7 of image_size'),
+        'local_scale': Key((0.05, 0.4), 'fraction of the area that a local view covers, low and high'),
+        'gram_size': Key((), 'grid of the views of a Gram teacher'),
+        'sample_sizes': Key((), 'sides of global views; each view of a batch draws its own'),
+        'sizes': Key((), 'sides of global views instead of image_size; each step draws one'),
+        'local_sizes': Key((), 'sides of local views, one for each of sizes'),
+        'gram_sizes': Key((), 'sides of the views of a Gram teacher, one for each of sizes'),
+        'size_shares': Key((), 'fraction of the steps for each of sizes; empty: equal'),
+        'size_starts': Key((), 'curriculum instead: fraction of the run where each of sizes begins, such as 0,0.5,0.8'),
+        'channel_sampling': Key('none', 'rule that draws the channels of a view; hcs draws for the batch, hcs_sample '
+                                'for each record, single draws one, diverse prefers unlike channels (DiChaViT)',
+                                ('none', 'hcs', 'hcs_sample', 'single', 'diverse')),
+        'channel_temperature': Key(0.1, 'temperature of diverse; a small one draws more unlike channels'),
+        'channel_views': Key('each', 'channels of the views of a record: each view draws, or all are shared',
+                             ('each', 'shared')),
+        'teacher_channels': Key('all', 'channels of a teacher whose student sees a sample', ('all', 'same')),
+    },
+    'loader': {
+        'split': Key('train', 'split to train on'),
+        'sources': Key('', 'sources to train on, comma-separated, from the column source; empty: all'),
+        'held_out': Key('', "records to leave out by column and value: 'site=A,B;subject=7'"),
+        'missing': Key('', "channels to remove from a fraction of the records: 'GM,WM=0.5'"),
+        'balance': Key('', 'column whose values are mixed by alpha or weights, such as modality, dataset, n_channels'),
+        'alpha': Key(1.0, 'share of a value is records^alpha; 1: as the records are, 0: equal'),
+        'weights': Key('', "shares of the values: 'CT=2,MR=1,*=1'; by fractions of the run: "
+                       "'0:CT=1,MR=1;0.5:CT=1,MR=3'"),
+        'schedule': Key('step', 'change of the weights between two fractions', ('step', 'linear')),
+        'subjects': Key('', 'balanced draws each subject equally often, not each record', ('', 'balanced')),
+        'label': Key('', 'column of labels, for probes and supervised training'),
+        'vocabulary': Key('', 'JSON file with aliases and features of channels'),
+        'unknown': Key('warn', 'action when the vocabulary lacks a channel', ('ignore', 'warn', 'error')),
+        'load_size': Key((), 'grid of a record before the crop; empty: up to 1.5 times image_size'),
+        'fit': Key('resize', 'way to bring a record to load_size', ('resize', 'crop')),
+        'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
+                         'percentile[:LOW:HIGH], full range of the type, or none'),
+        'threads': Key(2, 'threads that read records, in each process'),
+    },
+    # Number of devices along each axis. One axis may be 0 and takes the devices that are left; with data=0 and fsdp=0
+    # the size of the model decides.
+    'mesh': {
+        'replica': Key(1, 'copies of the whole mesh, as over slices of TPUs'),
+        'data': Key(0, 'devices that share the batch; 0: the devices that are left'),
+        'fsdp': Key(1, 'devices that share batch and weights; 0 with data=0: chosen from the size of the model'),
+        'sequence': Key(1, 'devices that share the tokens of an image'),
+        'tensor': Key(1, 'devices that share heads and widths'),
+    },
+    'checkpoint': {
+        'minutes': Key(0.0, 'longest time between checkpoints, in minutes; 0: no limit'),
+        'keep': Key(2, 'number of latest checkpoints to keep'),
+        'keep_every': Key(0, 'steps whose multiples are kept for ever; 0: none'),
+        'best': Key('loss', 'metric whose best checkpoint is kept'),
+        'best_mode': Key('min', 'direction of that metric', ('min', 'max')),
+    },
+    'watchdog': {
+        'minutes': Key(0.0, 'longest time of a step, in minutes; 0: chosen from the steps, negative: no watchdog'),
+    },
+}
+# Sections whose keys come from the chosen model and method.
+OPEN = {'encoder': 'options of the model: jaxmed list models NAME', 'objective': 'options of the method: '
+        'jaxmed list methods NAME'}
+NOTES = {'1': 'one number, or three: for the first global view, the other global views, the local views'}
+CHOICES = {f'{section}.{name}' if section else name: key.choices
+           for section, keys in SECTIONS.items() for name, key in keys.items() if key.choices}
+
 
 def base() -> ConfigDict:
   """The keys that every run has, with their defaults."""
-  return ConfigDict({
-      'method': 'mae',
-      'model': '',
-      'data': '',
-      'seed': 0,
-      'steps': 0,  # or epochs
-      'epochs': 0.0,
-      'batch_size': 0,  # global
-      'image_size': (),  # one number means a square
-      'learning_rate': 0.0,  # peak, for the whole batch
-      'checkpoint_every': 0,  # steps
-      'eval_every': 0,  # steps; probes on the labelled splits, where loader.label is set
-      'log_every': 10,
-      'on_collapse': 'warn',  # 'warn' | 'stop' | 'rollback' (to the last healthy checkpoint, at half the rate)
-      'on_spike': 'warn',  # of the loss: 'ignore' | 'warn' | 'skip' (that update) | 'rollback' (at half the rate)
-      'evaluation': '',  # corpora to judge by, comma-separated: records to train on that they hold too are told
-      'leak_encoder': '',  # a run or file whose features find leaks too that files, subjects and hashes do not show
-      'on_leak': 'warn',  # 'ignore' | 'warn' | 'stop', where there are such records
-      'init': '',  # a run or file whose weights training starts from
-      'init_parts': 'encoder',  # | 'all' (heads, teacher and state too) | 'target' (all, the student from the teacher)
-      'encoder': {},
-      'objective': {},
-      'optimizer': {
-          'b1': 0.9,
-          'b2': 0.999,
-          'name': 'adamw',  # 'adamw' | 'lars' | 'sgd'
-          'weight_decay': 0.05,
-          'final_weight_decay': -1.0,  # at the end of a cosine; negative: the same
-          'warmup_steps': 0,  # 10 % of the steps
-          'warmup_epochs': 0.0,  # instead of warmup_steps
-          'final_learning_rate': 0.0,
-          'layer_decay': 1.0,
-          'patch_embed_scale': 1.0,  # factor on its learning rate
-          'bias_scale': 1.0,  # factor on the learning rate of biases and norms
-          'clip': 0.0,  # largest gradient norm, 0 for none
-          'clip_scope': 'global',  # 'global' | 'module' | 'tensor'
-          'moments': 'float32',  # | 'bfloat16'
-          'offload': False,  # keep the moments in the host's memory between steps
-          'accumulate': 1,  # microbatches a step
-          'ema': 0.0,  # decay of an average of the weights, 0 for none
-      },
-      'augment': {
-          'scale': (0.2, 1.0),  # share of the area that a crop covers
-          'ratio': (3 / 4, 4 / 3),
-          'flip': (),  # probability an axis; last axis only by default
-          'rotate90': (0.0,),  # probability of quarter turns in the last two axes [1]
-          'rotate': 0.0,  # greatest angle in the plane of the last two axes, in degrees
-          'brightness': 0.0,  # additive, in standard deviations
-          'contrast': 0.0,  # multiplicative, +- this share
-          'jitter_probability': (1.0,),  # of brightness, contrast and color together [1]
-          'noise': 0.0,  # standard deviation of Gaussian noise
-          'color': (),  # RGB only: greatest change of saturation, and of hue (half of it by default)
-          'grayscale': (0.0,),  # RGB only: probability [1]
-          'stain': 0.0,  # RGB only: greatest change of the stains of histology; HED-light is 0.05
-          'gamma': 0.0,  # exponents between 1 / (1 + gamma) and 1 + gamma
-          'gamma_probability': (1.0,),  # [1]
-          'bias': 0.0,  # largest coefficient of a smooth multiplicative field (MR)
-          'bias_probability': (1.0,),  # [1]
-          'blur': 0.0,  # largest standard deviation of a Gaussian blur, in pixels; the smallest is 0.1
-          'blur_probability': (0.5,),  # [1]
-          'solarize': (0.0,),  # probability of inverting what is above the middle [1]
-          # [1] one number, or three: for the first global view, the other global ones, the local ones
-          'views': 1,  # global views of an image; methods that compare views set it
-          'local_views': 0,  # small views that go with them
-          'local_size': (),  # their grid; 3/7 of image_size by default
-          'local_scale': (0.05, 0.4),
-          'gram_size': (),  # grid of the views of a Gram teacher
-          'sample_sizes': (),  # sides of global views, of which each view of a batch has its own
-          'sizes': (),  # instead of image_size: sides of global views, of which each step sees one
-          'local_sizes': (),  # sides of the local views that go with each of them
-          'gram_sizes': (),  # and of those of a Gram teacher
-          'size_shares': (),  # shares of the steps; () for equal ones
-          'size_starts': (),  # or a curriculum: the fraction of the run where each size begins, (0, 0.5, 0.8)
-          'channel_sampling': 'none',  # 'none' | 'hcs' | 'hcs_sample' (each sample its own) | 'diverse' (DiChaViT)
-          'channel_temperature': 0.1,  # of 'diverse': the smaller, the more unlike are the channels drawn together
-          'channel_views': 'each',  # which channels views show: 'each' its own, or 'shared'
-          'teacher_channels': 'all',  # 'all' | 'same': what a teacher sees where a student sees a sample
-      },
-      'loader': {
-          'split': 'train',
-          'sources': '',  # train on the records of these alone, comma-separated (column `source` of the manifest)
-          'held_out': '',  # train on all but 'site=A,B;subject=7'
-          'missing': '',  # channels that a share of the records shall lack in training: 'GM,WM=0.5'
-          'balance': '',  # mix values of a column of the manifest: modality, dataset (of data='A,B'), n_channels, ...
-          'alpha': 1.0,  # shares in proportion to records^alpha: 1 as they are, 0 all alike
-          'weights': '',  # shares instead: 'CT=2,MR=1,*=1'; by fractions of the run '0:CT=1,MR=1;0.5:CT=1,MR=3'
-          'schedule': 'step',  # 'step' | 'linear': how weights get from one fraction to the next
-          'subjects': '',  # 'balanced': subjects alike, not records
-          'label': '',
-          'vocabulary': '',  # JSON of other names for channels and what else is known of them, see data/vocabulary.py
-          'unknown': 'warn',  # of channels that the vocabulary does not name: 'ignore' | 'warn' | 'error'
-          'load_size': (),  # what a record is fitted to before the crop
-          'fit': 'resize',  # 'resize' | 'crop'
-          'normalize': 'corpus',  # 'corpus' | 'image' | 'none' | 'window:LOW:HIGH' | 'percentile[:LOW:HIGH]' | 'full'
-          'threads': 2,
-      },
-      # 0: what is left of the devices; data=0 fsdp=0 together: the model decides
-      'mesh': {'replica': 1, 'data': 0, 'fsdp': 1, 'sequence': 1, 'tensor': 1},
-      'checkpoint': {
-          'minutes': 0.0,  # save also when so many have passed since the last one, 0 for never
-          'keep': 2,  # of the latest
-          'keep_every': 0,  # those of multiples of so many steps stay for ever, 0 for none
-          'best': 'loss',  # the metric whose best one stays too
-          'best_mode': 'min',
-      },
-      'watchdog': {'minutes': 0.0},  # the longest that a step may take; 0: chosen from the steps; negative: unwatched
-  })
+  values: dict[str, Any] = {name: key.default for name, key in SECTIONS[''].items()}
+  values |= {name: {} for name in OPEN}
+  return ConfigDict(values | {section: {name: key.default for name, key in keys.items()}
+                              for section, keys in SECTIONS.items() if section})
+
+
+def kind(default: Any) -> str:
+  """The type of a key in words, from its default."""
+  return 'numbers' if isinstance(default, tuple) else _KINDS[type(default)]
+
+
+def shown(default: Any) -> str:
+  """A default as a user writes it."""
+  if isinstance(default, tuple):
+    return ','.join(f'{n:.4g}' if isinstance(n, float) else str(n) for n in default) or '()'
+  if isinstance(default, float):
+    return f'{default:.6g}'
+  return default or "''" if isinstance(default, str) else str(default)
+
+
+def about(width: int = 100, column: int = 27) -> str:
+  """Every key by section with default, type, meaning and choices, as `jaxmed train --help` prints it."""
+  lines = ['keys and defaults:']
+  for section, keys in SECTIONS.items():
+    lines += ['', f'  {section}.*'] if section else []
+    for name, key in keys.items():
+      choices = f' ({" | ".join(c or repr(c) for c in key.choices)})' if key.choices else ''
+      lines += entry(f'  {name}={shown(key.default)}', f'{kind(key.default)}: {key.meaning}{choices}', width, column)
+  lines.append('')
+  for section, meaning in OPEN.items():
+    lines += entry(f'  {section}.*', meaning, width, column)
+  return '\n'.join([*lines, '', *(f'  [{mark}] {text}' for mark, text in NOTES.items())])
+
+
+def entry(head: str, text: str, width: int, column: int) -> list[str]:
+  """A name and a text in two columns; the text begins a line later where the name is too long."""
+  wrapped = textwrap.wrap(text, width - column, break_on_hyphens=False) or ['']
+  rest = [' ' * column + line for line in wrapped]
+  return [head, *rest] if len(head) > column - 2 else [f'{head:{column}}{wrapped[0]}', *rest[1:]]
 
 
 def load_file(path: str) -> dict[str, Any]:
   """Runs a config file and returns what its `get_config()` sets, as a nested dict.
 
-  'FILE.py:VARIANT' calls get_config('VARIANT'), as ml_collections' config flags do; the file lists its VARIANTS.
+  'FILE.py:VARIANT' calls get_config('VARIANT'), as ml_collections' config flags do; the file lists its VARIANTS. A file
+  in the working directory wins over a recipe of that name which comes with jaxmed.
   """
   module, variant = _module(path)
   arguments = [variant] if variant else []
@@ -144,6 +228,30 @@ def load_file(path: str) -> dict[str, Any]:
   return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
 
 
+def recipes() -> dict[str, pathlib.Path]:
+  """The recipes that come with jaxmed and those of the working directory, by the name that `load_file` takes."""
+  places = (SHIPPED.parent, pathlib.Path())
+  return {p.relative_to(place).as_posix(): p for place in places for p in sorted((place / RECIPES).rglob('*.py'))}
+
+
+def find(name: str) -> pathlib.Path:
+  """The file of a config by its path, or the recipe of that name.
+
+  Raises:
+    UserError: there is none; names the nearest recipe.
+  """
+  file = pathlib.Path(name)
+  if file.is_file():
+    return file
+  known = recipes()
+  found = known.get(file.as_posix())
+  if found is None:
+    near = difflib.get_close_matches(file.as_posix(), known, n=3, cutoff=0.7)
+    hint = f'; recipes near it: {", ".join(near)}' if near else '; jaxmed list recipes shows those that there are'
+    raise UserError(f'config file {name} does not exist{hint}')
+  return found
+
+
 def variants(path: str) -> tuple[str, ...]:
   """The variants that a config file offers, () for none."""
   return tuple(getattr(_module(path)[0], 'VARIANTS', ()))
@@ -152,9 +260,7 @@ def variants(path: str) -> tuple[str, ...]:
 def _module(path: str) -> tuple[Any, str]:
   """'FILE.py:VARIANT' -> the module that the file makes and the variant, which it must list ('' for none)."""
   name, colon, variant = (path, '', '') if pathlib.Path(path).is_file() else path.partition(':')
-  file = pathlib.Path(name)
-  if not file.is_file():
-    raise UserError(f'config file {name} does not exist')
+  file = find(name)
   spec = importlib.util.spec_from_file_location('jaxmed_experiment', file)
   if spec is None or spec.loader is None:
     raise UserError(f'config file {name} is not a Python file')

@@ -225,6 +225,25 @@ def test_list_names_what_can_be_chosen(ok):
   assert all(got['formats'].values())
 
 
+def test_list_one_kind_or_one_name(ok, fails, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert set(json.loads(ok('list', 'recipes', '--json')[0])) == {'recipes'}
+  text = ok('list', 'recipes')[0]
+  assert 'experiments/mae.py' in text and '[:published :laptop]' in text
+  mae = json.loads(ok('list', 'methods', 'mae', '--json')[0])
+  assert mae['options']['mask_ratio'] == {'default': 0.75, 'meaning': "share of a sample's tokens that is hidden",
+                                          'choices': []}
+  assert 'mask_ratio=0.75' in ok('list', 'methods', 'mae')[0]
+  small = json.loads(ok('list', 'models', 'vit_small/16', '--json')[0])['options']
+  assert small['embed_dim']['default'] == 384 and 'rope' in small['pos']['choices']
+  assert json.loads(ok('list', 'models', 'resnet', '--json')[0])['options']
+  assert 'VARIANTS' not in ok('list', 'recipes', 'experiments/mae.py')[0]
+  fails(['list', 'method'], "'method'", "'methods'")
+  fails(['list', 'methods', 'mea'], "'mea'", "'mae'")
+  fails(['list', 'models', 'vit_smal'], "'vit_smal'", "'vit_small'")
+  fails(['list', 'formats', 'timm'], 'leave', 'timm')
+
+
 def test_as_a_process():
   """`python -m jaxmed`: nothing on stdout but the JSON; help does not wait for JAX."""
   go = lambda *argv: subprocess.run([sys.executable, *argv], capture_output=True, text=True)
@@ -232,8 +251,9 @@ def test_as_a_process():
   assert (bad.returncode, bad.stdout) == (2, '')
   assert bad.stderr == "jaxmed: unknown command 'trian': did you mean 'train'?\n"
   code = ('import sys\nfrom jaxmed.cli import main\n'
-          'try:\n  main(["train", "--help"])\nfinally:\n  print("jax" in sys.modules)')
-  assert go('-c', code).stdout.endswith('False\n')
+          'try:\n  main(sys.argv[1:])\nfinally:\n  print([m for m in ("jax", "numpy", "matplotlib") if m in sys.modules])')
+  for argv in (['--help'], *([verb, '--help'] for verb in ('train', 'prepare', 'launch', 'list'))):
+    assert go('-c', code, *argv).stdout.endswith('[]\n'), argv
 
 
 def test_a_reader_that_goes_away():
@@ -418,19 +438,16 @@ def test_nothing_to_replace(run, ok, fails):
 
 
 def test_a_defect_is_no_mistake_of_the_user(monkeypatch):
-  from jaxmed import verbs
-  monkeypatch.setattr(verbs, 'list_', lambda args: 1 / 0)
+  monkeypatch.setattr(cli.list_, 'run', lambda args: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     cli.main(['list'])
 
 
 def test_ctrl_c(monkeypatch, capsys):
-  from jaxmed import verbs
-
   def interrupted(args):
     signal.raise_signal(signal.SIGINT)
 
-  monkeypatch.setattr(verbs, 'list_', interrupted)
+  monkeypatch.setattr(cli.list_, 'run', interrupted)
   before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
   try:
     assert cli.main(['list']) == 75

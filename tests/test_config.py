@@ -1,12 +1,17 @@
 """Configs: types, unknown keys, overrides, files, and the copy that is saved beside a run."""
 
 import json
+import pathlib
 
 import pytest
 
 from jaxmed import config as c
+from jaxmed.augment import channels, views
+from jaxmed.data.feed import pipeline, sampling
 from jaxmed.errors import UserError
+from jaxmed.train import optimizer
 from jaxmed.train.build import setup
+from jaxmed.train.monitor import spikes, watch
 
 
 def fails(words, f, *args):
@@ -101,6 +106,38 @@ def test_flat_has_every_key_once():
           'eval_every'} <= set(flat)  # words that scripts rely on
 
 
+def test_choices_are_those_of_the_code():
+  """The table names what each room accepts."""
+  code = {
+      'on_collapse': watch.ACTIONS, 'on_spike': spikes.ACTIONS, 'loader.fit': pipeline.FITS,
+      'optimizer.name': optimizer.NAMES, 'optimizer.clip_scope': optimizer.CLIP_SCOPES,
+      'optimizer.moments': optimizer.MOMENTS, 'loader.schedule': sampling.SCHEDULES,
+      'loader.subjects': sampling.SUBJECTS, 'augment.channel_sampling': channels.CHANNEL_SAMPLING,
+      'augment.channel_views': views.CHANNEL_VIEWS, 'augment.teacher_channels': views.TEACHER_CHANNELS}
+  for key, values in code.items():
+    assert sorted(c.CHOICES[key]) == sorted(values), key
+  flat = c.flat(c.base())
+  assert all(flat[key] in choices for key, choices in c.CHOICES.items())
+
+
+def test_every_key_is_explained():
+  text = c.about()
+  assert max(map(len, text.split('\n'))) <= 100
+  words = ' '.join(text.split())
+  for section, keys in c.SECTIONS.items():
+    assert not section or f' {section}.* ' in words
+    for name, key in keys.items():
+      assert f' {name}={c.shown(key.default)} {c.kind(key.default)}: {key.meaning}' in words, name
+      assert key.meaning and not key.meaning.endswith('.'), name
+  assert len(c.flat(c.base())) == sum(map(len, c.SECTIONS.values()))
+
+
+@pytest.mark.parametrize('default, expected', [
+    ((), '()'), ((3 / 4, 4 / 3), '0.75,1.333'), ('', "''"), ('mae', 'mae'), (0, '0'), (False, 'False')])
+def test_a_default_as_it_is_written(default, expected):
+  assert c.shown(default) == expected
+
+
 @pytest.mark.parametrize('text, expected', [
     (None, ['does not exist']),
     ('def get_config(:', ['SyntaxError']),
@@ -146,6 +183,19 @@ def test_variants_of_a_file(tmp_path):
   fails(['variant', 'recipe.py', "'lptop'", "'laptop'"], c.load_file, f'{path}:lptop')
   fails(["''", 'laptop, published'], c.load_file, f'{path}:')
   fails(['other.py', 'does not exist'], c.load_file, f'{tmp_path}/other.py:laptop')
+
+
+def test_a_recipe_by_its_name(tmp_path, monkeypatch):
+  """Outside of the repository too; a file of that name in the working directory wins."""
+  monkeypatch.chdir(tmp_path)
+  assert c.load_file('experiments/mae.py:laptop')['method'] == 'mae'
+  assert 'experiments/channel_vit/all_channels.py' in c.recipes()
+  fails(['experiments/mea.py does not exist', 'experiments/mae.py'], c.load_file, 'experiments/mea.py')
+  fails(['nothing.py does not exist', 'jaxmed list recipes'], c.load_file, 'nothing.py')
+  (tmp_path / 'experiments').mkdir()
+  (tmp_path / 'experiments' / 'mae.py').write_text('def get_config():\n  return {"steps": 7}')
+  assert c.load_file('experiments/mae.py') == {'steps': 7}
+  assert c.recipes()['experiments/mae.py'] == pathlib.Path('experiments/mae.py')
 
 
 def test_a_file_without_variants(tmp_path):
@@ -235,6 +285,8 @@ def test_wanted_colours_need_stored_ones(normalize, kept):
     ({'method': 'supervised'}, ['supervised', 'loader.label']),
     ({'checkpoint': {'keep': 0}}, ['checkpoint.keep']),
     ({'checkpoint': {'best_mode': 'minn'}}, ["'minn'", "'min'"]),
+    ({'init_parts': 'al'}, ["'al'", "'all'"]),
+    ({'on_leak': 'halt'}, ['on_leak', 'ignore, stop, warn']),
 ])
 def test_resolve_refuses(user, expected):
   resolve = lambda: setup.build(setup.resolve(user, spec()), spec())

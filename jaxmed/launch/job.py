@@ -91,7 +91,7 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
   """
   words = list(words)
   if here:
-    if words and '=' not in words[0]:
+    if words and '=' not in words[0] and words[0].partition(':')[0] not in _shipped():
       words[0] = os.path.abspath(words[0])
     data, out = ','.join(map(_absolute, data.split(','))), os.path.abspath(out)
     cache = os.path.abspath(options.cache) if options.cache else ''
@@ -106,6 +106,11 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
     words[0] = copy + colon + variant
   return Job(tuple(words), data, out.rstrip('/'), options.python or python or sys.executable, os.getcwd(),
              place(out, here), cache, options.env, options.restarts if options.restarts >= 0 else restarts, copied)
+
+
+def _shipped() -> set[str]:
+  """Names of recipes that no file of the working directory hides: every process finds them by name."""
+  return {name for name in config.recipes() if not os.path.isfile(name)}
 
 
 def place(out: str, here: bool) -> pathlib.Path:

@@ -15,7 +15,7 @@ def _option(default: Any, text: str, metavar: str = '', least: int | None = None
       'help': text, 'metavar': metavar, 'least': least, 'pattern': pattern})
 
 
-_SETUP = "shell line that runs first, such as 'module load cuda'; may be repeated"
+_SETUP = "shell line to run first, such as 'module load cuda'; may be repeated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Common:
   cache: str = _option('', 'folder of compiled programs that all processes share', 'DIR')
   env: tuple[str, ...] = _option((), 'variable of every process; may be repeated', 'NAME=VALUE',
                                  pattern=r'[A-Za-z_][A-Za-z0-9_]*=.*')
-  restarts: int = _option(-1, 'starts again after exit code 75 (local 0 times by default, elsewhere 100)', 'K', least=0)
-  python: str = _option('', 'interpreter that has jaxmed; this one, or python3 in containers and on VMs', 'PATH')
+  restarts: int = _option(-1, 'restarts after exit code 75 at most; default: local 0, others 100', 'K', least=0)
+  python: str = _option('', 'Python that has jaxmed; default: this one, python3 in containers and on VMs', 'PATH')
 
 
 @dataclasses.dataclass(frozen=True)
 class Local(Common):
   """Processes on this machine."""
 
-  processes: int = _option(1, 'how many', 'N', least=1)
-  gpus: int = _option(0, 'GPUs of a process or pod (local: all are shared out by default)', 'G', least=0)
-  grace: int = _option(60, 'seconds that processes get to save and end (local 60, jobset 120)', 'SECONDS', least=1)
+  processes: int = _option(1, 'number of processes', 'N', least=1)
+  gpus: int = _option(0, 'GPUs of a process or pod; default of local: all, in equal shares', 'G', least=0)
+  grace: int = _option(60, 'seconds for processes to save and end; default: local 60, jobset 120', 'SECONDS', least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Slurm(Common):
   nodes: int = _option(1, 'machines (slurm), or pods without TPU (jobset)', 'N', least=1)
   tasks_per_node: int = _option(1, 'processes on each machine', 'T', least=1)
   gpus_per_task: int = _option(0, 'GPUs of a process', 'G', least=0)
-  cpus_per_task: int = _option(0, "CPU cores of a process; SLURM's default is 1", 'C', least=1)
+  cpus_per_task: int = _option(0, "CPU cores of a process; default: 1", 'C', least=1)
   mem: str = _option('', 'memory of each machine or pod (64G for slurm, 64Gi for jobset)', '64G', pattern=r'\d+[KMGT]?')
   time: str = _option('', 'time limit', 'D-HH:MM:SS', pattern=r'\d+(:\d{1,2}(:\d{1,2})?)?|\d+-\d{1,2}(:\d{1,2}){0,2}')
-  lead: int = _option(120, 'seconds before the time limit that SIGUSR1 comes', 'SECONDS', least=1)
+  lead: int = _option(120, 'seconds between SIGUSR1 and the time limit', 'SECONDS', least=1)
   partition: str = _option('', 'partition', 'NAME')
   account: str = _option('', 'account', 'NAME')
   qos: str = _option('', 'quality of service', 'NAME')
@@ -56,20 +56,20 @@ class Slurm(Common):
                                     'OPTION', pattern=r'-.*')
   setup: tuple[str, ...] = _option((), _SETUP, 'LINE')
   container: str = _option('', 'image: FILE.sif runs in Apptainer, any other in Enroot (pyxis)', 'IMAGE')
-  mount: tuple[str, ...] = _option((), 'another folder that the container sees; may be repeated', 'DIR[:DIR]')
+  mount: tuple[str, ...] = _option((), 'folder to mount in the container; may be repeated', 'DIR[:DIR]')
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuVm(Common):
   """A Cloud TPU slice as a queued resource."""
 
-  accelerator: str = _option('', 'type and size', 'v5litepod-16', pattern=r'v[0-9a-z]+-\d+')
-  zone: str = _option('', 'zone that has them', 'ZONE')
-  project: str = _option('', "project; gcloud's by default", 'PROJECT')
-  runtime: str = _option('', 'software version of the VMs; by the type', 'VERSION')
-  spot: bool = _option(False, 'cheaper machines that may be taken away at any moment')
+  accelerator: str = _option('', 'type and size of the slice', 'v5litepod-16', pattern=r'v[0-9a-z]+-\d+')
+  zone: str = _option('', 'zone of the slice', 'ZONE')
+  project: str = _option('', "project; default: that of gcloud", 'PROJECT')
+  runtime: str = _option('', 'software version of the VMs; default: by accelerator', 'VERSION')
+  spot: bool = _option(False, 'cheaper machines that can be preempted')
   reserved: bool = _option(False, 'machines of a reservation')
-  keep: bool = _option(False, 'leave the machines (and their bill) running at the end')
+  keep: bool = _option(False, 'keep the machines, and their bill, at the end')
   setup: tuple[str, ...] = _option((), _SETUP, 'LINE')
 
 
@@ -80,7 +80,7 @@ class JobSet(Common):
   image: str = _option('', 'container image that has jaxmed', 'IMAGE')
   tpu: str = _option('', 'gke-tpu-accelerator of the nodes', 'tpu-v6e-slice')
   topology: str = _option('', 'gke-tpu-topology of a slice', '4x4', pattern=r'\d+x\d+(x\d+)?')
-  chips_per_node: int = _option(0, 'chips of a node; by type and topology', 'N', least=1)
+  chips_per_node: int = _option(0, 'chips of a node; default: by type and topology', 'N', least=1)
   slices: int = _option(1, 'TPU slices', 'N', least=1)
   nodes: int = _option(1, 'pods without TPU, one on each node', 'N', least=1)
   gpus: int = _option(0, 'GPUs of a process or pod', 'G', least=0)
@@ -94,8 +94,8 @@ class JobSet(Common):
                                    pattern=r'[a-z0-9.-]+:/.+')
   bucket: tuple[str, ...] = _option((), 'Cloud Storage bucket (GCS FUSE), mounted at a folder; may be repeated',
                                     'NAME:/DIR', pattern=r'[a-z0-9._-]+:/.+')
-  spot: bool = _option(False, 'nodes that may be taken away at any moment')
-  grace: int = _option(120, 'seconds that processes get to save and end', 'SECONDS', least=1)
+  spot: bool = _option(False, 'cheaper nodes that can be preempted')
+  grace: int = _option(120, 'seconds for processes to save and end', 'SECONDS', least=1)
   setup: tuple[str, ...] = _option((), _SETUP, 'LINE')
 
 

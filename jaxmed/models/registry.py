@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caformer', metaformer), ('pvt_v2', pvt)):
   MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
 
-_CHOICES = {
+CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
     'dtype': ('float32', 'bfloat16'),
     'kernel_init': ('trunc_normal', 'xavier_uniform', 'xavier_qkv'), 'pos_interpolation': ('antialias', 'offset'),
@@ -55,9 +55,12 @@ def list_models() -> list[str]:
 def default_options(name: str) -> dict[str, Any]:
   """The fields of the named model that a config may set, with their defaults for that size."""
   family, sizes, _ = _split(name)
-  fields = {f.name: f.default for f in dataclasses.fields(FAMILIES[family])
-            if f.name not in FILLED}
-  return fields | sizes
+  return family_options(family) | sizes
+
+
+def family_options(family: str) -> dict[str, Any]:
+  """The same of a family, with the defaults of its class."""
+  return {f.name: f.default for f in dataclasses.fields(FAMILIES[family]) if f.name not in FILLED}
 
 
 def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels: int = 3,
@@ -79,8 +82,8 @@ def create_model(name: str, image_size: int | tuple[int, ...] = 224, in_channels
   fields = default_options(name)
   for key, value in options.items():
     choose('model option', key, fields)
-    if key in _CHOICES:
-      choose(key, value, _CHOICES[key])
+    if key in CHOICES:
+      choose(key, value, CHOICES[key])
     fields[key] = tuple(value) if isinstance(value, list) else value
   if patch and fields['embed_dim'] % fields['num_heads']:
     raise UserError(f'num_heads {fields["num_heads"]} does not divide embed_dim {fields["embed_dim"]}')

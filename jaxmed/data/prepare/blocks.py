@@ -155,7 +155,7 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
         raise ValueError('holds no image')
       if rows and not digest and record is None:
         digest = rows.hexdigest()
-      elif rows and not digest and size + record['image'].nbytes > HELD_BYTES:  # the hash is needed before the end
+      elif rows and not digest and record and size + record['image'].nbytes > HELD_BYTES:  # needed before the end
         digest = sha256(item)
     except UserError:
       raise

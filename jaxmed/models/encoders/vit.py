@@ -25,6 +25,15 @@ class ViT(EncoderDefaults, nn.Module):
     image_size: native size, (H, W), (D, H, W) or (T, H, W); its rank is the rank of every input.
     patch_size: same rank; need not be the same along each axis.
     in_channels: channels of the input, in one fixed order.
+    embed_dim, depth, num_heads: width, blocks and attention heads.
+    mlp_ratio: width of the MLP over embed_dim.
+    mlp: 'gelu' or 'swiglu'.
+    qkv_bias: whether queries, keys and values have biases.
+    class_token: whether there is a class token.
+    drop_path: probability of leaving out a residual branch, rising linearly to the last block.
+    rope_base: base of the rotary frequencies.
+    kernel_init: initial weights of linear layers.
+    remat: what the backward pass computes again: 'none' or a policy, to save memory.
     num_registers, no_embed_class: as timm's `reg_tokens` and `no_embed_class`.
     layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
     pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.

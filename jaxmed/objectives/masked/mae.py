@@ -74,8 +74,8 @@ class MAE(Method):
     class_weight: w, the weight of a loss of classes beside those two, which have 1 - w; needs loader.label. class_loss,
       class_temperature: see `ClassHead`. feature: what it reads, 'cls' or 'mean' of the tokens shown.
     num_classes: filled in from the data.
-    channel_diversity, token_diversity and what follows: as of `Supervised`; the second one of tokens that are shown
-      with all others.
+    channel_diversity, token_diversity, diversity_temperature, same_channel, other_channels: as of `Supervised`; the
+      second one of tokens that are shown with all others.
   """
 
   encoder: Encoder

@@ -21,13 +21,11 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.data.corpus import joint, vocabulary
 from jaxmed.data.corpus.vocabulary import Vocabulary
 from jaxmed.data.feed import lacking, sampling
-from jaxmed.data.feed.pipeline import FITS
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.build import view_sizes
-from jaxmed.train.monitor import spikes, watch
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
@@ -37,10 +35,9 @@ CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
              'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak')
-INIT_PARTS = ('encoder', 'all', 'target')  # what `init` gives
 NO_VOCABULARY = Vocabulary()
-UNKNOWN = ('ignore', 'warn', 'error')
-ON_LEAK = ('ignore', 'warn', 'stop')
+UNKNOWN = config_lib.CHOICES['loader.unknown']
+ON_LEAK = config_lib.CHOICES['on_leak']
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 # Keys that runs of earlier versions lack, whose defaults do what those did.
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'checkpoint.minutes', 'checkpoint.keep_every',
@@ -137,13 +134,9 @@ def check_values(config: ConfigDict) -> None:
       wanted = f'at least {low}' if math.isinf(high) else f'between {low} and {round(high, 6)}'
       raise UserError(f'{key} must be {wanted}, not {values[key]}')
   intensity.parse_mode(config.loader.normalize)
-  choose('on_collapse', config.on_collapse, watch.ACTIONS)
-  choose('on_spike', config.on_spike, spikes.ACTIONS)
-  choose('init_parts', config.init_parts, INIT_PARTS)
-  choose('on_leak', config.on_leak, ON_LEAK)
-  choose('loader.fit', config.loader.fit, FITS)
+  for key, choices in config_lib.CHOICES.items():
+    choose(key, values[key], choices)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
-  choose('checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
   size = config.loader.load_size
   config.loader.load_size = size * len(config.image_size) if len(size) == 1 else size
   rank = len(config.image_size)

@@ -1,0 +1,36 @@
+"""What several verbs share: types of options, options of an encoder, channels that it was not trained on."""
+
+import argparse
+import sys
+from typing import Any
+
+
+def positive(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise ValueError
+  return value
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+  return tuple(n.strip() for n in text.split(',')) if text else None
+
+
+def which(p: argparse.ArgumentParser) -> None:
+  p.add_argument('path', metavar='RUN|FILE', help='run directory or exported file')
+  p.add_argument('--checkpoint', default='latest', help='checkpoint of a run: latest, best or a step; default latest')
+
+
+def unseen(p: argparse.ArgumentParser) -> None:
+  p.add_argument('--unseen', choices=('error', 'allow'), default='error', help='action when the encoder was not '
+                 'trained on a channel; allow takes the hash of its name, or the mean of a table; default error')
+
+
+def for_channels(encoder: Any, args: argparse.Namespace, source: Any) -> Any:
+  """The encoder for the channels of a source, also those that it was not trained on if --unseen=allow."""
+  if args.unseen == 'error':
+    return encoder
+  fresh = [name for name in source.channels if name not in encoder.ids]
+  if fresh:
+    print(f'jaxmed: {args.path} was not trained on {", ".join(fresh)}', file=sys.stderr)
+  return encoder.extended({name: source.stats[name] for name in fresh})

@@ -1,0 +1,48 @@
+"""`jaxmed export`: an encoder for PyTorch."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from jaxmed import files
+from jaxmed.cli.common import which
+from jaxmed.errors import choose
+
+DOES = 'write the encoder for PyTorch'
+EXAMPLE = 'jaxmed export run --format timm --out encoder.safetensors'
+EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export` accepts
+
+
+def options(p: argparse.ArgumentParser) -> None:
+  which(p)
+  p.add_argument('--format', required=True, help='weight format: timm, channelvit or jaxmed')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the encoder for PyTorch, reads it back, compares, and writes the card."""
+  import jax
+
+  from jaxmed.interop import verify
+  from jaxmed.interop import weight_formats as layouts
+  from jaxmed.train.build.rundir import load
+  choose('format', args.format, layouts.FORMATS)
+  encoder = load(args.path, args.checkpoint)
+  model = encoder.model
+  info = encoder.described
+  layouts.export_file(args.out, args.format, model, encoder.params, info)
+  image = jax.random.normal(jax.random.key(0), (2, *model.image_size, model.in_channels))
+  difference = verify.verify_export(args.out, model, encoder.params, image)
+  if not difference <= EXPORT_TOLERANCE:
+    pathlib.Path(args.out).unlink()
+    raise RuntimeError(f'{args.out} did not give the features of the model back: largest difference {difference}')
+  run = pathlib.Path(args.path)
+  read = lambda name: files.read_json(run / name) if run.is_dir() and (run / name).exists() else None
+  result = read('evaluation.json')
+  card = pathlib.Path(args.out).with_suffix('.md')
+  files.write_text(card, verify.model_card(
+      args.format, model, info, file=pathlib.Path(args.out).name, title=f'{info.get("model", "encoder")} by jaxmed',
+      config=read('config.json'), data=(read('data.json') or {}).get('summary'),
+      metrics=result['rows'] if result else (), difference=difference))
+  return {'json': {'out': args.out, 'card': str(card), 'format': args.format, 'difference': difference},
+          'text': f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}\ncard: {card}'}

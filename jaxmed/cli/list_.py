@@ -1,0 +1,139 @@
+"""`jaxmed list`: names that a config or a command can take, and the options behind them."""
+
+import argparse
+import ast
+import pathlib
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from jaxmed.errors import UserError, choose
+
+DOES = 'show methods, models, formats and recipes'
+EXAMPLE = 'jaxmed list methods mae'
+KINDS = ('methods', 'models', 'formats', 'recipes')
+_WIDTH, _COLUMN = 100, 27
+
+
+def options(p: argparse.ArgumentParser) -> None:
+  p.add_argument('kind', nargs='?', metavar='KIND', help=f'{", ".join(KINDS)}; default: all')
+  p.add_argument('name', nargs='?', metavar='NAME', help='method, model or recipe to explain: options of a method or '
+                 'model with defaults, text of a recipe')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+  """Lists names, or explains one."""
+  if args.kind is not None:
+    choose('kind', args.kind, KINDS)
+  if args.name is not None:
+    explain = {'methods': method, 'models': model, 'recipes': recipe}.get(args.kind)
+    if explain is None:
+      raise UserError(f'{args.kind} have no options: leave {args.name!r} out')
+    out = explain(args.name)
+    return {'json': out, 'text': explained(out)}
+  listing = {'methods': methods, 'models': models, 'formats': formats, 'recipes': recipes}
+  out = {kind: listing[kind]() for kind in KINDS if args.kind in (None, kind)}
+  return {'json': out, 'text': '\n'.join(_titled(*item) for item in out.items())}
+
+
+def _titled(title: str, entries: Any) -> str:
+  if isinstance(entries, Mapping):
+    wide = max(22, *map(len, entries))
+    rows = [f'  {name:{wide}} {text}'.rstrip() for name, text in entries.items()]
+  else:
+    rows = textwrap.wrap(', '.join(entries), _WIDTH, initial_indent='  ', subsequent_indent='  ')
+  return '\n'.join([f'{title}:', *rows])
+
+
+def methods() -> dict[str, str]:
+  """The first line about each method."""
+  import sys
+
+  from jaxmed import objectives
+  return {name: _first(sys.modules[cls.__module__].__doc__) for name, cls in objectives.METHODS.items()}
+
+
+def models() -> list[str]:
+  """Names of models, without a patch."""
+  from jaxmed.models import list_models
+  return list_models()
+
+
+def formats() -> dict[str, str]:
+  """Weight formats of export and import."""
+  from jaxmed.interop.weight_formats import FORMATS
+  return {name: f.about for name, f in FORMATS.items()}
+
+
+def recipes() -> dict[str, str]:
+  """The first line and the variants of each recipe."""
+  from jaxmed import config
+  out = {}
+  for name, path in config.recipes().items():
+    variants = config.variants(str(path))
+    out[name] = _first(_docstring(path)) + (f' [:{" :".join(variants)}]' if variants else '')
+  return out
+
+
+def method(name: str) -> dict[str, Any]:
+  """A method: its text, its options and what it sets in other sections."""
+  from jaxmed import config, docstrings, objectives
+  cls = objectives.get(name)
+  return {'name': name, 'section': 'objective', 'about': docstrings.summary(cls), 'feature': cls.FEATURE,
+          'options': _options(cls, objectives.default_options(name)),
+          'defaults': config.flat(config.from_dict(cls.DEFAULTS))}
+
+
+def model(name: str) -> dict[str, Any]:
+  """A model by a family, a size of it, or its full name: its text and its options."""
+  from jaxmed import docstrings
+  from jaxmed.models import registry
+  base = name.partition('/')[0]
+  full = next((m for m, (family, _) in registry.MODELS.items() if family == base), base)
+  family, sizes = registry.MODELS[choose('model', full, [*registry.MODELS, *registry.FAMILIES])]
+  cls = registry.FAMILIES[family]
+  fields = registry.family_options(family) | (sizes if full == base else {})
+  return {'name': name, 'section': 'encoder', 'about': docstrings.summary(cls),
+          'options': _options(cls, fields, registry.CHOICES)}
+
+
+def recipe(name: str) -> dict[str, Any]:
+  """A recipe: its text and its variants."""
+  from jaxmed import config
+  path = config.find(name)
+  return {'name': name, 'about': _docstring(path), 'variants': list(config.variants(str(path)))}
+
+
+def _options(cls: Any, defaults: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """{name: {'default', 'meaning', 'choices'}} of a class."""
+  from jaxmed import docstrings
+  meanings = docstrings.meanings(cls)
+  return {name: {'default': value, 'meaning': meanings[name], 'choices': list((choices or {}).get(name, ()))}
+          for name, value in defaults.items()}
+
+
+def explained(out: Mapping[str, Any]) -> str:
+  """The text of one method, model or recipe."""
+  from jaxmed import config
+  lines = [f'{out["name"]}:', textwrap.indent(out['about'], '  ')]
+  if out.get('options'):
+    lines += ['', f'{out["section"]}.*:']
+  for name, option in out.get('options', {}).items():
+    choices = f' ({" | ".join(option["choices"])})' if option['choices'] else ''
+    lines += config.entry(f'  {name}={config.shown(option["default"])}', option['meaning'] + choices, _WIDTH, _COLUMN)
+  if out.get('defaults'):
+    lines += ['', 'sets where you do not:',
+              *(f'  {key}={config.shown(value)}' for key, value in out['defaults'].items())]
+  if out.get('feature'):
+    lines += ['', f'feature: {out["feature"]}']
+  if out.get('variants'):
+    lines += ['', 'variants: ' + ', '.join(f':{v}' for v in out['variants'])]
+  return '\n'.join(lines)
+
+
+def _first(text: str | None) -> str:
+  return (text or '').strip().split('\n')[0]
+
+
+def _docstring(path: pathlib.Path) -> str:
+  return ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
