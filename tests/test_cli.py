@@ -17,6 +17,7 @@ from PIL import Image
 import jaxmed
 from jaxmed import cli
 from jaxmed.data.sources import open_source
+from jaxmed.errors import Unavailable
 from jaxmed.interop import layouts
 from jaxmed.models import registry
 from jaxmed.objectives.mae import MAE
@@ -422,6 +423,17 @@ def test_a_defect_is_no_mistake_of_the_user(monkeypatch):
   monkeypatch.setattr(verbs, 'list_', lambda args: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     cli.main(['list'])
+
+
+def test_a_process_that_is_gone_has_a_code_of_its_own(monkeypatch, capsys):
+  from jaxmed import verbs
+
+  def alone(args):
+    raise Unavailable('process 1 does not answer')
+
+  monkeypatch.setattr(verbs, 'list_', alone)
+  assert cli.main(['list']) == 69
+  assert capsys.readouterr().err == 'jaxmed: process 1 does not answer\n'
 
 
 def test_ctrl_c(monkeypatch, capsys):
