@@ -103,6 +103,10 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
   for before, after in zip(seen[:3], seen[3:], strict=True):
     for a, b in zip(before, after, strict=True):
       np.testing.assert_array_equal(a, b)
+  task = run.make_task(source, 'region', 0)
+  for _, fitted, _, judged in seen:
+    np.testing.assert_array_equal(fitted, task.train.y)
+    np.testing.assert_array_equal(judged, task.val.y)
 
 
 def test_without_a_val_split_it_is_cut_by_subject(monkeypatch):
