@@ -496,7 +496,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault('teacher_the_wrong_way', 'ema', 'jaxmed.train.step',
           'keep * t + (1 - keep) * p',
           '(1 - keep) * t + keep * p',
-          ('tests/objectives/test_latent.py',)),
+          ('tests/train/test_step.py',)),
     Fault('microbatches_summed', 'reduction', 'jaxmed.train.step',
           'lambda t, g: t + g / count',
           'lambda t, g: t + g',
