@@ -2,7 +2,7 @@
 
 A test suite is worth what it notices. Each fault is made in a copy of the repository, and its files of tests run there.
 They run once without a fault before: what fails then does not count. A run that does not end in time counts as caught.
-`fast` says whether a test without the marker `slow` is among those that failed; pytest stops after MOST_FAILURES, so
+`fast` says whether a test without the marker `slow` is among those that failed; pytest stops after --most failures, so
 that a no may be a yes. Compiled programs are kept from one run to the next, as most of them are equal.
 
 Example:
@@ -206,8 +206,12 @@ def digest(fault: Fault) -> str:
 
 
 def measured(root: pathlib.Path, faults: Sequence[Fault], cache: pathlib.Path, *, jobs: int = 1, tier: str = 'all',
-             seconds: float = SECONDS, keep: Any = lambda name, result: None) -> dict[str, dict[str, Any]]:
+             seconds: float = SECONDS, most: int = MOST_FAILURES, clean: bool = True,
+             keep: Any = lambda name, result: None) -> dict[str, dict[str, Any]]:
   """Runs the tests of each fault; `keep` is given each result as it comes.
+
+  Args:
+    most: failures of a fault after which its run ends. clean: whether to run all tests without a fault first.
 
   Returns:
     {name: {'kind', 'room', 'caught', 'fast', 'seconds', 'change'}}.
@@ -234,16 +238,9 @@ def measured(root: pathlib.Path, faults: Sequence[Fault], cache: pathlib.Path, *
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
       try:
         fast = set(work(None, ['--collect-only', *only_fast, *files]).collected)
-        _say(f'{len(files)} files without a fault ...')
-        parts = [files[i::jobs] for i in range(jobs) if files[i::jobs]]
-        clean = list(pool.map(lambda part: work(None, [*chosen, *part]), parts))
-        before = {name for found in clean for name in found.failed}
-        for found in clean:
-          if found.code not in (0, 1, 5):
-            raise SystemExit(f'the tests do not run without a fault:\n{found.tail}')
-        _say(f'{sum(f.seconds for f in clean):.0f} s, {len(before)} fail and do not count'
-             + ''.join(f'\n  {name}' for name in sorted(before)))
-        limit = [f'--maxfail={MOST_FAILURES + len(before)}']
+        parts = [[*chosen, *files[i::jobs]] for i in range(jobs) if files[i::jobs]]
+        before = _anyway(pool, work, parts) if clean else set()
+        limit = [f'--maxfail={most + len(before)}']
         waiting = {pool.submit(work, fault, [*chosen, *limit, *fault.tests]): fault for fault in faults}
         for number, done in enumerate(concurrent.futures.as_completed(waiting), 1):
           fault = waiting[done]
@@ -256,6 +253,18 @@ def measured(root: pathlib.Path, faults: Sequence[Fault], cache: pathlib.Path, *
         pool.shutdown(wait=True, cancel_futures=True)
         raise
   return results
+
+
+def _anyway(pool: concurrent.futures.Executor, work: Any, parts: Sequence[Sequence[str]]) -> set[str]:
+  """The tests that fail without a fault."""
+  _say('without a fault ...')
+  found = list(pool.map(lambda words: work(None, words), parts))
+  for one in found:
+    if one.code not in (0, 1, 5):
+      raise SystemExit(f'the tests do not run without a fault:\n{one.tail}')
+  failed = {name for one in found for name in one.failed}
+  _say('\n  '.join([f'{sum(f.seconds for f in found):.0f} s, {len(failed)} fail and do not count', *sorted(failed)]))
+  return failed
 
 
 def seen(result: dict[str, Any], most: int = 3) -> str:
@@ -284,6 +293,10 @@ def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+  raise KeyboardInterrupt
+
+
 def _known(path: str, faults: Sequence[Fault]) -> dict[str, dict[str, Any]]:
   """Results of a file that are of the faults as they are now."""
   if not path or not os.path.isfile(path):
@@ -299,6 +312,8 @@ def main() -> int:
   parser.add_argument('--tier', choices=('fast', 'all'), default='all', help='run tests without the marker slow alone')
   parser.add_argument('--jobs', type=int, default=1, help='faults at a time')
   parser.add_argument('--seconds', type=float, default=SECONDS, help='that the tests of a fault may take')
+  parser.add_argument('--most', type=int, default=MOST_FAILURES, help='failures of a fault after which its run ends')
+  parser.add_argument('--trust', action='store_true', help='take it that all tests pass without a fault')
   parser.add_argument('--json', default='', metavar='FILE', help='keeps the results; those of other faults stay in it')
   parser.add_argument('--out', default='', metavar='FILE.md', help='writes the table')
   parser.add_argument('--cache', default='', metavar='DIR', help='keeps compiled programs for the next time')
@@ -316,13 +331,15 @@ def main() -> int:
       part.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
       part.replace(args.json)
 
-  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+  for number in (signal.SIGTERM, signal.SIGINT):  # also where a shell started it in the background
+    signal.signal(number, _interrupt)
   code, chosen = 0, [fault for fault in FAULTS if not names or fault.name in names]
   with tempfile.TemporaryDirectory(prefix='jaxmed-mutate-cache-', ignore_cleanup_errors=True) as scratch:
     cache = pathlib.Path(args.cache or scratch).absolute()
     cache.mkdir(parents=True, exist_ok=True)
     try:
-      measured(ROOT, chosen, cache, jobs=max(args.jobs, 1), tier=args.tier, seconds=args.seconds, keep=keep)
+      measured(ROOT, chosen, cache, jobs=max(args.jobs, 1), tier=args.tier, seconds=args.seconds, most=args.most,
+               clean=not args.trust, keep=keep)
     except (KeyboardInterrupt, Ended):
       _say('stopped')
       code = 130
