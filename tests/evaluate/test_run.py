@@ -161,6 +161,11 @@ def _split(source, change):
   return column(source, 'split', [change.get(s, s) for s in source.table['split'].to_pylist()])
 
 
+def _shared(source, first, second):
+  """The subjects of one split have the names of those of another."""
+  return column(source, 'subject', [s.replace(f'{second}-', f'{first}-') for s in source.table['subject'].to_pylist()])
+
+
 def _train_all(source, value):
   pairs = zip(source.table['region'].to_pylist(), source.table['split'].to_pylist(), strict=True)
   return column(source, 'region', [value if r and s == 'train' else r for r, s in pairs])
@@ -181,6 +186,8 @@ def _train_all(source, value):
       GOOD,
       "subject 'same' has rows in train and in val",
     ),
+    (lambda s: _shared(s, 'train', 'test'), 'region', GOOD, "subject 'train-0' has rows in train and in test"),
+    (lambda s: _shared(s, 'val', 'test'), 'region', GOOD, "subject 'val-0' has rows in val and in test"),
     (lambda s: s, 'region', fakes.FakeEncoder(nan_rows=2), 'trained encoder: 2 of .* NaN'),
   ],
 )
