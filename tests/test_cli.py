@@ -17,6 +17,7 @@ from PIL import Image
 import jaxmed
 from jaxmed import cli
 from jaxmed.data.corpus.open import open_source
+from jaxmed.errors import Unavailable
 from jaxmed.interop import weight_formats
 from jaxmed.models import registry
 from jaxmed.objectives.masked.mae import MAE
@@ -441,6 +442,15 @@ def test_a_defect_is_no_mistake_of_the_user(monkeypatch):
   monkeypatch.setattr(cli.list_, 'run', lambda args: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     cli.main(['list'])
+
+
+def test_a_process_that_is_gone_has_a_code_of_its_own(monkeypatch, capsys):
+  def alone(args):
+    raise Unavailable('process 1 does not answer')
+
+  monkeypatch.setattr(cli.list_, 'run', alone)
+  assert cli.main(['list']) == 69
+  assert capsys.readouterr().err == 'jaxmed: process 1 does not answer\n'
 
 
 def test_ctrl_c(monkeypatch, capsys):

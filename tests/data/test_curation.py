@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxmed import cli
-from jaxmed.data.corpus import selection
+from jaxmed.data.corpus.corpus_format import selection
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.curate import bands, curate, hashes, leakage
 from jaxmed.data.curate.curate import Request
@@ -55,7 +55,7 @@ def studies(tmp_path_factory):
   own = [cut(i) for i in range(12)]
   _write(root, 'a', own, ['train'] * 10 + ['val'] * 2, [f's{i}' for i in range(12)])
   other = [cut(20), own[3], own[4][:, ::-1], own[5][::-1], own[6][::-1, ::-1], cut(21), cut(22), cut(23), cut(18) // 255]
-  _write(root, 'b', other, ['train'] * 1 + ['test'] * 8, ['t0', 't1', 't2', 't3', 't4', 's7', 't6', 't7', 't8'])
+  _write(root, 'b', other, ['train'] + ['val'] * 2 + ['test'] * 6, ['t0', 't1', 't2', 't3', 't4', 's7', 't6', 't7', 't8'])
   return root
 
 

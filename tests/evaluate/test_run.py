@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from jaxmed.evaluate.report.html import tables
 
 from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
-from jaxmed.evaluate import metrics, probes, tables
+from jaxmed.evaluate import metrics, probes
 from jaxmed.evaluate.protocols import classify
 
 from . import fakes
@@ -104,6 +105,10 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
   for before, after in zip(seen[:3], seen[3:], strict=True):
     for a, b in zip(before, after, strict=True):
       np.testing.assert_array_equal(a, b)
+  task = classify.make_task(source, 'region', 0)
+  for _, fitted, _, judged in seen:
+    np.testing.assert_array_equal(fitted, task.train.y)
+    np.testing.assert_array_equal(judged, task.val.y)
 
 
 def test_without_a_val_split_it_is_cut_by_subject(monkeypatch):
@@ -158,6 +163,11 @@ def _split(source, change):
   return column(source, 'split', [change.get(s, s) for s in source.table['split'].to_pylist()])
 
 
+def _shared(source, first, second):
+  """The subjects of one split have the names of those of another."""
+  return column(source, 'subject', [s.replace(f'{second}-', f'{first}-') for s in source.table['subject'].to_pylist()])
+
+
 def _train_all(source, value):
   pairs = zip(source.table['region'].to_pylist(), source.table['split'].to_pylist(), strict=True)
   return column(source, 'region', [value if r and s == 'train' else r for r, s in pairs])
@@ -178,6 +188,8 @@ def _train_all(source, value):
       GOOD,
       "subject 'same' has rows in train and in val",
     ),
+    (lambda s: _shared(s, 'train', 'test'), 'region', GOOD, "subject 'train-0' has rows in train and in test"),
+    (lambda s: _shared(s, 'val', 'test'), 'region', GOOD, "subject 'val-0' has rows in val and in test"),
     (lambda s: s, 'region', fakes.FakeEncoder(nan_rows=2), 'trained encoder: 2 of .* NaN'),
   ],
 )

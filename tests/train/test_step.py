@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxmed.train.build import setup
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
 from jaxmed.train.probe import fitted
+from jaxmed.train.step import Trainer
 from tests.common import host, same, saved_state, saved_steps, start
 from tests.conftest import SUPERVISED, TINY
 
@@ -95,6 +97,15 @@ def test_average_follows_the_weights(corpus):
   close(state.average, want, 1e-6)
   assert not np.allclose(jax.tree.leaves(want['encoder']['patch_embed'])[-1],
                          jax.tree.leaves(state.params['encoder']['patch_embed'])[-1])
+
+
+def test_the_target_follows_the_weights_of_its_names():
+  """By the method's share of the old one at that step; what is no part of the target is left out."""
+  trainer = Trainer(types.SimpleNamespace(momentum=lambda step: 0.9 + 0.01 * step), None, None)
+  params = {'encoder': {'a': 1.0, 'b': -2.0}, 'head': {'a': 7.0}}
+  found = trainer._follow({'encoder': {'a': 2.0, 'b': 4.0}}, params, 5)
+  assert found == {'encoder': {'a': pytest.approx(0.95 * 2 + 0.05), 'b': pytest.approx(0.95 * 4 - 0.05 * 2)}}
+  assert trainer._follow({}, params, 5) == {}
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])

@@ -1,0 +1,52 @@
+"""What a run measures of itself: the loss as it is held out, and labels of rows that the probes have not seen."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmed.train import probe
+from jaxmed.train.build import rundir as run
+
+
+def test_the_held_out_loss_is_not_that_of_training():
+  """Always with the same views and masks, whatever the step, and nothing of training in it."""
+  calls = []
+
+  class Objective:
+    def loss(self, variables, batch, rng, step, train):
+      calls.append((batch, rng, train))
+      return jnp.float32(variables), None
+
+  view = types.SimpleNamespace(held_out=lambda rng, batch: (batch, rng))
+  trainer = types.SimpleNamespace(objective=Objective(), view=view)
+  for step in (1, 2):
+    assert probe._val_loss(trainer, 3.0, 'batch', 5, step) == 3
+  (first, first_key, train), (second, second_key, _) = calls
+  assert not train
+  assert first == second and first[0] == 'batch'
+  assert first_key == second_key != first[1]
+
+
+@pytest.mark.parametrize('likely', [True, False])
+def test_labels_are_those_of_rows_that_the_probes_were_not_fitted_on(monkeypatch, likely):
+  """Two blobs: held-out rows have the labels of their blob, or by far the most have the other one."""
+  rng = np.random.default_rng(0)
+  blob = np.repeat([0, 1], 40)
+  features = lambda: np.float32(np.eye(2)[blob] * 8 + rng.normal(size=(80, 2)))
+
+  class Part:
+    def __init__(self, labels):
+      self.labels, self.features = labels, features()
+
+    def codes(self, label, classes):
+      assert (label, classes) == ('blob', ('a', 'b'))
+      return self.labels
+
+  encoder = types.SimpleNamespace(feature='mean', embed_source=lambda part: {'mean': part.features})
+  monkeypatch.setattr(run, 'encoder_of', lambda *args: encoder)
+  source = types.SimpleNamespace(classes=lambda label: ('a', 'b'))
+  me = types.SimpleNamespace(trainer=None, config=None, spec=None, source=source, check=lambda: None)
+  found = probe.Probe._labels(me, None, Part(blob), Part(blob if likely else 1 - blob), 'blob')
+  assert found == {'knn': float(likely), 'ridge': float(likely)}
