@@ -1,8 +1,8 @@
 """Whether this machine has a TPU, told without JAX; where it has none, libtpu stays away.
 
-JAX loads libtpu, the compiler of `jaxmed plan`, wherever it is installed, and looks for a TPU; without one libtpu prints
-errors of its own. JAX_PLATFORMS=cpu would end that, and hide GPUs. So JAX is told to load a file as libtpu that is none,
-which fails without a word, and goes on to the other platforms.
+JAX loads libtpu, the compiler of `jaxmed plan`, wherever it is installed, and looks for a TPU; without one libtpu
+prints errors of its own. JAX_PLATFORMS=cpu would end that, and hide GPUs. So JAX is told to load a file as libtpu that
+is none, which fails without a word, and goes on to the other platforms.
 """
 
 import glob
