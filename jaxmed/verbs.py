@@ -259,7 +259,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.evaluate.protocols.classify import evaluate as run
   from jaxmed.evaluate.report import tables
   from jaxmed.evaluate.report.page import write_report
+  from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
+  compilation.keep()
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   choose(f'column of {args.data}', args.label, source.table.column_names)
   encoder = _for_channels(load(args.path, args.checkpoint), args, source)
@@ -315,7 +317,9 @@ def embed(args: argparse.Namespace) -> dict[str, Any]:
   """Writes features of a corpus or a folder."""
   from jaxmed.data.corpus.corpus_format import is_corpus
   from jaxmed.data.corpus.open import open_source
+  from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
+  compilation.keep()
   encoder = load(args.path, args.checkpoint)
   files.check_place(args.out)
   feature = args.feature or encoder.feature
@@ -344,7 +348,9 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 
   from jaxmed.interop import verify
   from jaxmed.interop import weight_formats as layouts
+  from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
+  compilation.keep()
   choose('format', args.format, layouts.FORMATS)
   encoder = load(args.path, args.checkpoint)
   model = encoder.model

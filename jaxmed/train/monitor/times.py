@@ -1,6 +1,7 @@
 """What a run does besides its steps: said while it goes on, and how long it took in RUN/times.json."""
 
 import contextlib
+import json
 import pathlib
 import sys
 import threading
@@ -90,7 +91,8 @@ class Times:
   def write(self, run: pathlib.Path) -> None:
     """Writes RUN/times.json: {stage: seconds}."""
     if process.is_main():
-      files.write_json(run / 'times.json', {name: round(seconds, 3) for name, seconds in self.seconds.items()})
+      found = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
+      files.write_text(run / 'times.json', json.dumps(found, indent=2) + '\n')  # in their order
 
   def line(self) -> str:
     """All of it in one line."""
