@@ -16,8 +16,8 @@ from jaxmed import config as config_lib
 from jaxmed.data.feed import lacking
 from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
-from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import compilation, process
+from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import pictures
 from jaxmed.train.build import begin, setup
 from jaxmed.train.build.begin import check_new
