@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   from jaxmed.data.corpus.corpus_format import is_corpus
   from jaxmed.data.corpus.open import open_source
+  from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
+  compilation.keep()
   encoder = load(args.path, args.checkpoint)
   files.check_place(args.out)
   feature = args.feature or encoder.feature

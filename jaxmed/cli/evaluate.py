@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.evaluate import tables
   from jaxmed.evaluate.protocols.classify import evaluate
   from jaxmed.evaluate.report.page import write_report
+  from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
+  compilation.keep()
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   choose(f'column of {args.data}', args.label, source.table.column_names)
   encoder = for_channels(load(args.path, args.checkpoint), args, source)

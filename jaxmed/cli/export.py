@@ -25,7 +25,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   from jaxmed.interop import verify
   from jaxmed.interop import weight_formats as layouts
+  from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
+  compilation.keep()
   choose('format', args.format, layouts.FORMATS)
   encoder = load(args.path, args.checkpoint)
   model = encoder.model

@@ -1,6 +1,7 @@
 """The training loop that every method shares."""
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -15,8 +16,8 @@ from jaxmed import config as config_lib
 from jaxmed.data.feed import lacking
 from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
+from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.parallel import process
 from jaxmed.train import pictures
 from jaxmed.train.build import begin, setup
 from jaxmed.train.build.begin import check_new
@@ -28,6 +29,7 @@ from jaxmed.train.monitor.agree import Agreement, agreement
 from jaxmed.train.monitor.pace import Pace
 from jaxmed.train.monitor.signals import interruptible
 from jaxmed.train.monitor.spikes import Spikes
+from jaxmed.train.monitor.times import Times
 from jaxmed.train.monitor.watch import RollBack, Watch
 from jaxmed.train.monitor.watchdog import Watchdog
 from jaxmed.train.probe import Probe, fitted
@@ -52,7 +54,7 @@ class Run:
   mesh: Any
   agreement: Agreement
   watchdog: Watchdog
-  quiet: bool
+  times: Times
 
 
 def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -68,8 +70,11 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   out = pathlib.Path(out)
   check_new(out)
   process.start()
+  compilation.keep()
+  times = Times(quiet)
   with agreement() as agreed:
-    corpus, source = begin.records(user)
+    with times.stage('opening the corpus'):
+      corpus, source = begin.records(user)
     label = str(dict(user.get('loader', {})).get('label', ''))
     lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
     spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), lack)
@@ -78,8 +83,9 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
     setup.check_shares(config, mesh)
     # Every option is checked before anything is written.
     stream = {'sampler': setup.sampler(config, source), 'lack': lack}
-    state = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh)
-    begin.given_weights(config, state, spec.vocabulary, quiet=False)
+    with times.stage('building the model'):
+      state = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh)
+      begin.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
       try:
         out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +93,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
         raise UserError(f'cannot write {out}: {e.strerror or e}') from e
       setup.save(out, config, spec)
     process.check_shared(out)
-    return _run(out, config, spec, corpus, source, stream, agreed, quiet)
+    return _run(out, config, spec, corpus, source, stream, agreed, times)
 
 
 def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -96,6 +102,8 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
   `changes` may set only what does not alter the result, see RESUMABLE.
   """
   process.start()
+  compilation.keep()
+  times = Times(quiet)
   with agreement() as agreed:
     process.check_shared(out)
     config, spec = setup.load(out)
@@ -108,20 +116,21 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
       raise UserError(f"on_spike={before['on_spike']} cannot change to {config.on_spike} when a run goes on: with skip "
                       'a run keeps its last losses')
     setup.check_values(config)
-    corpus, source = begin.records(config_lib.to_dict(config))
+    with times.stage('opening the corpus'):
+      corpus, source = begin.records(config_lib.to_dict(config))
     setup.check_same(spec, source)
     setup.check_shares(config, mesh_lib.make_mesh(config.mesh))
     stream = {'sampler': setup.sampler(config, source), 'lack': lacking.parse(config.loader.missing, source.channels)}
-    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, quiet)
+    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, times)
 
 
 def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
-         agreement: Agreement, quiet: bool) -> dict[str, Any]:
+         agreement: Agreement, times: Times) -> dict[str, Any]:
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = setup.build(config, spec)
     run = Run(out, config, spec, source, corpus, stream, trainer, begin.mesh_of(config, spec, trainer), agreement,
-              watchdog, quiet)
+              watchdog, times)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -140,12 +149,15 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
   shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
-  abstract = run.trainer.abstract(shapes, run.mesh)
+  with run.times.stage('building the model'):
+    abstract = run.trainer.abstract(shapes, run.mesh)
   begin.announce(run, abstract)
-  state = begin.state_of(run, checkpoints, abstract, shapes)
+  with run.times.stage('the first state'):
+    state = begin.state_of(run, checkpoints, abstract, shapes)
   run.watchdog.beat('compilation', step=False)
   try:
-    step = interruptible(lambda: _compiled(run, abstract, shapes), run.agreement.peek)
+    with run.times.compilation('the step'):
+      step = interruptible(lambda: _compiled(run, abstract, shapes), run.agreement.peek)
     run.agreement.check()
     return state, step
   except Stopped:
@@ -163,9 +175,10 @@ def _compiled(run: Run, abstract: TrainState, shapes: Any) -> Callable:
 
 def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Watch) -> dict[str, Any]:
   config, first, agreement, watchdog = run.config, int(state.step), run.agreement, run.watchdog
+  times = run.times
   batches = _batches(run, first)
   probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check)
-  logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet, process.is_main())
+  logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main())
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
   pace = Pace(first, config.batch_size)
@@ -177,14 +190,18 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   try:
     if first == 0:
       watchdog.beat('the first evaluation', step=False)
-      pictures.views(run, state)
-      watch.begin(_probe(probe.health, state, logs, 0))
+      with times.stage('a figure of views'):
+        pictures.views(run, state)
+      with times.stage('the first evaluation'):
+        watch.begin(_probe(probe.health, state, logs, 0))
+    times.write(run.folder)
     pace.go()
     agreement.saved()
     for n in range(first + 1, config.steps + 1):
       watchdog.beat(f'step {n}', step=n > first + 2 * config.log_every)
       clock = time.monotonic()
-      batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
+      with times.stage('the first batch') if n == first + 1 else contextlib.nullcontext():
+        batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
       waited = time.monotonic() - clock
       state, metrics = step(state, batch)
       pace.step(n, metrics['loss'], waited)
@@ -214,23 +231,30 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         pace.pause()
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
-        latest |= _probe(probe, state, logs, n)
+        with times.stage('evaluations'):
+          latest |= _probe(probe, state, logs, n)
         stopping = agreement.point()
         watch.look(n, latest)
       if due or stopping:
         watchdog.beat(f'the checkpoint of step {n}', step=False)
-        checkpoints.save(n, state, _plain(latest))
+        with times.stage('checkpoints'):
+          checkpoints.save(n, state, _plain(latest))
         agreement.saved()
       pace.go()
       if stopping and not last:
         checkpoints.wait()
         raise Stopped(agreement.reason)
     watchdog.beat('the last checkpoint and the report', step=False)
-    checkpoints.wait()
+    with times.stage('the last checkpoint'):
+      checkpoints.wait()
   finally:
     pace.close()
     logs.close()
-  pictures.end(run, state)
+  times.write(run.folder)  # the report shows it
+  with times.stage('figures and report'):
+    pictures.end(run, state)
+  times.write(run.folder)
+  times.tell()
   seconds = time.monotonic() - begun
   return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,

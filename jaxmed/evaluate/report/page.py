@@ -34,7 +34,7 @@ OF_CHANNELS = ('relevance', 'channel_similarity')  # figures that only a Channel
 def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   """Writes `run_dir`/report.html from what the directory holds, and returns its path.
 
-  Read are config.json, data.json, metrics.jsonl, evaluation.json and figures/*.png. What is missing or
+  Read are config.json, data.json, metrics.jsonl, times.json, evaluation.json and figures/*.png. What is missing or
   damaged is named on the page. figures/loss.png is drawn (again) if metrics.jsonl is newer. The page holds
   its figures and its style, and no script.
 
@@ -49,6 +49,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   data = _read(place / 'data.json', missing, 'the summary of the data')
   result = _read(place / 'evaluation.json', missing, 'the evaluation')
   hashed = _read(place / 'channels.json', missing, 'hashed channels') if (place / 'channels.json').exists() else {}
+  times = _read(place / 'times.json', missing, 'times') if (place / 'times.json').exists() else {}
   rows, damaged = read_metrics(place / 'metrics.jsonl')
   if not rows:
     missing.append('metrics.jsonl (the training curve)')
@@ -68,6 +69,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     ('Evaluation', evaluation),
     ('Figures', _figures(place, missing)),
     *([('Channel embeddings', f'<p>{html.escape(told(hashed["features"], hashed["width"]))}</p>')] if hashed else []),
+    *([('Seconds besides the steps', _tree(times))] if times else []),
     ('Data', _tree(data) if data else _absent('There is no data.json: the corpus is not described.')),
     (
       'Configuration',

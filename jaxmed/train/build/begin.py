@@ -117,7 +117,7 @@ def announce(run: Any, abstract: TrainState) -> None:
     return
   table = sharding_table.table(abstract, memory)
   files.write_text(run.folder / 'layout.txt', table + '\n')
-  if run.quiet:
+  if run.times.quiet:
     return
   c, s = run.config, run.spec
   lines = [
