@@ -162,7 +162,8 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   config, first, agreement, watchdog = run.config, int(state.step), run.agreement, run.watchdog
   batches = _batches(run, first)
   probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check)
-  logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet, process.is_main())
+  logs = Logs(run.folder, first, config.steps, config.batch_size, run.quiet, process.is_main(),
+              config.loggers, config_lib.flat(config))
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
   watch.rows, watch.width = probe.shape
@@ -221,9 +222,10 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         raise Stopped(agreement.reason)
     watchdog.beat('the last checkpoint and the report', step=False)
     checkpoints.wait()
+    pictures.end(run, state)
+    logs.figures(config.steps, sorted((run.folder / 'figures').glob('*.png')))
   finally:
     logs.close()
-  pictures.end(run, state)
   seconds = time.monotonic() - begun
   return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
