@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'checkpoint_every': Key(0, 'steps between checkpoints; 0: a tenth of the run, at least 100'),
         'eval_every': Key(0, 'steps between evaluations; 0: a fifth of the run'),
         'log_every': Key(10, 'steps between rows of metrics'),
+        'loggers': Key((), 'trackers beside metrics.jsonl and TensorBoard, comma-separated', ('wandb', 'mlflow')),
         'on_collapse': Key('warn', 'action when features collapse; rollback returns to the last healthy checkpoint at '
                            'half the rate', ('warn', 'stop', 'rollback')),
         'on_spike': Key('warn', 'action when the loss jumps; skip drops the update, rollback returns to the last '
@@ -176,9 +177,11 @@ def base() -> ConfigDict:
                               for section, keys in SECTIONS.items() if section})
 
 
-def kind(default: Any) -> str:
-  """The type of a key in words, from its default."""
-  return 'numbers' if isinstance(default, tuple) else _KINDS[type(default)]
+def kind(key: Key) -> str:
+  """The type of a key in words, from its default; a tuple with choices holds names."""
+  if isinstance(key.default, tuple):
+    return 'names' if key.choices else 'numbers'
+  return _KINDS[type(key.default)]
 
 
 def shown(default: Any) -> str:
@@ -197,7 +200,7 @@ def about(width: int = 100, column: int = 27) -> str:
     lines += ['', f'  {section}.*'] if section else []
     for name, key in keys.items():
       choices = f' ({" | ".join(c or repr(c) for c in key.choices)})' if key.choices else ''
-      lines += entry(f'  {name}={shown(key.default)}', f'{kind(key.default)}: {key.meaning}{choices}', width, column)
+      lines += entry(f'  {name}={shown(key.default)}', f'{kind(key)}: {key.meaning}{choices}', width, column)
   lines.append('')
   for section, meaning in OPEN.items():
     lines += entry(f'  {section}.*', meaning, width, column)
@@ -335,6 +338,8 @@ def _typed(name: str, value: Any, default: Any) -> Any:
   kind = type(default)
   if kind is tuple:
     items = tuple(value) if isinstance(value, (tuple, list)) else () if value == '' else (value,)
+    if name in CHOICES:
+      return tuple(choose(name, part.strip(), CHOICES[name]) for item in items for part in str(item).split(','))
     if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in items):
       raise UserError(f'{name} takes numbers, not {value!r}; the default is {default!r}')
     return items

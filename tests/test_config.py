@@ -44,6 +44,10 @@ def set_to(words):
     ('optimizer.clip=3', 'optimizer.clip', 3.0),
     ('mesh.fsdp=8', 'mesh.fsdp', 8),
     ('data=a=b', 'data', 'a=b'),
+    ('loggers=wandb', 'loggers', ('wandb',)),
+    ('loggers=wandb, mlflow', 'loggers', ('wandb', 'mlflow')),
+    ("loggers=('wandb', 'mlflow')", 'loggers', ('wandb', 'mlflow')),
+    ('loggers=', 'loggers', ()),
 ])
 def test_override(word, key, value):
   got = c.flat(set_to([word]))[key]
@@ -65,6 +69,7 @@ def test_override(word, key, value):
     ('optimiser.clip=1', ["'optimiser", 'optimizer.']),
     ('optimizer=1', ['optimizer is a section', 'optimizer.']),
     ('batch_size.x=1', ['batch_size', 'whole number']),
+    ('loggers=wandbb', ['loggers', "'wandbb'", "'wandb'"]),
 ])
 def test_refused(word, expected):
   fails(expected, set_to, [word])
@@ -117,7 +122,7 @@ def test_choices_are_those_of_the_code():
   for key, values in code.items():
     assert sorted(c.CHOICES[key]) == sorted(values), key
   flat = c.flat(c.base())
-  assert all(flat[key] in choices for key, choices in c.CHOICES.items())
+  assert all(flat[key] in ((), *choices) for key, choices in c.CHOICES.items())
 
 
 def test_every_key_is_explained():
@@ -127,7 +132,7 @@ def test_every_key_is_explained():
   for section, keys in c.SECTIONS.items():
     assert not section or f' {section}.* ' in words
     for name, key in keys.items():
-      assert f' {name}={c.shown(key.default)} {c.kind(key.default)}: {key.meaning}' in words, name
+      assert f' {name}={c.shown(key.default)} {c.kind(key)}: {key.meaning}' in words, name
       assert key.meaning and not key.meaning.endswith('.'), name
   assert len(c.flat(c.base())) == sum(map(len, c.SECTIONS.values()))
 

@@ -90,7 +90,7 @@ def configuration() -> str:
   for section, keys in config.SECTIONS.items():
     lines += [f'## {section or "run"}', '']
     lines += table(('key', 'type', 'default', 'meaning'), (
-        (code(f'{section}.{name}' if section else name), config.kind(key.default), code(config.shown(key.default)),
+        (code(f'{section}.{name}' if section else name), config.kind(key), code(config.shown(key.default)),
          meaning(key.meaning, key.choices)) for name, key in keys.items()))
     marks = [f'\\[{mark}\\] {note}' for mark, note in config.NOTES.items()
              if any(f'[{mark}]' in key.meaning for key in keys.values())]

@@ -15,7 +15,8 @@ from jaxmed.errors import UserError
 DOES = 'show versions, devices, memory and advice'
 EXAMPLE = 'jaxmed doctor --data corpus'
 EXTRAS = {'cluster': ('distributed', 'dask_jobqueue'), 'curate': ('faiss',), 'demo': ('nilearn', 'skimage'),
-          'microscopes': ('nd2',), 'parity': ('torch', 'timm'), 'tpu-plan': ('libtpu',)}
+          'microscopes': ('nd2',), 'mlflow': ('mlflow',), 'parity': ('torch', 'timm'), 'tpu-plan': ('libtpu',),
+          'wandb': ('wandb',)}
 
 
 def options(p: argparse.ArgumentParser) -> None:

@@ -1,13 +1,14 @@
-"""What people see of a run: metrics.jsonl, TensorBoard events, a progress bar or plain lines."""
+"""What people see of a run: the rows of its loggers, a progress bar or plain lines."""
 
-import contextlib
-import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxmed.files import read_json_lines, write_text
+from jaxmed.errors import Stopped
+from jaxmed.files import read_json_lines
+from jaxmed.train import loggers
 
 _SHOWN = ('loss', 'val_loss', 'knn', 'rankme', 'images_per_second', 'data_wait')
 
@@ -18,20 +19,20 @@ class Logs:
   Args:
     run: the run directory. start, steps: where the bar begins and ends. quiet: no bar and no lines.
     main: whether this process writes; the others only read what there is.
+    trackers: names of further loggers, see `loggers.TRACKERS`. config: what these are told of the run.
   """
 
   def __init__(self, run: pathlib.Path, start: int, steps: int, batch_size: int, quiet: bool = False,
-               main: bool = True):
+               main: bool = True, trackers: Sequence[str] = (), config: Mapping[str, Any] | None = None):
     self.path = pathlib.Path(run) / 'metrics.jsonl'
     rows = [r for r in read_rows(self.path) if r['step'] <= start]  # a killed run may have gone on past its checkpoint
     self.losses = [r['loss'] for r in rows if 'loss' in r]
     self.latest = {k: v for r in rows for k, v in r.items() if k != 'step'}  # the newest value of each metric
-    self._file = self._events = None
+    self._loggers: list[loggers.Logger] = []
+    self._trackers: dict[str, loggers.Logger] = {}
     if main:
-      write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
-      self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
-      from tensorboardX import SummaryWriter
-      self._events = SummaryWriter(str(pathlib.Path(run) / 'events'), purge_step=start + 1)
+      self._loggers = [loggers.JsonLines(self.path, rows), loggers.TensorBoard(pathlib.Path(run), start)]
+      self._trackers = {name: loggers.tracker(name, pathlib.Path(run), config or {}) for name in trackers}
     self._batch_size, self._steps = batch_size, steps
     self._shown: dict[str, float] = {}
     self._bar = None
@@ -42,13 +43,30 @@ class Logs:
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Writes a row."""
-    if self._file is None or self._events is None:
-      return
-    self._file.write(json.dumps({'step': step} | values) + '\n')
-    self._file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
-    self._show(step, values)
+    for logger in self._loggers:
+      logger.scalars(step, values)
+    self._track(lambda logger: logger.scalars(step, values))
+    if self._loggers:
+      self._show(step, values)
+
+  def figures(self, step: int, paths: Sequence[pathlib.Path]) -> None:
+    """Hands over the figures of the report."""
+    if paths:
+      for logger in self._loggers:
+        logger.figures(step, paths)
+      self._track(lambda logger: logger.figures(step, paths))
+
+  def _track(self, call: Callable[[loggers.Logger], None]) -> None:
+    """Calls each tracker; the run goes on without one that fails, as a server does that is gone."""
+    for name, logger in list(self._trackers.items()):
+      try:
+        call(logger)
+      except Stopped:
+        raise
+      except Exception as e:
+        del self._trackers[name]
+        print(f'jaxmed: {name} takes no more metrics ({type(e).__name__}: {e}); the run goes on without it',
+              file=sys.stderr, flush=True)
 
   def _show(self, step: int, row: dict[str, float]) -> None:
     self._shown |= {k: row[k] for k in _SHOWN if k in row}
@@ -63,11 +81,9 @@ class Logs:
 
   def close(self) -> None:
     """Flushes everything."""
-    if self._file is None or self._events is None:
-      return
-    self._file.close()
-    with contextlib.suppress(OSError):  # a full disk: the rows are in metrics.jsonl
-      self._events.close()
+    for logger in self._loggers:
+      logger.close()
+    self._track(lambda logger: logger.close())
     if self._bar is not None:
       self._bar.close()
 

@@ -178,7 +178,8 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   times = run.times
   batches = _batches(run, first)
   probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check)
-  logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main())
+  logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main(),
+              config.loggers, config_lib.flat(config))
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
   pace = Pace(first, config.batch_size)
@@ -247,12 +248,13 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
     watchdog.beat('the last checkpoint and the report', step=False)
     with times.stage('the last checkpoint'):
       checkpoints.wait()
+    times.write(run.folder)  # the report shows it
+    with times.stage('figures and report'):
+      pictures.end(run, state)
+    logs.figures(config.steps, sorted((run.folder / 'figures').glob('*.png')))
   finally:
     pace.close()
     logs.close()
-  times.write(run.folder)  # the report shows it
-  with times.stage('figures and report'):
-    pictures.end(run, state)
   times.write(run.folder)
   times.tell()
   seconds = time.monotonic() - begun

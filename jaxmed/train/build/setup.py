@@ -25,6 +25,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import loggers
 from jaxmed.train.build import view_sizes
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
@@ -34,13 +35,13 @@ CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
-             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak')
+             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers')
 NO_VOCABULARY = Vocabulary()
 UNKNOWN = config_lib.CHOICES['loader.unknown']
 ON_LEAK = config_lib.CHOICES['on_leak']
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 # Keys that runs of earlier versions lack, whose defaults do what those did.
-ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'checkpoint.minutes', 'checkpoint.keep_every',
+ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
          'optimizer.moments', 'optimizer.offload', 'init_parts',
@@ -135,7 +136,9 @@ def check_values(config: ConfigDict) -> None:
       raise UserError(f'{key} must be {wanted}, not {values[key]}')
   intensity.parse_mode(config.loader.normalize)
   for key, choices in config_lib.CHOICES.items():
-    choose(key, values[key], choices)
+    for value in values[key] if isinstance(values[key], tuple) else (values[key],):
+      choose(key, value, choices)
+  loggers.check(config.loggers)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
   size = config.loader.load_size
   config.loader.load_size = size * len(config.image_size) if len(size) == 1 else size
