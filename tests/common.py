@@ -9,7 +9,7 @@ import numpy as np
 from jaxmed.config import merge
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import loop
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, rundir
 from jaxmed.train.checkpoint import Checkpoints
 
 
@@ -34,8 +34,8 @@ def same(a, b):
 
 def abstract_state(run):
   """Shapes of the state of a run."""
-  config, spec = setup.load(run)
-  return setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh_lib.make_mesh({'data': 0}))
+  config, spec = rundir.load_config(run)
+  return assemble.build(config, spec).abstract(assemble.batch_shapes(config, spec), mesh_lib.make_mesh({'data': 0}))
 
 
 def saved_state(run, which='latest'):

@@ -21,7 +21,7 @@ from jaxmed.errors import Unavailable
 from jaxmed.interop import weight_formats
 from jaxmed.models import registry
 from jaxmed.objectives.masked.mae import MAE
-from jaxmed.train.build import setup
+from jaxmed.train.build import resolve
 from tests.common import same, saved_state, saved_steps, words
 from tests.conftest import TINY
 
@@ -133,7 +133,7 @@ def test_embed_of_a_folder(trained, corpus, tiles, ok, tmp_path):
 def test_a_plain_folder_needs_nothing_else(tiles, ok, tmp_path, monkeypatch):
   """Method, model, sizes, length and rate are chosen and said; the defaults are made small here to save time."""
   monkeypatch.setitem(registry.SIZES, 'micro', dict(embed_dim=16, depth=1, num_heads=2))
-  monkeypatch.setattr(setup, 'CPU_IMAGES', 150)
+  monkeypatch.setattr(resolve, 'CPU_IMAGES', 150)
   monkeypatch.setattr(MAE, '__init__', _smaller(MAE.__init__))
   folder = tmp_path / 'images'
   (folder / 'more').mkdir(parents=True)

@@ -10,7 +10,7 @@ from jaxmed.augment import channels, views
 from jaxmed.data.feed import pipeline, sampling
 from jaxmed.errors import UserError
 from jaxmed.train import optimizer
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, data_spec, resolve
 from jaxmed.train.monitor import spikes, watch
 
 
@@ -219,11 +219,11 @@ def test_a_file_with_a_colon_in_its_name(tmp_path):
 def spec(**changes):
   fields = dict(channels=({'name': 'a', 'mean': 1.0, 'std': 2.0}, {'name': 'b', 'mean': 1.0, 'std': 2.0}), slots=2,
                 masked=False, dtype='uint8', rows=1000, size=(64, 48), classes=('no', 'yes'))
-  return setup.DataSpec(**fields | changes)
+  return data_spec.DataSpec(**fields | changes)
 
 
 def test_what_is_chosen_from_the_data():
-  config = setup.resolve({'epochs': 4.0, 'batch_size': 128}, spec())
+  config = resolve.resolve({'epochs': 4.0, 'batch_size': 128}, spec())
   assert config.image_size == (64, 48)
   assert config.steps == 32  # ceil(4 * 1000 / 128)
   assert config.epochs == pytest.approx(32 * 128 / 1000)
@@ -232,11 +232,11 @@ def test_what_is_chosen_from_the_data():
   assert config.optimizer.b2 == 0.95  # the method's
   assert config.encoder.pos == 'sincos'
   assert config.model.startswith('channel_vit_')
-  assert setup.resolve({'optimizer': {'b2': 0.5}}, spec()).optimizer.b2 == 0.5  # the user's wins
+  assert resolve.resolve({'optimizer': {'b2': 0.5}}, spec()).optimizer.b2 == 0.5  # the user's wins
 
 
 def test_warmup_in_epochs():
-  warmup = lambda **optimizer: setup.resolve(
+  warmup = lambda **optimizer: resolve.resolve(
       {'steps': 100, 'batch_size': 10, 'optimizer': optimizer}, spec()).optimizer.warmup_steps
   assert warmup(warmup_epochs=0.25) == 25  # of 1000 records
   assert warmup(warmup_epochs=0.25, warmup_steps=7) == 7
@@ -247,11 +247,11 @@ def test_warmup_in_epochs():
 def test_wanted_colours_need_stored_ones(normalize, kept):
   rgb = tuple({'name': n, 'mean': 1.0, 'std': 2.0} for n in 'RGB')
   data = spec(channels=rgb, slots=3)
-  config = setup.resolve({'method': 'dino', 'image_size': 32, 'model': 'vit_micro/8', 'loader': {'normalize': normalize}},
+  config = resolve.resolve({'method': 'dino', 'image_size': 32, 'model': 'vit_micro/8', 'loader': {'normalize': normalize}},
                          data)
   assert (config.augment.color != (), config.augment.grayscale != (0.0,)) == (kept, kept)
   assert config.augment.contrast == 0.4
-  setup.build(config, data)
+  assemble.build(config, data)
 
 
 @pytest.mark.parametrize('user, expected', [
@@ -294,7 +294,7 @@ def test_wanted_colours_need_stored_ones(normalize, kept):
     ({'on_leak': 'halt'}, ['on_leak', 'ignore, stop, warn']),
 ])
 def test_resolve_refuses(user, expected):
-  resolve = lambda: setup.build(setup.resolve(user, spec()), spec())
+  resolve = lambda: assemble.build(resolve.resolve(user, spec()), spec())
   if expected is None:
     resolve()
   else:

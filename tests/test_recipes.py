@@ -10,7 +10,7 @@ import pytest
 
 from jaxmed import config as config_lib
 from jaxmed import objectives
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, data_spec, resolve
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -26,9 +26,9 @@ def channels(names, mean, std):
 
 
 SPECS = {
-    'imagenet': setup.DataSpec(channels('RGB', (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), 3, False, 'uint8', 1_281_167,
+    'imagenet': data_spec.DataSpec(channels('RGB', (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), 3, False, 'uint8', 1_281_167,
                                (256, 256), tuple(f'class{i}' for i in range(1000))),
-    'demo': setup.DataSpec(channels(('T1', 'GM', 'WM', *'RGB', 'phase', 'DNA'), (155, 116, 84, 189, 96, 76, 68, 33),
+    'demo': data_spec.DataSpec(channels(('T1', 'GM', 'WM', *'RGB', 'phase', 'DNA'), (155, 116, 84, 189, 96, 76, 68, 33),
                                     (70, 93, 96, 52, 48, 50, 25, 19)), 3, True, 'uint8', 5650, (48, 48),
                            ('front', 'back'), mixed=True),
 }
@@ -40,7 +40,7 @@ def values(path, variant):
 
 def resolved(path, variant):
   """Every resolved value by its key: for ImageNet, and what differs for the demo corpus."""
-  first, second = (config_lib.flat(setup.resolve(values(path, variant), SPECS[name])) for name in SPECS)
+  first, second = (config_lib.flat(resolve.resolve(values(path, variant), SPECS[name])) for name in SPECS)
   return {'imagenet': first, 'demo': {k: v for k, v in second.items() if v != first[k]}}
 
 
@@ -71,12 +71,12 @@ def test_resolves_to_its_golden_text(path, variant):
 def test_keeps_what_it_sets_and_builds(path, variant):
   given = values(path, variant)
   for spec in SPECS.values():
-    config = setup.resolve(given, spec)
+    config = resolve.resolve(given, spec)
     got = config_lib.flat(config)
     for key, value in config_lib.flat(config_lib.from_dict(config_lib.merge(given))).items():
       if key not in ('image_size', 'augment.local_size', 'augment.gram_size', 'epochs'):  # filled up, rounded
         assert got[key] == value, key
-    assert setup.build(config, spec).objective.encoder.in_channels == len(spec.channels)
+    assert assemble.build(config, spec).objective.encoder.in_channels == len(spec.channels)
   assert not {'data', 'init'} & set(given)
   assert config_lib.from_dict(given).get('epochs', 0) > 0 or 'steps' in given
 
@@ -91,7 +91,7 @@ def test_every_method_builds_on_every_family(model):
   """With its own defaults: what a family lacks is left out, what it has otherwise is set."""
   for method in objectives.METHODS:
     user = {'method': method, 'model': model, 'image_size': 64, 'loader': {'label': 'label'}}
-    trainer = setup.build(setup.resolve(user, SPECS['demo']), SPECS['demo'])
+    trainer = assemble.build(resolve.resolve(user, SPECS['demo']), SPECS['demo'])
     assert type(trainer.objective) is objectives.METHODS[method]
 
 
@@ -122,7 +122,7 @@ def test_is_data(path):
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=NAMES.get)
 def test_laptop_is_small_and_gentle(path):
-  config = setup.resolve(values(path, 'laptop'), SPECS['demo'])
+  config = resolve.resolve(values(path, 'laptop'), SPECS['demo'])
   assert config.steps * config.batch_size <= 30_000
   assert config.image_size == (48, 48)
   assert config.augment.blur <= 0.5

@@ -331,9 +331,9 @@ source = open_source({path!r}).select('train')
 opened = time.perf_counter()
 batch = next(train_batches(source, batch_size=64, size=(8, 8), vocabulary=source.channels, seed=0))
 first = time.perf_counter()
-from jaxmed.train.build.setup import data_spec
+from jaxmed.train.build.data_spec import describe
 begun = time.perf_counter()
-data_spec(source, '')
+describe(source, '')
 told = time.perf_counter() - begun
 print(json.dumps({{'records': len(source), 'imports_seconds': imported - begin, 'open_seconds': opened - imported,
                    'first_batch_seconds': first - imported, 'spec_seconds': told,

@@ -63,14 +63,14 @@ def _rates(args: argparse.Namespace) -> dict[str, Any]:
   """How fast batches of a corpus can be had, as a run with these values would read them."""
   from jaxmed.data.corpus.open import open_source
   from jaxmed.data.feed import rates
-  from jaxmed.train.build import setup
+  from jaxmed.train.build import data_spec, resolve
   if not args.seconds > 0:
     raise UserError(f'--seconds is {args.seconds}: expected a positive number')
   source = open_source(args.data)
   source = trained if len(trained := source.select('train')) else source
-  spec = setup.data_spec(source, '')
+  spec = data_spec.describe(source, '')
   user = {'image_size': tuple(args.size or ()), 'loader': {'fit': args.fit}}
-  config = setup.resolve(user, spec)
+  config = resolve.resolve(user, spec)
   found = rates.measure(source, size=tuple(config.loader.load_size), batch_size=args.batch, fit=args.fit,
                         threads=config.loader.threads, seconds=args.seconds)
   return {'json': found, 'text': rates.text(found)}

@@ -60,12 +60,12 @@ def _go_on(out: pathlib.Path, user: dict[str, Any]) -> dict[str, Any]:
   """Goes on with a run for the words that started it; another value than the run has must be one that may change."""
   from jaxmed.parallel import process
   from jaxmed.train import loop
-  from jaxmed.train.build import setup
+  from jaxmed.train.build import resolve, rundir
   process.start()
-  before, spec = setup.load(out)
+  before, spec = rundir.load_config(out)
   if (out / 'corpus').exists():  # made from the folder that the words name
     user = user | {'data': before.data}
-  wanted, have = config.flat(setup.resolve(user, spec)), config.flat(before)
+  wanted, have = config.flat(resolve.resolve(user, spec)), config.flat(before)
   said = config.flat(config.from_dict(user))
   return loop.resume(out, config.nested({key: wanted[key] for key in said if wanted[key] != have.get(key)}))
 

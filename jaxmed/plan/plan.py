@@ -21,7 +21,7 @@ from jaxmed.parallel.chips import Cluster
 from jaxmed.plan import hlo, roofline, worker
 from jaxmed.plan.hlo import Collective
 from jaxmed.plan.roofline import Bounds, Width
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, data_spec, resolve
 from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
@@ -43,7 +43,7 @@ class Job:
   """A request worked out: resolved config, trainer, sizes of the mesh, and the step's shapes on it."""
 
   config: ConfigDict
-  spec: setup.DataSpec
+  spec: data_spec.DataSpec
   trainer: Trainer
   mesh: dict[str, int]
   cluster: Cluster
@@ -78,19 +78,19 @@ def prepare(request: Request) -> Job:
   if user.get('method') == 'supervised':
     user = config_lib.merge({'loader': {'label': 'label'}}, user)
   spec = _spec(user, request)
-  config = setup.resolve(user, spec)
+  config = resolve.resolve(user, spec)
   config_lib.update(config, {'mesh': wanted})
   mesh = mesh_sizes(config.mesh, chips_)
-  trainer = setup.build(config, spec)
+  trainer = assemble.build(config, spec)
   if open_mesh(config.mesh):
-    boxed = jax.eval_shape(trainer.create, setup.batch_shapes(config, spec))
+    boxed = jax.eval_shape(trainer.create, assemble.batch_shapes(config, spec))
     mesh = sharding_table.fitted(boxed, mesh, request.cluster.chip.memory)
   job = Job(config, spec, trainer, mesh, request.cluster)
-  setup.check_divides(config.batch_size, job.shards, config.optimizer.accumulate)
+  resolve.check_divides(config.batch_size, job.shards, config.optimizer.accumulate)
   return job
 
 
-def _spec(user: Mapping[str, Any], request: Request) -> setup.DataSpec:
+def _spec(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   """Images of the size that the run trains on, unsigned bytes."""
   size = user.get('image_size') or 224
   size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
@@ -98,7 +98,7 @@ def _spec(user: Mapping[str, Any], request: Request) -> setup.DataSpec:
   size = size * rank if len(size) == 1 else size
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
   classes = tuple(f'class{i}' for i in range(CLASSES)) if user.get('method') == 'supervised' else ()
-  return setup.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes)
+  return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes)
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
@@ -137,7 +137,7 @@ def compile_step(job_values: Mapping[str, Any]) -> dict[str, Any]:
   described = topologies.get_topology_desc(f'{cluster.chip.name}:{shape}', platform='tpu', **more)
   devices: list[Any] = list(described.devices)
   mesh = mesh_lib.make_mesh(job.mesh, devices)
-  batch = setup.batch_shapes(job.config, job.spec, mesh)
+  batch = assemble.batch_shapes(job.config, job.spec, mesh)
   began = time.monotonic()
   try:
     program: Any = job.trainer.compile(job.trainer.abstract(batch, mesh), batch, mesh)
@@ -178,9 +178,9 @@ class Traced:
     return Traced(factor * self.model, factor * self.executed, factor * self.live, self.boxed)
 
 
-def trace(config: ConfigDict, spec: setup.DataSpec) -> Traced:
+def trace(config: ConfigDict, spec: data_spec.DataSpec) -> Traced:
   """Looks at the jaxpr of a step, and at the one without rematerialisation."""
-  trainer, batch = setup.build(config, spec), setup.batch_shapes(config, spec)
+  trainer, batch = assemble.build(config, spec), assemble.batch_shapes(config, spec)
   boxed = jax.eval_shape(trainer.create, batch)
   jaxpr = jax.make_jaxpr(trainer.step)(nn.unbox(boxed), batch).jaxpr
   return Traced(model_flops(config, spec), flops.count_jaxpr(jaxpr), roofline.live_bytes(jaxpr), boxed)

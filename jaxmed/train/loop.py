@@ -19,9 +19,9 @@ from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import pictures
-from jaxmed.train.build import begin, setup
-from jaxmed.train.build.begin import check_new
-from jaxmed.train.build.setup import RESUMABLE
+from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, weights
+from jaxmed.train.build.resolve import RESUMABLE
+from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import Logs
 from jaxmed.train.monitor import vitals
@@ -46,7 +46,7 @@ class Run:
 
   folder: pathlib.Path
   config: Any
-  spec: setup.DataSpec
+  spec: data_spec.DataSpec
   source: Any  # the rows to train on
   corpus: Any  # all rows
   stream: Mapping[str, Any]  # which row stands where in it, and which channels rows lack
@@ -65,7 +65,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   Returns:
     A summary: run, steps, loss, skipped, seconds, images_per_second.
   Raises:
-    UserError: see `setup.resolve`. Stopped: a signal came; everything is saved.
+    UserError: see `resolve.resolve`. Stopped: a signal came; everything is saved.
   """
   out = pathlib.Path(out)
   check_new(out)
@@ -74,24 +74,26 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   times = Times(quiet)
   with agreement() as agreed:
     with times.stage('opening the corpus'):
-      corpus, source = begin.records(user)
+      corpus, source = records.open_records(user)
+    with times.stage('looking for records that evaluation sets hold too'):
+      records.tell_leaks(user, source)
     label = str(dict(user.get('loader', {})).get('label', ''))
     lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
-    spec = setup.data_spec(source, label, setup.vocabulary_of(user, source), lack)
-    config = setup.resolve(user, spec)
+    spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
+    config = resolve.resolve(user, spec)
     mesh = mesh_lib.make_mesh(config.mesh)
-    setup.check_shares(config, mesh)
+    resolve.check_shares(config, mesh)
     # Every option is checked before anything is written.
-    stream = {'sampler': setup.sampler(config, source), 'lack': lack}
+    stream = {'sampler': assemble.sampler(config, source), 'lack': lack}
     with times.stage('building the model'):
-      state = setup.build(config, spec).abstract(setup.batch_shapes(config, spec), mesh)
-      begin.given_weights(config, state, spec.vocabulary, quiet=False)
+      state = assemble.build(config, spec).abstract(assemble.batch_shapes(config, spec), mesh)
+      weights.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
       try:
         out.mkdir(parents=True, exist_ok=True)
       except OSError as e:
         raise UserError(f'cannot write {out}: {e.strerror or e}') from e
-      setup.save(out, config, spec)
+      rundir.save(out, config, spec)
     process.check_shared(out)
     return _run(out, config, spec, corpus, source, stream, agreed, times)
 
@@ -106,7 +108,7 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
   times = Times(quiet)
   with agreement() as agreed:
     process.check_shared(out)
-    config, spec = setup.load(out)
+    config, spec = rundir.load_config(out)
     before = config_lib.flat(config)
     config_lib.update(config, changes or {})
     for key, value in config_lib.flat(config).items():
@@ -115,21 +117,24 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     if (config.on_spike == 'skip') != (before['on_spike'] == 'skip'):
       raise UserError(f"on_spike={before['on_spike']} cannot change to {config.on_spike} when a run goes on: with skip "
                       'a run keeps its last losses')
-    setup.check_values(config)
+    resolve.check_values(config)
     with times.stage('opening the corpus'):
-      corpus, source = begin.records(config_lib.to_dict(config))
-    setup.check_same(spec, source)
-    setup.check_shares(config, mesh_lib.make_mesh(config.mesh))
-    stream = {'sampler': setup.sampler(config, source), 'lack': lacking.parse(config.loader.missing, source.channels)}
+      corpus, source = records.open_records(config_lib.to_dict(config))
+    with times.stage('looking for records that evaluation sets hold too'):
+      records.tell_leaks(config_lib.to_dict(config), source)
+    data_spec.check_same(spec, source)
+    resolve.check_shares(config, mesh_lib.make_mesh(config.mesh))
+    lack = lacking.parse(config.loader.missing, source.channels)
+    stream = {'sampler': assemble.sampler(config, source), 'lack': lack}
     return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, times)
 
 
-def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
+def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
          agreement: Agreement, times: Times) -> dict[str, Any]:
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
-    trainer = setup.build(config, spec)
-    run = Run(out, config, spec, source, corpus, stream, trainer, begin.mesh_of(config, spec, trainer), agreement,
+    trainer = assemble.build(config, spec)
+    run = Run(out, config, spec, source, corpus, stream, trainer, assemble.mesh_of(config, spec, trainer), agreement,
               watchdog, times)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
@@ -142,18 +147,18 @@ def _run(out: pathlib.Path, config: Any, spec: setup.DataSpec, corpus: Any, sour
           return _loop(run, state, step, checkpoints, watch)
         except RollBack as back:
           checkpoints.forget_after(back.step)
-          shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
-          state = begin.state_of(run, checkpoints, run.trainer.abstract(shapes, run.mesh), shapes)
+          shapes = assemble.batch_shapes(run.config, run.spec, run.mesh)
+          state = weights.state_of(run, checkpoints, run.trainer.abstract(shapes, run.mesh), shapes)
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
-  shapes = setup.batch_shapes(run.config, run.spec, run.mesh)
+  shapes = assemble.batch_shapes(run.config, run.spec, run.mesh)
   with run.times.stage('building the model'):
     abstract = run.trainer.abstract(shapes, run.mesh)
   begin.announce(run, abstract)
   with run.times.stage('the first state'):
-    state = begin.state_of(run, checkpoints, abstract, shapes)
+    state = weights.state_of(run, checkpoints, abstract, shapes)
   run.watchdog.beat('compilation', step=False)
   try:
     with run.times.compilation('the step'):
@@ -273,7 +278,7 @@ def _memory(step: Any) -> int:
 def _batches(run: Run, first: int):
   c = run.config
   return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
-                       **run.stream, **setup.reading(c, run.spec))
+                       **run.stream, **assemble.reading(c, run.spec))
 
 
 def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:

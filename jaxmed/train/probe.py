@@ -16,7 +16,7 @@ from jaxmed.evaluate.probes import knn, ridge
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.networks import inputs
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, data_spec
 from jaxmed.train.build.rundir import encoder_of
 from jaxmed.train.step import TrainState
 
@@ -34,7 +34,7 @@ class Probe:
 
   trainer: Any
   config: Any
-  spec: setup.DataSpec
+  spec: data_spec.DataSpec
   source: Any
   mesh: Any
   check: Callable[[], None]
@@ -106,7 +106,7 @@ class Probe:
     return float(np.mean(jax.device_get(losses))) if losses else float('nan')
 
   def _batches(self, source: Any, size: int):
-    for batch in eval_batches(source, batch_size=size, **setup.reading(self.config, self.spec)):
+    for batch in eval_batches(source, batch_size=size, **assemble.reading(self.config, self.spec)):
       yield fitted(batch, self.spec)
 
   def _labels(self, state: TrainState, train: Any, val: Any, label: str) -> dict[str, float]:
@@ -130,8 +130,8 @@ def thin(source: Any, most: int) -> Any:
   return dataclasses.replace(source, table=source.table.take(rows))
 
 
-def fitted(batch: dict[str, np.ndarray], spec: setup.DataSpec) -> dict[str, np.ndarray]:
-  """A pipeline batch in the layout that the step was compiled for (see `setup.batch_shapes`)."""
+def fitted(batch: dict[str, np.ndarray], spec: data_spec.DataSpec) -> dict[str, np.ndarray]:
+  """A pipeline batch in the layout that the step was compiled for (see `assemble.batch_shapes`)."""
   short = spec.slots - batch['channels'].shape[1]
   out = dict(batch)
   if short > 0:

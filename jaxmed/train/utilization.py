@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 from jaxmed import config as config_lib
 from jaxmed.models.layers import kernels
 from jaxmed.parallel import chips, flops
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, data_spec
 
 
-def model_flops(config: ConfigDict, spec: setup.DataSpec) -> int:
+def model_flops(config: ConfigDict, spec: data_spec.DataSpec) -> int:
   """FLOPs of one step by its jaxpr, views and optimizer included.
 
   Counted with rematerialisation off, also that of attention over many keys: MFU is about the model's own work.
   Of a mixture of sizes, the mean step's.
   """
   config = plain(config)
-  trainer, batch = setup.build(config, spec), setup.batch_shapes(config, spec)
+  trainer, batch = assemble.build(config, spec), assemble.batch_shapes(config, spec)
   state = nn.unbox(jax.eval_shape(trainer.create, batch))
   alone = lambda view: dataclasses.replace(trainer, view=view, sizes=(), shares=())
   with keeping():
@@ -58,7 +58,7 @@ class Utilization:
   `parallel.chips` have no MFU.
   """
 
-  def __init__(self, config: ConfigDict, spec: setup.DataSpec):
+  def __init__(self, config: ConfigDict, spec: data_spec.DataSpec):
     chip = chips.of(jax.devices()[0].device_kind)
     self._share = 0.0
     if chip is not None:

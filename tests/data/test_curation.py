@@ -16,7 +16,7 @@ from jaxmed.data.curate import bands, curate, hashes, leakage
 from jaxmed.data.curate.curate import Request
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
-from jaxmed.train.build import begin
+from jaxmed.train.build import records
 
 
 def flipped_bits(rng, values, most):
@@ -42,6 +42,13 @@ def one_by_one(values, radius):
     if not (np.bitwise_count(values[kept] ^ value) <= radius).any():
       kept.append(i)
   return kept
+
+
+def opened(user):
+  """The corpus and the rows to train on, after the search for leaks, as a run begins."""
+  corpus, source = records.open_records(user)
+  records.tell_leaks(user, source)
+  return corpus, source
 
 
 @pytest.fixture(scope='module')
@@ -253,7 +260,7 @@ def test_curate_writes_a_selection_that_training_takes(corpus, tmp_path, capfd):
   assert [p for p in before if p[0] != 'selections'] == sorted(
       (p.name, p.stat().st_mtime_ns) for p in place.iterdir() if p.name != 'selections')
 
-  assert len(begin.records({'data': f'{place}@lean'})[1]) == len(kept)
+  assert len(opened({'data': f'{place}@lean'})[1]) == len(kept)
   code, _, err = command(capfd, 'train', '--data', f'{place}@lean', '--out', tmp_path / 'run', f'batch_size={len(kept) + 1}')
   assert code == 2 and f'larger than the {len(kept)} training records' in err
 
@@ -355,17 +362,17 @@ def test_flat_images_are_no_leaks():
 
 def test_training_tells_leaks(studies, a, tmp_path, capfd):
   b = studies / 'b'
-  _, source = begin.records({'data': str(a), 'evaluation': f'{b}, {a}'})
+  _, source = opened({'data': str(a), 'evaluation': f'{b}, {a}'})
   _, err = capfd.readouterr()
   assert len(source) == 10 and err.count('\n') == 1
   assert f'5 of 10 records are in {b} too' in err and f'in {a} too' not in err
   assert f'jaxmed curate {a} --against {b},{a} --drop-leaks --out clean' in err and f'data={a}@clean' in err
-  begin.records({'data': f'{a},{studies / "a"}', 'evaluation': str(b)})  # subjects keep their names in several
+  opened({'data': f'{a},{studies / "a"}', 'evaluation': str(b)})  # subjects keep their names in several
   _, err = capfd.readouterr()
   assert '10 of 20 records are in' in err and 'the same subject 2' in err
   assert f'(and so for each corpus), train with data={a}@clean,{studies / "a"}@clean' in err
-  begin.records({'data': str(a), 'evaluation': str(b), 'on_leak': 'ignore'})
-  begin.records({'data': str(a)})
+  opened({'data': str(a), 'evaluation': str(b), 'on_leak': 'ignore'})
+  opened({'data': str(a)})
   assert capfd.readouterr() == ('', '')
   train = lambda *more: command(capfd, 'train', '--data', a, '--out', tmp_path / 'run', *more)
   for more, words in (((f'evaluation={b}', 'on_leak=stop'), '5 of 10 records are in'), (('on_leak=wran',), "mean 'warn'"),
@@ -388,7 +395,7 @@ def test_training_tells_leaks_by_an_encoder(studies, a, tmp_path, capfd):
   names = open_source(a).table['channels'].to_pylist()[0]
   export_file(path, 'jaxmed', model, params, {'channels': [{'name': names[0], 'mean': 100.0, 'std': 50.0}],
                                               'normalize': 'corpus', 'feature': 'mean'})
-  _, source = begin.records({'data': str(a), 'evaluation': str(b), 'leak_encoder': str(path)})
+  _, source = opened({'data': str(a), 'evaluation': str(b), 'leak_encoder': str(path)})
   _, err = capfd.readouterr()
   encoder = jaxmed.load(path)
   mine, theirs = (encoder.embed_source(s)['mean'].astype(np.float64)
@@ -397,4 +404,4 @@ def test_training_tells_leaks_by_an_encoder(studies, a, tmp_path, capfd):
   count = int(((unit(mine) @ unit(theirs).T).max(axis=1) >= leakage.COSINE).sum())
   assert count and f'nearly the same features {count})' in err and f'--encoder {path} --drop-leaks' in err
   with pytest.raises(UserError, match='leak_encoder=nowhere does not exist'):
-    begin.records({'data': str(a), 'evaluation': str(b), 'leak_encoder': 'nowhere'})
+    opened({'data': str(a), 'evaluation': str(b), 'leak_encoder': 'nowhere'})

@@ -71,17 +71,17 @@ def counted(monkeypatch, place, name):
 
 def test_a_run_knows_that_channels_are_missing(corpus, tmp_path, monkeypatch):
   from jaxmed.train import loop
-  from jaxmed.train.build import setup
+  from jaxmed.train.build import assemble, rundir
   from tests.conftest import SUPERVISED
 
   source = open_source(corpus).select('train', label='tissue')
   name = source.channels[0]
   user = SUPERVISED | {'steps': 2, 'data': str(corpus), 'model': 'vit_micro/8',
                        'loader': SUPERVISED['loader'] | {'missing': f'{name}=0.5'}}
-  parsed, samplers = counted(monkeypatch, lacking, 'parse'), counted(monkeypatch, setup, 'sampler')
+  parsed, samplers = counted(monkeypatch, lacking, 'parse'), counted(monkeypatch, assemble, 'sampler')
   loop.train(user, tmp_path / 'run', quiet=True)
   assert len(parsed) == len(samplers) == 1
-  config, spec = setup.load(tmp_path / 'run')
+  config, spec = rundir.load_config(tmp_path / 'run')
   assert spec.masked
   assert spec.mixed
   assert config.loader.missing == f'{name}=0.5'

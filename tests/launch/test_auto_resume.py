@@ -7,7 +7,7 @@ import pytest
 from jaxmed import cli
 from jaxmed.errors import UserError
 from jaxmed.train import pictures
-from jaxmed.train.build import begin
+from jaxmed.train.build import rundir
 from jaxmed.train.logs import read_rows
 from tests.common import same, saved_state, words
 from tests.conftest import TINY
@@ -63,10 +63,10 @@ def test_what_a_killed_start_left_is_no_run(tmp_path):
   """config.json is written last: without it there is nothing to go on with, and nothing to lose."""
   for name in ('data.json', '.config.json.x1.part'):
     (tmp_path / name).touch()
-  begin.check_new(tmp_path)
+  rundir.check_new(tmp_path)
   (tmp_path / 'config.json').touch()
   with pytest.raises(UserError, match='exists and is not empty'):
-    begin.check_new(tmp_path)
+    rundir.check_new(tmp_path)
 
 
 def test_a_folder_that_was_prepared_is_not_prepared_again(tiles, tmp_path):

@@ -12,12 +12,12 @@ import pytest
 from jaxmed.augment.channels import single_channel
 from jaxmed.augment.views import ViewMaker
 from jaxmed.interop.weight_formats import export_file
-from jaxmed.train.build import begin, setup
+from jaxmed.train.build import assemble, data_spec, resolve, weights
 
 RNG = np.random.default_rng(7)
 MASK = np.array([[True, True, True], [True, False, True], [False, True, False], [True, True, False]] * 2)
 CHANNELS = tuple({'name': n, 'mean': 0.0, 'std': 1.0} for n in 'abcd')
-SPEC = setup.DataSpec(CHANNELS, 3, True, 'float32', 64, (8, 8), ('x', 'y'), mixed=True)
+SPEC = data_spec.DataSpec(CHANNELS, 3, True, 'float32', 64, (8, 8), ('x', 'y'), mixed=True)
 
 
 def make(method, model='bag_micro/4', **augment):
@@ -25,7 +25,7 @@ def make(method, model='bag_micro/4', **augment):
           'encoder': {'embed_dim': 16, 'depth': 1, 'num_heads': 2, 'drop_path': 0.0}, 'loader': {'label': 'label'}}
   if method in ('dino', 'ibot'):
     user['objective'] = {'out_dim': 32, 'hidden_dim': 16, 'bottleneck_dim': 8}
-  return setup.build(setup.resolve(user, SPEC), SPEC)
+  return assemble.build(resolve.resolve(user, SPEC), SPEC)
 
 
 def records():
@@ -103,11 +103,11 @@ def test_a_channel_vit_starts_from_single_channels(tmp_path, model):
   file = tmp_path / 'bag.safetensors'
   export_file(file, 'jaxmed', first.objective.encoder.clone(mask_token=False), bag,
               {'channels': [dict(c) for c in CHANNELS[:2]], 'feature': 'cls', 'method': 'dino'})
-  config = setup.resolve({'method': 'supervised', 'model': model, 'image_size': 8, 'batch_size': 8, 'steps': 4,
+  config = resolve.resolve({'method': 'supervised', 'model': model, 'image_size': 8, 'batch_size': 8, 'steps': 4,
                           'init': str(file), 'loader': {'label': 'label'},
                           'encoder': {'embed_dim': 16, 'depth': 1, 'num_heads': 2}}, SPEC)
   own = nn.unbox(jax.jit(second.objective.init)(jax.random.key(2), batch))
-  given = begin.given_weights(config, types.SimpleNamespace(**own), SPEC.vocabulary)['params']['encoder']
+  given = weights.given_weights(config, types.SimpleNamespace(**own), SPEC.vocabulary)['params']['encoder']
   fresh = own['params']['encoder']
   assert ('channel_embed' in given) == (model == 'channel_vit_micro/4')
   for name, value in given.items():

@@ -14,7 +14,7 @@ from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.objectives.masked.mae import MAE
 from jaxmed.train import pictures
-from jaxmed.train.build import setup
+from jaxmed.train.build import data_spec
 from jaxmed.train.logs import read_rows
 from jaxmed.train.step import Trainer
 from tests.common import record_indices, start
@@ -69,10 +69,10 @@ def test_channels_that_are_not_shown_get_no_gradient(packing):
 
 def test_more_channels_than_a_batch_has_room_for(mixed_corpus):
   source = open_source(mixed_corpus).select('train')
-  spec = setup.data_spec(source, '')
-  setup.check_same(spec, source)
+  spec = data_spec.describe(source, '')
+  data_spec.check_same(spec, source)
   with pytest.raises(UserError, match='has a record of 3 channels, but the run began with at most 2'):
-    setup.check_same(dataclasses.replace(spec, slots=2), source)
+    data_spec.check_same(dataclasses.replace(spec, slots=2), source)
   layout = pipeline._Layout((16, 16), 2, np.dtype('uint8'), spec.ids, 'resize')
   elements = pipeline._Elements(source, layout, np.zeros(len(source), np.int32), len(source))
   assert elements._padded(np.ones((4, 4, 1), np.uint8), 0)[0, 0].tolist() == [1, 0]

@@ -7,7 +7,7 @@ import pytest
 
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import UserError
-from jaxmed.train.build import setup
+from jaxmed.train.build import data_spec
 
 
 def plainly(source):
@@ -44,7 +44,7 @@ def varied(tmp_path_factory):
 def test_the_whole_manifest_is_told(varied, corpus, mixed_corpus):
   for place in (varied, corpus, mixed_corpus, f'{corpus},{mixed_corpus}'):
     for source in (open_source(place), open_source(place).select('train')):
-      spec, wanted = setup.data_spec(source, ''), plainly(source)
+      spec, wanted = data_spec.describe(source, ''), plainly(source)
       assert {key: getattr(spec, key) for key in wanted} == wanted
       for part in ('channel_sets', 'sizes'):
         assert list(spec.summary[part]) == list(wanted['summary'][part])
@@ -52,4 +52,4 @@ def test_the_whole_manifest_is_told(varied, corpus, mixed_corpus):
 
 def test_nothing_to_train_on(varied):
   with pytest.raises(UserError, match='no record to train on'):
-    setup.data_spec(open_source(varied).where({'source': ('in',)}, but=True), '')
+    data_spec.describe(open_source(varied).where({'source': ('in',)}, but=True), '')

@@ -12,7 +12,7 @@ from PIL import Image
 from jaxmed import config as config_lib
 from jaxmed.errors import UserError
 from jaxmed.train import loggers, loop, pictures
-from jaxmed.train.build import setup
+from jaxmed.train.build import resolve, rundir
 from jaxmed.train.logs import Logs, read_rows
 from tests.conftest import TINY
 
@@ -92,7 +92,7 @@ def test_mlflow_in_a_folder(tracked):
   assert found.info.status == 'FINISHED'
   assert found.info.run_name == 'run'
   assert found.data.params['steps'] == str(TINY['steps'])
-  assert set(found.data.params) == set(config_lib.flat(setup.load(tracked)[0]))
+  assert set(found.data.params) == set(config_lib.flat(rundir.load_config(tracked)[0]))
   history = {m.step: m.value for m in client.get_metric_history(found.info.run_id, 'loss')}
   assert history == {row['step']: row['loss'] for row in read_rows(tracked / 'metrics.jsonl') if 'loss' in row}
   assert 'grad_norm.encoder' in found.data.metrics
@@ -179,5 +179,5 @@ def test_a_package_that_is_missing(corpus, tmp_path, monkeypatch):
 
 def test_the_names_are_those_of_the_config():
   assert tuple(loggers.TRACKERS) == config_lib.CHOICES['loggers']
-  assert 'loggers' in setup.RESUMABLE
-  assert 'loggers' in setup.ADDED
+  assert 'loggers' in resolve.RESUMABLE
+  assert 'loggers' in rundir.ADDED

@@ -6,7 +6,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.train import loop
-from jaxmed.train.build import setup
+from jaxmed.train.build import rundir
 from tests.common import record_indices, same, saved_state, start
 from tests.conftest import TINY
 
@@ -18,7 +18,7 @@ def test_a_mixture_goes_on_as_it_was(corpus, tmp_path, monkeypatch):
   seen = record_indices(monkeypatch)
   start(corpus, tmp_path / 'whole', MIXED, checkpoint={'keep_every': 5})
   first = dict(seen)
-  config, _ = setup.load(tmp_path / 'whole')
+  config, _ = rundir.load_config(tmp_path / 'whole')
   assert config.loader.weights == MIXED['loader']['weights']
   from jaxmed.data.corpus.open import open_source
   tissue = open_source(corpus).select('train').table['tissue'].to_pylist()
@@ -39,7 +39,7 @@ def test_a_mixture_goes_on_as_it_was(corpus, tmp_path, monkeypatch):
 def test_two_corpora_and_rows_held_out(corpus, mixed_corpus, tmp_path):
   summary = start(f'{corpus},{mixed_corpus}', tmp_path / 'run', TINY, steps=2,
                   loader={'threads': 1, 'balance': 'dataset', 'alpha': 0.0, 'held_out': 'tissue=retina'})
-  _, spec = setup.load(tmp_path / 'run')
+  _, spec = rundir.load_config(tmp_path / 'run')
   assert summary['steps'] == 2
   assert spec.rows == 64
   assert spec.summary['sources']

@@ -10,7 +10,7 @@ import pytest
 from jaxmed.config import merge
 from jaxmed.errors import UserError
 from jaxmed.train import utilization
-from jaxmed.train.build import setup
+from jaxmed.train.build import resolve
 from jaxmed.train.build.view_sizes import LISTS
 from jaxmed.train.step import drawn
 from tests.common import host
@@ -72,7 +72,7 @@ def test_a_curriculum_goes_by_the_step(corpus):
 def test_flops_are_those_of_the_mean_step(corpus):
   spec = Bench(corpus, MIXED).spec
   count = lambda **augment: utilization.model_flops(
-      setup.resolve(merge(MIXED, {'data': str(corpus), 'augment': augment}), spec), spec)
+      resolve.resolve(merge(MIXED, {'data': str(corpus), 'augment': augment}), spec), spec)
   small, large, mean = (count(size_shares=shares) for shares in ((1, 1e-12), (1e-12, 1), (1, 3)))
   assert mean == pytest.approx(0.25 * small + 0.75 * large, rel=1e-6) and large > 1.2 * small
 

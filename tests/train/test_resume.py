@@ -14,7 +14,7 @@ from jaxmed import load
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Stopped, UserError
 from jaxmed.train import loop
-from jaxmed.train.build import begin, setup
+from jaxmed.train.build import rundir, weights
 from jaxmed.train.logs import read_rows
 from tests.common import record_indices, same, saved_state, saved_steps, start, words
 from tests.conftest import TINY
@@ -206,7 +206,7 @@ def test_init_reaches_the_average_of_the_weights(corpus, trained, tmp_path):
   run = types.SimpleNamespace(config=config, spec=spec, trainer=loop.setup.build(config, spec),
                               mesh=loop.mesh_lib.make_mesh(config.mesh))
   shapes = loop.setup.batch_shapes(config, spec, run.mesh)
-  state = begin.initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
+  state = weights.initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
   same(state.average, state.params)
   same(state.average['encoder'], saved_state(trained).params['encoder'])
 
@@ -222,16 +222,16 @@ def test_a_run_of_an_earlier_version_goes_on(trained, tmp_path):
   """Its config lacks keys, even a whole section, whose defaults do what it did."""
   run = shutil.copytree(trained, tmp_path / 'run')
   values = json.loads((run / 'config.json').read_text())
-  for key in setup.ADDED:
+  for key in rundir.ADDED:
     section, _, name = key.rpartition('.')
     del (values[section] if section else values)[name]
   assert not values.pop('watchdog')
   (run / 'config.json').write_text(json.dumps(values))
-  config, _ = setup.load(run)
+  config, _ = rundir.load_config(run)
   assert config.watchdog.minutes == 0.0 and config.mesh.sequence == 1 and config.on_spike == 'warn'
   assert config.learning_rate == 1e-3
   loop.resume(run, quiet=True)
   del values['seed']
   (run / 'config.json').write_text(json.dumps(values))
   with pytest.raises(UserError, match='config.json has no seed'):
-    setup.load(run)
+    rundir.load_config(run)

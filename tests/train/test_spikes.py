@@ -10,7 +10,7 @@ import pytest
 from jaxmed.config import merge
 from jaxmed.errors import Stopped, UserError
 from jaxmed.train import loop
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
 from jaxmed.train.monitor import spikes
@@ -54,7 +54,7 @@ def test_the_rule_inside_a_step_is_the_numpy_reference():
 @pytest.fixture(scope='module')
 def spiked():
   """Every run has one loss that is ten times as large, with its gradient."""
-  build = setup.build
+  build = assemble.build
 
   def spoilt(config, spec):
     trainer = build(config, spec)
@@ -68,7 +68,7 @@ def spiked():
     return dataclasses.replace(trainer, objective=Spiking(**fields))
 
   with pytest.MonkeyPatch.context() as m:
-    m.setattr(setup, 'build', spoilt)
+    m.setattr(assemble, 'build', spoilt)
     yield
 
 

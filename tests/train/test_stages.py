@@ -11,7 +11,7 @@ from jaxmed.config import merge
 from jaxmed.errors import Stopped, UserError
 from jaxmed.models.encoders.vit import at_size
 from jaxmed.train import loop
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, rundir
 from jaxmed.train.logs import read_rows
 from jaxmed.train.step import drawn
 from tests.common import record_indices, same, saved_state, start
@@ -43,7 +43,7 @@ def close(a, b):
 
 def one_step_on(run, params, target):
   """The target after a first step, whose rate is 0."""
-  keep = float(setup.build(*setup.load(run)).objective.momentum(0))
+  keep = float(assemble.build(*rundir.load_config(run)).objective.momentum(0))
   assert 0.99 < keep < 1
   return jax.tree.map(lambda t, p: keep * t + (1 - keep) * p, target, params)
 
@@ -74,7 +74,7 @@ def test_dinov2_goes_on_at_high_resolution(dinov2, corpus, tmp_path):
   user = small('dinov2.py:high_res', large)
   start(corpus, run, user, init=str(dinov2))
   old, first, last = saved_state(dinov2), saved_state(run, 1), saved_state(run)  # the first step has a rate of 0
-  model = setup.build(*setup.load(dinov2)).objective.encoder
+  model = assemble.build(*rundir.load_config(dinov2)).objective.encoder
   params, target = (x | {'encoder': at_size(model, x['encoder'], (32, 32))} for x in (old.params, old.target))
   assert params['encoder']['pos_embed'].shape[0] == 1 + 16 and old.params['encoder']['pos_embed'].shape[0] == 1 + 4
   close(first.params, params)

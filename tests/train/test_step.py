@@ -16,7 +16,7 @@ from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, data_spec, resolve, rundir
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
 from jaxmed.train.probe import fitted
@@ -36,18 +36,18 @@ class Bench:
   def __init__(self, corpus, user):
     user = merge(user, {'data': str(corpus)})
     self.source = open_source(corpus).select(split='train')
-    self.spec = setup.data_spec(self.source, user['loader'].get('label', ''))
-    self.config = setup.resolve(user, self.spec)
-    self.trainer = setup.build(self.config, self.spec)
+    self.spec = data_spec.describe(self.source, user['loader'].get('label', ''))
+    self.config = resolve.resolve(user, self.spec)
+    self.trainer = assemble.build(self.config, self.spec)
     self.mesh = mesh_lib.make_mesh(self.config.mesh)
-    self.shapes = setup.batch_shapes(self.config, self.spec, self.mesh)
+    self.shapes = assemble.batch_shapes(self.config, self.spec, self.mesh)
 
   def state(self):
     return self.trainer.initialize(self.trainer.abstract(self.shapes, self.mesh), self.shapes)
 
   def batches(self, count):
     it = train_batches(self.source, batch_size=self.config.batch_size, seed=0, threads=1,
-                       **setup.reading(self.config, self.spec))
+                       **assemble.reading(self.config, self.spec))
     return [mesh_lib.put_batch(fitted(next(it), self.spec), self.mesh) for _ in range(count)]
 
   def step(self):
@@ -172,7 +172,7 @@ def test_metrics_say_what_was_done(corpus):
 
 def test_ten_in_a_row_end_the_run(corpus, tmp_path, monkeypatch):
   """The loss is NaN from step 8 on: the run ends at 17, and its last checkpoint holds the weights of step 7."""
-  monkeypatch.setattr(setup, 'build', _poisoned(setup.build))
+  monkeypatch.setattr(assemble, 'build', _poisoned(assemble.build))
   run = tmp_path / 'run'
   with pytest.raises(UserError) as e:
     start(corpus, run, LEAN, eval_every=100, checkpoint_every=1, checkpoint={'keep': 99})
@@ -236,7 +236,7 @@ def test_records_of_some_sources_alone(tiles, tmp_path):
   prepare([tmp_path], tmp_path / 'corpus', table=tmp_path / 'table.csv', progress=False)
   user = merge(TINY, {'steps': 2, 'batch_size': 4, 'loader': {'sources': 'grey', 'label': 'tissue'}})
   start(tmp_path / 'corpus', tmp_path / 'run', user)
-  _, spec = setup.load(tmp_path / 'run')
+  _, spec = rundir.load_config(tmp_path / 'run')
   assert (spec.rows, len(spec.vocabulary), spec.masked) == (12, 1, False)
   assert any('rankme' in r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl'))
   with pytest.raises(UserError, match="'gray': did you mean 'grey'"):

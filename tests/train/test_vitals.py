@@ -11,7 +11,7 @@ import pytest
 from jaxmed.errors import UserError
 from jaxmed.parallel import chips
 from jaxmed.train import utilization
-from jaxmed.train.build import setup
+from jaxmed.train.build import rundir
 from jaxmed.train.logs import read_rows
 from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.spikes import Spikes
@@ -105,7 +105,7 @@ def test_mfu_is_the_planners(corpus, tmp_path, monkeypatch):
   start(corpus, tmp_path / 'run', TINY | {'steps': 3})
   rows = [r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl') if 'mfu' in r]
   assert len(rows) == 3
-  config, spec = setup.load(tmp_path / 'run')
+  config, spec = rundir.load_config(tmp_path / 'run')
   image = utilization.model_flops(config, spec) / config.batch_size
   for row in rows:
     assert row['mfu'] == pytest.approx(image * row['images_per_second'] / 1e12)

@@ -3,33 +3,24 @@
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
+from jaxmed import config as config_lib
+from jaxmed import files
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError
 from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train.build import setup
+from jaxmed.train.build import assemble, view_sizes
+from jaxmed.train.build.data_spec import DataSpec
+from jaxmed.train.build.resolve import MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
 
 TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
-
-
-def load(path: str | os.PathLike, checkpoint: str = 'latest') -> Encoder:
-  """Loads an encoder.
-
-  Args:
-    path: a run directory, or a file that `jaxmed export` or `jaxmed import` wrote.
-    checkpoint: of a run: 'latest', 'best' or a step.
-  Returns:
-    An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features.
-  Raises:
-    UserError: the path is neither, or damaged.
-  """
-  path = pathlib.Path(path)
-  return load_encoder(path, checkpoint) if path.is_dir() else from_file(path)
 
 
 def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
@@ -37,17 +28,17 @@ def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
   return encoder_of(*load_state(run, which))
 
 
-def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any, setup.DataSpec, Any]:
+def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any, DataSpec, Any]:
   """Trainer, config, data and state of a run at a checkpoint: 'latest', 'best' or a step.
 
   Raises:
     UserError: not a run, or without a checkpoint.
   """
   run = pathlib.Path(run)
-  config, spec = setup.load(run)
-  trainer = setup.build(config, spec)
+  config, spec = load_config(run)
+  trainer = assemble.build(config, spec)
   mesh = mesh_lib.make_mesh({'data': 0})
-  abstract = trainer.abstract(setup.batch_shapes(config, spec), mesh)
+  abstract = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
   if not (run / 'checkpoints').is_dir():
     raise UserError(f'{run} has no checkpoint yet')
   checkpoints = Checkpoints(run, best=config.checkpoint.best, best_mode=config.checkpoint.best_mode, read_only=True)
@@ -67,7 +58,7 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 
-def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> Encoder:
+def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Encoder:
   """The encoder inside a training state; the averaged weights where there are some."""
   variables = state.variables | ({'params': state.average} if state.average else {})
   info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
@@ -75,3 +66,67 @@ def encoder_of(trainer: Any, config: Any, spec: setup.DataSpec, state: Any) -> E
   model, params = product(trainer.objective.encoder, trainer.objective.encoder_params(variables))
   return Encoder(model, params, spec.channels, config.loader.normalize,
                  feature_of(trainer.objective) if model.class_token else 'mean', info)
+
+
+# Keys that runs of earlier versions lack, whose defaults do what those did.
+ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
+         'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
+         'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
+         'optimizer.moments', 'optimizer.offload', 'init_parts',
+         *(f'augment.{name}' for name in view_sizes.LISTS))
+
+
+def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:
+  """Writes RUN/config.json and RUN/data.json."""
+  files.write_json(run / 'data.json', dataclasses.asdict(spec))
+  files.write_json(run / 'config.json', config_lib.to_dict(config))
+
+
+def load_config(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
+  """Reads back what `save` wrote."""
+  run = pathlib.Path(run)
+  if not (run / 'config.json').is_file():
+    raise UserError(f'{run} is not a run: it has no config.json')
+  values = files.read_json(run / 'config.json')
+  values = values if isinstance(values, dict) else {}
+  have, wanted = config_lib.flat(config_lib.from_dict(values)), config_lib.flat(config_lib.base())
+  lost = [key for key in wanted if key not in have and not (key in ADDED and have)]
+  if lost:
+    raise UserError(f'{run / "config.json"} has no {lost[0]}: it is damaged or of another version')
+  # A run of an earlier version goes on as it began: what it lacks does by default what it did.
+  config = config_lib.from_dict(config_lib.merge(config_lib.to_dict(config_lib.base()), values))
+  data = files.read_json(run / 'data.json')
+  try:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    spec = DataSpec(**fields)
+  except (TypeError, AttributeError) as e:
+    raise UserError(f'{run / "data.json"} is damaged or of another version: {e}') from e
+  return config, spec
+
+
+_BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part')  # in a run directory, before config.json
+
+
+def check_new(out: str | pathlib.Path) -> None:
+  """Raises a UserError when a run directory is there already.
+
+  One may be used that holds a corpus alone, or what a start left that was killed before it wrote config.json, the last.
+  """
+  out = pathlib.Path(out)
+  if out.exists() and (not out.is_dir() or any(not _BEFORE.fullmatch(f.name) for f in out.iterdir())):
+    raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
+
+
+def load(path: str | os.PathLike, checkpoint: str = 'latest') -> Encoder:
+  """Loads an encoder.
+
+  Args:
+    path: a run directory, or a file that `jaxmed export` or `jaxmed import` wrote.
+    checkpoint: of a run: 'latest', 'best' or a step.
+  Returns:
+    An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features.
+  Raises:
+    UserError: the path is neither, or damaged.
+  """
+  path = pathlib.Path(path)
+  return load_encoder(path, checkpoint) if path.is_dir() else from_file(path)

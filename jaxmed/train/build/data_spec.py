@@ -1,0 +1,155 @@
+"""What a run must know of its data: channels, shapes, classes, saved beside the run."""
+
+import collections
+import dataclasses
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow.compute as pc
+
+from jaxmed import config as config_lib
+from jaxmed.data.corpus import joint, vocabulary
+from jaxmed.data.corpus.vocabulary import Vocabulary
+from jaxmed.data.feed import lacking
+from jaxmed.errors import UserError, choose
+
+NO_VOCABULARY = Vocabulary()
+UNKNOWN = config_lib.CHOICES['loader.unknown']
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """What a run must know of its data, saved in RUN/data.json so that a run can be read without its corpus.
+
+  channels: [{'name', 'mean', 'std'}], the vocabulary; where a vocabulary file knows more, 'aliases' and 'features' too,
+  see `data.vocabulary`. slots: most channels of a record. masked: whether some
+  records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
+  classes: of the label, () for none.
+  """
+
+  channels: tuple[dict[str, Any], ...]
+  slots: int
+  masked: bool
+  dtype: str
+  rows: int
+  size: tuple[int, ...]  # median grid of the records
+  classes: tuple[str, ...] = ()
+  summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+  mixed: bool = False
+
+  @property
+  def vocabulary(self) -> tuple[str, ...]:
+    """Channel names by id."""
+    return tuple(c['name'] for c in self.channels)
+
+  @property
+  def ids(self) -> dict[str, int]:
+    """The id of each channel by its name and aliases."""
+    return vocabulary.ids_of(self.channels)
+
+
+def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
+              lack: lacking.Lack | None = None) -> DataSpec:
+  """Looks at the manifest and statistics of a `data.corpus.source.Source` (already reduced to the rows to train on).
+
+  Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `lack`
+  (loader.missing) records differ in their channels.
+  """
+  if not len(source):
+    raise UserError('the corpus has no record to train on')
+  codes, sets = source.distinct('channels')
+  places, shapes = source.distinct('shape')
+  of_set, of_shape = (np.bincount(x, minlength=len(y)) for x, y in ((codes, sets), (places, shapes)))
+  if len({len(s) for s in shapes}) > 1:
+    raise UserError(f'the corpus mixes images and volumes (shapes {shapes[0]} and others): prepare them separately')
+  channels = _channels(source, sets, known)
+  counts = {len(row) for row in sets}
+  dtypes = source.distinct('dtype')[1]
+  dtype = dtypes[0] if len(dtypes) == 1 else 'float32'
+  size = tuple(_median(axis, of_shape) for axis in np.array([s[:-1] for s in shapes]).T)
+  classes = tuple(source.classes(label)) if label else ()
+  summary = {
+      'records': len(source), 'subjects': pc.count_distinct(source.column('subject'), mode='all').as_py(),
+      'sources': _counted(*source.distinct('source')),
+      'channel_sets': _commonest(('+'.join(row) for row in sets), of_set),
+      'sizes': _commonest(('x'.join(map(str, s[:-1])) for s in shapes), of_shape),
+  }
+  lacks = lack is not None
+  return DataSpec(channels, max(counts), len(counts) > 1 or lacks,
+                  dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
+                  len(sets) > 1 or lacks)
+
+
+def _channels(source: Any, sets: list, known: Vocabulary) -> tuple[dict[str, Any], ...]:
+  """The entries of `DataSpec.channels`, from the sets of channels of the records."""
+  for row in sets:
+    own = [known.name(c) for c in row]
+    twice = [c for c in row if own.count(known.name(c)) > 1]
+    if twice:
+      raise UserError(f'{source.path} has records with the channels {" and ".join(twice)}, which are both '
+                      f'{known.name(twice[0])!r} in the vocabulary: give one of them another name')
+  by_name: dict[str, list[str]] = {}
+  for name in source.channels:
+    by_name.setdefault(known.name(name), []).append(name)
+  out = []
+  for name, own in by_name.items():
+    stats = joint.merged([{name: source.stats[n]} for n in own])[name]
+    entry = {'name': name, 'mean': stats['mean'], 'std': stats['std']}
+    aliases = sorted({*known.aliases(name), *own} - {name})
+    entry |= {'aliases': aliases} if aliases else {}
+    out.append(entry | ({'features': known.features[name]} if name in known.features else {}))
+  return tuple(out)
+
+
+def vocabulary_of(user: Mapping[str, Any], source: Any) -> Vocabulary:
+  """What the file of loader.vocabulary says; tells of channels that it lacks, or raises, as loader.unknown wants."""
+  loader = dict(user.get('loader', {}))
+  if not loader.get('vocabulary'):
+    return NO_VOCABULARY
+  known = vocabulary.read(str(loader['vocabulary']))
+  action = choose('loader.unknown', str(loader.get('unknown', 'warn')), UNKNOWN)
+  for name in known.unknown(source.channels):
+    near = difflib.get_close_matches(name, list(known.names), n=3, cutoff=0.4)
+    text = (f'{source.path} has the channel {name!r}, which {loader["vocabulary"]} does not name' +
+            (f' (near it: {", ".join(near)})' if near else ''))
+    if action == 'error':
+      raise UserError(text)
+    if action == 'warn' and jax.process_index() == 0:
+      print(f'jaxmed: {text}', file=sys.stderr, flush=True)
+  return known
+
+
+def _median(values: np.ndarray, counts: np.ndarray) -> int:
+  """The median of values that occur so often, rounded down."""
+  order = np.argsort(values, kind='stable')
+  ends, n = np.cumsum(counts[order]), int(counts.sum())
+  low, high = (values[order][np.searchsorted(ends, k, side='right')] for k in ((n - 1) // 2, n // 2))
+  return int((int(low) + int(high)) / 2)
+
+
+def _counted(codes: np.ndarray, values: list) -> dict[str, int]:
+  return dict(zip(map(str, values), np.bincount(codes, minlength=len(values)).tolist(), strict=True))
+
+
+def _commonest(values: Iterable[str], counts: np.ndarray) -> dict[str, int]:
+  """The ten most frequent values; equal ones by name."""
+  total: collections.Counter[str] = collections.Counter()
+  for value, n in sorted(zip(values, counts.tolist(), strict=True)):
+    total[value] += n
+  return dict(total.most_common(10))
+
+
+def check_same(spec: DataSpec, source: Any) -> None:
+  """A run goes on only with the records that it began with: their order depends on how many there are."""
+  if len(source) != spec.rows or {spec.ids.get(c, c) for c in source.channels} != set(spec.ids.values()):
+    tell = lambda rows, names: f'{rows} records to train on with channels {", ".join(names)}'
+    raise UserError(f'{source.path} has {tell(len(source), source.channels)}, but the run began with '
+                    f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
+  widest = max(map(len, source.distinct('channels')[1]))
+  if widest > spec.slots:
+    raise UserError(f'{source.path} has a record of {widest} channels, but the run began with at most {spec.slots}, '
+                    'for which its batches have room: give the same corpus with --data')

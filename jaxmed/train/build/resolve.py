@@ -1,0 +1,189 @@
+"""From the user's values to the full config of a run: defaults, the method's wishes, what the data decide; checks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmed import config as config_lib
+from jaxmed import objectives
+from jaxmed.augment import intensity
+from jaxmed.data.feed import sampling
+from jaxmed.errors import UserError, choose
+from jaxmed.models import registry
+from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import loggers
+from jaxmed.train.build import view_sizes
+from jaxmed.train.build.data_spec import DataSpec
+
+# Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator.
+CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
+# What may change when a run goes on: nothing that alters the weights it ends with.
+RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
+             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers')
+ON_LEAK = config_lib.CHOICES['on_leak']
+MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
+
+
+def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
+  """The full config of a run: defaults, then the method's, then what the user set, then what is still open.
+
+  Raises:
+    UserError: an unknown key, method or model (naming the nearest), a value of another type, or a conflict.
+  """
+  method = str(user.get('method', 'mae'))
+  objective = objectives.get(method)
+  config = config_lib.base()
+  on_cpu = jax.default_backend() == 'cpu'
+  size = _image_size(user, spec)
+  model = str(user.get('model', '')) or _choose_model(spec, size, on_cpu)
+  config.objective = ConfigDict(objectives.default_options(method))
+  config.encoder = ConfigDict(registry.default_options(model))
+  wants = dict(objective.DEFAULTS)
+  wants['encoder'] = {k: v for k, v in wants.get('encoder', {}).items() if k in config.encoder}  # families differ
+  wants['augment'] = _wanted_views(wants.get('augment', {}), user)
+  for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
+    config_lib.update(config, values)
+  check_values(config)
+  _fill_sizes(config, objective, spec, on_cpu)
+  _fill_views(config, objective)
+  _fill_objective(config, spec)
+  return config
+
+
+def _wanted_views(wants: dict[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
+  """A method's wishes for views, without changes of colour where the user's normalisation rules them out."""
+  loader = user.get('loader')
+  normalize = loader.get('normalize', 'corpus') if isinstance(loader, Mapping) else 'corpus'
+  if str(normalize).partition(':')[0] in intensity.COLORED:
+    return wants
+  return {k: v for k, v in wants.items() if k not in ('color', 'grayscale')}
+
+
+# Smallest and largest values; zero of the first ones means "chosen here".
+_RANGES: dict[str, tuple[float, float]] = {
+    'steps': (0, math.inf), 'epochs': (0, math.inf), 'batch_size': (0, math.inf), 'learning_rate': (0, math.inf),
+    'checkpoint_every': (0, math.inf), 'eval_every': (0, math.inf), 'seed': (0, 2**31 - 1), 'log_every': (1, math.inf),
+    'loader.threads': (1, 256), 'checkpoint.keep': (1, math.inf), 'optimizer.accumulate': (1, math.inf),
+    'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
+    'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
+    'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
+    'optimizer.warmup_epochs': (0, math.inf), 'optimizer.final_learning_rate': (0, math.inf),
+    'optimizer.patch_embed_scale': (0, math.inf), 'optimizer.bias_scale': (0, math.inf),
+}
+
+
+def check_values(config: ConfigDict) -> None:
+  """Ranges and choices of what no other part checks when it is built."""
+  values = config_lib.flat(config)
+  for key, (low, high) in _RANGES.items():
+    if not low <= values[key] <= high:
+      wanted = f'at least {low}' if math.isinf(high) else f'between {low} and {round(high, 6)}'
+      raise UserError(f'{key} must be {wanted}, not {values[key]}')
+  intensity.parse_mode(config.loader.normalize)
+  for key, choices in config_lib.CHOICES.items():
+    for value in values[key] if isinstance(values[key], tuple) else (values[key],):
+      choose(key, value, choices)
+  loggers.check(config.loggers)
+  sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
+  size = config.loader.load_size
+  config.loader.load_size = size * len(config.image_size) if len(size) == 1 else size
+  rank = len(config.image_size)
+  if size and (len(config.loader.load_size) != rank or not all(type(n) is int and n > 0 for n in size)):
+    raise UserError(f'loader.load_size takes {rank} positive whole numbers, not {size}')
+
+
+def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
+  rank = len(spec.size)
+  size = user.get('image_size') or ()
+  size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+  if not all(isinstance(n, int) and n > 0 for n in size):
+    raise UserError(f'image_size takes positive whole numbers, not {user.get("image_size")!r}')
+  if not size:
+    patch = 8 if max(spec.size) <= 96 else 16
+    top = 224 if rank == 2 else 64
+    return tuple(max(patch, min(n, top) // patch * patch) for n in spec.size)
+  size = size * rank if len(size) == 1 else size
+  if len(size) != rank:
+    raise UserError(f'image_size {size} has {len(size)} axes, but the images have {rank}: {spec.size}')
+  return size
+
+
+def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool) -> str:
+  width = 'micro' if on_cpu else 'tiny' if spec.rows < 20_000 else 'small' if spec.rows < 200_000 else 'base'
+  patch = 16 if all(n % 16 == 0 and n > 96 for n in size) else 8 if all(n % 8 == 0 for n in size) else 4
+  return f'channel_vit_{width}/{patch}'
+
+
+def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool) -> None:
+  """Batch, length, rate: zero means chosen here."""
+  batch = config.batch_size or min(64 if on_cpu else 64 * jax.device_count(), spec.rows)
+  if batch > spec.rows:
+    raise UserError(f'batch_size {batch} is larger than the {spec.rows} training records')
+  shards = mesh_lib.batch_shards(mesh_lib.make_mesh(config.mesh))
+  if not config.batch_size:
+    batch = max(batch // shards, 1) * shards
+  check_divides(batch, shards, config.optimizer.accumulate)
+  config.batch_size = batch
+  if not config.steps:
+    budget = CPU_IMAGES if on_cpu else ACCELERATOR_IMAGES
+    config.epochs = config.epochs or float(np.clip(budget / spec.rows, 1, 400))
+    config.steps = max(1, math.ceil(config.epochs * spec.rows / batch))
+  config.epochs = config.steps * batch / spec.rows
+  rate, reference = objective.LEARNING_RATE
+  config.learning_rate = config.learning_rate or rate * math.sqrt(batch / reference)
+  epochs = config.optimizer.warmup_epochs
+  config.optimizer.warmup_steps = (
+      config.optimizer.warmup_steps or math.ceil(epochs * spec.rows / batch) or config.steps // 10)
+  config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
+  config.eval_every = config.eval_every or max(config.steps // 5, 1)
+  if not config.loader.load_size:
+    fit = [min(n, max(s, round(1.5 * s))) for n, s in zip(spec.size, config.image_size, strict=True)]
+    config.loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
+
+
+def _fill_views(config: ConfigDict, objective: Any) -> None:
+  """Sizes of views; whether there are as many as the method needs."""
+  augment, rank = config.augment, len(config.image_size)
+  needs = objective.DEFAULTS.get('augment', {}).get('views', 1)
+  if (needs > 1) != (augment.views > 1) or (needs == 1 and augment.local_views):
+    takes = 'compares views: augment.views must be at least 2' if needs > 1 else 'takes one view and no local ones'
+    raise UserError(f'method {config.method} {takes}, not augment.views={augment.views} '
+                    f'local_views={augment.local_views}')
+  if augment.local_views and not augment.local_size:
+    patch = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder).patch_size
+    augment.local_size = tuple(max(round(n * 3 / 7 / p), 1) * p for n, p in zip(config.image_size, patch, strict=True))
+  for name in ('local_size', 'gram_size'):
+    size = augment[name] * rank if len(augment[name]) == 1 else augment[name]
+    if size and (len(size) != rank or not all(type(n) is int and n > 0 for n in size)):
+      raise UserError(f'augment.{name} takes {rank} positive whole numbers, not {augment[name]}')
+    augment[name] = size
+  view_sizes.check(config)
+
+
+def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
+  if 'num_classes' in config.objective:
+    config.objective.num_classes = len(spec.classes)
+    if not config.loader.label and config.objective.get('class_weight', 1.0):  # by default the method is about classes
+      raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+
+
+def check_divides(batch: int, shards: int, accumulate: int, advice: str = '') -> None:
+  """Raises a UserError where a batch does not divide over devices and microbatches, naming the nearest or `advice`."""
+  unit = shards * accumulate
+  if batch % unit:
+    advice = advice or f'nearest is {max(round(batch / unit), 1) * unit}'
+    raise UserError(f'batch_size {batch} does not divide over {shards} devices x {accumulate} microbatches: {advice}')
+
+
+def check_shares(config: ConfigDict, mesh: Any) -> None:
+  """Whether this many devices and processes can share the batch; they may be others than those a run began with."""
+  shards = mesh_lib.batch_shards(mesh)
+  check_divides(config.batch_size, shards, config.optimizer.accumulate, 'use another number of devices, or mesh.tensor')
+  if shards % jax.process_count():
+    raise UserError(f'mesh {dict(mesh.shape)} puts the same part of a batch on {jax.process_count()} processes: its '
+                    'data, replica and fsdp axes together must be a multiple of the number of processes')
