@@ -25,7 +25,7 @@ def keep(env: Mapping[str, str] = os.environ) -> pathlib.Path | None:
 
   To be called by commands, never where the library is imported.
   """
-  if jax.config.jax_compilation_cache_dir or env.get('JAXMED_COMPILATION_CACHE', '').lower() in _OFF:
+  if getattr(jax.config, 'jax_compilation_cache_dir', None) or env.get('JAXMED_COMPILATION_CACHE', '').lower() in _OFF:
     return None
   if importlib.util.find_spec('filelock') is None:  # without it JAX can neither lock nor limit the folder
     return None

@@ -72,5 +72,5 @@ def test_the_report_shows_times(trained, tmp_path):
   shutil.copytree(trained, place)
   (place / 'times.json').write_text('{"compiling the step": 12.25}')
   page = write_report(place).read_text(encoding='utf-8')
-  assert 'Compiling the step' in page
+  assert 'compiling the step' in page
   assert '12.25' in page
