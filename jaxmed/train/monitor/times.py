@@ -73,8 +73,8 @@ class Times:
     """A stage that traces and compiles, of which each has its own time."""
     begun, compiled = time.monotonic(), [0.0]
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
-      compiled[0] += seconds if event == _COMPILED else 0.0
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+      compiled[0] += duration_secs if event == _COMPILED else 0.0
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
