@@ -1,8 +1,6 @@
-"""Rows of a run that goes on, and its speed, whose pauses do not count."""
+"""Rows of a run that goes on."""
 
 import json
-
-import pytest
 
 from jaxmed.train import logs
 
@@ -18,22 +16,3 @@ def test_rows_after_the_checkpoint_go(tmp_path):
   assert log.losses == [1, 2, 3, 4, 5]
   assert log.latest == {'loss': 5, 'val_loss': 0.5}
   assert logs.read_rows(path) == [*rows[:5], rows[-1], {'step': 6, 'loss': 0.25}]
-
-
-def test_speed_is_that_since_the_last_call_without_pauses(tmp_path, monkeypatch):
-  now = [100.0]
-  monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
-
-  def after(seconds):
-    now[0] += seconds
-
-  log = logs.Logs(tmp_path, 20, 100, 8, quiet=True, main=False)
-  after(2)
-  log.waited(0.5)
-  log.pause()
-  after(50)  # an evaluation
-  log.go()
-  after(2)
-  assert log.speed(30) == {'images_per_second': pytest.approx(10 * 8 / 4), 'data_wait': pytest.approx(0.5 / 4)}
-  after(1)
-  assert log.speed(35) == {'images_per_second': pytest.approx(5 * 8 / 1), 'data_wait': 0}
