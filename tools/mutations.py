@@ -133,7 +133,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault('spacing_dropped_from_the_manifest', 'field', 'jaxmed.data.corpus.corpus_format',
           "'spacing': record['spacing'], 'path': path,",
           "'spacing': None, 'path': path,",
-          ('tests/data/test_prepare.py', 'tests/data/test_sources.py', 'tests/data/test_groups.py')),
+          ('tests/data/test_sources.py',)),
     Fault('row_counts_within_the_shard', 'index', 'jaxmed.data.corpus.corpus_format',
           'row = sum(n for n, _ in shards)',
           'row = shards[-1][0]',

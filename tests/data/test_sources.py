@@ -46,6 +46,9 @@ def test_records_in_any_order_and_after_pickling(made):
     assert record['image'].dtype == np.uint16
     assert record['id'] == f'{i:02d}.npz'
     assert record['spacing'] == [1.5, 2.0]
+    said = {'shape': list(images[i].shape), 'dtype': 'uint16'}  # of every record, in the manifest too
+    said |= {name: record[name] for name in ('id', 'subject', 'source', 'channels', 'spacing')}
+    assert {name: source.table[name][i].as_py() for name in said} == said
   order = [11, 3, 3, 0, -1, np.int64(7)]
   for other in (source, pickle.loads(pickle.dumps(source))):
     assert [r['id'] for r in other.__getitems__(order)] == [f'{i % 12:02d}.npz' for i in order]
