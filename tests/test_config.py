@@ -294,8 +294,20 @@ def test_wanted_colours_need_stored_ones(normalize, kept):
     ({'on_leak': 'halt'}, ['on_leak', 'ignore, stop, warn']),
 ])
 def test_resolve_refuses(user, expected):
-  resolve = lambda: assemble.build(resolve.resolve(user, spec()), spec())
+  begin = lambda: assemble.build(resolve.resolve(user, spec()), spec())
   if expected is None:
-    resolve()
+    begin()
   else:
-    fails(expected, resolve)
+    fails(expected, begin)
+
+
+@pytest.mark.parametrize('user, expected', [
+  ({'method': 'mea'}, "unknown method 'mea': did you mean 'mae'"), ({'objective': {'mask_rati': 0.5}}, 'objective.mask_ratio'),
+  ({'model': 'vit_micro/8', 'encoder': {'dept': 2}}, 'encoder.depth'), ({'steps': -1}, 'steps must be at least 0'),
+  ({'on_spike': 'skp'}, 'skip')])
+def test_what_the_values_alone_say_is_checked_before_data(user, expected):
+  """None of these needs a corpus, and options of an encoder that is still to be chosen wait for it."""
+  with pytest.raises(UserError) as told:
+    resolve.check(user)
+  assert expected in str(told.value)
+  resolve.check({'encoder': {'depth': 2}, 'loader': {'load_size': 32}})

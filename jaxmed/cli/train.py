@@ -29,6 +29,7 @@ def options(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Starts a run, or goes on with one."""
   from jaxmed.train import loop
+  from jaxmed.train.build import resolve
   words = list(args.words)
   user: dict[str, Any] = {}
   if words and '=' not in words[0]:
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       raise UserError('give --out RUN, the directory to make, or --resume RUN')
     user = config.merge(user, changes)
     loop.check_new(args.out)
+    resolve.check(user)  # before a folder of images is prepared
     with _corpus(str(user.get('data', '')), pathlib.Path(args.out)) as corpus:
       summary = loop.train(user | {'data': corpus}, args.out)
   text = (f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s\n'

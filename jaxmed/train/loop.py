@@ -65,10 +65,11 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   Returns:
     A summary: run, steps, loss, skipped, seconds, images_per_second.
   Raises:
-    UserError: see `resolve.resolve`. Stopped: a signal came; everything is saved.
+    UserError: see `resolve.check` and `resolve.resolve`. Stopped: a signal came; everything is saved.
   """
   out = pathlib.Path(out)
   check_new(out)
+  resolve.check(user)
   process.start()
   compilation.keep()
   times = Times(quiet)

@@ -29,6 +29,16 @@ ON_LEAK = config_lib.CHOICES['on_leak']
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 
 
+def check(user: Mapping[str, Any]) -> None:
+  """Raises a UserError for whatever is wrong with the user's values by themselves, before any data are opened."""
+  config = config_lib.base()
+  config.objective = ConfigDict(objectives.default_options(str(user.get('method', 'mae'))))
+  if user.get('model'):
+    config.encoder = ConfigDict(registry.default_options(str(user['model'])))
+  config_lib.update(config, {k: v for k, v in user.items() if k != 'encoder' or user.get('model')})
+  check_values(config)
+
+
 def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   """The full config of a run: defaults, then the method's, then what the user set, then what is still open.
 
@@ -49,6 +59,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
   check_values(config)
+  config.loader.load_size = _by_axis('loader.load_size', config.loader.load_size, len(size))
   _fill_sizes(config, objective, spec, on_cpu)
   _fill_views(config, objective)
   _fill_objective(config, spec)
@@ -90,11 +101,14 @@ def check_values(config: ConfigDict) -> None:
       choose(key, value, choices)
   loggers.check(config.loggers)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
-  size = config.loader.load_size
-  config.loader.load_size = size * len(config.image_size) if len(size) == 1 else size
-  rank = len(config.image_size)
-  if size and (len(config.loader.load_size) != rank or not all(type(n) is int and n > 0 for n in size)):
-    raise UserError(f'loader.load_size takes {rank} positive whole numbers, not {size}')
+
+
+def _by_axis(name: str, size: tuple, rank: int) -> tuple[int, ...]:
+  """A size of one number as one of each axis, others as they are; a UserError names the key of a wrong one."""
+  sizes = size * rank if len(size) == 1 else size
+  if size and (len(sizes) != rank or not all(type(n) is int and n > 0 for n in sizes)):
+    raise UserError(f'{name} takes {rank} positive whole numbers, not {size}')
+  return sizes
 
 
 def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
@@ -158,10 +172,7 @@ def _fill_views(config: ConfigDict, objective: Any) -> None:
     patch = registry.create_model(config.model, tuple(config.image_size), 1, **config.encoder).patch_size
     augment.local_size = tuple(max(round(n * 3 / 7 / p), 1) * p for n, p in zip(config.image_size, patch, strict=True))
   for name in ('local_size', 'gram_size'):
-    size = augment[name] * rank if len(augment[name]) == 1 else augment[name]
-    if size and (len(size) != rank or not all(type(n) is int and n > 0 for n in size)):
-      raise UserError(f'augment.{name} takes {rank} positive whole numbers, not {augment[name]}')
-    augment[name] = size
+    augment[name] = _by_axis(f'augment.{name}', augment[name], rank)
   view_sizes.check(config)
 
 
