@@ -1,0 +1,1 @@
+"""Several runs as one experiment: comparisons of methods, searches."""

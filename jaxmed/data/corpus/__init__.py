@@ -1,0 +1,1 @@
+"""What a corpus is on disk, and how it is opened: format, manifest, store, source, selections, object stores."""

@@ -1,0 +1,1 @@
+"""From a corpus to batches: which record stands where, reading, missing channels, rates."""

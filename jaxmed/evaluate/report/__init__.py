@@ -1,0 +1,1 @@
+"""What people see of a run: report.html and its figures."""

@@ -1,0 +1,1 @@
+"""Networks on top of features: decoders, predictors, heads."""

@@ -1,0 +1,1 @@
+"""Methods that predict assignments to prototypes or clusters."""

@@ -1,0 +1,1 @@
+"""Methods that compare views of images by vectors of the whole image."""

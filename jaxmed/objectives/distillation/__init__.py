@@ -1,0 +1,1 @@
+"""Methods whose teacher is a moving average of the student."""

@@ -1,0 +1,1 @@
+"""What watches a run: agreement of processes, collapse, spikes, stalls, signals, rates, times."""
