@@ -181,6 +181,16 @@ def test_corpora_of_stores_and_several(launcher, words, capfd, monkeypatch, tmp_
     assert f'--data {tmp_path}/a,{tmp_path}/b' in capfd.readouterr().out
 
 
+def test_a_shipped_recipe_keeps_its_name(tmp_path, monkeypatch):
+  """Every process finds it by its name; a file of the working directory goes by its path."""
+  monkeypatch.chdir(tmp_path)
+  first = lambda: job.make(['experiments/mae.py:laptop'], 'corpus', 'run', options.Local(), here=True).words[0]
+  assert first() == 'experiments/mae.py:laptop'
+  (tmp_path / 'experiments').mkdir()
+  (tmp_path / 'experiments' / 'mae.py').write_text('')
+  assert first() == f'{tmp_path}/experiments/mae.py:laptop'
+
+
 def test_a_disk_that_machines_do_not_share():
   mounts = '/dev/sda1 / ext4 rw 0 0\nnas:/x /home nfs4 rw 0 0\n/dev/sdb /home/me/own\\040disk xfs rw 0 0\n'
   assert [job.file_system(p, mounts) for p in ('/tmp/run', '/home/me/run', '/home/me/own disk/run', '/homes/run')] == [
