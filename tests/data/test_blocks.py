@@ -28,7 +28,8 @@ OPTIONS = {'volumes': 'whole', 'max_bad': 0.2, 'splits': (0.6, 0.2, 0.2)}
 DRIVER = f'''
 import sys, time
 from jaxmed import cli
-from jaxmed.data import blocks, store
+from jaxmed.data.corpus import store
+from jaxmed.data.prepare import blocks
 
 store.CHUNK_BYTES, store.EDGE = 4000, 8
 blocks.BLOCK_BYTES = ({BYTES}, {BYTES})

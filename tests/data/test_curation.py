@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxmed import cli
-from jaxmed.data.corpus.corpus_format import selection
+from jaxmed.data.corpus import selection
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.curate import bands, curate, hashes, leakage
 from jaxmed.data.curate.curate import Request

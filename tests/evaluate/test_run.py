@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from jaxmed.evaluate.report.html import tables
 
 from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
-from jaxmed.evaluate import metrics, probes
+from jaxmed.evaluate import metrics, probes, tables
 from jaxmed.evaluate.protocols import classify
 
 from . import fakes

@@ -57,7 +57,8 @@ def test_one_process_needs_no_coordinator(launch):
 
 
 def test_one_that_dies_takes_the_others_down(launch, tmp_path):
-  body = 'if [ $i = 1 ]; then echo "no such corpus"; exit 3; fi; trap "echo ended; exit 75" TERM; sleep 60 & wait'
+  body = ('if [ $i = 1 ]; then until [ -e ready0 -a -e ready2 ]; do sleep 0.05; done; echo "no such corpus"; exit 3; fi; '
+          'trap "echo ended; exit 75" TERM; touch ready$i; sleep 60 & wait')
   begin = time.monotonic()
   code, err = launch(body, '--processes', '3', '--restarts', '5')
   assert code == 3 and time.monotonic() - begin < 40

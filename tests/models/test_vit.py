@@ -220,7 +220,7 @@ def test_crops_together_are_each_kind_alone(name):
     return sum(jnp.sin(x).sum() for f in how(p) for x in (f.cls, f.registers, f.mean))
 
   for a, b in zip(jax.tree.leaves(jax.jit(together)(params)), jax.tree.leaves(jax.jit(apart)(params)), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)  # values of 3; some processors sum in another order
   grads = [jax.jit(jax.grad(lambda p, how=how: loss(p, how)))(params) for how in (together, apart)]
   for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())

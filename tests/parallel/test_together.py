@@ -14,16 +14,16 @@ from tests.parallel import crew
 
 # This process signals itself in the middle of something.
 COMPILING = '''
-_compile = loop.setup.Trainer.compile
+_compile = loop.assemble.Trainer.compile
 def _slow(*a):
   import signal, time
   os.kill(os.getpid(), signal.{0})
   time.sleep(60)
-loop.setup.Trainer.compile = _slow
+loop.assemble.Trainer.compile = _slow
 '''
 SLOW_COMPILER = '''
 from time import sleep as _sleep
-loop.setup.Trainer.compile = lambda *a: _sleep(60)
+loop.assemble.Trainer.compile = lambda *a: _sleep(60)
 '''
 EVALUATING = '''
 _put = probe.mesh_lib.put_batch

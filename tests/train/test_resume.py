@@ -14,7 +14,7 @@ from jaxmed import load
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Stopped, UserError
 from jaxmed.train import loop
-from jaxmed.train.build import rundir, weights
+from jaxmed.train.build import assemble, rundir, weights
 from jaxmed.train.logs import read_rows
 from tests.common import record_indices, same, saved_state, saved_steps, start, words
 from tests.conftest import TINY
@@ -122,8 +122,8 @@ def test_a_signal_while_it_compiles_or_evaluates(corpus, trained, tmp_path, monk
 
   with monkeypatch.context() as m:
     if where == 'compile':  # the handler runs in the main thread, which waits for the compiler's
-      compile_ = loop.setup.Trainer.compile
-      m.setattr(loop.setup.Trainer, 'compile', lambda *a: os.kill(os.getpid(), signal.SIGTERM) or compile_(*a))
+      compile_ = assemble.Trainer.compile
+      m.setattr(assemble.Trainer, 'compile', lambda *a: os.kill(os.getpid(), signal.SIGTERM) or compile_(*a))
     else:
       m.setattr(loop.Probe, '_loss', signalled(loop.Probe._loss))
     with pytest.raises(Stopped, match='SIGTERM'):
@@ -201,11 +201,11 @@ def test_init_copies_the_encoder(corpus, trained, tmp_path, monkeypatch):
 
 def test_init_reaches_the_average_of_the_weights(corpus, trained, tmp_path):
   """It is the product of a run that has one."""
-  config, spec = loop.setup.load(trained)
+  config, spec = rundir.load_config(trained)
   config.optimizer.ema, config.init = 0.9, str(trained)
-  run = types.SimpleNamespace(config=config, spec=spec, trainer=loop.setup.build(config, spec),
+  run = types.SimpleNamespace(config=config, spec=spec, trainer=assemble.build(config, spec),
                               mesh=loop.mesh_lib.make_mesh(config.mesh))
-  shapes = loop.setup.batch_shapes(config, spec, run.mesh)
+  shapes = assemble.batch_shapes(config, spec, run.mesh)
   state = weights.initialize(run, run.trainer.abstract(shapes, run.mesh), shapes)
   same(state.average, state.params)
   same(state.average['encoder'], saved_state(trained).params['encoder'])

@@ -103,7 +103,7 @@ def test_rollback_goes_on_from_a_healthy_checkpoint_at_half_the_rate(corpus, tmp
   assert float(state.rate) == 0.5 and int(state.step) == 20
   assert saved_steps(tmp_path / 'run')[-1] == 20
   rate = {r['step']: r['learning_rate'] for r in rows if 'loss' in r}
-  config, spec = loop.setup.load(tmp_path / 'run')
-  full = loop.setup.build(config, spec).optimizer.schedule
+  config, spec = loop.rundir.load_config(tmp_path / 'run')
+  full = loop.assemble.build(config, spec).optimizer.schedule
   assert rate[10] == pytest.approx(float(full(9)), rel=1e-5)
   assert rate[12] == pytest.approx(0.5 * float(full(11)), rel=1e-5)
