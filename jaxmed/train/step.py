@@ -194,7 +194,8 @@ class Trainer:
 def _frozen(tree: Any) -> tuple[tuple, Any]:
   """The leaves and the structure of a tree of shapes, as keys of a cache."""
   leaves, structure = jax.tree.flatten(tree)
-  return tuple(leaves), structure
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, '__array__') else x
+  return tuple(map(shape, leaves)), structure
 
 
 # A trainer is static: what was traced, lowered and compiled for one serves every equal one of the process.

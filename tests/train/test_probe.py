@@ -45,7 +45,7 @@ def test_labels_are_those_of_rows_that_the_probes_were_not_fitted_on(monkeypatch
       return self.labels
 
   encoder = types.SimpleNamespace(feature='mean', embed_source=lambda part: {'mean': part.features})
-  monkeypatch.setattr(run, 'encoder_of', lambda *args: encoder)
+  monkeypatch.setattr(probe, 'encoder_of', lambda *args: encoder)
   source = types.SimpleNamespace(classes=lambda label: ('a', 'b'))
   me = types.SimpleNamespace(trainer=None, config=None, spec=None, source=source, check=lambda: None)
   found = probe.Probe._labels(me, None, Part(blob), Part(blob if likely else 1 - blob), 'blob')
