@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jaxmed.train import probe
-from jaxmed.train.build import rundir as run
 
 
 def test_the_held_out_loss_is_not_that_of_training():
