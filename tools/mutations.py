@@ -734,4 +734,12 @@ FAULTS: tuple[Fault, ...] = (
           "return int(result.get('code', 0))",
           'return 0',
           ('tests/data/test_curation.py', 'tests/launch/test_local.py')),
+    Fault('interval_of_the_biased_deviation', 'constant', 'jaxmed.study.compare',
+          'float(np.std(values, ddof=1))',
+          'float(np.std(values))',
+          ('tests/train/test_compare.py',)),
+    Fault('widths_mostly_mutated', 'sign', 'jaxmed.study.shrink',
+          'o if rng.random() < CHANCE else p',
+          'p if rng.random() < CHANCE else o',
+          ('tests/train/test_shrink.py',)),
 )

@@ -194,7 +194,7 @@ class Trainer:
 def _frozen(tree: Any) -> tuple[tuple, Any]:
   """The leaves and the structure of a tree of shapes, as keys of a cache."""
   leaves, structure = jax.tree.flatten(tree)
-  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, '__array__') else x
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))  # arrays have no hash
   return tuple(map(shape, leaves)), structure
 
 
