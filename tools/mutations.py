@@ -525,7 +525,7 @@ FAULTS: tuple[Fault, ...] = (
           'factor = jnp.minimum(1.0, limit / (norm + 1e-6))',
           'factor = limit / (norm + 1e-6)',
           ('tests/train/test_optimizer.py',)),
-    Fault('no_bias_correction', 'constant', 'jaxmed.train.optimizer',
+    Fault('no_bias_correction', 'constant', 'jaxmed.train.rules',
           '(jnp.sqrt(v / (1 - b2**n)) + epsilon)',
           '(jnp.sqrt(v) + epsilon)',
           ('tests/train/test_optimizer.py',)),

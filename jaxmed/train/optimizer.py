@@ -1,22 +1,49 @@
-"""AdamW, LARS and SGD as the methods use them: decay of weight matrices alone, rates by layer, clipping by scope."""
+"""The optimizer: a chain of optax transformations, with decay of matrices alone, rates by layer, groups by path."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from optax import contrib
 
 from jaxmed.errors import UserError, choose
 from jaxmed.objectives.networks import cosine
+from jaxmed.train import rules
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
-NAMES = ('adamw', 'lars', 'sgd')
 MOMENTS = ('float32', 'bfloat16')
+ANNEALING = ('cosine', 'none')
 TRUST = 0.001  # of LARS: share of a weight's norm that an update has, times the rate (You et al. 2017)
+REST = 'rest'  # the group of what no other group has
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Parameters that are trained in their own way.
+
+  Attributes:
+    paths: where they lie, such as 'head' or 'encoder/patch_embed'. name: their rule; '' for the optimizer's.
+    rate: factor on the learning rate. every: steps from one update to the next; between them all rests, moments too.
+    options: of the rule.
+  """
+
+  paths: tuple[str, ...]
+  name: str = ''
+  rate: float = 1.0
+  every: int = 1
+  options: tuple[tuple[str, Any], ...] = ()
+
+  def __post_init__(self):
+    if self.name:
+      rules.check('optimizer.groups.*.name', self.name)
+    if self.rate < 0 or self.every < 1:
+      raise UserError(f'optimizer.groups: rate {self.rate} must be at least 0, and every {self.every} at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +53,12 @@ class Optimizer:
   Attributes:
     moments: 'float32', or 'bfloat16' for half the memory of AdamW's; sums are taken in float32 and stored rounded.
     name: 'adamw'; 'lars' (momentum on updates of the size of their weights, biases and norms as in SGD: the form of
-      facebookresearch/barlowtwins and vicreg) or 'sgd' (Nesterov), both with b1 as momentum and decay in the gradient.
-    learning_rate: peak; `warmup_steps` linear from 0, then cosine to `final_learning_rate` at `steps`.
+      facebookresearch/barlowtwins and vicreg), 'sgd' (Nesterov), both with b1 as momentum and decay in the gradient;
+      any rule of optax, see `rules.names`, such as 'muon' or 'lion'; or one of these after 'schedule_free_' (Defazio et
+      al. 2024), which has b1 as the share of its average in the weights that are trained.
+    options: of a rule of optax.
+    learning_rate: peak; `warmup_steps` linear from 0, then with annealing 'cosine' to `final_learning_rate` at `steps`,
+      with 'none' constant, as schedule-free rules always are.
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
       d^(L-i), norm and everything outside of the encoder 1. For convolutional encoders a layer is a stage, with the
       reduction before it, and the stem is the patch embedding.
@@ -35,6 +66,9 @@ class Optimizer:
     patch_embed_scale, bias_scale: factors on the rate of the patch embedding, and of what does not decay.
     clip, clip_scope: largest gradient norm, of all ('global'), of each part such as encoder and decoder
       ('module', as DINOv2), or of each tensor, layer by layer ('tensor', as DINO).
+    groups: (name, Group) of parameters that are trained in their own way.
+    towers: the parts of the parameters that have depth, for layer_decay and patch_embed_scale.
+    freeze: paths that are never trained; 'encoder/blocks/0..8' are blocks 0 to 8, both included.
   """
 
   learning_rate: float
@@ -52,19 +86,37 @@ class Optimizer:
   clip_scope: str = 'global'
   name: str = 'adamw'
   moments: str = 'float32'
+  annealing: str = 'cosine'
+  options: tuple[tuple[str, Any], ...] = ()
+  groups: tuple[tuple[str, Group], ...] = ()
+  towers: tuple[str, ...] = ('encoder',)
+  freeze: tuple[str, ...] = ()
 
   def __post_init__(self):
-    choose('optimizer.name', self.name, NAMES)
+    rules.check('optimizer.name', self.name)
     choose('optimizer.clip_scope', self.clip_scope, CLIP_SCOPES)
     choose('optimizer.moments', self.moments, MOMENTS)
+    choose('optimizer.annealing', self.annealing, ANNEALING)
     if self.learning_rate <= 0:
       raise UserError(f'learning_rate {self.learning_rate} must be positive')
     if not 0 < self.layer_decay <= 1:
       raise UserError(f'optimizer.layer_decay {self.layer_decay} must lie in (0, 1]')
+    free = {(group.name or self.name).startswith(rules.FREE) for group in self._all.values()}
+    if free == {True, False}:
+      raise UserError(f'optimizer.groups: either all rules begin with {rules.FREE} or none does')
+    for group in self._all.values():
+      self._rule(group)  # which looks at its options
+
+  @property
+  def free(self) -> bool:
+    """Whether the weights to use are an average that the rule keeps, see `averaged`."""
+    return self.name.startswith(rules.FREE)
 
   def schedule(self, step: jax.Array) -> jax.Array:
     """Learning rate at a step."""
     warmup = min(self.warmup_steps, max(self.steps - 1, 0))
+    if self.free or self.annealing == 'none':
+      return optax.warmup_constant_schedule(0.0 if warmup else self.learning_rate, self.learning_rate, warmup)(step)
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup else self.learning_rate, self.learning_rate, warmup, max(self.steps, warmup + 1),
         self.final_learning_rate)(step)
@@ -75,8 +127,10 @@ class Optimizer:
     return self.weight_decay if end < 0 else cosine(self.weight_decay, end, step, max(self.steps, 1))
 
   def init(self, params: Any) -> Any:
-    """Moments, of the structure of params (boxed or not)."""
-    return self._rule.init(params)
+    """Moments: the state of the rule, with groups {group: state}; of the structure of params (boxed or not)."""
+    if not self.groups:
+      return self._rule(self._all[REST]).init(params)
+    return {name: self._rule(self._all[name]).init(part) for name, part in rules.divide(params, self.group_of).items()}
 
   def update(self, grads: Any, moments: Any, params: Any, step: jax.Array,
              frozen: Mapping[str, jax.Array] | None = None,
@@ -86,60 +140,121 @@ class Optimizer:
     `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step, its moments
     and their count too, as for PyTorch's parameters without a gradient; `slowdown` is a factor on the learning rate.
     """
-    still = lambda path: _frozen(path, frozen or {})
-    grads = jax.tree_util.tree_map_with_path(lambda path, g: _unless(still(path), g, jnp.zeros_like(g)), grads)
-    if self.clip:
-      grads = clip_gradients(grads, self.clip, self.clip_scope)
-    decay = self.decay(step)
-    if self.name != 'adamw':
-      pulled = lambda path, g, p: g + decay * p if decays(path) else g
-      grads = jax.tree_util.tree_map_with_path(pulled, grads, params)
-    if self.name == 'lars':
-      grads = jax.tree_util.tree_map_with_path(_trusted, grads, params)
-    updates, fresh = self._rule.update(grads, moments, params)
-    if self.name == 'adamw' and frozen:  # a later start is a start: the bias of empty moments is corrected then
-      hold = lambda path, new, old: _unless(still(path), new, old)
-      fresh = {k: jax.tree_util.tree_map_with_path(hold, fresh[k], moments[k]) for k in fresh}
-    moments = fresh
-    rate, depth = slowdown * self.schedule(step), _depth(params)
+    depths = {tower: _depth(params[tower]) for tower in self.towers if tower in params}
+    if not self.groups:
+      return self._step(self._all[REST], grads, moments, params, step, frozen, slowdown, depths)
+    if self.clip and self.clip_scope == 'global':  # over all groups; each clips within other scopes by itself
+      grads = clip_gradients(grads, self.clip, 'global')
+    grads, params = rules.divide(grads, self.group_of), rules.divide(params, self.group_of)
+    out = {name: self._step(self._all[name], grads[name], moments[name], params[name], step, frozen, slowdown, depths)
+           for name in params}
+    return rules.unite({name: new for name, (new, _) in out.items()}), {name: state for name, (_, state) in out.items()}
 
-    def apply(path, param, update):
-      if decays(path) and self.name == 'adamw':
-        update = update + decay * param
-      scale = layer_scale(path, param.shape, self.layer_decay, depth)
-      if path[0].key == 'encoder' and path[1].key == 'patch_embed':
+  def averaged(self, moments: Any, params: Any) -> Any:
+    """The weights to use of a schedule-free rule (Defazio et al. 2024: x; params are y)."""
+    if not self.groups:
+      return contrib.schedule_free_eval_params(moments, params)
+    parts = rules.divide(params, self.group_of)
+    return rules.unite({name: contrib.schedule_free_eval_params(moments[name], part) for name, part in parts.items()})
+
+  def group_of(self, path: tuple[str, ...]) -> str:
+    """The group of a parameter: the last one that has a path which its own begins with."""
+    name = '/'.join(path)
+    return next((group for group, g in reversed(self.groups) if any(_below(name, p) for p in g.paths)), REST)
+
+  def check_paths(self, params: Any) -> None:
+    """Raises a UserError where a path of a group or of `freeze` is none of the parameters'."""
+    leaves = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    known = {'/'.join(leaf.split('/')[:n]) for leaf in leaves for n in range(1, leaf.count('/') + 2)}
+    for name, group in self.groups:
+      for path in group.paths:
+        choose(f'optimizer.groups.{name}.paths', path, sorted(known))
+    for path in self.freeze:
+      tower, blocks = _blocks(path)
+      if blocks is None:
+        choose('freeze', path, sorted(known))
+        continue
+      parts = params[choose('freeze', tower, self.towers)]
+      if 'transformer' not in parts:
+        raise UserError(f'freeze={path}: {tower} is not made of equal blocks; its parts are {", ".join(parts)}')
+      if not blocks[0] <= blocks[1] < _depth(parts):
+        raise UserError(f'freeze={path}: {tower} has blocks 0..{_depth(parts) - 1}')
+
+  @property
+  def _all(self) -> dict[str, Group]:
+    return {REST: Group(())} | dict(self.groups)
+
+  def _step(self, group: Group, grads: Any, moments: Any, params: Any, step: jax.Array, frozen: Any,
+            slowdown: jax.Array | float, depths: Mapping[str, int]) -> tuple[Any, Any]:
+    """One step of a group by the chain: at rest, clip, decay, trust | rule | decay, rates | at rest."""
+    between = step % group.every != 0 if group.every > 1 else False
+    still = lambda path: _either(between, _frozen(path, frozen or {}), _blocks_at_rest(path, self.freeze, depths))
+    rate = slowdown * self.schedule(step)
+    before, after = self._around(group, still, self.decay(step), rate, depths)
+    rule = self._rule(group, after)
+    updates, _ = before.update(grads, before.init(params), params)
+    updates, fresh = rule.update(updates, moments, params)
+    if not self.free:
+      updates, _ = after.update(updates, after.init(params), params)
+    move = lambda path, p, u: _unless(still(path), p + u, p)
+    new = jax.tree_util.tree_map_with_path(move, params, updates)
+    if frozen or self.freeze or group.every > 1:
+      fresh = _held(fresh, moments, params, still)
+    return new, fresh
+
+  def _around(self, group: Group, still: Callable, decay: Any, rate: Any,
+              depths: Mapping[str, int]) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """What comes before the rule, gradients to gradients, and after it, directions to updates; neither has a state."""
+    name = self._name_of(group)
+    pulled = _by_path(lambda path, u, p: u + decay * p if decays(path) else u)
+    clip = optax.stateless(lambda u, _: clip_gradients(u, self.clip, self.clip_scope))
+    once = self.groups and self.clip_scope == 'global'  # `update` has done it, over all groups
+    before = [_by_path(lambda path, u, p: _unless(still(path), u, jnp.zeros_like(u)))]
+    before += [clip] if self.clip and not once else []
+    before += [pulled] if name in ('lars', 'sgd') else []
+    before += [_by_path(_trusted)] if name == 'lars' else []
+
+    def scaled(path, update, param):
+      scale = layer_scale(path, param.shape, self.layer_decay, depths)
+      if path[0].key in self.towers and path[1].key == 'patch_embed':
         scale = scale * self.patch_embed_scale
       if not decays(path):
         scale = scale * self.bias_scale
-      return _unless(still(path), param - rate * scale * update, param)
+      return -(rate * group.rate * scale * update if group.rate != 1.0 else rate * scale * update)
 
-    return jax.tree_util.tree_map_with_path(apply, params, updates), moments
+    after = ([] if name in ('lars', 'sgd') else [pulled]) + [_by_path(scaled)]
+    return optax.chain(*before), optax.chain(*after)
 
-  @property
-  def _rule(self) -> optax.GradientTransformation:
-    if self.name == 'adamw':
-      return _adam(self.b1, self.b2, jnp.dtype(self.moments))
-    return optax.trace(self.b1, nesterov=self.name == 'sgd')
+  def _name_of(self, group: Group) -> str:
+    return (group.name or self.name).removeprefix(rules.FREE)
+
+  def _rule(self, group: Group, after: optax.GradientTransformation | None = None) -> optax.GradientTransformation:
+    """The rule of a group; a schedule-free one holds what comes after it, as it averages whole updates."""
+    name, options = self._name_of(group), dict(group.options if group.name else self.options)
+    if not self.free:
+      return rules.make(name, self.b1, self.b2, self.moments, options)
+    rule = rules.make(name, 0.0, self.b2, self.moments, options)
+    apply = lambda u, p: u if after is None else after.update(u, after.init(p), p)[0]
+    return contrib.schedule_free(optax.chain(rule, optax.stateless(apply)), self.schedule, self.b1)
 
 
-def _adam(b1: float, b2: float, dtype: Any, epsilon: float = 1e-8) -> optax.GradientTransformation:
-  """Adam's direction (Kingma, Ba 2015), with a count of the steps of each parameter, as PyTorch has it."""
-  def init(params):
-    boxed = lambda x: isinstance(x, nn.meta.AxisMetadata)
-    count = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params, is_leaf=boxed)
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros_like(x, dtype), params)
-    return {'count': count, 'mu': zeros(), 'nu': zeros()}
+def _by_path(change: Callable) -> optax.GradientTransformation:
+  """A transformation without a state: change(path, update, param) of each parameter."""
+  return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(change, updates, params))
 
-  def update(grads, moments, params=None):
-    del params
-    count = jax.tree.map(lambda n: n + 1, moments['count'])
-    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments['mu'], grads)
-    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), moments['nu'], grads)
-    direction = lambda n, m, v: m / (1 - b1**n) / (jnp.sqrt(v / (1 - b2**n)) + epsilon)
-    stored = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
-    return jax.tree.map(direction, count, mu, nu), {'count': count, 'mu': stored(mu), 'nu': stored(nu)}
 
-  return optax.GradientTransformation(init, update)
+def _held(new: Any, old: Any, params: Any, still: Callable) -> Any:
+  """The new state of a rule, where it is of a parameter at rest the old one."""
+  # A later start is a start: with the counts held, the bias of empty moments is corrected then.
+  form: Any = jax.tree.structure(params)
+  alike = lambda tree: jax.tree.structure(tree) == form
+
+  def hold(fresh, was):
+    if not alike(fresh):
+      return fresh
+    return jax.tree_util.tree_map_with_path(lambda path, n, o: _unless(still(path), n, o), fresh, was)
+
+  return jax.tree.map(hold, new, old, is_leaf=alike)
 
 
 def _trusted(path: tuple, grad: jax.Array, param: jax.Array) -> jax.Array:
@@ -157,16 +272,54 @@ def _stacked(path: tuple) -> int:
   return int(any(getattr(k, 'key', '') == 'blocks' for k in path))  # JAX's keys of a path: one of a list has no `key`
 
 
+def _name(path: tuple) -> str:
+  return '/'.join(str(k.key) for k in path)
+
+
+def _below(name: str, prefix: str) -> bool:
+  return name == prefix or name.startswith(prefix + '/')
+
+
 def _frozen(path: tuple, frozen: Mapping[str, jax.Array]) -> jax.Array | bool:
-  name = '/'.join(str(k.key) for k in path)
-  for prefix, value in frozen.items():
-    if name == prefix or name.startswith(prefix + '/'):
-      return value
-  return False
+  name = _name(path)
+  return next((value for prefix, value in frozen.items() if _below(name, prefix)), False)
 
 
-def _unless(still: jax.Array | bool, moved: jax.Array, at_rest: jax.Array) -> jax.Array:
-  return moved if still is False else jnp.where(still, at_rest, moved)
+def _blocks(path: str) -> tuple[str, tuple[int, int] | None]:
+  """'encoder/blocks/0..8' -> ('encoder', (0, 8)); (path, None) for what names no blocks."""
+  found = re.fullmatch(r'(.+)/blocks/(\d+)(?:\.\.(\d+))?', path)
+  return (found[1], (int(found[2]), int(found[3] or found[2]))) if found else (path, None)
+
+
+def _blocks_at_rest(path: tuple, freeze: tuple[str, ...], depths: Mapping[str, int]) -> np.ndarray | bool:
+  """Whether `freeze` holds a parameter; of stacked ones an array over the blocks."""
+  name, rest = _name(path), np.zeros(depths.get(path[0].key, 0), bool)
+  for entry in freeze:
+    tower, blocks = _blocks(entry)
+    if blocks is None and _below(name, entry):
+      return True
+    if blocks is not None and _below(name, f'{tower}/transformer'):
+      rest[blocks[0] : blocks[1] + 1] = True
+  return rest if rest.any() else False
+
+
+def _either(*parts: Any) -> Any:
+  """Whether any holds; False and True stay Python's, so that nothing is computed for them."""
+  if any(part is True for part in parts):
+    return True
+  parts = tuple(part for part in parts if part is not False)
+  if len(parts) < 2:
+    return parts[0] if parts else False
+  widest = max(jnp.ndim(part) for part in parts)
+  return functools.reduce(jnp.logical_or, (jnp.reshape(p, (-1, *[1] * (widest - 1))) if widest else p for p in parts))
+
+
+def _unless(still: Any, moved: jax.Array, at_rest: jax.Array) -> jax.Array:
+  if isinstance(still, bool):
+    return at_rest if still else moved
+  if jnp.ndim(still) > moved.ndim:  # a count of all blocks goes on until all rest
+    still = jnp.all(still)
+  return jnp.where(jnp.reshape(still, (*jnp.shape(still), *[1] * (moved.ndim - jnp.ndim(still)))), at_rest, moved)
 
 
 def decays(path: tuple) -> bool:
@@ -174,19 +327,22 @@ def decays(path: tuple) -> bool:
   return path[-1].key == 'kernel'
 
 
-def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depth: int) -> jax.Array | float:
-  """Factor on the learning rate of one parameter; an array over the leading axis where layers are stacked."""
-  if decay == 1.0 or path[0].key != 'encoder' or path[1].key in ('norm', 'norm_local'):
+def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depths: Mapping[str, int]) -> jax.Array | float:
+  """Factor on the learning rate of one parameter; an array over the leading axis where layers are stacked.
+
+  `depths` are the layers of each tower, see `_depth`.
+  """
+  if decay == 1.0 or path[0].key not in depths or path[1].key in ('norm', 'norm_local'):
     return 1.0
+  depth = depths[path[0].key]
   if path[1].key != 'transformer':
     return decay ** (depth - _stage(path[1].key))
   power = (depth - jnp.arange(depth)).astype(jnp.float32)
   return (decay**power).reshape(-1, *[1] * (len(shape) - 1))
 
 
-def _depth(params: Any) -> int:
-  """Number of stacked blocks of the encoder, or of its stages."""
-  encoder = params.get('encoder', {})
+def _depth(encoder: Any) -> int:
+  """Number of stacked blocks of an encoder's parameters, or of its stages."""
   if 'transformer' in encoder:
     return jax.tree.leaves(encoder['transformer'])[0].shape[0]
   return max(map(_stage, encoder), default=-1) + 1

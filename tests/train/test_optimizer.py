@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from jaxmed.errors import UserError
-from jaxmed.train.optimizer import Optimizer, clip_gradients, decays, layer_scale
+from jaxmed.train import rules
+from jaxmed.train.optimizer import Group, Optimizer, clip_gradients, decays, layer_scale
 
 DEPTH = 3
 
@@ -119,7 +121,7 @@ def test_layer_decay_equals_factors_of_single_layers():
 
 def test_layer_scale_has_the_rank_of_its_parameter():
   path = tuple(jax.tree_util.DictKey(k) for k in ('encoder', 'transformer', 'blocks', 'mlp', 'kernel'))
-  scale = layer_scale(path, (DEPTH, 8, 16), 0.5, DEPTH)
+  scale = layer_scale(path, (DEPTH, 8, 16), 0.5, {'encoder': DEPTH})
   assert scale.shape == (DEPTH, 1, 1)
   np.testing.assert_allclose(np.ravel(scale), [0.125, 0.25, 0.5])
 
@@ -283,3 +285,88 @@ def test_the_patch_embedding_has_a_rate_of_its_own():
   move = lambda x: np.asarray(x['encoder']['patch_embed']['kernel'] - start['encoder']['patch_embed']['kernel'])
   np.testing.assert_allclose(move(b), 0.2 * move(a), rtol=1e-4)
   np.testing.assert_array_equal(a['head']['kernel'], b['head']['kernel'])
+
+
+@pytest.mark.parametrize('name', ['lars', 'sgd', 'lion'])
+def test_any_rule_rests_with_its_parameters(name):
+  """Momentum does not decay, and decay in the gradient gathers nothing, while a parameter rests."""
+  o = Optimizer(0.1, 100, 0, 0.1, weight_decay=0.1, name=name)
+  params, moments = tree(0), o.init(tree(0))
+  params, moments = o.update(tree(1), moments, params, jnp.asarray(0))
+  kept = [x for x in jax.tree.leaves(moments)]
+  after, rested = o.update(tree(2), moments, params, jnp.asarray(1), {'head': jnp.asarray(True), 'encoder': True})
+  same = [np.array_equal(a, b) for a, b in zip(kept, jax.tree.leaves(rested), strict=True)]
+  close(after['head'], params['head'], 0)
+  close(after['encoder'], params['encoder'], 0)
+  arrays = len(jax.tree.leaves(params))
+  moved = sum(not x for x in same) - (name == 'lion')  # which counts its steps
+  assert moved == len(jax.tree.leaves(params['decoder'])) < arrays
+
+
+def test_equals_optax_lion():
+  mine = Optimizer(1e-2, 20, 0, 1e-2, weight_decay=0.0, name='lion', options=(('b2', 0.95),))
+  theirs = optax.lion(1e-2, b2=0.95, weight_decay=0.0)
+  params, state = tree(0), theirs.init(tree(0))
+  for i in range(3):
+    updates, state = theirs.update(tree(i + 1), state, params)
+    params = optax.apply_updates(params, updates)
+  close(run(mine, 3), params)
+
+
+def test_muon_orthogonalises_each_block_and_leaves_the_rest_to_adam():
+  """Blocks one by one against optax's own Muon on plain matrices; embedding, head and biases against Adam."""
+  mine = run(Optimizer(1e-2, 20, 0, 1e-2, weight_decay=0.0, name='muon'), 2)
+  adam = run(Optimizer(1e-2, 20, 0, 1e-2, weight_decay=0.0), 2)
+  theirs = contrib.muon(1e-2, consistent_rms=0.2)
+  pick = lambda t: {str(i): t['encoder']['transformer']['blocks']['mlp']['kernel'][i] for i in range(DEPTH)}
+  params, state = pick(tree(0)), theirs.init(pick(tree(0)))
+  for i in range(2):
+    updates, state = theirs.update(pick(tree(i + 1)), state, params)
+    params = optax.apply_updates(params, updates)
+  close(pick(mine), params, 1e-5)
+  close(mine['head'], adam['head'])
+  close(mine['encoder']['patch_embed'], adam['encoder']['patch_embed'])
+  assert np.abs(mine['decoder']['transformer']['blocks']['mlp']['kernel'] -
+                adam['decoder']['transformer']['blocks']['mlp']['kernel']).max() > 1e-4
+
+
+def test_schedule_free_equals_optax():
+  """Weights that are trained and weights to use (Defazio et al. 2024); decay of all matrices, without a cosine."""
+  mine = Optimizer(1e-2, 20, 4, weight_decay=0.0, name='schedule_free_adamw')
+  theirs = contrib.schedule_free_adamw(1e-2, warmup_steps=4)
+  params, state = tree(0), theirs.init(tree(0))
+  own, moments = tree(0), mine.init(tree(0))
+  for i in range(6):
+    updates, state = theirs.update(tree(i + 1), state, params)
+    params = optax.apply_updates(params, updates)
+    own, moments = mine.update(tree(i + 1), moments, own, jnp.asarray(i))
+  close(own, params, 1e-5)
+  close(mine.averaged(moments, own), contrib.schedule_free_eval_params(state, params), 1e-5)
+  assert float(mine.schedule(19)) == pytest.approx(1e-2)
+
+
+def test_annealing_may_be_left_out():
+  o = Optimizer(0.1, 100, 10, annealing='none')
+  np.testing.assert_allclose([float(o.schedule(i)) for i in (0, 5, 10, 99)], [0, 0.05, 0.1, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', rules.names())
+def test_every_rule_makes_a_step(name):
+  o = Optimizer(1e-3, 10, name=name)
+  params = tree(0)
+  shapes = jax.eval_shape(lambda p: o.update(tree(1), o.init(p), p, jnp.asarray(0)), params)[0]
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+
+
+def test_groups_divide_and_unite():
+  o = Optimizer(0.1, 10, groups=(('a', Group(('encoder',))), ('b', Group(('encoder/norm', 'head')))))
+  parts = rules.divide(tree(0), o.group_of)
+  assert {k: sorted(v) for k, v in parts.items()} == {'a': ['encoder'], 'b': ['encoder', 'head'], 'rest': ['decoder']}
+  assert sorted(parts['b']['encoder']) == ['norm']
+  close(rules.unite(parts), tree(0), 0)
+
+
+def test_one_group_of_all_equals_no_group():
+  plain = Optimizer(0.1, 10, clip=0.5, layer_decay=0.7)
+  grouped = Optimizer(0.1, 10, clip=0.5, layer_decay=0.7, groups=(('a', Group(('encoder', 'head'))),))
+  close(run(plain, 3), run(grouped, 3), 0)
