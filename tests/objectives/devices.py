@@ -43,7 +43,7 @@ CASES = ALL | HIDING | {f'{name} packed': (name, TRANSFORMER, ROWS) for name in 
     f'simmim {kind}': ('simmim', (*TRANSFORMER[:2], TRANSFORMER[2] | {'channel_attention': kind}),
                        ('data=8', ('fsdp=2 data=4', 'fsdp=2 tensor=2')[i % 2]))
     for i, kind in enumerate(kind for kind in KINDS if kind != 'joint')}
-FAST = ('mae', 'dinov2', 'simclr', 'swav', 'simclr resnet_micro')  # of the first tier
+FAST = ('mae', 'simclr')  # of the first tier
 SAMPLINGS = tuple(kind for kind in CHANNEL_SAMPLING if kind != 'none')
 MISSING = np.nan
 # Options by name, for every method that has them.
