@@ -58,13 +58,21 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'on_leak': Key('warn', 'action when an evaluation corpus shares records with the training data',
                        ('ignore', 'warn', 'stop')),
         'init': Key('', 'run or file with the initial weights'),
+        'init_map': Key('', "parts of init and where they go, instead of init_parts: 'target/encoder->encoder,"
+                        "head->none'; the rest begins fresh"),
+        'freeze': Key('', "parameters that are never trained: 'encoder/patch_embed,encoder/blocks/0..8'"),
         'init_parts': Key('encoder', 'parts of init to load; all adds heads, teacher and state, target loads the '
                           'teacher into the student too', ('encoder', 'all', 'target')),
     },
     'optimizer': {
         'b1': Key(0.9, 'decay of the first moment; the momentum of lars and sgd'),
         'b2': Key(0.999, 'decay of the second moment'),
-        'name': Key('adamw', 'update rule', ('adamw', 'lars', 'sgd')),
+        'name': Key('adamw', 'update rule: adamw, lars, sgd or one of optax such as muon or lion; schedule_free_ may '
+                    'stand before it'),
+        'options': Key({}, 'options of a rule of optax, by its names: optimizer.options.ns_steps=5'),
+        'groups': Key({}, 'parameters that are trained in their own way, by a name: optimizer.groups.head.paths=head, '
+                      'with .name, .options, .rate (a factor) and .every (steps)'),
+        'annealing': Key('cosine', 'course of the learning rate after warm-up', ('cosine', 'none')),
         'weight_decay': Key(0.05, 'weight decay at the first step'),
         'final_weight_decay': Key(-1.0, 'weight decay at the last step, reached by a cosine; negative: constant'),
         'warmup_steps': Key(0, 'steps of linear warm-up; 0: from warmup_epochs, or a tenth of the run'),
@@ -163,7 +171,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
 }
 # Sections whose keys come from the chosen model and method.
 OPEN = {'encoder': 'options of the model: jaxmed list models NAME', 'objective': 'options of the method: '
-        'jaxmed list methods NAME'}
+        'jaxmed list methods NAME', 'towers': 'networks of the method beside its encoder: towers.NAME.model, .options, '
+        '.init (a run or file) and .fixed (read, never trained)'}
+# Sections that take any key; what reads them looks at what they hold.
+FREE = ('towers', 'optimizer.options', 'optimizer.groups')
 NOTES = {'1': 'one number, or three: for the first global view, the other global views, the local views'}
 CHOICES = {f'{section}.{name}' if section else name: key.choices
            for section, keys in SECTIONS.items() for name, key in keys.items() if key.choices}
@@ -324,7 +335,11 @@ def update(config: ConfigDict, values: Mapping[str, Any], prefix: str = '') -> N
     if key not in config:
       choose('key', name, flat(config, prefix))
     default = config[key]
-    if isinstance(default, ConfigDict):
+    if name in FREE:
+      if not isinstance(value, Mapping):
+        raise UserError(f'{name} is a section: set one of its keys, not {value!r}')
+      config[key] = ConfigDict(merge(default.to_dict(), value))
+    elif isinstance(default, ConfigDict):
       if not isinstance(value, Mapping):
         raise UserError(f'{name} is a section: set one of its keys, for example {name}.{next(iter(default), "key")}')
       update(default, value, name + '.')
@@ -354,7 +369,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
   return value
 
 
-_KINDS = {int: 'whole number', float: 'number', bool: 'True or False', str: 'text'}
+_KINDS = {dict: 'section', int: 'whole number', float: 'number', bool: 'True or False', str: 'text'}
 
 
 def flat(config: ConfigDict, prefix: str = '') -> dict[str, Any]:

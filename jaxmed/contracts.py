@@ -5,7 +5,7 @@ Shapes: B samples, V views, C channel slots, N tokens, D width; `size` is the gr
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypedDict, runtime_checkable
+from typing import Any, ClassVar, NotRequired, TypedDict, runtime_checkable
 from typing import Protocol as Structure
 
 import jax
@@ -38,11 +38,12 @@ Batch = TypedDict('Batch', {
 
 
 class Variables(TypedDict):
-  """What an objective trains and keeps; three trees of arrays."""
+  """What an objective trains, keeps and reads; four trees of arrays."""
 
   params: dict[str, Any]  # trained by gradient; 'encoder' is the encoder's
   target: dict[str, Any]  # a part of params by name, which follows by a moving average; {} for none
   extra: dict[str, Any]  # queues, centres, prototypes; {} for none
+  fixed: NotRequired[dict[str, Any]]  # {tower: weights} that are only read; the run gives them, never `init`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,8 @@ class Objective(Structure):
   LEARNING_RATE: ClassVar[tuple[float, float]]  # (peak rate, reference batch)
   FEATURE: ClassVar[str]  # 'cls' or 'mean', the vector that it recommends
   DEFAULTS: ClassVar[dict[str, Any]]  # of the other config sections
+  TOWERS: ClassVar[tuple[str, ...]]  # its networks, 'image' (the encoder) first; the run fills in the field `towers`
+  GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]  # {group of the optimizer: paths of its parameters}
 
   @property
   def encoder(self) -> Encoder:
@@ -201,7 +204,10 @@ class Objective(Structure):
     """Boxed, from the shapes of a batch of views."""
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True) -> Any:
-    """(loss, (metrics, extra)) over the global batch; metrics may hold 'stats', see `networks.run`."""
+    """(loss, (metrics, extra)) over the global batch; metrics may hold 'stats', see `networks.run`.
+
+    The loss is a scalar, or {group of the optimizer: scalar} where each group follows its own.
+    """
 
   def momentum(self, step: jax.Array) -> jax.Array:
     """Share of the target that stays after a step; asked for only where there is a target."""
@@ -214,6 +220,9 @@ class Objective(Structure):
 
   def encoder_params(self, variables: Variables) -> Any:
     """The weights of `encoder`, which is the product."""
+
+  def products(self, variables: Variables) -> dict[str, Any]:
+    """{tower: weights} of all that is of use after a run."""
 
 
 @runtime_checkable

@@ -129,7 +129,7 @@ def accuracy(kind: str, image: np.ndarray, label: np.ndarray, seed: int, steps: 
   def judge(variables, batch):
     return objective.loss(variables, view.plain(batch), jax.random.key(0), 0, train=False)[1][0]['accuracy']
 
-  return float(np.mean([judge(state.variables, part(rows)) for rows in held]))
+  return float(np.mean([judge(state.variables(), part(rows)) for rows in held]))
 
 
 def rows(found: dict[int, dict[str, dict[str, Any]]]) -> list[str]:

@@ -111,7 +111,7 @@ class Study:
     """What a trained head says of each subset, against the labels."""
     trainer, settings, spec, state = load_state(folder)
     encoder, objective = encoder_of(trainer, settings, spec, state), trainer.objective
-    head = (state.average or state.variables['params'])['head']
+    head = (state.average or state.params)['head']
     shown = encoder.embed_subsets(self.task.test.source, self.subsets, self.args.batch_size, objective.feature)
     logits = np.asarray(objective.head.apply({'params': head}, shown))  # [S, M, K]
     return np.array(spec.classes)[logits.argmax(axis=-1)] == np.array(self.task.classes)[self.task.test.y]

@@ -54,7 +54,7 @@ def get(name: str) -> Any:
   return METHODS[choose('method', name, METHODS)]
 
 
-FILLED = ('encoder', 'clock', 'rows')  # fields that a run fills in
+FILLED = ('encoder', 'towers', 'clock', 'rows')  # fields that a run fills in
 
 
 def default_options(name: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ class Method:
 
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {}
+  TOWERS: ClassVar[tuple[str, ...]] = ('image',)
+  GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
   @property
   def feature(self) -> str:
@@ -22,6 +24,15 @@ class Method:
   def momentum(self, step: jax.Array) -> jax.Array:
     """Share of the target that stays after a step: a method with a target says it."""
     raise NotImplementedError(f'{type(self).__name__} has a target but no momentum')
+
+  def encoder_params(self, variables: Variables) -> Any:
+    """The weights of the encoder, which are the product: those that are trained."""
+    return variables['params']['encoder']
+
+  def products(self, variables: Variables) -> dict[str, Any]:
+    """{tower: weights} of the towers that are of use after the run: the encoder and each that is trained."""
+    rest = {tower: variables['params'][tower] for tower in self.TOWERS[1:] if tower in variables['params']}
+    return {self.TOWERS[0]: self.encoder_params(variables)} | rest
 
   def frozen(self, step: jax.Array) -> Mapping[str, jax.Array]:
     """{path of parameters: whether they rest at this step}: none."""

@@ -21,7 +21,8 @@ from jaxmed.parallel.chips import Cluster
 from jaxmed.plan import hlo, roofline, worker
 from jaxmed.plan.hlo import Collective
 from jaxmed.plan.roofline import Bounds, Width
-from jaxmed.train.build import assemble, data_spec, resolve
+from jaxmed.train.build import assemble, data_spec, resolve, towers
+from jaxmed.train.build.rundir import load
 from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
@@ -80,6 +81,7 @@ def prepare(request: Request) -> Job:
   spec = _spec(user, request)
   config = resolve.resolve(user, spec)
   config_lib.update(config, {'mesh': wanted})
+  towers.opened(config, load)
   mesh = mesh_sizes(config.mesh, chips_)
   trainer = assemble.build(config, spec)
   if open_mesh(config.mesh):
@@ -140,7 +142,8 @@ def compile_step(job_values: Mapping[str, Any]) -> dict[str, Any]:
   batch = assemble.batch_shapes(job.config, job.spec, mesh)
   began = time.monotonic()
   try:
-    program: Any = job.trainer.compile(job.trainer.abstract(batch, mesh), batch, mesh)
+    program: Any = job.trainer.compile(job.trainer.abstract(batch, mesh), batch, mesh,
+                                       towers.fixed_shapes(job.config, job.trainer.objective, mesh))
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
@@ -182,7 +185,7 @@ def trace(config: ConfigDict, spec: data_spec.DataSpec) -> Traced:
   """Looks at the jaxpr of a step, and at the one without rematerialisation."""
   trainer, batch = assemble.build(config, spec), assemble.batch_shapes(config, spec)
   boxed = jax.eval_shape(trainer.create, batch)
-  jaxpr = jax.make_jaxpr(trainer.step)(nn.unbox(boxed), batch).jaxpr
+  jaxpr = jax.make_jaxpr(trainer.step)(nn.unbox(boxed), batch, towers.fixed_shapes(config, trainer.objective)).jaxpr
   return Traced(model_flops(config, spec), flops.count_jaxpr(jaxpr), roofline.live_bytes(jaxpr), boxed)
 
 

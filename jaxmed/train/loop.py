@@ -19,7 +19,7 @@ from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import pictures
-from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, weights
+from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, towers, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
@@ -55,6 +55,7 @@ class Run:
   agreement: Agreement
   watchdog: Watchdog
   times: Times
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {tower: weights} that are only read
 
 
 def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -82,12 +83,15 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
     lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
     spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
     config = resolve.resolve(user, spec)
+    towers.opened(config, rundir.load)
     mesh = mesh_lib.make_mesh(config.mesh)
     resolve.check_shares(config, mesh)
     # Every option is checked before anything is written.
     stream = {'sampler': assemble.sampler(config, source), 'lack': lack}
     with times.stage('building the model'):
-      state = assemble.build(config, spec).abstract(assemble.batch_shapes(config, spec), mesh)
+      trainer = assemble.build(config, spec)
+      state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
+      trainer.optimizer.check_paths(state.params)
       weights.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
       try:
@@ -113,12 +117,13 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     before = config_lib.flat(config)
     config_lib.update(config, changes or {})
     for key, value in config_lib.flat(config).items():
-      if value != before[key] and key not in RESUMABLE and key.partition('.')[0] not in RESUMABLE:
+      if value != before.get(key) and key not in RESUMABLE and key.partition('.')[0] not in RESUMABLE:
         raise UserError(f'{key} cannot change when a run goes on; these can: {", ".join(RESUMABLE)}')
     if (config.on_spike == 'skip') != (before['on_spike'] == 'skip'):
       raise UserError(f"on_spike={before['on_spike']} cannot change to {config.on_spike} when a run goes on: with skip "
                       'a run keeps its last losses')
     resolve.check_values(config)
+    towers.opened(config, rundir.load)
     with times.stage('opening the corpus'):
       corpus, source = records.open_records(config_lib.to_dict(config))
     with times.stage('looking for records that evaluation sets hold too'):
@@ -157,6 +162,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   shapes = assemble.batch_shapes(run.config, run.spec, run.mesh)
   with run.times.stage('building the model'):
     abstract = run.trainer.abstract(shapes, run.mesh)
+    run.fixed = towers.fixed(run.config, towers.fixed_shapes(run.config, run.trainer.objective, run.mesh), rundir.load)
   begin.announce(run, abstract)
   with run.times.stage('the first state'):
     state = weights.state_of(run, checkpoints, abstract, shapes)
@@ -174,16 +180,16 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
 
 def _compiled(run: Run, abstract: TrainState, shapes: Any) -> Callable:
   """The step, once all processes have it: a first collective of gloo's waits for half a minute only."""
-  step = run.trainer.compile(abstract, shapes, run.mesh)
+  step = run.trainer.compile(abstract, shapes, run.mesh, run.fixed)
   process.gather('compilation', True, max(run.watchdog.limit, 3600.0))
   return step
 
 
 def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Watch) -> dict[str, Any]:
   config, first, agreement, watchdog = run.config, int(state.step), run.agreement, run.watchdog
-  times = run.times
+  times, read = run.times, (run.fixed,) if run.fixed else ()
   batches = _batches(run, first)
-  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check)
+  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check, run.fixed)
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main(),
               config.loggers, config_lib.flat(config))
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
@@ -210,7 +216,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       with times.stage('the first batch') if n == first + 1 else contextlib.nullcontext():
         batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
       waited = time.monotonic() - clock
-      state, metrics = step(state, batch)
+      state, metrics = step(state, batch, *read)
       pace.step(n, metrics['loss'], waited)
       running.append(metrics['loss'])
       if len(running) > AHEAD:

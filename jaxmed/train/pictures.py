@@ -62,7 +62,7 @@ def end(run: Any, state: TrainState) -> None:
   folder = run.folder / 'figures'
   batch, names = _sample(run, 'val' if 'val' in run.corpus.table.column('split').to_pylist() else 'train')
   plain = _plain(run.trainer.view, batch)
-  shown = _pictures(run.trainer.objective, state.variables, plain, jax.random.key(0))
+  shown = _pictures(run.trainer.objective, state.variables(run.fixed), plain, jax.random.key(0))
   if 'reconstructions' in shown:
     original, masked, filled = (_own(run, x, batch) for x in shown['reconstructions'])
     figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')

@@ -38,6 +38,7 @@ class Probe:
   source: Any
   mesh: Any
   check: Callable[[], None]
+  fixed: Any = None  # {tower: weights} that the objective only reads
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     """{'val_loss', 'knn', 'ridge'}, each where the corpus allows it, and what `evaluate.health.measure` gives."""
@@ -59,7 +60,7 @@ class Probe:
       return {}
     self.check()
     batch = next(iter(self._batches(source, size)))
-    found = _observe(self.trainer, self.mesh, state.variables, mesh_lib.put_batch(batch, self.mesh))
+    found = _observe(self.trainer, self.mesh, state.variables(self.fixed), mesh_lib.put_batch(batch, self.mesh))
     return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
 
   def held_out(self, state: TrainState, most: int) -> float:
@@ -102,7 +103,8 @@ class Probe:
     # Whole batches alone: a partly blank one would weigh differently, and not all processes see its blanks.
     for i, batch in enumerate(itertools.islice(self._batches(source, size), len(source) // size)):
       self.check()
-      losses.append(_loss(self.trainer, state.variables, mesh_lib.put_batch(batch, self.mesh), i, state.step))
+      batch = mesh_lib.put_batch(batch, self.mesh)
+      losses.append(_loss(self.trainer, state.variables(self.fixed), batch, i, state.step))
     return float(np.mean(jax.device_get(losses))) if losses else float('nan')
 
   def _batches(self, source: Any, size: int):

@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from jaxmed.augment.channels import cosines
 from jaxmed.augment.views import ViewMaker
 from jaxmed.contracts import Objective
+from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train import rules
 from jaxmed.train.monitor import spikes
 from jaxmed.train.optimizer import Optimizer
 
@@ -41,10 +43,9 @@ class TrainState:
   skipped: jax.Array
   skipped_in_row: jax.Array
 
-  @property
-  def variables(self) -> dict:
-    """What an objective takes."""
-    return {'params': self.params, 'target': self.target, 'extra': self.extra}
+  def variables(self, fixed: Any = None) -> dict:
+    """What an objective takes; `fixed` is what it only reads, None for nothing."""
+    return {'params': self.params, 'target': self.target, 'extra': self.extra, 'fixed': fixed or {}}
 
 
 @jax.tree_util.register_dataclass
@@ -84,10 +85,11 @@ class Trainer:
     views = self.view(rng, batch)
     variables = self.objective.init(rng, views)
     params = variables['params']
+    keeps = self.ema or self.optimizer.free
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(
         step=zero, params=params, target=variables['target'], extra=variables['extra'],
-        moments=self.optimizer.init(params), average=jax.tree.map(jnp.copy, params) if self.ema else {},
+        moments=self.optimizer.init(params), average=jax.tree.map(jnp.copy, params) if keeps else {},
         rng=jax.random.key_data(rng), rate=jnp.ones((), jnp.float32), skipped=zero, skipped_in_row=zero)
     return SkippingState(**vars(state), losses=spikes.empty()) if self.skip_spikes else state
 
@@ -101,14 +103,20 @@ class Trainer:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     return jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=where)(self, *_frozen(shapes))
 
-  def compile(self, abstract: TrainState, batch: Any, mesh: Mesh) -> Callable:
-    """Compiles (state, batch) -> (state, metrics); the state is donated. Equal trainers share one program."""
-    return _compiled(self, _frozen(abstract), _frozen(batch), mesh)
+  def compile(self, abstract: TrainState, batch: Any, mesh: Mesh, fixed: Any = None) -> Callable:
+    """Compiles (state, batch) -> (state, metrics); the state is donated. Equal trainers share one program.
 
-  def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update; left out, and counted, when the loss or a gradient is not finite, or the loss a spike."""
+    With `fixed`, what the objective only reads, the program takes it as a third argument, which is not donated.
+    """
+    return _compiled(self, _frozen(abstract), _frozen(batch), _frozen(fixed or {}), mesh)
+
+  def step(self, state: TrainState, batch: Any, fixed: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update; left out, and counted, when a loss or a gradient is not finite, or the loss a spike.
+
+    `fixed` is what the objective only reads, None for nothing.
+    """
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    (loss, (metrics, extra)), grads = self._gradients(state, batch, rng)
+    (loss, (metrics, extra)), grads = self._gradients(state, batch, rng, fixed or {})
     norms = {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -122,7 +130,7 @@ class Trainer:
     params, moments = self.optimizer.update(grads, state.moments, state.params, state.step, frozen, state.rate)
     params = overlay(params, stats)
     target = self._follow(state.target, params, state.step)
-    average = jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, state.average, params) if self.ema else {}
+    average = self._averaged(state.average, params, moments)
     fresh = dict(params=params, target=target, moments=moments, average=average, extra=extra)
     old = {name: vars(state)[name] for name in fresh}
     kept = jax.tree.map(lambda new, was: jnp.where(good, new, was), fresh, old)
@@ -136,6 +144,12 @@ class Trainer:
                    skipped_in_row=state.skipped_in_row, **norms)
     return state, metrics
 
+  def _averaged(self, average: Any, params: Any, moments: Any) -> Any:
+    """The weights to use after a step, {} where they are the trained ones."""
+    if self.optimizer.free:
+      return self.optimizer.averaged(moments, params)
+    return jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, average, params) if self.ema else {}
+
   def _follow(self, target: Any, params: Any, step: jax.Array) -> Any:
     """The target, a part of the parameters, one step of its moving average further."""
     if not target:
@@ -143,33 +157,37 @@ class Trainer:
     keep = self.objective.momentum(step)
     return jax.tree.map(lambda t, p: keep * t + (1 - keep) * p, target, {k: params[k] for k in target})
 
-  def _gradients(self, state: TrainState, batch: Any, rng: jax.Array):
+  def _gradients(self, state: TrainState, batch: Any, rng: jax.Array, fixed: Any = None):
     """Loss, metrics, extra and gradients; of a mixture of sizes, those of the size drawn, named in the metrics."""
     if not self.sizes:
-      return self._gradients_of(self.view, state, batch, rng)
+      return self._gradients_of(self.view, state, batch, rng, fixed)
     firsts = jnp.asarray(self.firsts, jnp.int32)
     index = jnp.sum(firsts <= state.step) - 1 if self.firsts else drawn(rng, self.shares)
-    branches = [functools.partial(self._gradients_of, view, state, batch, rng) for view in self.sizes]
+    branches = [functools.partial(self._gradients_of, view, state, batch, rng, fixed) for view in self.sizes]
     (loss, (metrics, extra)), grads = jax.lax.switch(index, branches)
     size = jnp.asarray([view.size[-1] for view in self.sizes])[index]
     return (loss, (metrics | {'view_size': size}, extra)), grads
 
-  def _gradients_of(self, view: ViewMaker, state: TrainState, batch: Any, rng: jax.Array):
+  def _gradients_of(self, view: ViewMaker, state: TrainState, batch: Any, rng: jax.Array, fixed: Any):
     """Loss, metrics, extra and gradients with these views, averaged over microbatches."""
     def loss(params, extra, part, key):
       view_key, loss_key = jax.random.split(key)
-      variables = {'params': params, 'target': state.target, 'extra': extra}
+      variables = {'params': params, 'target': state.target, 'extra': extra, 'fixed': fixed}
       if view.channel_sampling == 'diverse':
         known = self.objective.encoder_params(variables)
         vectors = self.objective.encoder.apply({'params': known}, method='channel_vectors')
         part = part | {'similarity': cosines(vectors)}
       views = view(view_key, part)
       value, (metrics, extra) = self.objective.loss(variables, views, loss_key, state.step)
-      if (penalty := self._penalty(variables)) is not None:
-        value, metrics = value + penalty, metrics | {'penalty': penalty}
-      return value, (metrics, extra)
+      penalty = self._penalty(variables)
+      if not isinstance(value, Mapping):
+        return value if penalty is None else value + penalty, (metrics | _named(penalty=penalty), extra)
+      # A loss of each group; the penalty is the encoder's.
+      owner = self.optimizer.group_of(('encoder',))
+      value = {k: v + penalty if penalty is not None and k == owner else v for k, v in value.items()}
+      return value, (metrics | _named(penalty=penalty) | {f'loss/{k}': v for k, v in value.items()}, extra)
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = functools.partial(gradients, loss, self.optimizer.group_of)
     if self.accumulate == 1:
       return gradient(state.params, state.extra, batch, rng)
     count = self.accumulate
@@ -189,6 +207,34 @@ class Trainer:
     """What the encoder that is trained, of whatever method, itself adds to the loss."""
     encoder: Any = self.objective.encoder
     return encoder.penalty(variables['params']['encoder']) if encoder.supports.penalty else None
+
+
+def _named(**values: Any) -> dict[str, Any]:
+  return {name: value for name, value in values.items() if value is not None}
+
+
+def gradients(loss: Callable, group_of: Callable[[tuple[str, ...]], str], params: Any, *args: Any):
+  """((value, aux), gradients) of `loss(params, *args) -> (value, aux)`.
+
+  Where the value is {group: scalar}, each parameter has the gradient of the loss of its own group, by `group_of(path)`,
+  and the value given back is their sum. The forward pass is computed once.
+
+  Raises:
+    UserError: a group of the losses without parameters, or the reverse.
+  """
+  form = jax.eval_shape(loss, params, *args)[0]
+  if not isinstance(form, Mapping):
+    return jax.value_and_grad(loss, has_aux=True)(params, *args)
+  values, back, aux = jax.vjp(lambda p: loss(p, *args), params, has_aux=True)
+  groups = rules.divide(params, group_of).keys()
+  if set(groups) != set(form):
+    raise UserError(f'the losses of the method are of {", ".join(sorted(form))}, the groups of parameters are '
+                    f'{", ".join(groups)}: see optimizer.groups')
+  parts = {}
+  for group in groups:
+    one = {name: jnp.ones_like(v) if name == group else jnp.zeros_like(v) for name, v in values.items()}
+    parts[group] = rules.divide(back(one)[0], group_of)[group]
+  return (sum(values.values()), aux), rules.unite(parts)
 
 
 def _frozen(tree: Any) -> tuple[tuple, Any]:
@@ -216,12 +262,13 @@ def _initial(trainer: Trainer, shapes: tuple, structure: Any) -> TrainState:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(trainer: Trainer, abstract: tuple, batch: tuple, mesh: Mesh) -> Callable:
-  state, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (abstract, batch))
+def _compiled(trainer: Trainer, abstract: tuple, batch: tuple, fixed: tuple, mesh: Mesh) -> Callable:
+  state, batch, fixed = (jax.tree.unflatten(structure, leaves) for leaves, structure in (abstract, batch, fixed))
   where = jax.tree.map(lambda x: x.sharding, state)
+  read = (fixed,) if fixed else ()
   step = jax.jit(Trainer.step, static_argnums=0, donate_argnums=1, out_shardings=(where, mesh_lib.replicated(mesh)))
   with jax.set_mesh(mesh):  # which models ask where activations lie
-    return step.lower(trainer, state, batch).compile()
+    return step.lower(trainer, state, batch, *read).compile()
 
 
 def drawn(rng: jax.Array, shares: tuple[float, ...]) -> jax.Array:

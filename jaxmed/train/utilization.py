@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxmed import config as config_lib
 from jaxmed.models.layers import kernels
 from jaxmed.parallel import chips, flops
-from jaxmed.train.build import assemble, data_spec
+from jaxmed.train.build import assemble, data_spec, towers
 
 
 def model_flops(config: ConfigDict, spec: data_spec.DataSpec) -> int:
@@ -24,11 +24,12 @@ def model_flops(config: ConfigDict, spec: data_spec.DataSpec) -> int:
   config = plain(config)
   trainer, batch = assemble.build(config, spec), assemble.batch_shapes(config, spec)
   state = nn.unbox(jax.eval_shape(trainer.create, batch))
+  given = state, batch, towers.fixed_shapes(config, trainer.objective)
   alone = lambda view: dataclasses.replace(trainer, view=view, sizes=(), shares=())
   with keeping():
     if not trainer.sizes:
-      return flops.count(trainer.step, state, batch)
-    return round(sum(share * flops.count(alone(view).step, state, batch)
+      return flops.count(trainer.step, *given)
+    return round(sum(share * flops.count(alone(view).step, *given)
                      for view, share in zip(trainer.sizes, trainer.shares, strict=True)))
 
 

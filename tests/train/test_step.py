@@ -16,7 +16,7 @@ from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train.build import assemble, data_spec, resolve, rundir
+from jaxmed.train.build import assemble, data_spec, resolve, rundir, towers
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
 from jaxmed.train.probe import fitted
@@ -38,6 +38,7 @@ class Bench:
     self.source = open_source(corpus).select(split='train')
     self.spec = data_spec.describe(self.source, user['loader'].get('label', ''))
     self.config = resolve.resolve(user, self.spec)
+    towers.opened(self.config, rundir.load)
     self.trainer = assemble.build(self.config, self.spec)
     self.mesh = mesh_lib.make_mesh(self.config.mesh)
     self.shapes = assemble.batch_shapes(self.config, self.spec, self.mesh)

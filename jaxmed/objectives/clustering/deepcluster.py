@@ -100,10 +100,6 @@ class DeepCluster(Method):
     }
     return {'params': params, 'target': {}, 'extra': extra}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def frozen(self, step: jax.Array) -> dict[str, jax.Array]:
     """Everything, until there are clusters."""
     return {name: step < self.period for name in ('encoder', 'projector')}

@@ -94,10 +94,6 @@ class SwAV(Method):
     extra = {'queue': jnp.zeros((count, length, self.out_dim)), 'queued': jnp.zeros((), jnp.int32)} if length else {}
     return {'params': params, 'target': {}, 'extra': extra}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def frozen(self, step: jax.Array) -> dict[str, jax.Array]:
     """The prototypes, in the first steps."""
     steps = self.clock.warmup(1) if self.freeze_prototypes < 0 else self.freeze_prototypes

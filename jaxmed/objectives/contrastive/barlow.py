@@ -58,10 +58,6 @@ class BarlowTwins(Method):
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch)
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Distance of the cross-correlations over the global batch from the identity."""
     del step

@@ -67,10 +67,6 @@ class BYOL(Method):
     target = {name: jax.tree.map(jnp.copy, params[name]) for name in ('encoder', 'projector')}
     return {'params': params, 'target': target, 'extra': {}}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the online encoder, as published."""
-    return variables['params']['encoder']
-
   def momentum(self, step: jax.Array) -> jax.Array:
     """Share of the target network that stays (utils/schedules.py:target_ema)."""
     return networks.cosine(self.momentum_start, 1.0, step, self.clock.steps)

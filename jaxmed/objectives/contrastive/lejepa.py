@@ -66,10 +66,6 @@ class LeJEPA(Method):
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch, 1)
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Prediction and SIGReg over the global batch."""
     del step

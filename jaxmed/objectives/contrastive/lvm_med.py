@@ -136,10 +136,6 @@ class LVMMed(Method):
       params['local_projector'] = siamese.init_head(self.local_projector, keys[3], self.encoder.embed_dim)
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Hamming distance a vertex, over the graphs of the global batch; held out, without margin and noise."""
     del step

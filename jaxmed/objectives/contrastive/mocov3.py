@@ -91,10 +91,6 @@ class MoCoV3(Method):
     target = {name: jax.tree.map(jnp.copy, params[name]) for name in ('encoder', 'projector')}
     return {'params': params, 'target': target, 'extra': {}}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder that is trained by gradient, as published."""
-    return variables['params']['encoder']
-
   def momentum(self, step: jax.Array) -> jax.Array:
     """Share of the momentum encoder that stays."""
     return networks.cosine(self.momentum_start, 1.0, step, self.clock.steps)

@@ -64,10 +64,6 @@ class SimCLR(Method):
     """Boxed variables, from the shapes of a batch of views."""
     return siamese.init_with_projector(self.encoder, self.projector, rng, batch)
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """NT-Xent over all global views of the global batch."""
     del step

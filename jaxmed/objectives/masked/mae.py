@@ -198,10 +198,6 @@ class MAE(Method):
       params['head'] = self.head.init(jax.random.fold_in(rng, 3), latent[:, 0])['params']
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean squared error over the hidden, existing tokens of the global batch, and what the options add."""
     del step

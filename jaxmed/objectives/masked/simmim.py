@@ -62,10 +62,6 @@ class SimMIM(Method):
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     return {'params': {'encoder': encoder, 'head': head}, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean absolute error over the hidden pixels of the global batch."""
     del step

@@ -76,10 +76,6 @@ class Supervised(Method):
     params |= self.diversity.init_proxies(self.encoder, jax.random.fold_in(head_key, 1))
     return {'params': params, 'target': {}, 'extra': {}}
 
-  def encoder_params(self, variables: Variables) -> Any:
-    """Weights of the encoder."""
-    return variables['params']['encoder']
-
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Mean cross-entropy over the labelled samples of the global batch."""
     del step

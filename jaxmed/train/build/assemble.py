@@ -19,7 +19,7 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process, sharding_table
 from jaxmed.parallel.axes import filled, open_mesh
 from jaxmed.parallel.mesh import make_mesh
-from jaxmed.train.build import view_sizes
+from jaxmed.train.build import groups, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE
 from jaxmed.train.optimizer import Optimizer
@@ -35,17 +35,29 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)
   clock = Clock(config.steps, spec.rows / config.batch_size)
-  objective = method(encoder=model, **config.objective, **objectives.filled(method, clock=clock, rows=spec.rows))
+  others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
+  objective = method(encoder=model, **config.objective,
+                     **objectives.filled(method, clock=clock, rows=spec.rows, towers=others))
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
   whole = np.issubdtype(spec.dtype, np.integer)
   augment = {k: v for k, v in config.augment.items() if k not in view_sizes.LISTS}
   view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place,
                    rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0, **augment)
-  o = {k: v for k, v in config.optimizer.items() if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs')}
-  optimizer = Optimizer(config.learning_rate, config.steps, **o)
-  return Trainer(objective, optimizer, view, config.seed, config.optimizer.accumulate, config.optimizer.ema,
-                 config.optimizer.offload, config.on_spike == 'skip', *view_sizes.views(config, view))
+  o = config.optimizer
+  return Trainer(objective, optimizer_of(config, method), view, config.seed, o.accumulate, o.ema, o.offload,
+                 config.on_spike == 'skip', *view_sizes.views(config, view))
+
+
+def optimizer_of(config: ConfigDict, method: Any) -> Optimizer:
+  """The optimizer that a config describes for a method; its groups are those of the method and the config's own."""
+  o = {k: v for k, v in config.optimizer.items()
+       if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs', 'options', 'groups')}
+  trained = tuple(towers.path_of(name) for name in method.TOWERS if not config.towers.get(name, {}).get('fixed'))
+  own = groups.of(config.optimizer.groups.to_dict(), method.GROUPS)
+  return Optimizer(
+      config.learning_rate, config.steps, options=tuple(sorted(config.optimizer.options.to_dict().items())),
+      groups=own, towers=trained, freeze=groups.names(config.freeze), **o)
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,8 +16,8 @@ from jaxmed.data.feed import sampling
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import loggers
-from jaxmed.train.build import view_sizes
+from jaxmed.train import loggers, rules
+from jaxmed.train.build import towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 
 # Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator.
@@ -31,11 +31,13 @@ MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of
 
 def check(user: Mapping[str, Any]) -> None:
   """Raises a UserError for whatever is wrong with the user's values by themselves, before any data are opened."""
+  user = towers.short(user)
   config = config_lib.base()
   config.objective = ConfigDict(objectives.default_options(str(user.get('method', 'mae'))))
   if user.get('model'):
     config.encoder = ConfigDict(registry.default_options(str(user['model'])))
   config_lib.update(config, {k: v for k, v in user.items() if k != 'encoder' or user.get('model')})
+  towers.filled(objectives.get(config.method), config.towers)
   check_values(config)
 
 
@@ -45,6 +47,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   Raises:
     UserError: an unknown key, method or model (naming the nearest), a value of another type, or a conflict.
   """
+  user = towers.short(user)
   method = str(user.get('method', 'mae'))
   objective = objectives.get(method)
   config = config_lib.base()
@@ -53,11 +56,12 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   model = str(user.get('model', '')) or _choose_model(spec, size, on_cpu)
   config.objective = ConfigDict(objectives.default_options(method))
   config.encoder = ConfigDict(registry.default_options(model))
-  wants = dict(objective.DEFAULTS)
+  wants = {k: v for k, v in objective.DEFAULTS.items() if k != 'towers'}
   wants['encoder'] = {k: v for k, v in wants.get('encoder', {}).items() if k in config.encoder}  # families differ
   wants['augment'] = _wanted_views(wants.get('augment', {}), user)
   for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
+  config.towers = ConfigDict(towers.filled(objective, config.towers))
   check_values(config)
   config.loader.load_size = _by_axis('loader.load_size', config.loader.load_size, len(size))
   _fill_sizes(config, objective, spec, on_cpu)
@@ -100,6 +104,12 @@ def check_values(config: ConfigDict) -> None:
     for value in values[key] if isinstance(values[key], tuple) else (values[key],):
       choose(key, value, choices)
   loggers.check(config.loggers)
+  rules.check('optimizer.name', config.optimizer.name)
+  if config.optimizer.ema and config.optimizer.name.startswith(rules.FREE):
+    raise UserError(f'optimizer.ema={config.optimizer.ema} and {config.optimizer.name} both average the weights: set '
+                    'optimizer.ema=0')
+  if config.init_map and not config.init:
+    raise UserError(f'init_map={config.init_map} maps the parts of a run: give it with init=RUN')
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
 
 

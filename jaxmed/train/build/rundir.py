@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from jaxmed import config as config_lib
 from jaxmed import files
 from jaxmed.encoder import Encoder, from_file
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train.build import assemble, view_sizes
+from jaxmed.train.build import assemble, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
@@ -23,9 +23,9 @@ from jaxmed.train.checkpoint import Checkpoints
 TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
 
 
-def load_encoder(run: str | pathlib.Path, which: str = 'latest') -> Encoder:
+def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
   """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step. Errors as of `load_state`."""
-  return encoder_of(*load_state(run, which))
+  return encoder_of(*load_state(run, which), tower)
 
 
 def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any, DataSpec, Any]:
@@ -58,12 +58,15 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 
-def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Encoder:
-  """The encoder inside a training state; the averaged weights where there are some."""
-  variables = state.variables | ({'params': state.average} if state.average else {})
+def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Encoder:
+  """The encoder inside a training state, or another tower; the averaged weights where there are some."""
+  variables = state.variables() | ({'params': state.average} if state.average else {})
   info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
-  model, params = product(trainer.objective.encoder, trainer.objective.encoder_params(variables))
+  products = trainer.objective.products(variables)
+  weights = products[choose('tower', tower, products)]
+  model = trainer.objective.encoder if tower == towers.IMAGE else trainer.objective.towers[tower]
+  model, params = product(model, weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
                  feature_of(trainer.objective) if model.class_token else 'mean', info)
 
@@ -72,7 +75,7 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Encoder
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
-         'optimizer.moments', 'optimizer.offload', 'init_parts',
+         'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'init_parts', 'init_map', 'freeze',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 
@@ -117,16 +120,17 @@ def check_new(out: str | pathlib.Path) -> None:
     raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
 
 
-def load(path: str | os.PathLike, checkpoint: str = 'latest') -> Encoder:
+def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
   """Loads an encoder.
 
   Args:
     path: a run directory, or a file that `jaxmed export` or `jaxmed import` wrote.
     checkpoint: of a run: 'latest', 'best' or a step.
+    tower: of a run whose method trains several; 'image' is the encoder.
   Returns:
     An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features.
   Raises:
     UserError: the path is neither, or damaged.
   """
   path = pathlib.Path(path)
-  return load_encoder(path, checkpoint) if path.is_dir() else from_file(path)
+  return load_encoder(path, checkpoint, tower) if path.is_dir() else from_file(path)

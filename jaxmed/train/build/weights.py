@@ -3,18 +3,19 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.interop.inflate import inflate
 from jaxmed.models.encoders.bag import BagOfChannels
 from jaxmed.models.encoders.vit import ViT, at_size
 from jaxmed.parallel import process
-from jaxmed.train.build.rundir import TRAINING_ONLY, load, load_state
+from jaxmed.train.build import towers
+from jaxmed.train.build.rundir import TRAINING_ONLY, encoder_of, load, load_state
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.step import TrainState
 
@@ -46,11 +47,16 @@ def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
   Raises:
     UserError: what is there is another model's, or has other heads; names the first array that differs.
   """
-  if not config.init:
+  lent = {name: tower.init for name, tower in config.towers.items() if tower.init and not tower.fixed}
+  if not config.init and not lent:
     return None
   own = {name: vars(state)[name] for name in ('params', 'target', 'extra')}
-  given = (_all_parts(config, own) if config.init_parts != 'encoder' else
-           _encoder_alone(config, own, vocabulary, quiet))
+  given = own | {'params': own['params'] | {name: load(init).params for name, init in lent.items()}}
+  if config.init_map:
+    given = _mapped(config, given, vocabulary, quiet)
+  elif config.init:
+    given = (_all_parts(config, given) if config.init_parts != 'encoder' else
+             _encoder_alone(config, given, vocabulary, quiet))
   shape = lambda tree: {jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
                         for path, x in jax.tree_util.tree_leaves_with_path(tree)}
   here, there = shape(own), shape(given)
@@ -66,7 +72,13 @@ def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], 
 
   Channels go by their names: those that the encoder does not know begin as the mean of those that it knows.
   """
-  given = load(config.init)
+  encoder = _encoder(config, load(config.init), own['params']['encoder'], vocabulary, quiet)
+  params = own['params'] | {'encoder': encoder}
+  return {'params': params, 'target': {name: params[name] for name in own['target']}, 'extra': own['extra']}
+
+
+def _encoder(config: Any, given: Any, fresh: Any, vocabulary: Sequence[str], quiet: bool) -> Any:
+  """The weights of a loaded encoder for the run's channels and image size; what no product has is as in `fresh`."""
   params = given.params
   if isinstance(given.model, ViT) and given.named and given.vocabulary != tuple(vocabulary):
     params = inflate(given.model, params, given.vocabulary, vocabulary)[1]
@@ -75,12 +87,54 @@ def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], 
       print(f'init={config.init} does not know the channels {", ".join(unknown)}: they begin as the mean of '
             f'{", ".join(given.vocabulary)}', file=sys.stderr, flush=True)
   encoder = at_size(given.model, params, tuple(config.image_size))
-  fresh = own['params']['encoder']
   names = ('channel_embed', 'channel_hash') if isinstance(given.model, BagOfChannels) else ()  # to which all are one
   more = (*TRAINING_ONLY, *names)
-  encoder = encoder | {k: fresh[k] for k in more if k in fresh and k not in encoder}
-  params = own['params'] | {'encoder': encoder}
-  return {'params': params, 'target': {name: params[name] for name in own['target']}, 'extra': own['extra']}
+  return encoder | {k: fresh[k] for k in more if k in fresh and k not in encoder}
+
+
+def _mapped(config: Any, own: dict[str, Any], vocabulary: Sequence[str], quiet: bool) -> dict[str, Any]:
+  """Parts of a run or file by `init_map`, the rest as it is; the target starts as the trained parts.
+
+  A part is a path of parameters, such as 'head' or 'encoder/patch_embed', or of the target after 'target/'; a tower may
+  be written towers.NAME. What goes into a whole tower follows the run's channels and image size.
+  """
+  params, source = own['params'], None
+  if pathlib.Path(config.init).is_dir():
+    trainer, old, spec, state = load_state(config.init)
+    source = (state.average or state.params) | {'target': state.target}
+  for pair in config.init_map.split(','):
+    part, arrow, goal = (word.strip() for word in pair.partition('->'))
+    part, goal = (towers.path_of(word.removeprefix('towers.')) for word in (part, goal))
+    if not arrow or not part or not goal:
+      raise UserError(f'init_map: {pair.strip()!r} is no pair: expected PART->PART or PART->none')
+    if source is None and part != 'encoder':
+      raise UserError(f'init_map: {config.init} is a file and holds the encoder alone, not {part!r}')
+    found = None if source is None else _at(source, part, f'part of {config.init}')
+    if goal == 'none':
+      continue
+    fresh = _at(params, goal, 'part of the run')
+    if goal == 'encoder':
+      given = load(config.init) if source is None else dataclasses.replace(
+          encoder_of(trainer, old, spec, state), params=found)
+      found = _encoder(config, given, fresh, vocabulary, quiet)
+    params = _replaced(params, goal.split('/'), found)
+  return own | {'params': params, 'target': {name: params[name] for name in own['target']}}
+
+
+def _at(tree: Any, path: str, kind: str) -> Any:
+  """The part of a nested dict at a path; a UserError names the nearest."""
+  done: list[str] = []
+  for key in path.split('/'):
+    known = ['/'.join([*done, k]) for k in tree] if isinstance(tree, Mapping) else []
+    choose(kind, '/'.join([*done, key]), known)
+    tree = tree[key]
+    done.append(key)
+  return tree
+
+
+def _replaced(tree: Any, keys: Sequence[str], value: Any) -> Any:
+  """A nested dict with another part at a path."""
+  return tree | {keys[0]: _replaced(tree[keys[0]], keys[1:], value)} if keys else value
 
 
 def _all_parts(config: Any, own: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""The networks of a run beside its encoder: their models, weights to begin with, and those that are only read.
+
+`towers.NAME` in a config names one, for each of the method's TOWERS: `model` with `options`, or a run or file in `init`
+whose model and weights it takes. A `fixed` tower is never trained or saved: the run keeps its source and digest.
+`model`, `encoder.*` and `init` are the short form of `towers.image`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import FrozenDict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxmed import config as config_lib
+from jaxmed.errors import UserError, choose
+from jaxmed.models import registry
+from jaxmed.parallel import mesh as mesh_lib
+
+KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False}
+FOUND = {'description': {}, 'sha256': ''}  # what `opened` adds of a tower that comes from a run or file
+IMAGE = 'image'  # the tower that `model` and `encoder.*` describe; its weights are params['encoder']
+
+
+def path_of(tower: str) -> str:
+  """Where a tower's weights lie in the parameters."""
+  return 'encoder' if tower == IMAGE else tower
+
+
+def short(user: Mapping[str, Any]) -> dict[str, Any]:
+  """The user's values with `towers.image` written as `model`, `encoder` and `init`."""
+  towers = dict(user.get('towers', {}))
+  image = towers.pop(IMAGE, None)
+  rest = {k: v for k, v in user.items() if k != 'towers'} | ({'towers': towers} if towers else {})
+  if image is None:
+    return rest
+  for key in image:
+    choose(f'key towers.{IMAGE}', key, KEYS)
+  if image.get('fixed'):
+    raise UserError(f'towers.{IMAGE}.fixed: the encoder of a run is what it trains; freeze=encoder keeps its weights')
+  told = {'model': image.get('model', ''), 'encoder': dict(image.get('options', {})), 'init': image.get('init', '')}
+  told = {k: v for k, v in told.items() if v}
+  twice = [k for k in told if user.get(k)]
+  if twice:
+    raise UserError(f'towers.{IMAGE} and {twice[0]} say the same: give one of them')
+  return rest | told
+
+
+def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+  """{tower: KEYS} of the towers that a method has beside the encoder, from the method's wishes and the user's values.
+
+  Raises:
+    UserError: a tower that the method has not, an unknown key, a value of another type, or a tower without a model.
+  """
+  names = method.TOWERS[1:]
+  for name in given:
+    if not names:
+      raise UserError(f'towers.{name}: the method has one tower, {IMAGE}')
+    choose('tower of the method', name, names)
+  out = {}
+  for name in names:
+    wanted = dict(method.DEFAULTS.get('towers', {}).get(name, {})) | dict(given.get(name, {}))
+    for key in wanted:
+      choose(f'key towers.{name}', key, KEYS | FOUND)
+    tower = KEYS | wanted
+    for key, default in KEYS.items():
+      kind = (Mapping, ConfigDict) if isinstance(default, dict) else type(default)
+      if not isinstance(tower[key], kind):
+        takes = {str: 'text', bool: 'True or False'}.get(type(default), 'a section')
+        raise UserError(f'towers.{name}.{key} takes {takes}, not {tower[key]!r}')
+    if not tower['model'] and not tower['init']:
+      raise UserError(f'towers.{name} needs a model, towers.{name}.model=vit_micro/8, or a run or file, '
+                      f'towers.{name}.init=RUN')
+    if tower['fixed'] and not tower['init']:
+      raise UserError(f'towers.{name}.fixed=True needs the weights to read: towers.{name}.init=RUN or a file')
+    out[name] = tower
+  return out
+
+
+def opened(config: ConfigDict, load: Any) -> None:
+  """Writes into the config what the run or file of each tower with `init` is: its model and the digest of its weights.
+
+  Raises:
+    UserError: a file that is none, another model than the one named, or other weights than the run began with.
+  """
+  for name, tower in config.towers.items():
+    if not tower.init:
+      continue
+    given = load(tower.init)
+    found = registry.describe(given.model)
+    if tower.model:
+      wanted = registry.describe(registry.create_model(tower.model, given.model.image_size, given.model.in_channels,
+                                                       **tower.options))
+      differs = [k for k in wanted if k != 'channel_names' and wanted[k] != found.get(k)]
+      if differs:
+        raise UserError(f'towers.{name}.init={tower.init} is another model than towers.{name}.model={tower.model}: '
+                        f'{differs[0]} is {found.get(differs[0])!r} there')
+    digest = digest_of(given.params)
+    if tower.get('sha256') and tower.sha256 != digest:
+      raise UserError(f'towers.{name}.init={tower.init} has other weights than those that the run began with '
+                      f'(sha256 {digest[:12]}, not {tower.sha256[:12]})')
+    with config.unlocked():
+      tower.description, tower.sha256 = ConfigDict(found), digest
+
+
+def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
+  """{tower: model} of the towers beside the encoder; those without `init` have the run's image size and channels."""
+  out = {}
+  for name, tower in config.towers.items():
+    if tower.get('description'):
+      out[name] = registry.rebuild(config_lib.to_dict(tower.description))
+    else:
+      out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
+  return FrozenDict(out)
+
+
+def fixed_shapes(config: ConfigDict, objective: Any, mesh: Mesh | None = None) -> dict[str, Any]:
+  """{tower: shapes of the weights} of the towers that are only read; on a mesh they lie by the rules of all weights."""
+  out = {}
+  for name, tower in config.towers.items():
+    if tower.fixed:
+      model = objective.towers[name]
+      image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), np.dtype('float32'))
+      boxed = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+      out[name] = nn.unbox(boxed) if mesh is None else mesh_lib.placed(boxed, mesh_lib.shardings(boxed, mesh))
+  return out
+
+
+def fixed(config: ConfigDict, shapes: Mapping[str, Any], load: Any) -> dict[str, Any]:
+  """{tower: weights} of the towers that are only read, on the devices as `fixed_shapes` says."""
+  put = lambda x, shape: jax.device_put(np.asarray(x, shape.dtype), shape.sharding)
+  return {name: jax.tree.map(put, load(config.towers[name].init).params, shape) for name, shape in shapes.items()}
+
+
+def digest_of(params: Any) -> str:
+  """SHA-256 of a tree of arrays: paths, types, shapes and bytes."""
+  total = hashlib.sha256()
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    x = np.asarray(x)
+    total.update(f'{jax.tree_util.keystr(path)} {x.dtype.name} {x.shape}'.encode())
+    total.update(np.ascontiguousarray(x).tobytes())
+  return total.hexdigest()
