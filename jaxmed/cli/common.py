@@ -21,6 +21,11 @@ def which(p: argparse.ArgumentParser) -> None:
   p.add_argument('--checkpoint', default='latest', help='checkpoint of a run: latest, best or a step; default latest')
 
 
+def tower(p: argparse.ArgumentParser) -> None:
+  p.add_argument('--tower', default='image', help='network of a run whose method trains several; default image, the '
+                 'encoder')
+
+
 def unseen(p: argparse.ArgumentParser) -> None:
   p.add_argument('--unseen', choices=('error', 'allow'), default='error', help='action when the encoder was not '
                  'trained on a channel; allow takes the hash of its name, or the mean of a table; default error')

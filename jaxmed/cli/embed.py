@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 from jaxmed import files
-from jaxmed.cli.common import for_channels, names, positive, unseen, which
+from jaxmed.cli.common import for_channels, names, positive, tower, unseen, which
 from jaxmed.errors import UserError
 
 DOES = 'write features of images'
@@ -15,6 +15,7 @@ EXAMPLE = 'jaxmed embed run --data scans/ --out features.npz'
 
 def options(p: argparse.ArgumentParser) -> None:
   which(p)
+  tower(p)
   unseen(p)
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus, or a folder of images')
   p.add_argument('--out', required=True, metavar='FILE.npz', help='file for features [N, D] float32 and id [N]')
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
   compilation.keep()
-  encoder = load(args.path, args.checkpoint)
+  encoder = load(args.path, args.checkpoint, args.tower)
   files.check_place(args.out)
   feature = args.feature or encoder.feature
   with tempfile.TemporaryDirectory() as scratch:

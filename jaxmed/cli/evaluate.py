@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from jaxmed import files
-from jaxmed.cli.common import for_channels, positive, unseen, which
+from jaxmed.cli.common import for_channels, positive, tower, unseen, which
 from jaxmed.errors import choose
 
 DOES = 'judge frozen features against two baselines'
@@ -14,6 +14,7 @@ EXAMPLE = 'jaxmed evaluate run --data corpus --label diagnosis --out evaluation.
 
 def options(p: argparse.ArgumentParser) -> None:
   which(p)
+  tower(p)
   unseen(p)
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
   p.add_argument('--label', required=True, metavar='COLUMN', help='column of labels')
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   compilation.keep()
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   choose(f'column of {args.data}', args.label, source.table.column_names)
-  encoder = for_channels(load(args.path, args.checkpoint), args, source)
+  encoder = for_channels(load(args.path, args.checkpoint, args.tower), args, source)
   if args.out:
     files.check_place(args.out)
   if args.channels:

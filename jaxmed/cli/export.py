@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from jaxmed import files
-from jaxmed.cli.common import which
+from jaxmed.cli.common import tower, which
 from jaxmed.errors import choose
 
 DOES = 'write the encoder for PyTorch'
@@ -15,6 +15,7 @@ EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export`
 
 def options(p: argparse.ArgumentParser) -> None:
   which(p)
+  tower(p)
   p.add_argument('--format', required=True, help='weight format: timm, channelvit or jaxmed')
   p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.train.build.rundir import load
   compilation.keep()
   choose('format', args.format, layouts.FORMATS)
-  encoder = load(args.path, args.checkpoint)
+  encoder = load(args.path, args.checkpoint, args.tower)
   model = encoder.model
   info = encoder.described
   layouts.export_file(args.out, args.format, model, encoder.params, info)

@@ -61,10 +61,11 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
 def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Encoder:
   """The encoder inside a training state, or another tower; the averaged weights where there are some."""
   variables = state.variables() | ({'params': state.average} if state.average else {})
-  info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
-          'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   products = trainer.objective.products(variables)
   weights = products[choose('tower', tower, products)]
+  name = config.model if tower == towers.IMAGE else config.towers[tower].model or config.towers[tower].init
+  info = {'method': config.method, 'model': name, 'steps': int(jax.device_get(state.step)),
+          'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   model = trainer.objective.encoder if tower == towers.IMAGE else trainer.objective.towers[tower]
   model, params = product(model, weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
@@ -133,4 +134,8 @@ def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = tower
     UserError: the path is neither, or damaged.
   """
   path = pathlib.Path(path)
-  return load_encoder(path, checkpoint, tower) if path.is_dir() else from_file(path)
+  if path.is_dir():
+    return load_encoder(path, checkpoint, tower)
+  if tower != towers.IMAGE:
+    raise UserError(f'{path} is a file of one encoder: it has no tower {tower!r}')
+  return from_file(path)
