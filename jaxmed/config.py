@@ -243,7 +243,7 @@ def load_file(path: str) -> dict[str, Any]:
 
 
 def recipes() -> dict[str, pathlib.Path]:
-  """The recipes that come with jaxmed and those of the working directory, by the name that `load_file` takes."""
+  """{name: file} of the shipped recipes and of recipes in the working directory, by the name that `load_file` takes."""
   places = (SHIPPED.parent, pathlib.Path())
   return {p.relative_to(place).as_posix(): p for place in places for p in sorted((place / RECIPES).rglob('*.py'))}
 

@@ -110,7 +110,7 @@ class Encoder:
     return np.asarray(ids, np.int32)
 
   def extended(self, stats: Mapping[str, Mapping[str, float]]) -> 'Encoder':
-    """The encoder extended by unseen channels: those of `stats` {name: {'mean', 'std'}} that it lacks.
+    """The encoder extended by the channels of `stats` {name: {'mean', 'std'}} that it lacks.
 
     Hashed embeddings make a vector of the name; of a table the mean of its rows stands in. Not for an encoder that sees
     all channels together: a UserError.

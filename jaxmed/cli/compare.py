@@ -11,6 +11,7 @@ EXAMPLE = ('jaxmed compare --data corpus --methods mae,dino,simclr --model chann
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('words', nargs='*', metavar='key=value', help='overrides for all methods; METHOD:key=value for one')
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
   p.add_argument('--methods', required=True, metavar='NAMES', help='methods, comma-separated (jaxmed list methods)')
@@ -23,7 +24,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-  """Trains several methods alike."""
+  """Trains several methods with the same data, steps and seeds."""
   from jaxmed import config
   from jaxmed.study.compare import Plan, compare, markdown
   own: dict[str, list[str]] = {}

@@ -14,6 +14,7 @@ EXAMPLE = 'jaxmed curate corpus --methods quality,hash --out lean && jaxmed trai
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('corpus', metavar='CORPUS', help='corpus, or a selection of it: CORPUS@NAME')
   p.add_argument('words', nargs='*', metavar='key=value', help='options of the methods, such as hash.radius=4 or '
                  'quality.blur=0.2')

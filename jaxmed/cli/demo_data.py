@@ -8,6 +8,7 @@ EXAMPLE = 'jaxmed demo-data samples'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('path', metavar='FOLDER', help='folder for the files')
 
 

@@ -20,6 +20,7 @@ EXTRAS = {'cluster': ('distributed', 'dask_jobqueue'), 'curate': ('faiss',), 'de
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('--data', metavar='CORPUS', help='corpus whose reading speed to measure; the other '
                  'options belong to it')
   p.add_argument('--size', type=positive, nargs='+', metavar='N', help='image_size of the run')

@@ -14,6 +14,7 @@ EXAMPLE = 'jaxmed embed run --data scans/ --out features.npz'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   which(p)
   tower(p)
   unseen(p)

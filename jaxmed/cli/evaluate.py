@@ -13,6 +13,7 @@ EXAMPLE = 'jaxmed evaluate run --data corpus --label diagnosis --out evaluation.
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   which(p)
   tower(p)
   unseen(p)

@@ -14,6 +14,7 @@ EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export`
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   which(p)
   tower(p)
   p.add_argument('--format', required=True, help='weight format: timm, channelvit or jaxmed')

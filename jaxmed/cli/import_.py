@@ -10,6 +10,7 @@ EXAMPLE = 'jaxmed import vit.safetensors --format timm --out encoder.safetensors
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('path', metavar='FILE', help='weights of a PyTorch model: safetensors, or .pth, .pt, .bin, .ckpt; no '
                  'code in the file is executed')
   p.add_argument('--format', help='weight format: timm or channelvit; default: found from the tensors')

@@ -10,6 +10,7 @@ EXAMPLE = 'jaxmed launch slurm --data corpus --out run --nodes 2 --gpus-per-task
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   from jaxmed.launch import options
   p.add_argument('launcher', metavar='LAUNCHER', help='system that runs the training: ' + ', '.join(options.LAUNCHERS))
   p.add_argument('words', nargs='*', metavar='CONFIG key=value',

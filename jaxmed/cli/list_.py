@@ -16,6 +16,7 @@ _WIDTH, _COLUMN = 100, 27
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('kind', nargs='?', metavar='KIND', help=f'{", ".join(KINDS)}; default: all')
   p.add_argument('name', nargs='?', metavar='NAME', help='method, model or recipe to explain: options of a method or '
                  'model with defaults, text of a recipe')

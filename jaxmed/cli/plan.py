@@ -11,6 +11,7 @@ EXAMPLE = 'jaxmed plan experiments/dinov2.py --topology v5e:16x16'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('words', nargs='*', metavar='CONFIG key=value',
                  help='recipe or config file, then overrides (jaxmed train --help)')
   p.add_argument('--topology', required=True, metavar='CHIP:SIZE', help='chips: v4:4x4x8, v5e:16x16, v5p:8x8x8, '

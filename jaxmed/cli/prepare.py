@@ -13,6 +13,7 @@ EXAMPLE = 'jaxmed prepare scans/ --out corpus'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' names the demo corpus, "
                  "'synthetic' a generated one (--seed)")
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')

@@ -8,6 +8,7 @@ EXAMPLE = 'jaxmed report run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('path', metavar='RUN', help='run directory')
 
 

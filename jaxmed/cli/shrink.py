@@ -12,6 +12,7 @@ EXAMPLE = 'jaxmed shrink run --data corpus --out encoder.safetensors'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('path', metavar='RUN', help='run with encoder.channel_embedding=hashed encoder.hash_draw=True')
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus whose val split judges the candidates')
   p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')

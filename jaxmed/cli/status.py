@@ -8,6 +8,7 @@ EXAMPLE = 'jaxmed status run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.add_argument('path', metavar='RUN', help='run directory of the launch')
 
 

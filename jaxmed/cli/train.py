@@ -16,6 +16,7 @@ EXAMPLE = 'jaxmed train --data corpus --out run'
 
 
 def options(p: argparse.ArgumentParser) -> None:
+  """Adds the options of the verb."""
   p.epilog = f'{p.epilog}\n\n{config.about()}'
   p.add_argument('words', nargs='*', metavar='CONFIG key=value',
                  help='recipe or config file, then overrides; the keys are listed below')

@@ -95,8 +95,8 @@ def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def infer_heads(dim: int, depth: int, num_heads: int | None) -> int:
-  """Heads, which no tensor's shape tells: as given; else those of the registered size with this width and
-  depth (giant 16, huge 16, ...); else dim // 64, noted.
+  """Number of heads, which no shape shows: as given; else of the registered size with this width and depth
+  (giant 16, huge 16, ...); else dim // 64, noted.
   """
   if num_heads is None:
     known = [s['num_heads'] for s in SIZES.values() if (s['embed_dim'], s['depth']) == (dim, depth)]

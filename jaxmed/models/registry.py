@@ -123,7 +123,7 @@ def rebuild(description: dict[str, Any]) -> Any:
 
 
 def _split(name: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
-  """'channel_vit_small/16' -> ('channel_vit', the fields of 'small', (16,)); no patch, () where there are strides."""
+  """'channel_vit_small/16' -> ('channel_vit', the fields of 'small', (16,)); () for families with strides."""
   base, slash, patch = name.partition('/')
   family, sizes = MODELS[choose('model', base, MODELS)]
   if not issubclass(FAMILIES[family], ViT):

@@ -9,7 +9,7 @@ from jaxmed.contracts import Batch, Variables
 
 
 class Method:
-  """Base of every `contracts.Objective`; it has no field, so that the options of a method are its own."""
+  """Base of every `contracts.Objective`; it has no field, so that all options stand in the method."""
 
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {}

@@ -74,7 +74,7 @@ def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:
 
 
 def inputs(batch: Batch | Views) -> Batch:
-  """What an encoder takes of a batch: image [B, *size, C], channels, and where there are any channel_mask and sizes."""
+  """The part of a batch that an encoder takes: image [B, *size, C], channels; channel_mask and sizes if present."""
   known: Any = batch
   return cast(Batch, {name: known[name] for name in ('image', 'channels', 'channel_mask', 'sizes') if name in batch})
 
@@ -113,18 +113,18 @@ def token_slots(encoder: Encoder, batch: Batch) -> tuple[tuple[int, ...], int, j
 
 
 def own_grids(encoder: Encoder, batch: Batch) -> jax.Array | None:
-  """The token grids [..., rank] of images that have sizes of their own, in the corner of their arrays; else None."""
+  """The token grids [..., rank] of images whose sizes differ, in the corner of their arrays; else None."""
   return batch['sizes'] // jnp.asarray(encoder.patch_size) if 'sizes' in batch else None
 
 
 def own_cells(encoder: Encoder, batch: Batch) -> jax.Array | None:
-  """Which cells of the whole grid belong to images that have sizes of their own, [B, prod(grid)] bool; else None."""
+  """Cells of the whole grid of images whose sizes differ, [B, prod(grid)] bool; None where all are whole."""
   own = own_grids(encoder, batch)
   return None if own is None else positions.inside(own, grid_of(batch['image'].shape[1:-1], encoder.patch_size))
 
 
 def on_own_grids(places: jax.Array, grid: tuple[int, ...], own: jax.Array | None) -> jax.Array:
-  """What was drawn for the cells of a whole grid [B, ..., prod(grid)], for images with grids of their own [B, rank].
+  """Values drawn for the cells of a whole grid [B, ..., prod(grid)], moved to images whose grids [B, rank] differ.
 
   Cell i of n takes what was drawn for cell floor(i * N / n) of N, so that about the same share of each image is marked
   and never more cells than of the whole grid. Cells outside of an image mean nothing.

@@ -19,7 +19,7 @@ _NO_LIBRARY = os.path.abspath(__file__)
 
 
 def has_tpu(root: str = '/') -> bool:
-  """Whether there are device files of accelerators."""
+  """Whether device files of accelerators exist."""
   return any(glob.glob(os.path.join(root, pattern)) for pattern in _DEVICES)
 
 

@@ -123,7 +123,7 @@ class Checkpoints:
                     'move that folder away')
 
   def _read(self, step: int, abstract: Any) -> tuple[str, Any]:
-    """(what is wrong, state), the former the same on all processes: each checks its share of the files first."""
+    """(reason of failure, state), the reason the same on all processes: each checks its share of the files first."""
     damage = sums.damage(self.folder, step, jax.process_index(), jax.process_count())
     said = [d for d in process.gather('checksums', damage) if d]
     if said:

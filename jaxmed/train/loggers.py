@@ -67,7 +67,7 @@ class TensorBoard:
 
 
 class WandB:
-  """Weights & Biases. Its own variables decide on project, account and mode; WANDB_MODE=offline keeps all in RUN/wandb.
+  """Weights & Biases. Its environment sets project, account and mode; WANDB_MODE=offline keeps all in RUN/wandb.
 
   `step` is a metric of its own, because W&B drops a step that comes again.
   """

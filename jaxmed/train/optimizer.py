@@ -25,7 +25,7 @@ REST = 'rest'  # the group of what no other group has
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Parameters that are trained in their own way.
+  """Parameters with a rule, rate or period that differs from the rest.
 
   Attributes:
     paths: where they lie, such as 'head' or 'encoder/patch_embed'. name: their rule; '' for the optimizer's.
@@ -158,7 +158,7 @@ class Optimizer:
     return rules.unite({name: contrib.schedule_free_eval_params(moments[name], part) for name, part in parts.items()})
 
   def group_of(self, path: tuple[str, ...]) -> str:
-    """The group of a parameter: the last one that has a path which its own begins with."""
+    """The group of a parameter: the last one with a path that the parameter lies below."""
     name = '/'.join(path)
     return next((group for group, g in reversed(self.groups) if any(_below(name, p) for p in g.paths)), REST)
 

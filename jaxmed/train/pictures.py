@@ -92,7 +92,7 @@ def _channels(run: pathlib.Path, encoder: Any, image: Any, stored: Any, names: S
 
 
 def plain_input(batch: Mapping[str, Any], config: Any) -> Any:
-  """Stored intensities at the encoder's own size."""
+  """Stored intensities at the native size of the encoder."""
   image = batch['image']
   if tuple(image.shape[1:-1]) == tuple(config.image_size):
     return image

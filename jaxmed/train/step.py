@@ -158,7 +158,7 @@ class Trainer:
     return jax.tree.map(lambda t, p: keep * t + (1 - keep) * p, target, {k: params[k] for k in target})
 
   def _gradients(self, state: TrainState, batch: Any, rng: jax.Array, fixed: Any = None):
-    """Loss, metrics, extra and gradients; of a mixture of sizes, those of the size drawn, named in the metrics."""
+    """Loss, metrics, extra and gradients; with a mixture of sizes, of the size drawn, which the metrics name."""
     if not self.sizes:
       return self._gradients_of(self.view, state, batch, rng, fixed)
     firsts = jnp.asarray(self.firsts, jnp.int32)
@@ -277,7 +277,7 @@ def drawn(rng: jax.Array, shares: tuple[float, ...]) -> jax.Array:
 
 
 def overlay(params: Any, values: Any) -> Any:
-  """`params` with the leaves of `values`, a tree of some of the same paths, in place of its own."""
+  """`params` with leaves replaced by `values`, a tree of some of the same paths."""
   if not isinstance(values, Mapping):
     return values
   return params | {name: overlay(params[name], value) for name, value in values.items()}

@@ -32,7 +32,7 @@ def stored(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_ids(features: np.ndarray, names: np.ndarray, ids: pa.ChunkedArray, told: str) -> np.ndarray:
-  """Features [M, D] with names [M], ordered by `ids` and L2-normalised; `told` names their file in errors."""
+  """Features [M, D] with names [M], ordered by `ids` and L2-normalised; errors name their file."""
   if features.ndim != 2 or len(features) != len(names):
     raise UserError(f'{told} has features {features.shape} for {len(names)} ids: expected [N, D] and N')
   at = pc.index_in(ids, value_set=pa.array(names.tolist(), pa.string()))

@@ -117,7 +117,7 @@ def train_batches(
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None,
 ) -> Iterator[Batch]:
-  """Endless shuffled batches from `start_step` on; every epoch has its own order.
+  """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
   Args:
     source: the rows to train on.

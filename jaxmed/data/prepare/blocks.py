@@ -75,7 +75,7 @@ def cut(items: Sequence[Item], options: readers.Options, types: dict[str, pa.Dat
 
 
 def schema(types: dict[str, pa.DataType]) -> pa.Schema:
-  """The columns of a block's rows: the manifest's, those of the plan, and readers.META."""
+  """The columns of a block's rows: manifest, plan and readers.META."""
   meta = {k: t for k, t in readers.META.items() if k not in types}
   return pa.schema([*COLUMNS, *types.items(), *meta.items()])
 
@@ -176,7 +176,7 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
 
 
 def _records(item: Item, options: readers.Options, rows: Any = None) -> Iterator[readers.Record]:
-  """The records of an item; `rows`, a hash, takes the bytes of what is read where it is rows of a file."""
+  """The records of an item; where it is rows of a file, their bytes go into the hash `rows`."""
   if item.group is not None:
     yield from readers.read_group(item.group, options, item.mask)
   elif item.parts is not None:

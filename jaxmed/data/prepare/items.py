@@ -14,7 +14,7 @@ from jaxmed.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """One thing to read (a file, folder format or group), with what is known before reading.
+  """A file, folder format or group to read, with the facts known before reading.
 
   Attributes:
     file: where it lies: a file, a folder that is one image, or the first file of a group.

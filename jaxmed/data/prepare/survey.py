@@ -14,7 +14,7 @@ from jaxmed.errors import UserError
 
 
 def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **options: Any) -> dict[str, Any]:
-  """Plans a corpus and counts its records. Takes the arguments of `prepare`, except those of writing.
+  """Plans a corpus and counts its records. Takes the arguments of `prepare` that do not concern writing.
 
   Returns:
     out; formats (items of each), items, groups, files, bytes, blocks; subjects; splits (items and subjects of each);

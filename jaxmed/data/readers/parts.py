@@ -95,7 +95,7 @@ def _folded(record: Record, parts: Parts, pixels: bool) -> Record:
 
 
 def _rows(parts: Parts, pixels: bool, found: Any = None) -> Iterator[Record]:
-  """Patches of one HDF5 file of So2Sat (see layouts.so2sat); `found`, a hash, takes what is read."""
+  """Patches of one HDF5 file of So2Sat (see benchmarks.so2sat); their bytes go into the hash `found`."""
   name = parts.files[0].name
   for first, end, store in _runs(parts):
     if pixels:

@@ -56,7 +56,7 @@ def _attributes(group) -> dict[str, Any]:
 
 
 def _images(group) -> Iterator[tuple[str, Any]]:
-  """(path, group) of every image: the group itself, those of a plate's wells, or bioformats2raw's numbered ones."""
+  """(path, group) of every image: the group itself, the wells of a plate, or bioformats2raw's numbered groups."""
   told = _attributes(group)
   if 'multiscales' in told:
     yield '', group

@@ -90,7 +90,7 @@ class BagOfChannels(ViT):
 
   def concatenated(self, image: jax.Array, channels: jax.Array | None = None,
                    channel_mask: jax.Array | None = None) -> Features:
-    """Features whose vectors `cls` and `mean` are [B, V * D]: those of each channel at its place, zeros elsewhere."""
+    """Features whose vectors `cls` and `mean` are [B, V * D]: each channel at the place of its id, zeros elsewhere."""
     tokens = self.embed_patches(image, channels, channel_mask)
     x, valid, angles = self._with_prefix(tokens, False)
     each, there = self._each(self.transformer(x, valid, angles), tokens, False)

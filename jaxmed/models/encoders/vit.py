@@ -119,7 +119,7 @@ class ViT(EncoderDefaults, nn.Module):
     return table if grid == native else pos.resample(table, native, grid, self.pos_interpolation)
 
   def _own_positions(self, grid: tuple[int, ...], own: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positions [B, N, D] of samples with grids of their own [B, rank] in the corner of `grid`.
+    """Positions [B, N, D] of samples whose grids [B, rank] differ and lie in the corner of `grid`.
 
     Twice: as they are resampled, and as they are at the native size (which is not resampled everywhere).
     """

@@ -119,7 +119,7 @@ def _layout(rank: int) -> tuple[str, str, str]:
 
 @jax.custom_vjp
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Each channel of x [B, *size, C] with its own kernel [*k, 1, C], odd k, zero-padded to the same size.
+  """Depthwise convolution: x [B, *size, C] with kernels [*k, 1, C], odd k, zero-padded to the same size.
 
   XLA:CPU computes grouped convolutions some twenty times slower than this sum of shifted products in two dimensions.
   """

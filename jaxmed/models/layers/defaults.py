@@ -4,7 +4,7 @@ from jaxmed.contracts import Supports
 
 
 class EncoderDefaults:
-  """Constants of the `contracts.Encoder` that a family overrides by a field, or by a constant of its own.
+  """Constants of the `contracts.Encoder`, which a family overrides by fields or constants.
 
   They have no annotation: a field of a Flax module would be an option, and a part of what an exported file says.
   """

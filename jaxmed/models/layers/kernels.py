@@ -136,7 +136,7 @@ def _product(equation, a, b):
 
 
 def _seen(mask):
-  """Which keys a query may look at, [B, 1, N or 1, M]; of segments, (those of queries [B, 1, n, 1], of keys [B, N])."""
+  """Keys that a query may look at, [B, 1, N or 1, M] bool; `segments` are (queries [B, 1, n, 1], keys [B, N])."""
   if not isinstance(mask, tuple):
     return mask[:, None, None]
   rows, keys = mask[0], mask[1][:, None, None]

@@ -34,7 +34,7 @@ def coordinates(grid: tuple[int, ...]) -> np.ndarray:
 
 
 def own_coordinates(grids: jax.Array, most: tuple[int, ...]) -> jax.Array:
-  """`coordinates` of samples with grids of their own [B, rank] in the corner of a larger one, [B, prod(most), rank]."""
+  """`coordinates` of samples whose grids [B, rank] lie in the corner of a larger one, [B, prod(most), rank]."""
   cells = jnp.asarray(np.indices(most).reshape(len(most), -1).T)
   return ((cells + 0.5) / jnp.asarray(grids, jnp.float32)[:, None] * 2 - 1).astype(jnp.float32)
 

@@ -146,7 +146,7 @@ class Attention(nn.Module):
 
 
 def _rotated(qkv: jax.Array, angles: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Queries, keys and values [B, N, H, Dh], at rotary positions where there are any."""
+  """Queries, keys and values [B, N, H, Dh]; rotated where positions are rotary."""
   q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
   return (q, k, v) if angles is None else (pos.rotate(q, angles), pos.rotate(k, angles), v)
 

@@ -101,7 +101,7 @@ class DeepCluster(Method):
     return {'params': params, 'target': {}, 'extra': extra}
 
   def frozen(self, step: jax.Array) -> dict[str, jax.Array]:
-    """Everything, until there are clusters."""
+    """Encoder and projector rest until the first clustering."""
     return {name: step < self.period for name in ('encoder', 'projector')}
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):

@@ -53,7 +53,7 @@ class BYOL(Method):
 
   @property
   def head(self) -> MLPHead:
-    """Projector and predictor alike."""
+    """The MLP of projector and predictor."""
     hidden = self.hidden_dim or siamese.width(4096, self.encoder)
     return MLPHead((hidden, self.out_dim), use_bias=True, last_bias=False)
 

@@ -25,7 +25,7 @@ def check(feature: str, **positive: float) -> None:
 
 
 def count_views(batch: Batch, least: int = 2) -> int:
-  """The number of global views; a UserError where there are too few to compare."""
+  """The number of global views; a UserError for fewer than two."""
   count = batch['global']['image'].shape[1]
   if count < least:
     raise UserError(f'augment.views {count} is too few: this method compares at least {least} views of an image')
@@ -61,7 +61,7 @@ def encode(encoder: Encoder, params: Any, group: Views, rng: jax.Array, train: b
 
 def encode_all(encoder: Encoder, params: Any, batch: Batch, rng: jax.Array, train: bool,
                feature: str) -> tuple[jax.Array, Any]:
-  """Features [B, V, D] of the global views, then of the local ones where there are any.
+  """Features [B, V, D] of the global views, then of local views if any.
 
   Running statistics are those of the global views, whose size is the one that the encoder is used at.
   """

@@ -122,7 +122,7 @@ def chosen(mask: jax.Array, bound: int) -> tuple[jax.Array, jax.Array]:
 
 
 def patch_loss(student: jax.Array, teacher: jax.Array, marked: jax.Array, temperature: float) -> jax.Array:
-  """iBOT's loss: cross-entropy at the marked tokens, mean over those of a crop, then over all crops.
+  """iBOT's loss: cross-entropy at the masked tokens, mean over the tokens of a crop, then over all crops.
 
   A crop without marked tokens counts as 0 in the second mean, as in bytedance/ibot, main_ibot.py:iBOTLoss, and
   facebookresearch/dinov2, loss/ibot_patch_loss.py.

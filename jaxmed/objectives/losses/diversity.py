@@ -89,7 +89,7 @@ def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array
 
 def token_diversity(tokens: jax.Array, there: jax.Array, same: float, other: float,
                     shown: jax.Array | None = None, cells: jax.Array | None = None) -> jax.Array:
-  """`same` times the mean cosine of tokens of one channel plus `other` times that of tokens of two, a scalar.
+  """`same` times the mean cosine of tokens of one channel plus `other` times the mean cosine across channels, a scalar.
 
   Each mean is over the ordered pairs of an image, a token with itself left out, and then over images. Sums of unit
   vectors give them without a matrix of all pairs.

@@ -179,7 +179,7 @@ class Data2Vec(Method):
 
 
 def inverse_blocks(rng: jax.Array, size: int, grid: tuple[int, ...], kept: int, block: int, extra: float) -> jax.Array:
-  """Scores [size, cells], the `kept` smallest of which are to be shown: random cells of a union of random blocks.
+  """Scores [size, cells], whose `kept` smallest are shown: random cells of a union of random blocks.
 
   As many blocks as would cover kept + extra * cells cells without overlap, their centres drawn without replacement;
   cells of none follow at random where the blocks do not suffice (fairseq, data/data_utils.py:compute_block_mask_2d).

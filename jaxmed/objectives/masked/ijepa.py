@@ -29,7 +29,7 @@ CONTEXT = 0.6  # most tokens of a context; a block of 0.85 to 1 without four tar
 
 @dataclasses.dataclass(frozen=True)
 class IJEPA(Method):
-  """Predicts a moving-average encoder's features of a few blocks from those of the context around them.
+  """Predicts a moving-average encoder's features of a few blocks from the features of their context.
 
   Follows src/train.py and src/masks/multiblock.py: the sizes of target and context blocks are drawn once a batch, their
   places for each sample, the context leaves out every target; smooth L1 loss to layer-normalised features. Channel
@@ -166,7 +166,7 @@ def _first(mask: jax.Array, most: int, noise: jax.Array | None) -> tuple[jax.Arr
 
 def block_sides(draw: Any, grid: tuple[int, ...], scale: tuple[float, float], aspect: tuple[float, float], less: bool,
                 np: Any = jnp) -> list[Any]:
-  """Sides of a block for a uniform `draw`, which sets share and aspect alike, as the official code has it.
+  """Sides of a block for a uniform `draw`; one number sets both share and aspect, as in the official code.
 
   The last two axes are stretched by the aspect (height over width), other axes are not. `less` keeps each side below
   the grid's.

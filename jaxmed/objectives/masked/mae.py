@@ -317,7 +317,7 @@ class MAE(Method):
     return Masking(ids_shuffle[:, :len_keep], ids_restore, visible, hidden.astype(jnp.float32), decoder_valid)
 
   def _decoder_valid(self, batch: Batch, valid: jax.Array | None) -> jax.Array | None:
-    """Tokens [B, N] that the decoder sees: the `valid` ones, or those of all channels that a sample has."""
+    """Tokens [B, N] that the decoder sees: the `valid` ones, or all tokens of a sample's channels."""
     if self.unsampled == 'predict' and self.encoder.per_channel and 'channel_there' in batch:
       return token_slots(self.encoder, {**batch, 'channel_mask': batch['channel_there']})[2]
     return valid

@@ -90,7 +90,7 @@ class SimMIM(Method):
     return exist & jnp.tile(mask, (1, math.prod(self.encoder.patch_size)))[:, None]
 
   def _mask(self, rng: jax.Array, batch: Batch) -> jax.Array:
-    """Hidden tokens [B, N]: whole squares, each sample (and channel) its own."""
+    """Hidden tokens [B, N]: whole squares, drawn for each sample (and channel)."""
     grid, count, _ = token_slots(self.encoder, batch)
     size, cells = batch['image'].shape[0], math.prod(grid)
     side = min(self.mask_size, min(batch['image'].shape[1:-1]) // 3)

@@ -50,7 +50,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
 
 
 def optimizer_of(config: ConfigDict, method: Any) -> Optimizer:
-  """The optimizer that a config describes for a method; its groups are those of the method and the config's own."""
+  """The optimizer that a config describes, with the groups of method and config."""
   o = {k: v for k, v in config.optimizer.items()
        if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs', 'options', 'groups')}
   trained = tuple(towers.path_of(name) for name in method.TOWERS if not config.towers.get(name, {}).get('fixed'))

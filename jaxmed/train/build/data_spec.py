@@ -144,7 +144,7 @@ def _commonest(values: Iterable[str], counts: np.ndarray) -> dict[str, int]:
 
 
 def check_same(spec: DataSpec, source: Any) -> None:
-  """A run goes on only with the records that it began with: their order depends on how many there are."""
+  """Raises a UserError for other records than the run began with: their order depends on their number."""
   if len(source) != spec.rows or {spec.ids.get(c, c) for c in source.channels} != set(spec.ids.values()):
     tell = lambda rows, names: f'{rows} records to train on with channels {", ".join(names)}'
     raise UserError(f'{source.path} has {tell(len(source), source.channels)}, but the run began with '

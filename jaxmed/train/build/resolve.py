@@ -42,7 +42,7 @@ def check(user: Mapping[str, Any]) -> None:
 
 
 def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
-  """The full config of a run: defaults, then the method's, then what the user set, then what is still open.
+  """The full config of a run: defaults, the method's wishes, the user's values, then the keys still open.
 
   Raises:
     UserError: an unknown key, method or model (naming the nearest), a value of another type, or a conflict.
@@ -171,7 +171,7 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
 
 
 def _fill_views(config: ConfigDict, objective: Any) -> None:
-  """Sizes of views; whether there are as many as the method needs."""
+  """Sets sizes of views; a UserError for a number of views that the method cannot use."""
   augment, rank = config.augment, len(config.image_size)
   needs = objective.DEFAULTS.get('augment', {}).get('views', 1)
   if (needs > 1) != (augment.views > 1) or (needs == 1 and augment.local_views):

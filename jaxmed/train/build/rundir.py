@@ -50,7 +50,7 @@ def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any
 
 
 def product(model: Any, params: Any) -> tuple[Any, Any]:
-  """The encoder without what is of use in training only: its features are the same."""
+  """The encoder without options and weights that only training uses; its features are the same."""
   off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0,
          'hash_draw': False, 'packing': 0.0}
   fields = {f.name for f in dataclasses.fields(model)}  # a family without the option has it off as a constant
@@ -59,7 +59,7 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
 
 
 def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Encoder:
-  """The encoder inside a training state, or another tower; the averaged weights where there are some."""
+  """The encoder, or another tower, of a training state; with the averaged weights if the run keeps them."""
   variables = state.variables() | ({'params': state.average} if state.average else {})
   products = trainer.objective.products(variables)
   weights = products[choose('tower', tower, products)]

@@ -138,7 +138,7 @@ def _replaced(tree: Any, keys: Sequence[str], value: Any) -> Any:
 
 
 def _all_parts(config: Any, own: dict[str, Any]) -> dict[str, Any]:
-  """Everything but moments and step from a run; what its extra state lacks stays fresh, what is not used is left."""
+  """Everything but moments and step from a run; entries that its extra state lacks stay fresh."""
   if not pathlib.Path(config.init).is_dir():
     raise UserError(f'init_parts={config.init_parts} takes heads and more from a run, but init={config.init} is none')
   trainer, _, _, state = load_state(config.init)

@@ -89,7 +89,7 @@ class Agreement:
       raise Stopped(self.reason)
 
   def peek(self) -> None:
-    """Raises Stopped once all are to stop at the next point: what is done before it need not be ended."""
+    """Raises Stopped once all processes stop at the next point: work before it need not end."""
     if self._thread is None:
       return self.stop.check()
     with self._lock:
@@ -211,7 +211,7 @@ def agreement() -> Iterator[Agreement]:
 
 
 def _exit_code(e: BaseException) -> int:
-  """As the command's own."""
+  """As for the signals of the command."""
   if isinstance(e, UserError) or (isinstance(e, OSError) and e.errno in DISK):
     return EXIT_USER
   return EXIT_STOPPED if isinstance(e, KeyboardInterrupt) else 1

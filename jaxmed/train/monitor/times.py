@@ -20,7 +20,7 @@ _COMPILED = '/jax/core/compile/backend_compile_duration'  # JAX's event: XLA's w
 
 @contextlib.contextmanager
 def telling(what: str, quiet: bool = False) -> Iterator[None]:
-  """Says on standard error what is being done, once it takes longer than FIRST seconds and then every EVERY ones."""
+  """Names the current work on standard error after FIRST seconds, then every EVERY seconds."""
   if quiet:
     yield
     return
@@ -60,7 +60,7 @@ class Times:
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    """Adds up the time of what is done inside, and says so when it is long."""
+    """Adds the time of the block to a stage, and tells the stage when it is long."""
     begun = time.monotonic()
     try:
       with telling(name, self.quiet):
@@ -70,7 +70,7 @@ class Times:
 
   @contextlib.contextmanager
   def compilation(self, name: str) -> Iterator[None]:
-    """A stage that traces and compiles, of which each has its own time."""
+    """A stage that traces and compiles, timed apart."""
     begun, compiled = time.monotonic(), [0.0]
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:

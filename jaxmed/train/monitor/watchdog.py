@@ -61,7 +61,7 @@ class Watchdog:
 
   @property
   def limit(self) -> float:
-    """Seconds that what is being done may take."""
+    """Seconds that the current work may take."""
     median = float(np.median(list(self._steps) or [0.0]))
     chosen = max(60 * LEAST_MINUTES, FACTOR * median, FACTOR_OF_LONGEST * self._longest)
     return (60 * self._minutes or chosen) * (PATIENCE if self._patient else 1.0)

@@ -20,7 +20,7 @@ AUTO, NONE = 'auto', 'none'
 
 
 def find(layout: str, inputs: Sequence[str | os.PathLike], told: Sequence[str]) -> str:
-  """The layout of the inputs, '' for none; 'auto' detects it unless an option in `told` excludes it.
+  """The layout of the inputs, '' for none; 'auto' detects it, unless a given option excludes that.
 
   Args:
     layout: 'auto', 'none' or one of LAYOUTS.
