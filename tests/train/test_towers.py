@@ -198,11 +198,9 @@ def test_wrong_optimizers_are_told(corpus, tmp_path, values, words):
     loop.train(merge(TINY, {'data': str(corpus), 'steps': 1}, values), tmp_path / 'run', quiet=True)
 
 
-@pytest.mark.parametrize('freeze, rests', [
-    ('encoder/patch_embed', lambda name: name.startswith('encoder/patch_embed')),
-    ('encoder', lambda name: name.startswith('encoder')),
-])
-def test_frozen_parameters_stay_to_the_bit(corpus, freeze, rests):
+@pytest.mark.parametrize('freeze', ['encoder/patch_embed', 'encoder'])
+def test_frozen_parameters_stay_to_the_bit(corpus, freeze):
+  rests = lambda name: name.startswith(freeze)
   b = bench(corpus, method='mae', objective=TINY['objective'], freeze=freeze, optimizer={'warmup_steps': 1})
   state, step = b.state(), b.step()
   first = state
