@@ -390,13 +390,13 @@ def test_plain_folders_have_no_layout(tmp_path):
 
 def test_another_way_of_reading_begins_afresh(tmp_path, rng):
   """The fingerprint of a corpus knows how channels lie in files, and workers read the same bytes."""
-  from jaxmed.data.prepare.preparation import lay_out
+  from jaxmed.data.prepare.preparation import make_preparation
 
   cells = chammi(tmp_path / 'in', rng)
-  first = lay_out([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint()
-  assert lay_out([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint() == first
+  first = make_preparation([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint()
+  assert make_preparation([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint() == first
   widths = {p: c.shape[1] + 1 for p, c in cells.items()}
   write_csv(tmp_path / 'in/HPA/enriched_meta.csv', ['file_path', 'channel_width', 'train_test_split', 'Label'],
             [[p, w, 'Train', 'x'] for p, w in widths.items() if p.startswith('HPA')])
-  assert lay_out([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint() != first
+  assert make_preparation([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint() != first
   assert readers.Parts((tmp_path,), ('a',), 'named').rows is None

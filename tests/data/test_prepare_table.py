@@ -267,9 +267,9 @@ def test_the_same_bytes_in_blocks_and_a_new_mask_is_a_new_corpus(folder, tmp_pat
   one, other = open_source(tmp_path / 'a'), open_source(tmp_path / 'b')
   assert one.table['id'].to_pylist() == other.table['id'].to_pylist()
   assert all(np.array_equal(x['image'], y['image']) for x, y in zip(one, other))
-  from jaxmed.data.prepare.preparation import lay_out
+  from jaxmed.data.prepare.preparation import make_preparation
 
-  plan = lambda **more: lay_out([folder], tmp_path / 'x', table=folder / 'table.csv', **(options | more)).fingerprint()
+  plan = lambda **more: make_preparation([folder], tmp_path / 'x', table=folder / 'table.csv', **(options | more)).fingerprint()
   before = plan()
   assert plan() == before
   others = [plan(spacing=(1.3,)), plan(crop='none'), plan(margin=5), plan(min_content=0.02), plan(plane='acquired')]

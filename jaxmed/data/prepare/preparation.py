@@ -24,7 +24,7 @@ _MADE = {'demo': {'region': pa.string()}, 'synthetic': {'relation': pa.string()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Preparation:
   """What `prepare` will do.
 
   Attributes:
@@ -78,12 +78,12 @@ def _of_parts(item: Item) -> list[Any]:
   return [parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else []
 
 
-def lay_out(
+def make_preparation(
     inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
     labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
     volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, layout: str = benchmarks.AUTO,
     **reading: Any,
-) -> Layout:
+) -> Preparation:
   """Walks the inputs and reads headers of files that are grouped. See `prepare` for the arguments.
 
   Raises:
@@ -95,7 +95,7 @@ def lay_out(
     if table or labels_from_folders or subject_pattern or channels:
       raise UserError(f'the {made} corpus takes no table, labels, subject pattern or channels: {made!r} stands alone')
     plan = Plan([], types=_MADE[made], given=True, note=synthetic.told(seed) if made == 'synthetic' else '')
-    return Layout(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
+    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
   plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
   given = given_splits(plan.items)
   plan.given = any(i.split for i in plan.items)
@@ -103,9 +103,9 @@ def lay_out(
   drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, shares, fill=not plan.given)
   plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or drawn[subject(i)])
                 for i in plan.items]
-  laid_out = Layout(plan, blocks.cut(plan.items, options, plan.types), options, shares)
-  laid_out.check_train({(i.subject, i.split) for i in plan.items})
-  return laid_out
+  work = Preparation(plan, blocks.cut(plan.items, options, plan.types), options, shares)
+  work.check_train({(i.subject, i.split) for i in plan.items})
+  return work
 
 
 def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:

@@ -20,7 +20,7 @@ from jaxmed.data.prepare import assembly, benchmarks, pool
 from jaxmed.data.prepare.building import Place, building, check_free
 from jaxmed.data.prepare.card import write_card
 from jaxmed.data.prepare.cluster import Slurm
-from jaxmed.data.prepare.preparation import Layout, lay_out, split_of
+from jaxmed.data.prepare.preparation import Preparation, make_preparation, split_of
 from jaxmed.errors import UserError
 
 __all__ = ['check_small', 'prepare', 'split_of']
@@ -87,8 +87,9 @@ def prepare(
   if workers < 1:
     raise UserError(f'workers is {workers}: expected a positive number')
   check_free(out, overwrite)
-  work = lay_out(inputs, out, table=table, labels_from_folders=labels_from_folders, subject_pattern=subject_pattern,
-                 channels=channels, volumes=volumes, splits=splits, seed=seed, layout=layout, **reading)
+  work = make_preparation(
+      inputs, out, table=table, labels_from_folders=labels_from_folders, subject_pattern=subject_pattern,
+      channels=channels, volumes=volumes, splits=splits, seed=seed, layout=layout, **reading)
   with building(out, overwrite, work.fingerprint()) as place:
     if not place.finished:
       shutil.rmtree(place.blocks / 'tmp', ignore_errors=True)  # of processes that were killed
@@ -112,18 +113,18 @@ def check_small(folder: str | os.PathLike) -> None:
                         'makes one')
 
 
-def _finish(layout: Layout, place: Place, out, max_bad: float) -> None:
+def _finish(work: Preparation, place: Place, out, max_bad: float) -> None:
   """From finished blocks to a whole corpus in `place.corpus`."""
-  plan, tasks = layout.plan, layout.tasks
+  plan, tasks = work.plan, work.tasks
   table = assembly.rows(tasks, place)
   facts = assembly.facts(tasks, place)
   late = [(path, reason) for fact in facts for path, reason in fact['rejects']]
   empty = [(path, reason) for fact in facts for path, reason in fact['empty']]
   rejects = plan.rejects + late
   _judge(rejects, len(plan.items) + len(plan.rejects), len(table), max_bad, out, len(empty))
-  layout.check_train(set(zip(table['subject'].to_pylist(), table['split'].to_pylist())))
+  work.check_train(set(zip(table['subject'].to_pylist(), table['split'].to_pylist())))
   assembly.write(tasks, place, table, rejects + plan.empty + empty)
-  write_card(place.corpus, open_source(place.corpus), len(rejects), layout.carried(), plan.note)
+  write_card(place.corpus, open_source(place.corpus), len(rejects), work.carried(), plan.note)
 
 
 def _judge(rejects: list[tuple[str, str]], total: int, records: int, max_bad: float, out, empty: int) -> None:
@@ -140,8 +141,8 @@ def _judge(rejects: list[tuple[str, str]], total: int, records: int, max_bad: fl
                     f'{reason}; all are listed in {listed}')
 
 
-def _summary(out: pathlib.Path, layout: Layout, seconds: float) -> dict[str, Any]:
-  plan = layout.plan
+def _summary(out: pathlib.Path, work: Preparation, seconds: float) -> dict[str, Any]:
+  plan = work.plan
   table = pq.read_table(out / corpus_format.MANIFEST)
   with open(out / 'rejects.csv', newline='', encoding='utf-8') as f:
     reasons = [row[1] for row in csv.reader(f)][1:]
@@ -155,12 +156,12 @@ def _summary(out: pathlib.Path, layout: Layout, seconds: float) -> dict[str, Any
     'out': str(out), 'files': pc.count_distinct(table['path']).as_py(), 'records': len(table),
     'subjects': sum(subjects.values()), 'rejected': len(reasons) - empty, 'empty': empty, 'ignored': plan.ignored,
     'groups': sum(i.group is not None for i in plan.items),
-    'not_in_table': plan.not_in_table, 'blocks': len(layout.tasks),
+    'not_in_table': plan.not_in_table, 'blocks': len(work.tasks),
     'splits': {s: {'records': n, 'subjects': subjects[s]} for s, n in per(table['split'].to_pylist()).items()},
     'channels': per(pc.list_flatten(table['channels']).to_pylist()),
     'shapes': per('x'.join(map(str, shape)) for shape in table['shape'].to_pylist()),
     'dtypes': per(table['dtype'].to_pylist()),
     'labels': {k: pc.count_distinct(table[k]).as_py() for k in text},
-    'carried': {k: v for k, v in layout.carried().items() if k in table.column_names},
+    'carried': {k: v for k, v in work.carried().items() if k in table.column_names},
     'bytes': sum(f.stat().st_size for f in out.iterdir()), 'seconds': round(seconds, 2),
   }

@@ -8,7 +8,7 @@ from typing import Any
 from jaxmed.data import readers
 from jaxmed.data.prepare import demo, synthetic
 from jaxmed.data.prepare.items import Item, one_line
-from jaxmed.data.prepare.preparation import Layout, lay_out
+from jaxmed.data.prepare.preparation import Preparation, make_preparation
 from jaxmed.data.readers.shaping import count
 from jaxmed.errors import UserError
 
@@ -24,14 +24,14 @@ def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **option
   Raises:
     UserError: as `prepare` does before it reads.
   """
-  layout = lay_out(inputs, out, **options)
-  plan, pairs = layout.plan, _pairs(layout)
+  work = make_preparation(inputs, out, **options)
+  plan, pairs = work.plan, _pairs(work)
   formats: Counter[str] = Counter()
   records, untold, rejects = 0 if plan.items else len(pairs), 0, list(plan.rejects)
   for item in plan.items:
     try:
       formats[item.group.kind if item.group else readers.kind(item.file)] += 1  # of parts: the first one's
-      told = expected(item, layout.options)
+      told = expected(item, work.options)
     except UserError:
       raise
     except Exception as e:  # decoders raise anything at all for damaged headers
@@ -42,7 +42,7 @@ def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **option
     'out': str(out), 'formats': dict(sorted(formats.items())), 'items': len(pairs),
     'groups': sum(i.group is not None for i in plan.items),
     'files': sum(len(i.group.files) if i.group else 1 for i in plan.items),
-    'bytes': sum(i.size for i in plan.items), 'blocks': len(layout.tasks),
+    'bytes': sum(i.size for i in plan.items), 'blocks': len(work.tasks),
     'subjects': len({subject for _, subject in pairs}), 'splits': _splits(pairs), 'records': records, 'untold': untold,
     'rejects': [list(r) for r in rejects], 'empty': len(plan.empty), 'ignored': plan.ignored,
     'not_in_table': plan.not_in_table,
@@ -71,12 +71,12 @@ def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:
   return readers.outline_parts(item.parts, options) if item.parts else readers.outline(item.file, options)
 
 
-def _pairs(layout: Layout) -> list[tuple[str, Any]]:
+def _pairs(work: Preparation) -> list[tuple[str, Any]]:
   """(split, subject) of each item; of a corpus that comes with the package, of each record."""
-  made = layout.tasks[0].made if layout.tasks else ''
+  made = work.tasks[0].made if work.tasks else ''
   if made == 'demo':
     return [(split, record['subject']) for record, split, *_ in demo.records()]
-  return list(synthetic.subjects()) if made else [(i.split or '', i.subject) for i in layout.plan.items]
+  return list(synthetic.subjects()) if made else [(i.split or '', i.subject) for i in work.plan.items]
 
 
 def _splits(pairs: list[tuple[str, Any]]) -> dict[str, dict[str, int]]:
