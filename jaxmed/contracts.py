@@ -58,6 +58,8 @@ class Supports:
     concatenated: method `concatenated(image, channels, channel_mask)`, vectors of all channels side by side.
     sizes: `__call__` takes `sizes`, images of several sizes in one array.
     attention_maps: blocks save their attention weights, where all tokens look at each other.
+    levels: `__call__` takes `levels`, a static tuple of blocks (from 1) or stages (0 is the stem), and `Features.levels`
+      holds their outputs in that order, each a `models.layers.tokens.Level`.
   """
 
   one_pass: bool = False
@@ -68,6 +70,7 @@ class Supports:
   concatenated: bool = False
   sizes: bool = False
   attention_maps: bool = False
+  levels: bool = False
 
 
 @runtime_checkable
@@ -111,6 +114,10 @@ class Encoder(Structure):
   @property
   def num_prefix_tokens(self) -> int:
     """Class token and registers."""
+
+  @property
+  def num_levels(self) -> int:
+    """Blocks or stages, the last of `levels`; 0 for none."""
 
   @property
   def pos(self) -> str:
