@@ -225,10 +225,23 @@ class Objective(Structure):
 
 @runtime_checkable
 class Evaluator(Structure):
-  """Measures a training state during a run, such as `train.probe.Probe`."""
+  """Looks at a run while it trains: a frozen dataclass, such as `train.evaluators.KNN`.
 
-  def __call__(self, state: Any) -> dict[str, float]:
-    """Numbers by name."""
+  `train.evaluators.EVALUATORS` makes it by its name, given `every`; its other fields have defaults. All processes call
+  the same evaluators in the same order, so that they may compute over the mesh together.
+  """
+
+  needs: ClassVar[str]  # in words, what a run lacks that it does not want
+
+  @property
+  def every(self) -> int:
+    """Steps between its looks."""
+
+  def wants(self, probe: Any) -> bool:
+    """Whether it can look at a run, of which `train.probe.Probe` has method, data, held-out and labelled records."""
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """Numbers by name, of a `train.probe.Snapshot`: `snapshot.state`, and features that evaluators share."""
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +19,12 @@ from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import pictures
+from jaxmed.train import evaluators, pictures
 from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
+from jaxmed.train.evaluators import Evaluation
 from jaxmed.train.logs import Logs
 from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.agree import Agreement, agreement
@@ -55,6 +57,7 @@ class Run:
   agreement: Agreement
   watchdog: Watchdog
   times: Times
+  evaluation: Evaluation
 
 
 def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -87,7 +90,9 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
     # Every option is checked before anything is written.
     stream = {'sampler': assemble.sampler(config, source), 'lack': lack}
     with times.stage('building the model'):
-      state = assemble.build(config, spec).abstract(assemble.batch_shapes(config, spec), mesh)
+      trainer = assemble.build(config, spec)
+      state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
+      _evaluation(trainer, config, spec, corpus, mesh, agreed)
       weights.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
       try:
@@ -135,8 +140,9 @@ def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, 
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = assemble.build(config, spec)
-    run = Run(out, config, spec, source, corpus, stream, trainer, assemble.mesh_of(config, spec, trainer), agreement,
-              watchdog, times)
+    mesh = assemble.mesh_of(config, spec, trainer)
+    run = Run(out, config, spec, source, corpus, stream, trainer, mesh, agreement, watchdog, times,
+              _evaluation(trainer, config, spec, corpus, mesh, agreement))
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -150,6 +156,13 @@ def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, 
           checkpoints.forget_after(back.step)
           shapes = assemble.batch_shapes(run.config, run.spec, run.mesh)
           state = weights.state_of(run, checkpoints, run.trainer.abstract(shapes, run.mesh), shapes)
+
+
+def _evaluation(trainer: Any, config: Any, spec: data_spec.DataSpec, corpus: Any, mesh: Any,
+                agreement: Agreement) -> Evaluation:
+  """What looks at the run while it trains; a UserError where it cannot look at what the config names."""
+  probe = Probe(trainer, config, spec, corpus, mesh, agreement.check)
+  return evaluators.evaluation(config.evaluators, config.eval_every, config.steps, probe)
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
@@ -181,15 +194,14 @@ def _compiled(run: Run, abstract: TrainState, shapes: Any) -> Callable:
 
 def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Watch) -> dict[str, Any]:
   config, first, agreement, watchdog = run.config, int(state.step), run.agreement, run.watchdog
-  times = run.times
+  times, evaluation = run.times, run.evaluation
   batches = _batches(run, first)
-  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check)
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main(),
               config.loggers, config_lib.flat(config))
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
   pace = Pace(first, config.batch_size)
-  watch.rows, watch.width = probe.shape
+  watch.rows, watch.width = evaluation.probe.shape
   watch.skipped = int(state.skipped)
   pending: collections.deque = collections.deque()
   running: collections.deque = collections.deque()
@@ -200,7 +212,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       with times.stage('a figure of views'):
         pictures.views(run, state)
       with times.stage('the first evaluation'):
-        watch.begin(_probe(probe.health, state, logs, 0))
+        watch.begin(_probe(evaluation.first, state, logs, 0))
     times.write(run.folder)
     pace.go()
     agreement.saved()
@@ -220,7 +232,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         pending.append((n, metrics))
       stopping = agreement.point()
       due = last or agreement.due or n % config.checkpoint_every == 0
-      probing = last or n % config.eval_every == 0
+      probing = evaluation.due(n)
       # One row behind, so that the device never waits for the host; but a checkpoint and a probe have all rows before.
       while len(pending) > (0 if due or stopping or probing else 1):
         row, values = pending.popleft()
@@ -239,9 +251,10 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          latest |= _probe(probe, state, logs, n)
+          latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
         stopping = agreement.point()
-        watch.look(n, latest)
+        if evaluation.tells_collapse(probing):
+          watch.look(n, latest)
       if due or stopping:
         watchdog.beat(f'the checkpoint of step {n}', step=False)
         with times.stage('checkpoints'):

@@ -16,7 +16,7 @@ from jaxmed.data.feed import sampling
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import loggers
+from jaxmed.train import evaluators, loggers
 from jaxmed.train.build import view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 
@@ -24,7 +24,7 @@ from jaxmed.train.build.data_spec import DataSpec
 CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
-             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers')
+             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'evaluators')
 ON_LEAK = config_lib.CHOICES['on_leak']
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 
@@ -100,6 +100,7 @@ def check_values(config: ConfigDict) -> None:
     for value in values[key] if isinstance(values[key], tuple) else (values[key],):
       choose(key, value, choices)
   loggers.check(config.loggers)
+  evaluators.parse(config.evaluators)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
 
 

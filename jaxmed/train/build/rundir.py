@@ -72,7 +72,7 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Encoder
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
-         'optimizer.moments', 'optimizer.offload', 'init_parts',
+         'optimizer.moments', 'optimizer.offload', 'init_parts', 'evaluators',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 
