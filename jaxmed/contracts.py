@@ -246,14 +246,27 @@ class Evaluator(Structure):
 
 @runtime_checkable
 class EvaluationProtocol(Structure):
-  """Scores a trained encoder after a run, such as `evaluate.protocols.classify.evaluate`.
+  """Scores a trained encoder after a run: a frozen dataclass, such as `evaluate.protocols.classify.Classify`.
 
-  Probes are fitted on some splits of a source and scored on another; the result is plain data, for tables.
+  It fits on some splits of a source and scores another. Its simple fields are its options.
+  `evaluate.protocols.PROTOCOLS` has the protocols by name; `evaluate.protocols.protocol.FeatureProtocol` is the base of
+  those of frozen vectors.
   """
 
-  def __call__(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64,
-               seed: int = 0) -> dict[str, Any]:
-    """Scores by name, with intervals."""
+  @property
+  def name(self) -> str:
+    """A word for commands."""
+
+  @property
+  def task(self) -> str:
+    """What is asked of the encoder, in words."""
+
+  def run(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64, seed: int = 0,
+          **options: Any) -> dict[str, Any]:
+    """Scores by name, with intervals: plain data."""
+
+  def tables(self, result: Mapping[str, Any]) -> str:
+    """What `run` returned as text."""
 
 
 Protocol = EvaluationProtocol

@@ -16,7 +16,8 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
 from jaxmed.evaluate.attention import attention_maps
-from jaxmed.evaluate.protocols import classify
+from jaxmed.evaluate.protocols import PROTOCOLS
+from jaxmed.evaluate.protocols.channels import ByChannels
 from jaxmed.models import create_model, registry
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features
@@ -187,9 +188,12 @@ def test_a_method_is_an_objective(name):
 
 def test_what_measures_and_what_scores():
   assert all(isinstance(make(every=5), contracts.Evaluator) and make(every=5).every == 5 for make in EVALUATORS.values())
-  assert isinstance(classify.evaluate, contracts.Protocol) and contracts.Protocol is contracts.EvaluationProtocol
-  asked = inspect.signature(contracts.EvaluationProtocol.__call__).parameters
-  assert set(asked) - {'self'} <= set(inspect.signature(classify.evaluate).parameters)
+  assert contracts.Protocol is contracts.EvaluationProtocol
+  for protocol in (*PROTOCOLS.values(), *map(ByChannels, PROTOCOLS.values())):
+    assert isinstance(protocol, contracts.EvaluationProtocol) and dataclasses.is_dataclass(protocol)
+    asked = set(inspect.signature(contracts.EvaluationProtocol.run).parameters) - {'self', 'options'}
+    have = inspect.signature(type(protocol).run).parameters
+    assert asked <= set(have) or 'options' in have
 
 
 def test_a_quiet_encoder_is_the_same_without_what_is_random():
