@@ -58,8 +58,8 @@ class Supports:
     concatenated: method `concatenated(image, channels, channel_mask)`, vectors of all channels side by side.
     sizes: `__call__` takes `sizes`, images of several sizes in one array.
     attention_maps: blocks save their attention weights, where all tokens look at each other.
-    levels: `__call__` takes `levels`, a static tuple of blocks (from 1) or stages (0 is the stem), and `Features.levels`
-      holds their outputs in that order, each a `models.layers.tokens.Level`.
+    levels: `__call__` takes `levels`, a static tuple of blocks (from 1) or stages (0 is the stem); `Features.levels` are
+      their outputs in that order, each a `models.layers.tokens.Level`.
   """
 
   one_pass: bool = False
@@ -261,8 +261,8 @@ class EvaluationProtocol(Structure):
   def task(self) -> str:
     """What is asked of the encoder, in words."""
 
-  def run(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64, seed: int = 0,
-          **options: Any) -> dict[str, Any]:
+  def run(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64,
+          seed: int = 0) -> dict[str, Any]:
     """Scores by name, with intervals: plain data."""
 
   def tables(self, result: Mapping[str, Any]) -> str:

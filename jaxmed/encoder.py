@@ -80,8 +80,8 @@ class Encoder:
     Returns:
       float32 arrays: 'cls' [N, D] (where the model has a class token), 'mean' [N, D], 'patches' [N, *grid, D] or,
       for channel tokens, [N, C, *grid, D], and 'map' [N, *grid, D], the mean of these over channels, for dense heads.
-      With `levels` also 'levels', {level: map [N, *grid, D] or, for channel tokens, [N, C, *grid, D]}, each with the grid
-      and width of its level, before any final norm.
+      With `levels` also 'levels', {level: map [N, *grid, D] or, for channel tokens, [N, C, *grid, D]}, each with the
+      grid and width of its level, before any final norm.
     Raises:
       UserError: a name or level that the encoder does not have, or shapes that do not fit.
     """
@@ -132,7 +132,9 @@ class Encoder:
                    levels: Sequence[int] = ()) -> dict[str, Any]:
     """{'cls', 'mean'} float32 [N, D] of all rows of a `Source`, in order; 'map' [N, *grid, D] if `dense`.
 
-    With `levels` also 'levels', as of `embed`; of channel tokens those of channels that a row lacks mean nothing. Rows are resized to the native grid; they may have different channels.
+    With `levels` also 'levels', as of `embed`; tokens of channels that a row lacks mean nothing there.
+
+    Rows are resized to the native grid; they may have different channels.
     """
     parts: list[dict[str, Any]] = []
     if self._fixed:

@@ -18,8 +18,8 @@ def options(p: argparse.ArgumentParser) -> None:
   unseen(p)
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
   p.add_argument('--label', required=True, metavar='COLUMN', help='column of labels')
-  p.add_argument('--protocol', default='classify', metavar='NAMES', help='protocols, comma-separated; jaxmed list protocols '
-                 'shows them; default classify')
+  p.add_argument('--protocol', default='classify', metavar='NAMES', help='protocols, comma-separated; '
+                 'jaxmed list protocols shows them; default classify')
   p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of a protocol, such as '
                  'retrieve.gallery=test; may be repeated')
   p.add_argument('--where', default='', metavar='COLUMN=A,B', help='values that a row must have to be judged')

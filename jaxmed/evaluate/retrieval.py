@@ -15,10 +15,11 @@ def retrieval(query_x: np.ndarray, query_y: np.ndarray, query_subjects: np.ndarr
   their ranks.
 
   Args:
-    query_x, gallery_x: features [M, D], [G, D]. query_y, gallery_y: integers. query_subjects, gallery_subjects: [M], [G].
+    query_x, gallery_x: features [M, D], [G, D]. query_y, gallery_y: integers. query_subjects, gallery_subjects: names.
     ranks: each k.
   Returns:
-    [M, len(ranks) + 1] float64, recall at each k, then average precision; NaN for a query without an image of its class.
+    [M, len(ranks) + 1] float64: recall at each k, then average precision. NaN for a query without an image of its
+    class.
   """
   queries, gallery = _unit(query_x), _unit(gallery_x)
   gallery_y = np.asarray(gallery_y)

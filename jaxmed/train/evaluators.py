@@ -1,6 +1,6 @@
 """What looks at a run while it trains, by name: its held-out loss, the health of its features, two probes of labels.
 
-An evaluator is a frozen dataclass, see `contracts.Evaluator`; its field `every` is the number of steps between its looks.
+An evaluator is a frozen dataclass, see `contracts.Evaluator`; its field `every` is the number of steps between looks.
 EVALUATORS has them by name, and takes an own one like any other: `EVALUATORS['mine'] = Mine`. The config key
 `evaluators` names those of a run, each maybe with its steps: 'loss,health,knn:500'. Without it a run has all those that
 its corpus and method can serve.
@@ -108,8 +108,9 @@ class Evaluation:
     return tuple(name for name, e in self.evaluators.items() if step == self.steps or step % e.every == 0)
 
   def __call__(self, state: Any, names: tuple[str, ...]) -> dict[str, float]:
-    """What those of these names measure of a training state. They share one snapshot, so that records are embedded once."""
-    snapshot, out = self.probe.at(state), {}
+    """What those of these names measure of a training state; they share one snapshot, so records are embedded once."""
+    snapshot = self.probe.at(state)
+    out: dict[str, float] = {}
     for name in names:
       out |= self.evaluators[name](snapshot)
     return out

@@ -148,12 +148,12 @@ class Snapshot:
     """The labelled rows by their features; only where `probe.labelled` has some of both splits."""
     label = self.probe.config.loader.label
     classes = self.probe.source.classes(label)
-    found = []
+    features = []
     for part in self.probe.labelled:
       self.probe.check()
-      x = self.encoder.embed_source(part)[self.encoder.feature]
-      found += [x, np.asarray(part.codes(label, classes))]
-    return Labelled(*found, len(classes))
+      features.append(self.encoder.embed_source(part)[self.encoder.feature])
+    truth = [np.asarray(part.codes(label, classes)) for part in self.probe.labelled]
+    return Labelled(features[0], truth[0], features[1], truth[1], len(classes))
 
 
 def thin(source: Any, most: int) -> Any:

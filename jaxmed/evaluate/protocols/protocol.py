@@ -38,8 +38,8 @@ class Answers(NamedTuple):
 class FeatureProtocol:
   """Base of the protocols that judge one frozen vector a record; the simple fields of a class are its options.
 
-  A class says what its methods answer for test rows, what the answers are worth and what chance gets; splits, baselines,
-  paired differences, intervals and tables are those of all. `channels.ByChannels` wraps any of them.
+  A class says what its methods answer for test rows, what the answers are worth and what chance gets. Splits,
+  baselines, paired differences, intervals and tables are those of all. `channels.ByChannels` wraps any of them.
   """
 
   name: ClassVar[str]

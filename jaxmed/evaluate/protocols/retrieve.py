@@ -21,8 +21,8 @@ GALLERIES = ('train', 'test')
 class Retrieve(FeatureProtocol):
   """Each test image asks a gallery for images of its class, by the cosine similarity of their vectors.
 
-  Nothing is fitted. Images of the query's own subject are no part of its gallery. Queries without an image of their class
-  are left out, and named in 'notes'. See `retrieval.retrieval` for the metrics.
+  Nothing is fitted. Images of the query's own subject are no part of its gallery. Queries without an image of their
+  class are left out, and named in 'notes'. See `retrieval.retrieval` for the metrics.
 
   Attributes:
     gallery: split that is searched; 'test' leaves the query's subject out of its own split.
@@ -54,8 +54,9 @@ class Retrieve(FeatureProtocol):
     """
     part, test = self._gallery(task), np.asarray(x['test'])
     sets = test.reshape(-1, *test.shape[-2:])
-    found = [retrieval.retrieval(q, task.test.y, task.test.subjects, q if self.gallery == 'test' else x['train'], part.y,
-                                 part.subjects, RANKS) for q in sets]
+    own = self.gallery == 'test'
+    found = [retrieval.retrieval(q, task.test.y, task.test.subjects, q if own else x['train'], part.y, part.subjects,
+                                 RANKS) for q in sets]
     return Answers(np.stack(found).reshape(*test.shape[:-1], -1))
 
   def score(self, values: np.ndarray, task: Task) -> dict[str, float]:

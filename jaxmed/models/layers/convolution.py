@@ -221,8 +221,8 @@ class Hierarchical(EncoderDefaults, nn.Module):
   """An encoder whose stages shrink the map; patches are the places of the last one. The fields are the config.
 
   A family defines `stem(image, visible, train)`, `stages(x, visible, train)`, which gives the output of each stage, and
-  `head(x, visible)`, all called inside the one compact method, and `patch_size` and `embed_dim`. Where a pooling without
-  weights follows the stem it is `pool_stem(x, visible)`, so that level 0 has the stride of the stem itself.
+  `head(x, visible)`, all called inside the one compact method, and `patch_size` and `embed_dim`. A pooling that follows
+  the stem is `pool_stem(x, visible)`, so that level 0 has the stride of the stem itself.
 
   Attributes:
     image_size: native size, only its rank binds: any size that divides by the total stride works.

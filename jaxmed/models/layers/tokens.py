@@ -39,8 +39,8 @@ class Tokens:
 class Level:
   """An intermediate map of an encoder: the output of a block or a stage, before any final norm.
 
-  patches: [B, N, D], with the N and D of that level; prefix tokens are left out. grid: the static shape of N, (*grid) or
-  (C, *grid) for channel tokens, () where some tokens alone went in. ffn: [B, N, D], the output of the MLP of a
+  patches: [B, N, D], with the N and D of that level; prefix tokens are left out. grid: the static shape of N, (*grid)
+  or (C, *grid) for channel tokens, () where some tokens alone went in. ffn: [B, N, D], the output of the MLP of a
   transformer's block, before LayerScale; None for a stage.
   """
 
