@@ -58,8 +58,8 @@ class Supports:
     concatenated: method `concatenated(image, channels, channel_mask)`, vectors of all channels side by side.
     sizes: `__call__` takes `sizes`, images of several sizes in one array.
     attention_maps: blocks save their attention weights, where all tokens look at each other.
-    levels: `__call__` takes `levels`, a static tuple of blocks (from 1) or stages (0 is the stem); `Features.levels` are
-      their outputs in that order, each a `models.layers.tokens.Level`.
+    levels: `__call__` takes `levels`, a static tuple of blocks (from 1) or stages (0 is the stem); `Features.levels`
+      holds their outputs in that order, each a `models.layers.tokens.Level`.
   """
 
   one_pass: bool = False

@@ -1,6 +1,8 @@
 """Evaluators by name: which look at a run and when, what they share, and what a run cannot serve."""
 
 import dataclasses
+import pathlib
+import re
 import types
 
 import numpy as np
@@ -58,7 +60,7 @@ def test_collapse_is_looked_for_where_health_is_fresh():
 
 
 def test_records_are_embedded_once_for_all(trained, corpus, monkeypatch):
-  """The default list on a real run: kNN and the linear probe read the same features."""
+  """The default list on a real run: kNN, the linear probe and the page's own evaluator read the same features."""
   from jaxmed.data.corpus.open import open_source
   from jaxmed.encoder import Encoder
   from jaxmed.parallel import mesh as mesh_lib
@@ -69,13 +71,19 @@ def test_records_are_embedded_once_for_all(trained, corpus, monkeypatch):
   probe = Probe(trainer, config, spec, open_source(corpus), mesh_lib.make_mesh({'data': 0}), lambda: None)
   sizes, embed = [], Encoder.embed_source
   monkeypatch.setattr(Encoder, 'embed_source', lambda self, part: sizes.append(len(part)) or embed(self, part))
-  found = evaluators.evaluation('', 10, 20, probe)(state, ('knn', 'ridge'))
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'develop' / 'add-an-evaluator.md'
+  monkeypatch.setattr(evaluators, 'EVALUATORS', dict(evaluators.EVALUATORS))
+  exec(re.search(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL)[1], {'__name__': 'page'})
+  evaluation = evaluators.evaluation('', 10, 20, probe)
+  assert tuple(evaluation.evaluators) == (*ALL, 'spread')
+  found = evaluation(state, ('knn', 'ridge', 'spread'))
   assert sizes == [64, 16]
   snapshot = Snapshot(probe, state)
   train_x, train_y, val_x, val_y, classes = snapshot.labelled
   assert classes == 2 and train_x.shape == (64, 32) and val_y.shape == (16,)
   scores = evaluators.probes.knn(train_x, train_y, val_x, classes)
-  assert found['knn'] == np.mean(scores.argmax(axis=1) == val_y) and set(found) == {'knn', 'ridge'}
+  assert found['knn'] == np.mean(scores.argmax(axis=1) == val_y) and set(found) == {'knn', 'ridge', 'spread'}
+  assert found['spread'] == pytest.approx(train_x.std(), rel=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Ways to judge an encoder after a run, by name: each fits on some splits and scores another.
 
 PROTOCOLS has them, see `contracts.EvaluationProtocol`; `PROTOCOLS['mine'] = Mine()` adds an own one. A protocol is a
-frozen dataclass whose simple fields are its options. Splits, features and baselines are in `tasks`, the base of protocols
-of frozen features in `protocol`; `channels.ByChannels` wraps any of those.
+frozen dataclass whose simple fields are its options. Splits, features and baselines are in `tasks`, the base of
+protocols of frozen features in `protocol`; `channels.ByChannels` wraps any of those.
 """
 
 import dataclasses
