@@ -46,6 +46,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'learning_rate': Key(0.0, 'peak learning rate for the whole batch; 0: the rate of the method for that batch'),
         'checkpoint_every': Key(0, 'steps between checkpoints; 0: a tenth of the run, at least 100'),
         'eval_every': Key(0, 'steps between evaluations; 0: a fifth of the run'),
+        'evaluators': Key('', 'what looks at the run while it trains, comma-separated: health, loss, knn, ridge; '
+                          'knn:500 looks every 500 steps instead of eval_every; empty: all that corpus and method '
+                          'serve'),
         'log_every': Key(10, 'steps between rows of metrics'),
         'loggers': Key((), 'trackers beside metrics.jsonl and TensorBoard, comma-separated', ('wandb', 'mlflow')),
         'on_collapse': Key('warn', 'action when features collapse; rollback returns to the last healthy checkpoint at '

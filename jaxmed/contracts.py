@@ -59,6 +59,8 @@ class Supports:
     concatenated: method `concatenated(image, channels, channel_mask)`, vectors of all channels side by side.
     sizes: `__call__` takes `sizes`, images of several sizes in one array.
     attention_maps: blocks save their attention weights, where all tokens look at each other.
+    levels: `__call__` takes `levels`, a static tuple of blocks (from 1) or stages (0 is the stem); `Features.levels`
+      holds their outputs in that order, each a `models.layers.tokens.Level`.
   """
 
   one_pass: bool = False
@@ -69,6 +71,7 @@ class Supports:
   concatenated: bool = False
   sizes: bool = False
   attention_maps: bool = False
+  levels: bool = False
 
 
 @runtime_checkable
@@ -112,6 +115,10 @@ class Encoder(Structure):
   @property
   def num_prefix_tokens(self) -> int:
     """Class token and registers."""
+
+  @property
+  def num_levels(self) -> int:
+    """Blocks or stages, the last of `levels`; 0 for none."""
 
   @property
   def pos(self) -> str:
@@ -227,22 +234,48 @@ class Objective(Structure):
 
 @runtime_checkable
 class Evaluator(Structure):
-  """Measures a training state during a run, such as `train.probe.Probe`."""
+  """Looks at a run while it trains: a frozen dataclass, such as `train.evaluators.KNN`.
 
-  def __call__(self, state: Any) -> dict[str, float]:
-    """Numbers by name."""
+  `train.evaluators.EVALUATORS` makes it by its name, given `every`; its other fields have defaults. All processes call
+  the same evaluators in the same order, so that they may compute over the mesh together.
+  """
+
+  needs: ClassVar[str]  # in words, what a run lacks that it does not want
+
+  @property
+  def every(self) -> int:
+    """Steps between its looks."""
+
+  def wants(self, probe: Any) -> bool:
+    """Whether it can look at a run, of which `train.probe.Probe` has method, data, held-out and labelled records."""
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """Numbers by name, of a `train.probe.Snapshot`: `snapshot.state`, and features that evaluators share."""
 
 
 @runtime_checkable
 class EvaluationProtocol(Structure):
-  """Scores a trained encoder after a run, such as `evaluate.protocols.classify.evaluate`.
+  """Scores a trained encoder after a run: a frozen dataclass, such as `evaluate.protocols.classify.Classify`.
 
-  Probes are fitted on some splits of a source and scored on another; the result is plain data, for tables.
+  It fits on some splits of a source and scores another. Its simple fields are its options.
+  `evaluate.protocols.PROTOCOLS` has the protocols by name; `evaluate.protocols.protocol.FeatureProtocol` is the base of
+  those of frozen vectors.
   """
 
-  def __call__(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64,
-               seed: int = 0) -> dict[str, Any]:
-    """Scores by name, with intervals."""
+  @property
+  def name(self) -> str:
+    """A word for commands."""
+
+  @property
+  def task(self) -> str:
+    """What is asked of the encoder, in words."""
+
+  def run(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64,
+          seed: int = 0) -> dict[str, Any]:
+    """Scores by name, with intervals: plain data."""
+
+  def tables(self, result: Mapping[str, Any]) -> str:
+    """What `run` returned as text."""
 
 
 Protocol = EvaluationProtocol

@@ -70,21 +70,24 @@ class Encoder:
     return not self.model.per_channel and not self.info.get('mixed')
 
   def embed(self, images: np.ndarray, channels: Sequence[str] | None = None,
-            batch_size: int = 64) -> dict[str, np.ndarray]:
+            batch_size: int = 64, levels: Sequence[int] = ()) -> dict[str, Any]:
     """Features of images in stored intensities.
 
     Args:
       images: [N, *size, C] of any number type; the size may differ from the native one if the patch divides it.
       channels: the C names, in the order of the last axis; by default the vocabulary's first C.
+      levels: blocks (from 1) or stages (0 is the stem) whose outputs are wanted too.
     Returns:
       float32 arrays: 'cls' [N, D] (where the model has a class token), 'mean' [N, D], 'patches' [N, *grid, D] or,
       for channel tokens, [N, C, *grid, D], and 'map' [N, *grid, D], the mean of these over channels, for dense heads.
+      With `levels` also 'levels', {level: map [N, *grid, D] or, for channel tokens, [N, C, *grid, D]}, each with the
+      grid and width of its level, before any final norm.
     Raises:
-      UserError: a name that the encoder does not know, or shapes that do not fit.
+      UserError: a name or level that the encoder does not have, or shapes that do not fit.
     """
     images = self.checked(images)
     ids = self.channel_ids(channels, images.shape[-1])
-    run = lambda part: self._apply(part, np.tile(ids, (len(part), 1)), None, patches=True)
+    run = lambda part: self._apply(part, np.tile(ids, (len(part), 1)), None, True, tuple(levels))
     return in_batches(run, batch_size, images)
 
   def checked(self, images: np.ndarray) -> np.ndarray:
@@ -125,12 +128,15 @@ class Encoder:
     model, params = inflate(self.model, self.params, described(self.channels), described(channels))
     return dataclasses.replace(self, model=model, params=jax.tree.map(jnp.asarray, params), channels=channels)
 
-  def embed_source(self, source: Any, batch_size: int = 64, dense: bool = False) -> dict[str, np.ndarray]:
+  def embed_source(self, source: Any, batch_size: int = 64, dense: bool = False,
+                   levels: Sequence[int] = ()) -> dict[str, Any]:
     """{'cls', 'mean'} float32 [N, D] of all rows of a `Source`, in order; 'map' [N, *grid, D] if `dense`.
+
+    With `levels` also 'levels', as of `embed`; tokens of channels that a row lacks mean nothing there.
 
     Rows are resized to the native grid; they may have different channels.
     """
-    rows: dict[str, list[np.ndarray]] = {}
+    parts: list[dict[str, Any]] = []
     if self._fixed:
       for names in {tuple(names) for names in source.table.column('channels').to_pylist()}:
         self.channel_ids(names, len(names))
@@ -139,11 +145,10 @@ class Encoder:
     for batch in batches:
       real = batch['index'] >= 0
       mask = np.where(real[:, None], batch['channel_mask'], True)
-      out = self._apply(batch['image'], batch['channels'], None if mask.all() else mask, patches=dense)
+      out = self._apply(batch['image'], batch['channels'], None if mask.all() else mask, dense, tuple(levels))
       out.pop('patches', None)
-      for name, value in out.items():
-        rows.setdefault(name, []).append(np.asarray(value)[real])
-    return {k: np.concatenate(v) for k, v in rows.items()}
+      parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], out))
+    return _joined(parts)
 
   def embed_subsets(self, source: Any, subsets: Sequence[Sequence[str]], batch_size: int = 64,
                     feature: str = 'mean') -> np.ndarray:
@@ -167,7 +172,7 @@ class Encoder:
           channels, shown = (np.take_along_axis(a, order, axis=1) for a in (channels, shown))
           shown[~real] = True
         mask = None if shown.all() else shown
-        found = self._apply(image, channels, mask, patches=False)
+        found = self._apply(image, channels, mask, False)
         out.append(np.asarray(found[choose('feature', feature, found)])[real])
     return np.stack([np.concatenate(p) for p in parts])
 
@@ -184,8 +189,11 @@ class Encoder:
     place = 0 if self._fixed or self.model.per_channel else len(self.channels)
     return ViewMaker(size, table('mean'), table('std'), normalize=self.normalize, place=place)
 
-  def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool) -> dict[str, jax.Array]:
-    return _forward(self.model, self.view(image.shape[1:-1]), patches, self.params, image, ids, mask)
+  def _apply(self, image: np.ndarray, ids: np.ndarray, mask: np.ndarray | None, patches: bool,
+             levels: tuple[int, ...] = ()) -> dict[str, Any]:
+    if levels and not self.model.supports.levels:
+      raise UserError(f'{type(self.model).__name__} has no levels')
+    return _forward(self.model, self.view(image.shape[1:-1]), patches, levels, self.params, image, ids, mask)
 
 
 def in_batches(run: Callable[..., Mapping[str, Any]], batch_size: int, *arrays: np.ndarray) -> dict[str, np.ndarray]:
@@ -196,21 +204,28 @@ def in_batches(run: Callable[..., Mapping[str, Any]], batch_size: int, *arrays: 
     real = len(some[0])
     short = min(batch_size, count) - real
     out = run(*(np.pad(a, [(0, short)] + [(0, 0)] * (a.ndim - 1)) for a in some))
-    parts.append({k: np.asarray(v)[:real] for k, v in out.items()})
-  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
+    parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], dict(out)))
+  return _joined(parts)
 
 
-def _features(model, view, patches, params, image, ids, mask):
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Equal trees of arrays, one after the other along the first axis."""
+  return jax.tree.map(lambda *some: np.concatenate(some), *parts) if parts else {}
+
+
+def _features(model, view, patches, levels, params, image, ids, mask):
   batch = view.plain({'image': image, 'channels': ids} | ({} if mask is None else {'channel_mask': mask}))
   method = 'concatenated' if model.pooling == 'concat' else '__call__'
   features = model.apply({'params': params}, batch['image'], batch['channels'], batch.get('channel_mask'),
-                         method=method)
+                         method=method, **({'levels': levels} if levels else {}))
   out = {'mean': features.mean}
   if features.cls is not None:
     out['cls'] = features.cls.astype(jnp.float32)
   if patches:
     out['patches'] = features.patches.astype(jnp.float32).reshape(len(image), *features.grid, -1)
     out['map'] = _over_channels(out['patches'], batch.get('channel_mask')) if model.per_channel else out['patches']
+  if levels:
+    out['levels'] = {i: level.map.astype(jnp.float32) for i, level in zip(levels, features.levels, strict=True)}
   return out
 
 
@@ -222,7 +237,7 @@ def _over_channels(patches: jax.Array, mask: jax.Array | None) -> jax.Array:
   return (patches * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
 
 
-_forward = jax.jit(_features, static_argnums=(0, 1, 2))
+_forward = jax.jit(_features, static_argnums=(0, 1, 2, 3))
 
 
 def from_file(path: str | os.PathLike) -> Encoder:

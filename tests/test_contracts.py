@@ -16,12 +16,13 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
 from jaxmed.evaluate.attention import attention_maps
-from jaxmed.evaluate.protocols import classify
+from jaxmed.evaluate.protocols import PROTOCOLS
+from jaxmed.evaluate.protocols.channels import ByChannels
 from jaxmed.models import create_model, registry
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features
 from jaxmed.objectives import METHODS, feature_of, filled, networks
-from jaxmed.train.probe import Probe
+from jaxmed.train.evaluators import EVALUATORS
 
 TINY = dict(embed_dim=16, depth=1, num_heads=2)
 MODELS = {'vit': ('vit_micro/4', 8, TINY), 'channel_vit': ('channel_vit_micro/4', 8, TINY),
@@ -84,6 +85,16 @@ def test_supports_is_true(family):
   else:
     with pytest.raises((TypeError, ValueError)):
       applied(model, image_of(model), sizes=sizes)
+
+
+@pytest.mark.parametrize('family', MODELS)
+def test_levels(family):
+  model = model_of(family)
+  assert model.supports.levels == (model.num_levels > 0)
+  if model.supports.levels:
+    features = applied(model, image_of(model), levels=(model.num_levels,))
+    level, = features.levels
+    assert level.patches.shape == features.patches.shape and level.grid == features.grid
 
 
 @pytest.mark.parametrize('family', [f for f in MODELS if registry.FAMILIES[f].supports.one_pass])
@@ -176,10 +187,13 @@ def test_a_method_is_an_objective(name):
 
 
 def test_what_measures_and_what_scores():
-  assert issubclass(Probe, contracts.Evaluator)
-  assert isinstance(classify.evaluate, contracts.Protocol) and contracts.Protocol is contracts.EvaluationProtocol
-  asked = inspect.signature(contracts.EvaluationProtocol.__call__).parameters
-  assert set(asked) - {'self'} <= set(inspect.signature(classify.evaluate).parameters)
+  assert all(isinstance(make(every=5), contracts.Evaluator) and make(every=5).every == 5 for make in EVALUATORS.values())
+  assert contracts.Protocol is contracts.EvaluationProtocol
+  for protocol in (*PROTOCOLS.values(), *map(ByChannels, PROTOCOLS.values())):
+    assert isinstance(protocol, contracts.EvaluationProtocol) and dataclasses.is_dataclass(protocol)
+    asked = set(inspect.signature(contracts.EvaluationProtocol.run).parameters) - {'self', 'options'}
+    have = inspect.signature(type(protocol).run).parameters
+    assert asked <= set(have) or 'options' in have
 
 
 def test_a_quiet_encoder_is_the_same_without_what_is_random():

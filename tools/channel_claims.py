@@ -39,7 +39,7 @@ from jaxmed.data.corpus.open import open_source  # noqa: E402
 from jaxmed.errors import EXIT_STOPPED, EXIT_USER, Stopped, UserError  # noqa: E402
 from jaxmed.evaluate import metrics  # noqa: E402
 from jaxmed.evaluate.protocols.channels import chosen_subsets, common_rows  # noqa: E402
-from jaxmed.evaluate.protocols.classify import make_task  # noqa: E402
+from jaxmed.evaluate.protocols.tasks import make_task  # noqa: E402
 from jaxmed.evaluate.report import figures  # noqa: E402
 from jaxmed.study.compare import cell, interval  # noqa: E402
 from jaxmed.train import loop  # noqa: E402

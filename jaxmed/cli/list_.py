@@ -9,17 +9,17 @@ from typing import Any
 
 from jaxmed.errors import UserError, choose
 
-DOES = 'show methods, models, formats and recipes'
+DOES = 'show methods, models, protocols, evaluators, formats and recipes'
 EXAMPLE = 'jaxmed list methods mae'
-KINDS = ('methods', 'models', 'formats', 'recipes')
+KINDS = ('methods', 'models', 'protocols', 'evaluators', 'formats', 'recipes')
 _WIDTH, _COLUMN = 100, 27
 
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('kind', nargs='?', metavar='KIND', help=f'{", ".join(KINDS)}; default: all')
-  p.add_argument('name', nargs='?', metavar='NAME', help='method, model or recipe to explain: options of a method or '
-                 'model with defaults, text of a recipe')
+  p.add_argument('name', nargs='?', metavar='NAME', help='method, model, protocol or recipe to explain: options '
+                 'with defaults, text of a recipe')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -27,12 +27,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   if args.kind is not None:
     choose('kind', args.kind, KINDS)
   if args.name is not None:
-    explain = {'methods': method, 'models': model, 'recipes': recipe}.get(args.kind)
+    explain = {'methods': method, 'models': model, 'protocols': protocol, 'recipes': recipe}.get(args.kind)
     if explain is None:
       raise UserError(f'{args.kind} have no options: leave {args.name!r} out')
     out = explain(args.name)
     return {'json': out, 'text': explained(out)}
-  listing = {'methods': methods, 'models': models, 'formats': formats, 'recipes': recipes}
+  listing = {'methods': methods, 'models': models, 'protocols': protocols, 'evaluators': evaluators, 'formats': formats,
+             'recipes': recipes}
   out = {kind: listing[kind]() for kind in KINDS if args.kind in (None, kind)}
   return {'json': out, 'text': '\n'.join(_titled(*item) for item in out.items())}
 
@@ -58,6 +59,18 @@ def models() -> list[str]:
   """Names of models, without a patch."""
   from jaxmed.models import list_models
   return list_models()
+
+
+def protocols() -> dict[str, str]:
+  """What each protocol asks of an encoder."""
+  from jaxmed.evaluate.protocols import PROTOCOLS
+  return {name: p.task for name, p in PROTOCOLS.items()}
+
+
+def evaluators() -> dict[str, str]:
+  """The first line about each evaluator."""
+  from jaxmed.train.evaluators import EVALUATORS
+  return {name: _first(cls.__doc__) for name, cls in EVALUATORS.items()}
 
 
 def formats() -> dict[str, str]:
@@ -96,6 +109,15 @@ def model(name: str) -> dict[str, Any]:
   fields = registry.family_options(family) | (sizes if full == base else {})
   return {'name': name, 'section': 'encoder', 'about': docstrings.summary(cls),
           'options': _options(cls, fields, registry.CHOICES)}
+
+
+def protocol(name: str) -> dict[str, Any]:
+  """A protocol: its text and its options."""
+  from jaxmed import docstrings
+  from jaxmed.evaluate import protocols
+  chosen = protocols.PROTOCOLS[choose('protocol', name, protocols.PROTOCOLS)]
+  return {'name': name, 'section': name, 'about': docstrings.summary(type(chosen)),
+          'options': _options(type(chosen), {f.name: getattr(chosen, f.name) for f in protocols.fields(name)})}
 
 
 def recipe(name: str) -> dict[str, Any]:

@@ -78,6 +78,33 @@ def summarised(values: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> 
   return {m: _interval(value, drawn[m]) for m, value in values.items()}
 
 
+def resampled_means(values: np.ndarray, subjects: Sequence | np.ndarray, *, draws: int = 1000,
+                    seed: int = 0) -> np.ndarray:
+  """Means [draws, K] of rows [M, K] on resampled subjects: the same ones as of `resampled`.
+
+  A NaN is no part of the mean of its column; a resample of nothing else has NaN, and so has a single subject.
+  """
+  values = np.asarray(values, np.float64)
+  names, subject = _subjects(subjects, len(values), draws)
+  if len(names) < 2:
+    return np.full((1, values.shape[1]), np.nan)
+  there = ~np.isnan(values)
+  total, count = (np.zeros((len(names), values.shape[1])) for _ in range(2))
+  np.add.at(total, subject, np.where(there, values, 0.0))
+  np.add.at(count, subject, there)
+  parts = []
+  for counts in resamples(len(names), draws, seed, max(1, _CHUNK // len(values))):
+    n = counts @ count
+    parts.append(np.divide(counts @ total, n, out=np.full(n.shape, np.nan), where=n > 0))
+  return np.concatenate(parts)
+
+
+def difference(value_a: Mapping[str, float], drawn_a: Mapping[str, np.ndarray], value_b: Mapping[str, float],
+               drawn_b: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+  """Each metric of a minus that of b, {metric: {'value', 'low', 'high'}}; both were drawn on the same resamples."""
+  return {m: _interval(value_a[m] - value_b[m], drawn_a[m] - drawn_b[m]) for m in value_a}
+
+
 def paired_difference(
   y: np.ndarray,
   scores_a: np.ndarray,
@@ -96,7 +123,7 @@ def paired_difference(
   y, scores_b = _checked(y, scores_b)
   a, b = score(y, scores_a, auroc_classes), score(y, scores_b, auroc_classes)
   drawn_a, drawn_b = _bootstrap(y, [scores_a, scores_b], subjects, draws, seed, auroc_classes)
-  return {m: _interval(a[m] - b[m], drawn_a[m] - drawn_b[m]) for m in METRICS}
+  return difference(a, drawn_a, b, drawn_b)
 
 
 def difference_over_runs(
@@ -171,12 +198,7 @@ def weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray)
 def _bootstrap(y: np.ndarray, many: list[np.ndarray], subjects: Sequence | np.ndarray, draws: int, seed: int,
                auroc_classes: Sequence[int] | None) -> list[dict[str, np.ndarray]]:
   """For each array of scores: {metric: [draws]}, all on the same resamples."""
-  subjects = np.asarray([str(s) for s in subjects])
-  if len(subjects) != len(y):
-    raise UserError(f'intervals: {len(subjects)} subjects for {len(y)} rows; expected one a row')
-  if draws < 1:
-    raise UserError(f'intervals: draws={draws} is not positive (the usual number is 1000)')
-  names, subject = np.unique(subjects, return_inverse=True)
+  names, subject = _subjects(subjects, len(y), draws)
   if len(names) < 2:
     return [{m: np.full(1, np.nan) for m in METRICS} for _ in many]
   usable = _usable(y, many[0].shape[1], auroc_classes)
@@ -193,6 +215,17 @@ def _bootstrap(y: np.ndarray, many: list[np.ndarray], subjects: Sequence | np.nd
       auroc = [weighted_auroc(y == c, scores[:, c], weights) for c in usable]
       part['auroc'].append(_nanmean(np.stack(auroc, axis=1)) if auroc else np.full(len(counts), np.nan))
   return [{m: np.concatenate(values) for m, values in part.items()} for part in parts]
+
+
+def _subjects(subjects: Sequence | np.ndarray, rows: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
+  """The names of the subjects, and which of them each row belongs to."""
+  subjects = np.asarray([str(s) for s in subjects])
+  if len(subjects) != rows:
+    raise UserError(f'intervals: {len(subjects)} subjects for {rows} rows; expected one a row')
+  if draws < 1:
+    raise UserError(f'intervals: draws={draws} is not positive (the usual number is 1000)')
+  names, subject = np.unique(subjects, return_inverse=True)
+  return names, subject
 
 
 def _by_subject(y: np.ndarray, predicted: np.ndarray, subject: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The result of an evaluation as text and as HTML: methods and metrics down, kinds of features across."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxmed.evaluate.metrics import LABELS, METRICS
@@ -9,22 +9,28 @@ from jaxmed.evaluate.metrics import LABELS, METRICS
 _METHODS = {'knn': 'kNN', 'logistic': 'logistic'}
 
 
-def text_table(result: dict[str, Any]) -> str:
-  """What `evaluate` returned as aligned text, at most 100 columns wide: value [95 % interval] for each
-  kind of features, then the paired differences, sizes and notes."""
+def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
+               methods: Mapping[str, str] = _METHODS) -> str:
+  """The result of a protocol as aligned text: value [95 % interval] for each kind of features, then the paired
+  differences, sizes and notes. At most 100 columns wide.
+
+  Args:
+    result: what `FeatureProtocol.run` returned. labels, methods: {name: what the table calls it} of its metrics and
+      methods.
+  """
   kinds = _kinds(result)
   blocks = [
     [('method', 'metric', *kinds)]
     + [
-      (name, LABELS[metric], *(_interval(cell) for cell in cells))
-      for name, metric, cells in _rows(result, kinds)
+      (methods.get(name, name), labels[metric], *(_interval(cell) for cell in cells))
+      for name, metric, cells in _rows(result, kinds, labels)
     ]
   ]
   minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
   if minus:
     blocks.append([('method', 'difference', *(f'{_short(kinds[0])} - {_short(m)}' for m in minus))] + [
-        (name, LABELS[metric], *(_interval(cell, sign=True) for cell in cells))
-        for name, metric, cells in _differences(result, minus)])
+        (methods.get(name, name), labels[metric], *(_interval(cell, sign=True) for cell in cells))
+        for name, metric, cells in _differences(result, minus, labels)])
   width = [
     max(len(r[i]) for b in blocks for r in b if i < len(r)) for i in range(max(len(b[0]) for b in blocks))
   ]
@@ -32,17 +38,17 @@ def text_table(result: dict[str, Any]) -> str:
   for block in blocks:
     lines += [text_row(block[0], width), text_row(['-' * w for w in width[:len(block[0])]], width)]
     lines += [text_row(_once(block, i), width) for i in range(1, len(block))] + ['']
-  return '\n'.join(lines + _wrapped(_caption(result))) + '\n'
+  return '\n'.join(lines + _wrapped(_caption(result, labels))) + '\n'
 
 
-def html_table(result: dict[str, Any]) -> str:
-  """What `evaluate` returned as HTML tables with a caption; the page that holds them brings the style."""
+def html_table(result: Mapping[str, Any]) -> str:
+  """What `Classify.run` returned as HTML tables with a caption; the page that holds them brings the style."""
   kinds = _kinds(result)
   body = []
-  for name, metric, cells in _rows(result, kinds):
+  for name, metric, cells in _rows(result, kinds, LABELS):
     top = max((c['value'] for c in cells if c and c['value'] is not None), default=None)
     body.append(
-      [name, LABELS[metric]]
+      [_METHODS.get(name, name), LABELS[metric]]
       + [_html_interval(c, best=bool(c) and c['value'] == top) for c in cells]
       + [_number(result['chance'].get(metric))]
     )
@@ -50,14 +56,14 @@ def html_table(result: dict[str, Any]) -> str:
   minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
   if minus:
     head = ['method', 'difference', *(f'{_short(kinds[0])} − {_short(m)}' for m in minus)]
-    out.append(_html(head, [[name, LABELS[metric]] + [_html_interval(c, sign=True) for c in cells]
-                            for name, metric, cells in _differences(result, minus)]))
+    out.append(_html(head, [[_METHODS.get(name, name), LABELS[metric]] + [_html_interval(c, sign=True) for c in cells]
+                            for name, metric, cells in _differences(result, minus, LABELS)]))
   return '\n'.join(
-    out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, chance=False)]
+    out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, {})]
   )
 
 
-def verdict(result: dict[str, Any]) -> str:
+def verdict(result: Mapping[str, Any]) -> str:
   """A sentence for each baseline: where trained features beat it, or lose to it, beyond the 95 % interval."""
   said = [_against(result, minus, name) for minus, name in (
       ('untrained', 'the untrained one'), ('pixels (PCA)', 'raw pixels'))]
@@ -66,7 +72,7 @@ def verdict(result: dict[str, Any]) -> str:
   )
 
 
-def _against(result: dict[str, Any], minus: str, name: str) -> str:
+def _against(result: Mapping[str, Any], minus: str, name: str) -> str:
   found = [
     (f'{_METHODS.get(d["method"], d["method"])} {LABELS[m]}', d['metrics'][m]['low'], d['metrics'][m]['high'])
     for d in result['differences']
@@ -85,22 +91,22 @@ def _against(result: dict[str, Any], minus: str, name: str) -> str:
   return text + (f', and is worse beyond it on {", ".join(worse)}.' if worse else '.')
 
 
-def _kinds(result: dict[str, Any]) -> list[str]:
+def _kinds(result: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(r['features'] for r in result['rows']))
 
 
-def _rows(result: dict[str, Any], kinds: list[str]):
+def _rows(result: Mapping[str, Any], kinds: list[str], metrics: Iterable[str]):
   cells = {(r['features'], r['method']): r['metrics'] for r in result['rows']}
   for method in dict.fromkeys(r['method'] for r in result['rows']):
-    for metric in METRICS:
-      yield _METHODS.get(method, method), metric, [cells.get((k, method), {}).get(metric) for k in kinds]
+    for metric in metrics:
+      yield method, metric, [cells.get((k, method), {}).get(metric) for k in kinds]
 
 
-def _differences(result: dict[str, Any], minus: list[str]):
+def _differences(result: Mapping[str, Any], minus: list[str], metrics: Iterable[str]):
   cells = {(d['minus'], d['method']): d['metrics'] for d in result['differences']}
   for method in dict.fromkeys(d['method'] for d in result['differences']):
-    for metric in METRICS:
-      yield _METHODS.get(method, method), metric, [cells.get((m, method), {}).get(metric) for m in minus]
+    for metric in metrics:
+      yield method, metric, [cells.get((m, method), {}).get(metric) for m in minus]
 
 
 def _short(kind: str) -> str:
@@ -134,13 +140,14 @@ def _html(head: list[str], body: list[list[str]]) -> str:
   return f'<table class="results"><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _caption(result: dict[str, Any], chance: bool = True) -> list[str]:
+def _caption(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+  """Label, sizes, what the brackets are, chance for these metrics, and the notes."""
   splits, subjects = result['splits'], result['subjects']
   sizes = ', '.join(f'{splits[s]:,} {s} ({subjects[s]:,} subjects)' for s in splits)
   first = f'Label {result["label"]!r}, {len(result["classes"])} classes; rows: {sizes}.'
   second = f'[..] is the 95 % interval by bootstrap over test subjects ({result["draws"]:,} draws).'
-  levels = ', '.join(f'{LABELS[m]} {_number(result["chance"].get(m))}' for m in METRICS)
-  more = [f'Chance: {levels}.'] if chance else []
+  levels = ', '.join(f'{label} {_number(result["chance"].get(m))}' for m, label in labels.items())
+  more = [f'Chance: {levels}.'] if labels else []
   return [first, second, *more, *(f'Note: {n}.' for n in result['notes'])]
 
 

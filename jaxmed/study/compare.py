@@ -13,7 +13,8 @@ from jaxmed import config as config_lib
 from jaxmed import files, objectives
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate.protocols.classify import PIXELS, TRAINED, evaluate
+from jaxmed.evaluate.protocols.classify import Classify
+from jaxmed.evaluate.protocols.tasks import PIXELS, TRAINED
 from jaxmed.evaluate.report import figures
 from jaxmed.train import loop
 from jaxmed.train.build.rundir import load_encoder
@@ -105,7 +106,7 @@ def _run(plan: Plan, source: Any, method: str, seed: int, folder: pathlib.Path) 
 
 def judged(encoder: Any, source: Any, label: str, seed: int) -> dict[str, Any]:
   """Scores of a frozen encoder: {'knn accuracy': {'value', 'low', 'high'}, ...}, see SCORES."""
-  found = evaluate(encoder, source, label, feature=encoder.feature, seed=seed, pixels=False, draws=200)
+  found = Classify().run(encoder, source, label, feature=encoder.feature, seed=seed, pixels=False, draws=200)
   return _scores(found, TRAINED)
 
 
@@ -122,7 +123,7 @@ def _baselines(plan: Plan, source: Any, results: list[dict[str, Any]], out: path
   place = out / 'baselines.json'
   if not place.exists():
     encoder = load_encoder(good[0]['run'])
-    evaluation = evaluate(encoder, source, plan.label, feature=encoder.feature)
+    evaluation = Classify().run(encoder, source, plan.label, feature=encoder.feature)
     files.write_json(place, [{'method': PIXELS, 'scores': _scores(evaluation, PIXELS)}])
   return files.read_json(place)
 

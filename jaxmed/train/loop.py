@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +19,12 @@ from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import pictures
+from jaxmed.train import evaluators, pictures
 from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, towers, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
+from jaxmed.train.evaluators import Evaluation
 from jaxmed.train.logs import Logs
 from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.agree import Agreement, agreement
@@ -55,7 +57,8 @@ class Run:
   agreement: Agreement
   watchdog: Watchdog
   times: Times
-  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # {tower: weights} that are only read
+  evaluation: Evaluation
+  fixed: Mapping[str, Any]  # {tower: weights} that are only read
 
 
 def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
       trainer = assemble.build(config, spec)
       state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
       trainer.optimizer.check_paths(state.params)
+      _evaluation(trainer, config, spec, corpus, mesh, agreed)
       weights.given_weights(config, state, spec.vocabulary, quiet=False)
     if process.is_main():
       try:
@@ -140,8 +144,10 @@ def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, 
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = assemble.build(config, spec)
-    run = Run(out, config, spec, source, corpus, stream, trainer, assemble.mesh_of(config, spec, trainer), agreement,
-              watchdog, times)
+    mesh = assemble.mesh_of(config, spec, trainer)
+    fixed = towers.fixed(config, towers.fixed_shapes(config, trainer.objective, mesh), rundir.load)
+    evaluation = _evaluation(trainer, config, spec, corpus, mesh, agreement, fixed)
+    run = Run(out, config, spec, source, corpus, stream, trainer, mesh, agreement, watchdog, times, evaluation, fixed)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
     with begin.closing(checkpoints):
@@ -157,12 +163,18 @@ def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, 
           state = weights.state_of(run, checkpoints, run.trainer.abstract(shapes, run.mesh), shapes)
 
 
+def _evaluation(trainer: Any, config: Any, spec: data_spec.DataSpec, corpus: Any, mesh: Any,
+                agreement: Agreement, fixed: Any = None) -> Evaluation:
+  """What looks at the run while it trains; a UserError where it cannot look at what the config names."""
+  probe = Probe(trainer, config, spec, corpus, mesh, agreement.check, fixed)
+  return evaluators.evaluation(config.evaluators, config.eval_every, config.steps, probe)
+
+
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
   """The state to begin with and the compiled step; a signal during compilation leaves a checkpoint behind."""
   shapes = assemble.batch_shapes(run.config, run.spec, run.mesh)
   with run.times.stage('building the model'):
     abstract = run.trainer.abstract(shapes, run.mesh)
-    run.fixed = towers.fixed(run.config, towers.fixed_shapes(run.config, run.trainer.objective, run.mesh), rundir.load)
   begin.announce(run, abstract)
   with run.times.stage('the first state'):
     state = weights.state_of(run, checkpoints, abstract, shapes)
@@ -187,15 +199,15 @@ def _compiled(run: Run, abstract: TrainState, shapes: Any) -> Callable:
 
 def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Watch) -> dict[str, Any]:
   config, first, agreement, watchdog = run.config, int(state.step), run.agreement, run.watchdog
-  times, read = run.times, (run.fixed,) if run.fixed else ()
+  times, evaluation = run.times, run.evaluation
+  read = (run.fixed,) if run.fixed else ()
   batches = _batches(run, first)
-  probe = Probe(run.trainer, config, run.spec, run.corpus, run.mesh, agreement.check, run.fixed)
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main(),
               config.loggers, config_lib.flat(config))
   latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
   used = Utilization(config, run.spec)
   pace = Pace(first, config.batch_size)
-  watch.rows, watch.width = probe.shape
+  watch.rows, watch.width = evaluation.probe.shape
   watch.skipped = int(state.skipped)
   pending: collections.deque = collections.deque()
   running: collections.deque = collections.deque()
@@ -206,7 +218,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       with times.stage('a figure of views'):
         pictures.views(run, state)
       with times.stage('the first evaluation'):
-        watch.begin(_probe(probe.health, state, logs, 0))
+        watch.begin(_probe(evaluation.first, state, logs, 0))
     times.write(run.folder)
     pace.go()
     agreement.saved()
@@ -226,7 +238,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         pending.append((n, metrics))
       stopping = agreement.point()
       due = last or agreement.due or n % config.checkpoint_every == 0
-      probing = last or n % config.eval_every == 0
+      probing = evaluation.due(n)
       # One row behind, so that the device never waits for the host; but a checkpoint and a probe have all rows before.
       while len(pending) > (0 if due or stopping or probing else 1):
         row, values = pending.popleft()
@@ -245,9 +257,10 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          latest |= _probe(probe, state, logs, n)
+          latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
         stopping = agreement.point()
-        watch.look(n, latest)
+        if evaluation.tells_collapse(probing):
+          watch.look(n, latest)
       if due or stopping:
         watchdog.beat(f'the checkpoint of step {n}', step=False)
         with times.stage('checkpoints'):

@@ -1,18 +1,18 @@
-"""What a run measures of itself while it trains: held-out loss, the health of features, kNN and a linear probe."""
+"""What the evaluators of a run share: its held-out and labelled records, its loss and features on them."""
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.data.feed.pipeline import eval_batches
+from jaxmed.encoder import Encoder
 from jaxmed.evaluate import health
-from jaxmed.evaluate.probes import knn, ridge
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.networks import inputs
 from jaxmed.parallel import mesh as mesh_lib
@@ -26,7 +26,7 @@ HEALTH_ROWS, HEALTH_VIEWS = 128, 4  # images whose features are compared, and vi
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """Measures a training state on the corpus's `val` split.
+  """What evaluators look at of a run: mostly the corpus's `val` split.
 
   Attributes:
     source: the whole corpus. check: called between batches; raises to stop.
@@ -40,43 +40,50 @@ class Probe:
   check: Callable[[], None]
   fixed: Any = None  # {tower: weights} that the objective only reads
 
-  def __call__(self, state: TrainState) -> dict[str, float]:
-    """{'val_loss', 'knn', 'ridge'}, each where the corpus allows it, and what `evaluate.health.measure` gives."""
-    out = self.health(state)
-    if len(self._val):
-      out['val_loss'] = self._loss(state, self._val)
-    train, val = self._labelled
-    if len(train) and len(val):
-      out |= self._labels(state, train, val, self.config.loader.label)
-    return out
+  def at(self, state: TrainState) -> 'Snapshot':
+    """A training state as evaluators see it."""
+    return Snapshot(self, state)
+
+  @property
+  def feature(self) -> str:
+    """The vector that the method recommends; '' for a method without features, such as a generator."""
+    return feature_of(self.trainer.objective)
+
+  @property
+  def health_rows(self) -> int:
+    """How many images `health` looks at: a multiple of the devices."""
+    shards = mesh_lib.batch_shards(self.mesh)
+    return len(self._seen) // shards * shards
 
   def health(self, state: TrainState) -> dict[str, float]:
     """How well features tell images apart, on held-out images (or, without any, on training ones)."""
-    rows = self._val if len(self._val) else self._known(self.source.select(split=self.config.loader.split))
-    source = thin(rows, HEALTH_ROWS)
-    shards = mesh_lib.batch_shards(self.mesh)
-    size = len(source) // shards * shards
-    if size < 2:
+    if self.health_rows < 2:
       return {}
     self.check()
-    batch = next(iter(self._batches(source, size)))
+    batch = next(iter(self._batches(self._seen, self.health_rows)))
     found = _observe(self.trainer, self.mesh, state.variables(self.fixed), mesh_lib.put_batch(batch, self.mesh))
     return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
 
-  def held_out(self, state: TrainState, most: int) -> float:
+  def held_out(self, state: TrainState, most: int = PROBE_ROWS) -> float:
     """The loss on at most so many held-out rows, with the same views and masks each time; NaN without any."""
-    return self._loss(state, thin(self._val, most))
+    return self._loss(state, thin(self.val, most))
 
   @property
   def shape(self) -> tuple[int, int]:
     """Rows and width of the features that `health` looks at."""
-    rows = len(self._val) or self.spec.rows
+    rows = len(self.val) or self.spec.rows
     return min(rows, HEALTH_ROWS), self.trainer.objective.encoder.embed_dim
 
   @functools.cached_property
-  def _val(self) -> Any:
+  def val(self) -> Any:
     """Held-out rows whose channels are all in the vocabulary."""
     return thin(self._known(self.source.select(split='val')), PROBE_ROWS)
+
+  @functools.cached_property
+  def _seen(self) -> Any:
+    """The rows that `health` takes its images from."""
+    rows = self.val if len(self.val) else self._known(self.source.select(split=self.config.loader.split))
+    return thin(rows, HEALTH_ROWS)
 
   def _known(self, source: Any) -> Any:
     """The rows whose channels the run knows: it may train on some sources alone."""
@@ -85,7 +92,7 @@ class Probe:
     return source.keep(np.array([known.issuperset(names) for names in sets], bool)[codes])
 
   @functools.cached_property
-  def _labelled(self) -> tuple[Any, Any]:
+  def labelled(self) -> tuple[Any, Any]:
     """Labelled rows of train and val; none without a label."""
     label = self.config.loader.label
     if not label:
@@ -111,17 +118,44 @@ class Probe:
     for batch in eval_batches(source, batch_size=size, **assemble.reading(self.config, self.spec)):
       yield fitted(batch, self.spec)
 
-  def _labels(self, state: TrainState, train: Any, val: Any, label: str) -> dict[str, float]:
-    """Accuracy of two probes of the labels."""
-    encoder = encoder_of(self.trainer, self.config, self.spec, state)
-    classes = self.source.classes(label)
+
+class Labelled(NamedTuple):
+  """Features [N, D], [M, D] and labels [N], [M] of rows of train and val, and the number of classes."""
+
+  train_x: np.ndarray
+  train_y: np.ndarray
+  val_x: np.ndarray
+  val_y: np.ndarray
+  classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+  """A training state as evaluators see it; what several of them need is computed once.
+
+  Attributes:
+    probe: the run. state: its state.
+  """
+
+  probe: Probe
+  state: TrainState
+
+  @functools.cached_property
+  def encoder(self) -> Encoder:
+    """The product, as `jaxmed.load` would give it."""
+    return encoder_of(self.probe.trainer, self.probe.config, self.probe.spec, self.state)
+
+  @functools.cached_property
+  def labelled(self) -> Labelled:
+    """The labelled rows by their features; only where `probe.labelled` has some of both splits."""
+    label = self.probe.config.loader.label
+    classes = self.probe.source.classes(label)
     features = []
-    for part in (train, val):
-      self.check()
-      features.append(encoder.embed_source(part)[encoder.feature])
-    truth = [np.asarray(part.codes(label, classes)) for part in (train, val)]
-    scores = {p.__name__: p(features[0], truth[0], features[1], len(classes)) for p in (knn, ridge)}
-    return {name: float((score.argmax(axis=1) == truth[1]).mean()) for name, score in scores.items()}
+    for part in self.probe.labelled:
+      self.probe.check()
+      features.append(self.encoder.embed_source(part)[self.encoder.feature])
+    truth = [np.asarray(part.codes(label, classes)) for part in self.probe.labelled]
+    return Labelled(features[0], truth[0], features[1], truth[1], len(classes))
 
 
 def thin(source: Any, most: int) -> Any:

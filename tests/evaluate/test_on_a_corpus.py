@@ -64,7 +64,7 @@ def corpus(tmp_path_factory):
 
 @pytest.mark.parametrize('label', ['ill', 'grade'])
 def test_labels_of_any_type_are_evaluated(corpus, label):
-  result = classify.evaluate(Pixels(), corpus, label, batch_size=7, draws=20)
+  result = classify.Classify().run(Pixels(), corpus, label, batch_size=7, draws=20)
   assert (
     sum(result['splits'].values()) == 86 and result['splits']['test'] == 30 and len(result['classes']) == 2
   )
@@ -83,4 +83,4 @@ def test_pixels_of_a_corpus(corpus):
 @pytest.mark.parametrize(('label', 'words'), [('il', "did you mean 'ill'"), ('age', 'measurement')])
 def test_unusable_labels(corpus, label, words):
   with pytest.raises(UserError, match=words):
-    classify.evaluate(Pixels(), corpus, label, draws=5)
+    classify.Classify().run(Pixels(), corpus, label, draws=5)

@@ -10,7 +10,7 @@ import pytest
 from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics, probes, tables
-from jaxmed.evaluate.protocols import classify
+from jaxmed.evaluate.protocols import classify, tasks
 
 from . import fakes
 
@@ -30,7 +30,7 @@ def column(source, name, values):
 
 def test_the_result():
   source = fakes.make_source()
-  result = classify.evaluate(GOOD, source, 'region', untrained=POOR, draws=100)
+  result = classify.Classify().run(GOOD, source, 'region', untrained=POOR, draws=100)
   assert json.loads(json.dumps(result, allow_nan=False)) == result
   assert result['classes'] == ['a', 'b', 'c'] and result['label'] == 'region'
   assert sum(result['splits'].values()) == 230  # 10 rows lack the label
@@ -65,7 +65,7 @@ def test_the_result():
 
 def test_answers_are_what_the_metrics_are_of():
   source = fakes.make_source()
-  answers, result = classify.answers_of(GOOD, source, 'region'), classify.evaluate(GOOD, source, 'region', draws=100)
+  answers, result = classify.answers_of(GOOD, source, 'region'), classify.Classify().run(GOOD, source, 'region', draws=100)
   assert answers['known'] == [0, 1, 2]
   for row in result['rows']:
     if row['features'] == 'trained':
@@ -74,12 +74,12 @@ def test_answers_are_what_the_metrics_are_of():
 
 
 def test_labels_may_be_numbers_and_the_feature_is_chosen():
-  result = classify.evaluate(GOOD, fakes.make_source(), 'grade', feature='cls', draws=10)
+  result = classify.Classify().run(GOOD, fakes.make_source(), 'grade', feature='cls', draws=10)
   assert result['classes'] == ['0', '1', '2'] and result['feature'] == 'cls'
   assert any('untrained' in n for n in result['notes'])
   assert {d['minus'] for d in result['differences']} == {'pixels (PCA)'}
   with pytest.raises(UserError, match="did you mean 'mean'"):
-    classify.evaluate(GOOD, fakes.make_source(), 'grade', feature='meen')
+    classify.Classify().run(GOOD, fakes.make_source(), 'grade', feature='meen')
 
 
 def test_no_test_row_is_ever_fitted(monkeypatch):
@@ -90,7 +90,7 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
     seen.append([np.array(a) for a in args[:4]])
     return real(*args, **kw)
   monkeypatch.setattr(probes, 'logistic', spy)
-  classify.evaluate(GOOD, source, 'region', untrained=POOR, draws=5)
+  classify.Classify().run(GOOD, source, 'region', untrained=POOR, draws=5)
   split, region = (source.table[c].to_pylist() for c in ('split', 'region'))
   images = np.where(
     np.array([s == 'test' for s in split])[:, None, None, None], 255 - source.images, source.images
@@ -99,12 +99,12 @@ def test_no_test_row_is_ever_fitted(monkeypatch):
     {'a': 'b', 'b': 'c', 'c': 'a'}.get(r) if s == 'test' else r for s, r in zip(split, region, strict=True)
   ]
   other = dataclasses.replace(column(source, 'region', shuffled), images=images)
-  classify.evaluate(GOOD, other, 'region', untrained=POOR, draws=5)
+  classify.Classify().run(GOOD, other, 'region', untrained=POOR, draws=5)
   assert len(seen) == 6
   for before, after in zip(seen[:3], seen[3:], strict=True):
     for a, b in zip(before, after, strict=True):
       np.testing.assert_array_equal(a, b)
-  task = classify.make_task(source, 'region', 0)
+  task = tasks.make_task(source, 'region', 0)
   for _, fitted, _, judged in seen:
     np.testing.assert_array_equal(fitted, task.train.y)
     np.testing.assert_array_equal(judged, task.val.y)
@@ -118,17 +118,17 @@ def test_without_a_val_split_it_is_cut_by_subject(monkeypatch):
     seen.append((len(args[0]), len(args[2])))
     return real(*args, **kw)
   monkeypatch.setattr(probes, 'logistic', spy)
-  result = classify.evaluate(GOOD, source, 'region', draws=5)
-  part = classify._part(source, 'train', 'region', ('a', 'b', 'c'))
-  fit = classify._cut(part, 'region', 0)
+  result = classify.Classify().run(GOOD, source, 'region', draws=5)
+  part = tasks.part_of(source, 'train', 'region', ('a', 'b', 'c'))
+  fit = tasks.cut(part, 'region', 0)
   assert len(set(part.subjects[~fit])) == 3 and len(set(part.subjects)) == 12  # a fifth, rounded up
   assert not set(part.subjects[fit]) & set(part.subjects[~fit])
   assert seen[0] == (fit.sum(), (~fit).sum()) and result['splits']['val'] == 0
   assert any('cut by subject' in n for n in result['notes'])
   # A cut keeps the only subject of a class among the fitted ones.
-  lone = classify._Part(None, np.array([0, 1, 1, 0, 2, 2]), np.array(list('aabbcd')))
+  lone = tasks.Part(None, np.array([0, 1, 1, 0, 2, 2]), np.array(list('aabbcd')))
   for seed in range(20):
-    assert set(lone.y[classify._cut(lone, 'x', seed)]) == {0, 1, 2}
+    assert set(lone.y[tasks.cut(lone, 'x', seed)]) == {0, 1, 2}
 
 
 def test_a_test_class_that_train_lacks_counts_as_an_error_and_is_named():
@@ -137,7 +137,7 @@ def test_a_test_class_that_train_lacks_counts_as_an_error_and_is_named():
     r if s == 'test' or r is None else {'c': 'b'}.get(r, r)
     for r, s in zip(source.table['region'].to_pylist(), source.table['split'].to_pylist(), strict=True)
   ]
-  result = classify.evaluate(GOOD, column(source, 'region', region), 'region', draws=20)
+  result = classify.Classify().run(GOOD, column(source, 'region', region), 'region', draws=20)
   test = [r for r, s in zip(region, source.table['split'].to_pylist(), strict=True) if s == 'test' and r]
   assert any(f'c ({test.count("c")} rows)' in n for n in result['notes'])
   found = classify.best_row(result, 'accuracy')['metrics']
@@ -152,7 +152,7 @@ def test_one_test_subject_has_no_interval():
     'only' if s == 'test' else n
     for n, s in zip(*(source.table[c].to_pylist() for c in ('subject', 'split')), strict=True)
   ]
-  result = classify.evaluate(GOOD, column(source, 'subject', names), 'region', untrained=POOR, draws=5)
+  result = classify.Classify().run(GOOD, column(source, 'subject', names), 'region', untrained=POOR, draws=5)
   assert result['rows'][0]['metrics']['accuracy']['low'] is None
   assert any('no intervals' in n for n in result['notes'])
   assert '[n/a]' in tables.text_table(result) and 'n/a' in tables.html_table(result)
@@ -194,19 +194,19 @@ def _train_all(source, value):
 )
 def test_what_is_refused(change, label, encoder, words):
   with pytest.raises(UserError, match=words) as e:
-    classify.evaluate(encoder, change(fakes.make_source()), label, draws=5)
+    classify.Classify().run(encoder, change(fakes.make_source()), label, draws=5)
   assert '\n' not in str(e.value)
 
 
 def test_one_training_subject_and_no_val_split():
   source = fakes.make_source(splits=('train', 'test'), subjects_per_split=1)
   with pytest.raises(UserError, match='one subject'):
-    classify.evaluate(GOOD, source, 'region')
+    classify.Classify().run(GOOD, source, 'region')
 
 
 def test_rows_without_a_subject_stand_for_themselves():
   source = fakes.make_source()
-  result = classify.evaluate(
+  result = classify.Classify().run(
     GOOD, column(source, 'subject', pa.nulls(len(source), pa.string())), 'region', draws=5
   )
   assert result['subjects'] == result['splits']

@@ -11,9 +11,9 @@ def main():
   from jaxmed.train import loop, pictures
   from jaxmed.train.logs import read_rows
   pictures.views = pictures.end = lambda run, state: None
-  out, measure = [], loop.Probe.__call__
+  out, measure = [], loop.Evaluation.__call__
   for user, folder, probe in json.load(sys.stdin):
-    loop.Probe.__call__ = measure if probe else lambda self, state: {}
+    loop.Evaluation.__call__ = measure if probe else lambda self, state, names: {}
     try:
       with contextlib.redirect_stdout(sys.stderr):
         loop.train(user, folder, quiet=True)

@@ -72,6 +72,23 @@ def torch_features(encoder, x):
     return norm(last).flatten(2).transpose(1, 2).numpy(), vector.numpy()
 
 
+@pytest.mark.parametrize('name', ['resnet18', 'resnet_micro', 'convnextv2_micro', 'caformer_micro', 'pvt_v2_micro'])
+def test_levels_are_timms(name, tmp_path):
+  """Outputs of the stages; timm counts a ResNet's stem, before the max-pool, as its first."""
+  import torch
+
+  model, params = build(name)
+  encoder = in_torch(model, params, tmp_path)
+  x = image((2, 64, 96, model.in_channels))
+  levels = (0, 1, 2, 3, 4) if 'resnet' in name else (1, 2, 3, 4)
+  got = model.apply({'params': params}, jnp.asarray(x), levels=levels).levels
+  with torch.no_grad():
+    images = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+    want = encoder.forward_intermediates(images, indices=len(levels), norm=False, intermediates_only=True)
+  for level, theirs in zip(got, want, strict=True):
+    assert_same(np.asarray(level.map), np.moveaxis(theirs.numpy(), 1, -1))
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_features_are_timms(name, tmp_path):
   model, params = build(name)

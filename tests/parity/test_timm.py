@@ -65,6 +65,23 @@ def test_features_are_timms(name, tmp_path):
     assert_same(tokens(model, params, x), torch_tokens(encoder, x))
 
 
+@pytest.mark.parametrize('name', ['registers, LayerScale', 'no class token, no qkv bias'])
+def test_levels_are_timms(name, tmp_path):
+  """Outputs of single blocks on their grid, without the final norm."""
+  import torch
+
+  model, params = build(name)
+  encoder = in_torch(model, params, tmp_path)
+  x = image((2, 40, 24, model.in_channels))
+  got = model.apply({'params': params}, jnp.asarray(x), levels=(1, 3)).levels
+  with torch.no_grad():
+    want = encoder.forward_intermediates(
+        torch.from_numpy(np.moveaxis(x, -1, 1).copy()), indices=[0, 2], norm=False, intermediates_only=True)
+  for level, theirs in zip(got, want, strict=True):
+    assert level.grid == (5, 3)
+    assert_same(np.asarray(level.map), np.moveaxis(theirs.numpy(), 1, -1))
+
+
 def test_native_224(tmp_path):
   model, params = common.build('vit_tiny/16', 224, 3, depth=2)
   encoder = in_torch(model, params, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxmed import cli
 from jaxmed.data.corpus.open import open_source
-from jaxmed.evaluate.protocols.classify import evaluate
+from jaxmed.evaluate.protocols.classify import Classify
 from jaxmed.study import compare
 from jaxmed.train.build.rundir import load_encoder
 from tests.common import words
@@ -43,7 +43,7 @@ def test_a_comparison(corpus, tmp_path, capfd):
   assert table.count('\n') == 5 and '| simclr |' in table and '| pixels (PCA) |' in table
   assert f'] ({np.mean(before):.3f}) |' in table  # the last row's
   encoder = load_encoder(out / 'simclr' / '1')
-  again = evaluate(encoder.untrained(1), open_source(corpus), 'tissue', feature='cls', seed=1, pixels=False, draws=5)
+  again = Classify().run(encoder.untrained(1), open_source(corpus), 'tissue', feature='cls', seed=1, pixels=False, draws=5)
   knn = next(r['metrics'] for r in again['rows'] if r['method'] == 'knn')
   assert knn['accuracy']['value'] == before[1]
   before = {p: p.stat().st_mtime_ns for p in out.rglob('result.json')}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.train import probe
+from jaxmed.train import evaluators, probe
 
 
 def test_the_held_out_loss_is_not_that_of_training():
@@ -46,6 +46,9 @@ def test_labels_are_those_of_rows_that_the_probes_were_not_fitted_on(monkeypatch
   encoder = types.SimpleNamespace(feature='mean', embed_source=lambda part: {'mean': part.features})
   monkeypatch.setattr(probe, 'encoder_of', lambda *args: encoder)
   source = types.SimpleNamespace(classes=lambda label: ('a', 'b'))
-  me = types.SimpleNamespace(trainer=None, config=None, spec=None, source=source, check=lambda: None)
-  found = probe.Probe._labels(me, None, Part(blob), Part(blob if likely else 1 - blob), 'blob')
-  assert found == {'knn': float(likely), 'ridge': float(likely)}
+  config = types.SimpleNamespace(loader=types.SimpleNamespace(label='blob'))
+  me = types.SimpleNamespace(trainer=None, config=config, spec=None, source=source, check=lambda: None,
+                             labelled=(Part(blob), Part(blob if likely else 1 - blob)))
+  snapshot = probe.Snapshot(me, None)
+  assert evaluators.KNN(1)(snapshot) == {'knn': float(likely)}
+  assert evaluators.Ridge(1)(snapshot) == {'ridge': float(likely)}

@@ -1,1 +1,42 @@
-"""Ways to judge an encoder after a run: each fits on one split and scores another."""
+"""Ways to judge an encoder after a run, by name: each fits on some splits and scores another.
+
+PROTOCOLS has them, see `contracts.EvaluationProtocol`; `PROTOCOLS['mine'] = Mine()` adds an own one. A protocol is a
+frozen dataclass whose simple fields are its options. Splits, features and baselines are in `tasks`, the base of
+protocols of frozen features in `protocol`; `channels.ByChannels` wraps any of those.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxmed.contracts import EvaluationProtocol
+from jaxmed.errors import UserError, choose
+from jaxmed.evaluate.protocols.classify import Classify
+from jaxmed.evaluate.protocols.retrieve import Retrieve
+
+PROTOCOLS: dict[str, EvaluationProtocol] = {p.name: p for p in (Classify(), Retrieve())}
+
+
+def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:
+  """The protocols of 'classify,retrieve' in that order, with options {'retrieve.gallery': 'test'}.
+
+  Raises:
+    UserError: an unknown protocol or option (naming the nearest), an option of a protocol that is not among the names,
+      a value that the option does not take.
+  """
+  chosen = [choose('protocol', name.strip(), PROTOCOLS) for name in names.split(',')]
+  if len(set(chosen)) < len(chosen):
+    raise UserError(f'protocols {names}: each can stand there once')
+  known = {f'{name}.{f.name}': (name, f.name) for name in chosen for f in fields(name)}
+  changes: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+  for key, value in options.items():
+    if not known:
+      raise UserError(f'{", ".join(chosen)} has no options: leave {key} out')
+    name, field = known[choose('option', key, known)]
+    changes[name][field] = value
+  return [dataclasses.replace(PROTOCOLS[name], **changes[name]) for name in chosen]  # type: ignore[type-var]
+
+
+def fields(name: str) -> tuple[dataclasses.Field, ...]:
+  """The options of a protocol."""
+  return dataclasses.fields(PROTOCOLS[name])  # type: ignore[arg-type]

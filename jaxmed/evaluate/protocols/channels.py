@@ -1,6 +1,6 @@
-"""How an encoder fares with fewer channels: every subset of them, as in the tables of ChannelViT (arXiv 2309.16108).
+"""Any protocol with fewer channels: every subset of them, as in the tables of ChannelViT (arXiv 2309.16108).
 
-Probes are fitted once, on training rows with all their channels, and asked of test rows that show a subset.
+A protocol is fitted once, on training rows with all their channels, and asked of test rows that show a subset.
 """
 
 import dataclasses
@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics
-from jaxmed.evaluate.protocols.classify import METHODS, Task, chance_of, encoded, make_task, plain, probe_scores
+from jaxmed.evaluate.protocols.classify import Classify
+from jaxmed.evaluate.protocols.protocol import FeatureProtocol
+from jaxmed.evaluate.protocols.tasks import TRAINED, Task, encoded, make_task, plain
 from jaxmed.evaluate.tables import text_row
 
 SUBSETS = 255  # all of eight channels
@@ -29,39 +31,79 @@ class Outcome:
   drawn: dict[str, np.ndarray]
 
 
-def evaluate_channels(encoder: Any, source: Any, label: str, *, subsets: int = SUBSETS, feature: str = 'mean',
-                      batch_size: int = 64, seed: int = 0, draws: int = 1000) -> dict[str, Any]:
-  """Scores of frozen features against the channels that test images show.
+@dataclasses.dataclass(frozen=True)
+class ByChannels:
+  """A protocol whose scores are against the channels that test images show.
 
-  Args:
-    encoder: has `embed_subsets(source, subsets, batch_size, feature)` too, see `Encoder`; the rest as of
-      `run.evaluate`.
-    subsets: how many are tried at most: all of them where there are no more, else each channel alone, all together,
-      and a random sample of the others, as many of each size as there is room for.
-  Returns:
-    A dict ready for JSON: label, feature, channels, subsets {'tried', 'of'}, rows, chance, notes, and for each method
-    in `methods`: subsets [{channels, metrics}], counts [{channels: n, subsets, metrics, low and high subset}], shapley
-    {channel: {metric: {value, low, high}}}. A count's metric is the mean over its subsets. Intervals are 95 % by
-    bootstrap over test subjects, the same resamples for all subsets.
-  Raises:
-    UserError: as of `run.evaluate`; fewer than two channels; no test row that has all of them.
+  Attributes:
+    protocol: what is asked. subsets: how many are tried at most: all of them where there are no more, else each channel
+      alone, all together, and a random sample of the others, as many of each size as there is room for.
   """
-  task = make_task(source, label, seed)
-  task, names, notes = common_rows(task)
-  tried = chosen_subsets(names, subsets, np.random.default_rng(seed))
-  whole = 2 ** len(names) - 1
-  if len(tried) < whole:
-    notes.append(f'{len(tried)} of {whole} subsets were tried: each channel alone, all, and a random sample')
-  train = encoded(encoder, task, feature, batch_size, 'trained', splits=('train', 'val'))
-  shown = encoder.embed_subsets(task.test.source, tried, batch_size, feature)  # [S, M, D]
-  chance = chance_of(task)
-  found = {}
-  for method in METHODS:
-    scores = _asked(method, train, shown, task)
-    outcomes = [_outcome(subset, s, task, draws, seed) for subset, s in zip(tried, scores, strict=True)]
-    found[method] = _summary(outcomes, names, chance)
-  return {'label': label, 'feature': feature, 'channels': list(names), 'subsets': {'tried': len(tried), 'of': whole},
-          'rows': len(task.test.y), 'chance': chance, 'methods': found, 'notes': notes, 'draws': draws, 'seed': seed}
+
+  protocol: FeatureProtocol = Classify()
+  subsets: int = SUBSETS
+
+  @property
+  def name(self) -> str:
+    """That of the protocol, and that channels are left out."""
+    return f'{self.protocol.name} by channels'
+
+  @property
+  def task(self) -> str:
+    """That of the protocol."""
+    return self.protocol.task
+
+  def run(self, encoder: Any, source: Any, label: str, *, feature: str = 'mean', batch_size: int = 64, seed: int = 0,
+          draws: int = 1000) -> dict[str, Any]:
+    """Scores of frozen features for each subset.
+
+    Args:
+      encoder: has `embed_subsets(source, subsets, batch_size, feature)` too, see `Encoder`; the rest as of
+        `FeatureProtocol.run`.
+    Returns:
+      A dict ready for JSON: label, feature, channels, subsets {'tried', 'of'}, rows, chance, notes, and for each method
+      in `methods`: subsets [{channels, metrics}], counts [{channels: n, subsets, metrics, worst and best subset with
+      their first metric}], shapley {channel: {metric: {value, low, high}}}. A count's metric is the mean over its
+      subsets. Intervals are 95 % by bootstrap over test subjects, the same resamples for all subsets.
+    Raises:
+      UserError: as of `FeatureProtocol.run`; fewer than two channels; no test row that has all of them.
+    """
+    protocol, task = self.protocol, make_task(source, label, seed)
+    notes = protocol.notes(task)
+    task, names, more = common_rows(task)
+    notes += more
+    tried = chosen_subsets(names, self.subsets, np.random.default_rng(seed))
+    whole = 2 ** len(names) - 1
+    if len(tried) < whole:
+      notes.append(f'{len(tried)} of {whole} subsets were tried: each channel alone, all, and a random sample')
+    fitted = tuple(split for split in protocol.splits if split != 'test')
+    train = encoded(encoder, task, feature, batch_size, TRAINED, fitted)
+    shown = encoder.embed_subsets(task.test.source, tried, batch_size, feature)  # [S, M, D]
+    chance = protocol.chance(task)
+    found = {}
+    for method in protocol.methods:
+      values = self._asked(method, train, shown, task)
+      outcomes = []
+      for subset, answers in zip(tried, values, strict=True):
+        value, drawn = protocol.outcome(answers, task, draws, seed)
+        outcomes.append(Outcome(subset, metrics.summarised(value, drawn), drawn))
+      found[method] = _summary(outcomes, names, chance, tuple(protocol.metrics))
+    return {'label': label, 'feature': feature, 'channels': list(names), 'subsets': {'tried': len(tried), 'of': whole},
+            'rows': len(task.test.y), 'chance': chance, 'methods': found, 'notes': notes, 'draws': draws, 'seed': seed}
+
+  def _asked(self, method: str, train: dict[str, np.ndarray], shown: np.ndarray, task: Task) -> np.ndarray:
+    """Answers [S, M, K] of a method that is fitted once for as many subsets as memory allows together."""
+    step = max(1, _BYTES // (shown[0].size * 4))
+    parts = [shown[i : i + step] for i in range(0, len(shown), step)]
+    return np.concatenate([self.protocol.answers(method, train | {'test': part}, task).values for part in parts])
+
+  def tables(self, result: Mapping[str, Any]) -> str:
+    """What `run` returned as aligned text."""
+    return self.compared({TRAINED: result})
+
+  def compared(self, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same of several encoders side by side, {name: what `run` returned}."""
+    return text_table(results, self.protocol.metrics)
 
 
 def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
@@ -89,7 +131,7 @@ def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
 
 
 def common_rows(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
-  """The task with the test rows that have every channel of any test row, and those channels."""
+  """The task with the test rows that have every channel of any test row, those channels, and notes on the others."""
   source = task.test.source
   rows = source.table.column('channels').to_pylist()
   names = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -99,7 +141,7 @@ def common_rows(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
   if not keep.any():
     raise UserError(f'no test row has all of the channels {", ".join(names)}: subsets can only be compared on the same '
                     'rows')
-  notes = list(task.notes)
+  notes = []
   if not keep.all():
     notes.append(f'{np.count_nonzero(~keep)} of {len(keep)} test rows lack some of the channels and are left out')
     part = dataclasses.replace(task.test, source=source.keep(keep), y=task.test.y[keep],
@@ -130,41 +172,23 @@ def chosen_subsets(names: Sequence[str], most: int, rng: np.random.Generator) ->
   return [tuple(names[i] for i in s) for s in sorted(chosen, key=lambda s: (len(s), s))]
 
 
-def _asked(method: str, train: dict[str, np.ndarray], shown: np.ndarray, task: Task) -> np.ndarray:
-  """Scores [S, M, K] of a probe that is fitted once for as many subsets as memory allows together."""
-  count, rows, width = shown.shape
-  step = max(1, _BYTES // (rows * width * 4))
-  parts = []
-  for i in range(0, count, step):
-    part = shown[i : i + step]
-    scores = probe_scores(method, train | {'test': part.reshape(-1, width)}, task)[0]
-    parts.append(scores.reshape(len(part), rows, -1))
-  return np.concatenate(parts)
-
-
-def _outcome(subset: tuple[str, ...], scores: np.ndarray, task: Task, draws: int, seed: int) -> Outcome:
-  ask: dict[str, Any] = dict(draws=draws, seed=seed, auroc_classes=task.known)
-  y, subjects = task.test.y, task.test.subjects
-  drawn = metrics.resampled(y, scores, subjects, **ask)
-  return Outcome(subset, metrics.summarised(metrics.score(y, scores, task.known), drawn), drawn)
-
-
-def _summary(outcomes: list[Outcome], names: tuple[str, ...], chance: dict[str, float]) -> dict[str, Any]:
-  """One method's results, see `evaluate_channels`."""
-  counts = []
+def _summary(outcomes: list[Outcome], names: tuple[str, ...], chance: dict[str, float],
+             scores: tuple[str, ...]) -> dict[str, Any]:
+  """One method's results, see `ByChannels.run`; subsets of a size are ranked by the first of the metrics."""
+  counts, first = [], scores[0]
   for n in range(1, len(names) + 1):
     of = [o for o in outcomes if len(o.subset) == n]
     if not of:
       continue
-    mean = {m: float(np.mean([o.intervals[m]['value'] for o in of])) for m in metrics.METRICS}
-    drawn = {m: np.mean([o.drawn[m] for o in of], axis=0) for m in metrics.METRICS}
-    ranked = sorted(of, key=lambda o: o.intervals['accuracy']['value'])
+    mean = {m: float(np.mean([o.intervals[m]['value'] for o in of])) for m in scores}
+    drawn = {m: np.mean([o.drawn[m] for o in of], axis=0) for m in scores}
+    ranked = sorted(of, key=lambda o: o.intervals[first]['value'])
     counts.append({'channels': n, 'subsets': len(of), 'metrics': plain(metrics.summarised(mean, drawn)),
                    'worst': list(ranked[0].subset), 'best': list(ranked[-1].subset),
-                   'worst_accuracy': ranked[0].intervals['accuracy']['value'],
-                   'best_accuracy': ranked[-1].intervals['accuracy']['value']})
+                   f'worst_{first}': ranked[0].intervals[first]['value'],
+                   f'best_{first}': ranked[-1].intervals[first]['value']})
   shares: dict[str, dict[str, Any]] = {name: {} for name in names}
-  for m in metrics.METRICS:
+  for m in scores:
     value = shapley(names, {o.subset: np.asarray(o.intervals[m]['value']) for o in outcomes}, chance[m])
     drawn = shapley(names, {o.subset: o.drawn[m] for o in outcomes}, chance[m])
     for name in names:
@@ -173,7 +197,7 @@ def _summary(outcomes: list[Outcome], names: tuple[str, ...], chance: dict[str, 
   return {'subsets': subsets, 'counts': counts, 'shapley': shares}
 
 
-def csv_rows(results: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+def csv_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
   """A row for each encoder, method, subset and metric."""
   out = [['encoder', 'method', 'count', 'channels', 'metric', 'value', 'low', 'high']]
   for encoder, result in results.items():
@@ -185,9 +209,10 @@ def csv_rows(results: Mapping[str, dict[str, Any]]) -> list[list[str]]:
   return out
 
 
-def text_table(results: Mapping[str, dict[str, Any]], metric: str = 'accuracy') -> str:
-  """Encoders side by side: the metric against the number of channels, the worst and best subset, the contributions."""
-  choose('metric', metric, metrics.METRICS)
+def text_table(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str] = metrics.LABELS) -> str:
+  """Encoders side by side: the first metric of `labels` against the number of channels, the worst and best subset, the
+  contributions."""
+  metric = next(iter(labels))
   first = next(iter(results.values()))
   cell = lambda c: f'{c["value"]:.3f}' + ('' if c['low'] is None else f' [{c["low"]:.3f}, {c["high"]:.3f}]')
   lines = []
@@ -197,7 +222,7 @@ def text_table(results: Mapping[str, dict[str, Any]], metric: str = 'accuracy') 
     for i, count in enumerate(first['methods'][method]['counts']):
       table.append([str(count['channels']), str(count['subsets']),
                     *(cell(f['counts'][i]['metrics'][metric]) for f in many.values())])
-    lines += [f'{method}, {metrics.LABELS[metric]} (mean over subsets)', *_aligned(table), '']
+    lines += [f'{method}, {labels[metric]} (mean over subsets)', *_aligned(table), '']
     for name, found in many.items():
       worst = min(found['subsets'], key=lambda s: s['metrics'][metric]['value'])
       best = max(found['subsets'], key=lambda s: s['metrics'][metric]['value'])

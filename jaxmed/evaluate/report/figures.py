@@ -89,7 +89,7 @@ def channel_curves(results: Mapping[str, Mapping[str, Any]], path: str | os.Path
   """One panel a probe: a metric against the number of channels shown, with its interval, and a dot for each subset.
 
   Args:
-    results: {encoder: what `channels.evaluate_channels` returned}.
+    results: {encoder: what `channels.ByChannels.run` returned}.
   """
   methods = list(next(iter(results.values()))['methods'])
   figure = _figure(5.6 * len(methods), 4.2)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxmed.errors import UserError
 from jaxmed.evaluate import tables
-from jaxmed.evaluate.protocols import classify
+from jaxmed.evaluate.protocols import classify, tasks
 from jaxmed.evaluate.report import figures
 from jaxmed.files import read_json, read_json_lines, write_text
 from jaxmed.models.layers.channel_embed import told
@@ -189,7 +189,7 @@ def _score_tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [('Best metric', '', 'not evaluated'), ('Trained − untrained', '', 'not evaluated')]
   name = {'knn': 'kNN'}.get(best['method'], best['method'])
   tiles = [('Best balanced accuracy', *_cell(best['metrics']['balanced_accuracy'], '.3f', name))]
-  pair = [d for d in result['differences'] if d['minus'] == classify.UNTRAINED and d['method'] == best['method']]
+  pair = [d for d in result['differences'] if d['minus'] == tasks.UNTRAINED and d['method'] == best['method']]
   cell = pair[0]['metrics']['balanced_accuracy'] if pair else dict(value=None, low=None, high=None)
   return [*tiles, ('Trained − untrained', *_cell(cell, '+.3f', name if pair else 'no untrained encoder'))]
 

@@ -54,7 +54,7 @@ class BagOfChannels(ViT):
   pooling: str = 'mean'
 
   per_channel = True
-  supports = Supports(one_pass=True, embed_patches=True, project=True, concatenated=True)
+  supports = Supports(one_pass=True, embed_patches=True, project=True, concatenated=True, levels=True)
 
   @property
   def single(self) -> ViT:
@@ -88,19 +88,19 @@ class BagOfChannels(ViT):
     position = None if where is None else jnp.tile(where, (1, count, 1))
     return BagTokens(x.reshape(batch, -1, x.shape[-1]), valid, position, None, (count, *grid))
 
-  def concatenated(self, image: jax.Array, channels: jax.Array | None = None,
-                   channel_mask: jax.Array | None = None) -> Features:
+  def concatenated(self, image: jax.Array, channels: jax.Array | None = None, channel_mask: jax.Array | None = None,
+                   levels: tuple[int, ...] = ()) -> Features:
     """Features whose vectors `cls` and `mean` are [B, V * D]: each channel at the place of its id, zeros elsewhere."""
     tokens = self.embed_patches(image, channels, channel_mask)
-    x, valid, angles = self._with_prefix(tokens, False)
-    each, there = self._each(self.transformer(x, valid, angles), tokens, False)
+    x, found = self._through(tokens, False, tokens.grid, levels)
+    each, there = self._each(x, tokens, False)
     batch, count = there.shape
     ids = jnp.broadcast_to(jnp.arange(count), there.shape) if channels is None else channels
     places = jax.nn.one_hot(ids, self.in_channels) * there[..., None]  # [B, C, V]
     spread: Callable = lambda a: jnp.einsum('bcv,bcd->bvd', places, a.astype(jnp.float32)).reshape(batch, -1)
     vectors = each.patches.reshape(batch, count, -1, self.embed_dim).mean(axis=2, dtype=jnp.float32)
     cls = None if each.cls is None else spread(each.cls)
-    return dataclasses.replace(each, cls=cls, registers=None, pool=spread(vectors))
+    return dataclasses.replace(each, cls=cls, registers=None, pool=spread(vectors), levels=found)
 
   def _with_prefix(self, tokens: Tokens, train: bool) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """As ViT's, of [B * C, N] tokens: each channel by itself."""
@@ -130,18 +130,28 @@ class BagOfChannels(ViT):
     """Features with `cls` [B, C, D] and `registers` [B, C, R, D] of each channel, and which are there [B, C]."""
     assert isinstance(tokens, BagTokens)
     rows = super()._features(x, tokens, tokens.grid, local)
-    batch, count, dim = len(tokens.x), tokens.grid[0], x.shape[-1]
+    batch, count = len(tokens.x), tokens.grid[0]
     apart: Callable = lambda a: None if a is None else a.reshape(batch, count, *a.shape[1:])
-    patches = rows.patches.reshape(batch, -1, dim)
+    patches = _by_image(rows.patches, tokens)
     there = jnp.ones((batch, count), bool)
     if tokens.place is not None:
-      patches = jnp.take_along_axis(patches, tokens.place[..., None], axis=1)
       here = jnp.ones(tokens.place.shape, bool) if tokens.valid is None else tokens.valid
       owner = tokens.place // math.prod(tokens.grid[1:])
       there = (jax.nn.one_hot(owner, count, dtype=bool) & here[..., None]).any(axis=1)
     elif tokens.valid is not None:
       there = tokens.valid.reshape(batch, count, -1).any(axis=2)
     return dataclasses.replace(rows, cls=apart(rows.cls), registers=apart(rows.registers), patches=patches), there
+
+  def _patches(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+    """The patches [B, N, D] of a block's output [B * C, N, D]."""
+    assert isinstance(tokens, BagTokens)
+    return _by_image(super()._patches(x, tokens), tokens)
+
+
+def _by_image(patches: jax.Array, tokens: BagTokens) -> jax.Array:
+  """Patches [B * C, N, D] of channels as those of images [B, C * N, D], or of these the ones that `tokens` are."""
+  patches = patches.reshape(len(tokens.x), -1, patches.shape[-1])
+  return patches if tokens.place is None else jnp.take_along_axis(patches, tokens.place[..., None], axis=1)
 
 
 def bag_of(model: ViT, in_channels: int, pooling: str = 'mean') -> BagOfChannels:

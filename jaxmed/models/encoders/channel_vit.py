@@ -49,7 +49,7 @@ class ChannelViT(ViT):
 
   per_channel = True
   supports = Supports(one_pass=True, embed_patches=True, project=True, channel_vectors=True, penalty=True, sizes=True,
-                      attention_maps=True)
+                      attention_maps=True, levels=True)
 
   def setup(self):
     super().setup()

@@ -58,14 +58,15 @@ class ConvNeXt(Hierarchical):
     x = Conv(self.dims[0], self.stem_patch, self.stem_patch, dtype=self.compute, name='stem_conv')(image)
     return keep(LayerNorm(self.compute, name='stem_norm')(x), visible)
 
-  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
-    rates = path_rates(self.drop_path, self.depths)
+  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> list[jax.Array]:
+    rates, maps = path_rates(self.drop_path, self.depths), []
     for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
       if i:
         x = keep(LayerNorm(self.compute, name=f'down{i}_norm')(x), visible)
         x = keep(Conv(dim, 2, 2, dtype=self.compute, name=f'down{i}_conv')(x), visible)
       x = Stage(Block, depth, train and self.drop_path > 0, self.compute, name=f'stage{i}')(x, rates[i], visible)
-    return x
+      maps.append(x)
+    return maps
 
   def head(self, x: jax.Array, visible: jax.Array | None) -> Features:
     norm = LayerNorm(self.compute, name='norm')

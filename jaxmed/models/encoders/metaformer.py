@@ -63,8 +63,8 @@ class CAFormer(Hierarchical):
     x = Conv(self.dims[0], self.stem_kernel, self.stem_stride, self.around, dtype=self.compute, name='stem_conv')(image)
     return keep(Norm(False, dtype=self.compute, name='stem_norm')(x), visible)
 
-  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
-    rates = path_rates(self.drop_path, self.depths)
+  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> list[jax.Array]:
+    rates, maps = path_rates(self.drop_path, self.depths), []
     for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
       if i:
         x = keep(Norm(False, dtype=self.compute, name=f'down{i}_norm')(x), visible)
@@ -72,7 +72,8 @@ class CAFormer(Hierarchical):
       attends = i >= len(self.depths) - 2
       x = Stage(Block, depth, train and self.drop_path > 0, self.compute, (attends,), name=f'stage{i}')(
           x, rates[i], visible)
-    return x
+      maps.append(x)
+    return maps
 
   def head(self, x: jax.Array, visible: jax.Array | None) -> Features:
     norm = Norm(dtype=self.compute, name='norm')

@@ -78,15 +78,16 @@ class PVT(Hierarchical):
     del train
     return self._patches(image, self.dims[0], self.stem_kernel, self.stem_stride, visible, 'stem')
 
-  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
-    rates = path_rates(self.drop_path, self.depths)
+  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> list[jax.Array]:
+    rates, maps = path_rates(self.drop_path, self.depths), []
     for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
       if i:
         x = self._patches(x, dim, 3, 2, visible, f'down{i}')
       shape = (self.num_heads[i], self.reductions[i], self.mlp_ratios[i])
       x = Stage(Block, depth, train and self.drop_path > 0, self.compute, shape, name=f'stage{i}')(x, rates[i], visible)
       x = keep(Norm(dtype=self.compute, name=f'norm{i}')(x), visible)
-    return x
+      maps.append(x)
+    return maps
 
   def head(self, x: jax.Array, visible: jax.Array | None) -> Features:
     return flat_features(x, visible)

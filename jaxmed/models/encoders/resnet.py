@@ -51,17 +51,20 @@ class ResNet(Hierarchical):
   def stem(self, image: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
     half, dtype = self.stem_kernel // 2, self.compute
     x = Conv(self.stem_width, self.stem_kernel, self.stem_stride, half, False, 'fan_out', dtype, name='conv1')(image)
-    x = jax.nn.relu(normalise(BatchNorm(dtype=dtype, name='bn1'), x, visible, train))
+    return jax.nn.relu(normalise(BatchNorm(dtype=dtype, name='bn1'), x, visible, train))
+
+  def pool_stem(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:
     return keep(max_pool(x), visible) if self.max_pool else x
 
-  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
-    rates = path_rates(self.drop_path, self.depths)
+  def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> list[jax.Array]:
+    rates, maps = path_rates(self.drop_path, self.depths), []
     for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
       for j in range(depth):
         block = Block(dim, 2 if i and not j else 1, self.bottleneck, train and self.drop_path > 0, self.compute,
                       name=f'layer{i + 1}_{j}')
         x = block(x, rates[i][j], visible, train)
-    return x
+      maps.append(x)
+    return maps
 
   def head(self, x: jax.Array, visible: jax.Array | None) -> Features:
     return flat_features(x, visible)

@@ -1,5 +1,6 @@
 """Vision transformer on a token grid of any rank (Dosovitskiy et al. 2021), in timm's vocabulary."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from jaxmed.contracts import Supports
 from jaxmed.models.layers import positions as pos
 from jaxmed.models.layers.channel_attention import Layout
 from jaxmed.models.layers.defaults import EncoderDefaults
-from jaxmed.models.layers.tokens import Features, Tokens, drop_channels, grid_of, patchify
+from jaxmed.models.layers.tokens import Features, Level, Tokens, check_levels, drop_channels, grid_of, patchify
 from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
 
 POSITIONS = ('learned', 'sincos', 'rope', 'none')
@@ -78,7 +79,7 @@ class ViT(EncoderDefaults, nn.Module):
   packing: float = 0.0
   dtype: Any = 'float32'
 
-  supports = Supports(one_pass=True, embed_patches=True, sizes=True, attention_maps=True)
+  supports = Supports(one_pass=True, embed_patches=True, sizes=True, attention_maps=True, levels=True)
 
   def setup(self):
     compute = jnp.dtype(self.dtype)
@@ -102,6 +103,11 @@ class ViT(EncoderDefaults, nn.Module):
     self.norm = LayerNorm(compute)
     if self.local_norm:
       self.norm_local = LayerNorm(compute)
+
+  @property
+  def num_levels(self) -> int:
+    """Blocks."""
+    return self.depth
 
   @property
   def _embedded_prefix(self) -> int:
@@ -172,10 +178,33 @@ class ViT(EncoderDefaults, nn.Module):
     """x [..., D] with the mask token where `hidden` [...]."""
     return x if hidden is None else jnp.where(hidden[..., None], self.mask.astype(x.dtype), x)
 
-  def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = (), local: bool = False) -> Features:
-    """Runs prefix and patch tokens through the blocks and the final norm; `local` crops have `local_norm`."""
+  def encode(self, tokens: Tokens, train: bool = False, grid: tuple[int, ...] = (), local: bool = False,
+             levels: tuple[int, ...] = ()) -> Features:
+    """Runs prefix and patch tokens through the blocks and the final norm.
+
+    Args:
+      grid: the shape of the tokens, () where they are some of it.
+      local: whether they are of local crops, which have `local_norm`.
+      levels: blocks whose outputs are wanted, from 1 to `depth`; these are never packed.
+    """
+    x, found = self._through(tokens, train, grid, levels)
+    features = self._features(x, tokens, grid, local)
+    return dataclasses.replace(features, levels=found) if found else features
+
+  def _through(self, tokens: Tokens, train: bool, grid: tuple[int, ...], levels: tuple[int, ...]
+               ) -> tuple[jax.Array, tuple[Level, ...]]:
+    """Prefix and patch tokens after all blocks [B, N, D], and the levels that are asked for."""
     x, valid, angles = self._with_prefix(tokens, train)
-    return self._features(self.transformer(x, valid, angles, train, self._layout(grid)), tokens, grid, local)
+    if not levels:
+      return self.transformer(x, valid, angles, train, self._layout(grid)), ()
+    check_levels(type(self).__name__, levels, 1, self.depth)
+    x, blocks = self.transformer.with_levels(x, valid, angles, levels, train, self._layout(grid))
+    return x, tuple(Level(self._patches(out, tokens), grid, self._patches(ffn, tokens)) for out, ffn in blocks)
+
+  def _patches(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+    """The patches [B, N, D] of a block's output."""
+    del tokens
+    return x[:, self.num_prefix_tokens:]
 
   def _layout(self, grid: tuple[int, ...]) -> Layout | None:
     """How tokens of that grid attend to each other; None for all to all."""
@@ -238,11 +267,12 @@ class ViT(EncoderDefaults, nn.Module):
 
   def __call__(self, image: jax.Array, channels: jax.Array | None = None,
                channel_mask: jax.Array | None = None, train: bool = False,
-               hidden: jax.Array | None = None, local: bool = False, sizes: jax.Array | None = None) -> Features:
+               hidden: jax.Array | None = None, local: bool = False, sizes: jax.Array | None = None,
+               levels: tuple[int, ...] = ()) -> Features:
     """Features of images [B, *size, C]; see `embed_patches` and `encode`."""
     more = {} if sizes is None else {'sizes': sizes}
     tokens = self.embed_patches(image, channels, channel_mask, hidden, **more)
-    return self.encode(tokens, train, self._grid(image), local)
+    return self.encode(tokens, train, self._grid(image), local, levels)
 
 
 def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:

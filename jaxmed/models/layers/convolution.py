@@ -8,6 +8,7 @@ so that visible ones see of them only zeros at their border. 'token' is SimMIM's
 zero, and after the stem hidden places are a learned token. Stems whose windows overlap see those zeros in both forms.
 """
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -17,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmed.contracts import Supports
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import kernels
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.norm import BatchNorm
-from jaxmed.models.layers.tokens import Features, drop_channels, grid_of, patchify
+from jaxmed.models.layers.tokens import Features, Level, check_levels, drop_channels, grid_of, patchify
 
 MASKINGS = ('sparse', 'token')
 
@@ -218,8 +220,9 @@ def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Arra
 class Hierarchical(EncoderDefaults, nn.Module):
   """An encoder whose stages shrink the map; patches are the places of the last one. The fields are the config.
 
-  A family defines `stem(image, visible, train)`, `stages(x, visible, train)` and `head(x, visible)`, all called inside
-  the one compact method, and `patch_size` and `embed_dim`.
+  A family defines `stem(image, visible, train)`, `stages(x, visible, train)`, which gives the output of each stage, and
+  `head(x, visible)`, all called inside the one compact method, and `patch_size` and `embed_dim`. A pooling that follows
+  the stem is `pool_stem(x, visible)`, so that level 0 has the stride of the stem itself.
 
   Attributes:
     image_size: native size, only its rank binds: any size that divides by the total stride works.
@@ -241,6 +244,8 @@ class Hierarchical(EncoderDefaults, nn.Module):
   depths: tuple[int, ...] = (2, 2, 2, 2)
   dims: tuple[int, ...] = (64, 128, 256, 512)
 
+  supports = Supports(levels=True)
+
   def __post_init__(self):
     choose('encoder.masking', self.masking, MASKINGS)
     if len(self.depths) != len(self.dims) or min((*self.depths, *self.dims), default=0) < 1:
@@ -253,19 +258,26 @@ class Hierarchical(EncoderDefaults, nn.Module):
     return self.dims[-1]
 
   @property
+  def num_levels(self) -> int:
+    """Stages."""
+    return len(self.depths)
+
+  @property
   def compute(self) -> jnp.dtype:
     """The type of activations."""
     return jnp.dtype(self.dtype)
 
   @nn.compact
   def __call__(self, image: jax.Array, channels: jax.Array | None = None, channel_mask: jax.Array | None = None,
-               train: bool = False, hidden: jax.Array | None = None) -> Features:
+               train: bool = False, hidden: jax.Array | None = None, levels: tuple[int, ...] = ()) -> Features:
     """Features of images [B, *size, C], normalised float.
 
     Args:
       channels: not used: the order is fixed.
       channel_mask: [B, C] bool; channels that it rules out are zeroed and the rest scaled by C / n.
       hidden: [B, N] bool over the final grid. With masking 'sparse', `valid` of the features is its negation.
+      levels: stages whose outputs are wanted, each at its own stride; 0 is the stem, before the mask token. Hidden
+        places of a sparse encoder are zero.
     """
     del channels
     size = image.shape[1:-1]
@@ -273,8 +285,18 @@ class Hierarchical(EncoderDefaults, nn.Module):
     visible = None if hidden is None else ~hidden.reshape(-1, *grid, 1)
     image = keep(drop_channels(image, channel_mask), visible).astype(self.compute)
     sparse = visible if self.masking == 'sparse' else None
-    x = self._hide(self.stem(image, sparse, train), None if self.masking == 'sparse' else visible)
-    return self.head(self.stages(x, sparse, train), sparse)
+    first = self.stem(image, sparse, train)
+    x = self._hide(self.pool_stem(first, sparse), None if self.masking == 'sparse' else visible)
+    maps = [first, *self.stages(x, sparse, train)]
+    features = self.head(maps[-1], sparse)
+    check_levels(type(self).__name__, levels, 0, self.num_levels)
+    found = tuple(Level(maps[i].reshape(len(image), -1, maps[i].shape[-1]), maps[i].shape[1:-1]) for i in levels)
+    return dataclasses.replace(features, levels=found) if levels else features
+
+  def pool_stem(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """What follows the stem before the stages; nothing here."""
+    del visible
+    return x
 
   def _hide(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:
     """x [B, *size, C] of the stem with the mask token in hidden places."""

@@ -28,6 +28,11 @@ class EncoderDefaults:
   remat = 'none'
 
   @property
+  def num_levels(self) -> int:
+    """Intermediate maps; none."""
+    return 0
+
+  @property
   def num_prefix_tokens(self) -> int:
     """Class token and registers, which come before the patches."""
     return int(self.class_token) + self.num_registers

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxmed.errors import UserError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,44 @@ class Tokens:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Level:
+  """An intermediate map of an encoder: the output of a block or a stage, before any final norm.
+
+  patches: [B, N, D], with the N and D of that level; prefix tokens are left out. grid: the static shape of N, (*grid)
+  or (C, *grid) for channel tokens, () where some tokens alone went in. ffn: [B, N, D], the output of the MLP of a
+  transformer's block, before LayerScale; None for a stage.
+  """
+
+  patches: jax.Array
+  grid: tuple[int, ...] = dataclasses.field(default=(), metadata={'static': True})
+  ffn: jax.Array | None = None
+
+  @property
+  def map(self) -> jax.Array:
+    """The patches on their grid: [B, *grid, D], or [B, C, *grid, D] for channel tokens."""
+    return self.patches.reshape(self.patches.shape[0], *self.grid, self.patches.shape[-1])
+
+
+def check_levels(family: str, levels: tuple[int, ...], first: int, last: int) -> None:
+  """Whether a family has these levels, numbered from `first` to `last`.
+
+  Raises:
+    UserError: a level that does not exist; names the family.
+  """
+  for level in levels:
+    if not first <= level <= last:
+      raise UserError(f'{family} has no level {level}: expected {first} to {last}')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Features:
   """An encoder's output after the final norm.
 
   cls: [B, D] or None. registers: [B, R, D] or None. patches: [B, N, D], of which `valid` [B, N] (or None) tells
   which belong to channels that are there. grid: the static shape of N, (*grid) or (C, *grid) for channel tokens.
   pool: [B, D], the pooled vector of a family that normalises after pooling, else None.
+  levels: the intermediate maps that the caller asked for, in that order.
   """
 
   cls: jax.Array | None
@@ -48,6 +82,7 @@ class Features:
   valid: jax.Array | None = None
   grid: tuple[int, ...] = dataclasses.field(default=(), metadata={'static': True})
   pool: jax.Array | None = None
+  levels: tuple[Level, ...] = ()
 
   @property
   def mean(self) -> jax.Array:

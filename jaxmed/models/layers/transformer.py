@@ -216,10 +216,14 @@ class Block(nn.Module):
   attention: str = 'auto'
   crops: Crops = ()
   layout: channel_attention.Layout | None = None
+  collect: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
-    """keep: [2, B, V or N] factors of the two branches of each crop or token (see `stochastic_depth`); None for 1."""
+    """Tokens [B, N, D] -> (the same, None), or with `collect` (the same, (these again, the output of the MLP)).
+
+    keep: [2, B, V or N] factors of the two branches of each crop or token (see `stochastic_depth`); None for 1.
+    """
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
@@ -227,8 +231,8 @@ class Block(nn.Module):
     x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
-    self.sow('intermediates', 'ffn', y)  # kept only where a caller asks for that collection
-    return constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None), None
+    out = constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None)
+    return out, (out, y) if self.collect else None
 
   def _residual(self, y: jax.Array, keep: jax.Array | None, name: str) -> jax.Array:
     """Applies LayerScale, then the factors [B, V or N] of the crops or tokens."""
@@ -280,6 +284,18 @@ class Transformer(nn.Module):
     """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
     return self.one_pass([x], [mask], [angles], x.shape[0], train, layout)[0]
 
+  def with_levels(self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, levels: Sequence[int],
+                  train: bool = False, layout: channel_attention.Layout | None = None
+                  ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """`__call__`, and for each block in `levels` (1 is the first) its output and that of its MLP, [B, N, D] each.
+
+    The scan keeps both of every block until those in `levels` are taken out of them. Nothing is packed.
+    """
+    tokens, keep = x.shape[1], self._factors([x], x.shape[0], train)[0]
+    x, mask, angles = _filled(x, mask, angles, -tokens % axis_size('sequence'))
+    x, blocks = self._blocks(x, keep, (), (mask,), (angles,), layout, '', True)
+    return x[:, :tokens], [(blocks[0][i - 1, :, :tokens], blocks[1][i - 1, :, :tokens]) for i in levels]
+
   def one_pass(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
                angles: Sequence[jax.Array | None], batch: int, train: bool = False,
                layout: channel_attention.Layout | None = None) -> list[jax.Array]:
@@ -293,13 +309,7 @@ class Transformer(nn.Module):
     without, some of it again going back so that nothing has to be kept for it; so is one whose intermediates or
     attention are wanted. What comes out where `masks` are False means nothing.
     """
-    keeps: Each = (None,) * len(parts)
-    if train and self.drop_path:
-      rates = jnp.linspace(0.0, self.drop_path, self.depth)
-      counts = [x.shape[0] // batch for x in parts]
-      keep = stochastic_depth(self.make_rng('dropout'), rates, batch * sum(counts))
-      of_kinds = jnp.split(keep.reshape(self.depth, 2, batch, -1), np.cumsum(counts)[:-1], axis=3)
-      keeps = tuple(k.reshape(self.depth, 2, -1, 1) for k in of_kinds)  # [L, 2, B * V, 1]
+    keeps = self._factors(parts, batch, train)
     operands = tuple(parts), tuple(masks), tuple(angles), keeps
     every = all(mask is None for mask in masks) or layout is not None or self.is_initializing()
     if not self.packing or every or any(map(self.is_mutable_collection, ('intermediates', LOOK, LOOK_SLOPES))):
@@ -311,6 +321,16 @@ class Transformer(nn.Module):
     packed = lambda self, *operands: self._packed(plans, *operands, count)
     return nn.cond(fits, packed, again, self, *operands)
 
+  def _factors(self, parts: Sequence[jax.Array], batch: int, train: bool) -> Each:
+    """Factors of stochastic depth [L, 2, B * V, 1] of each kind of crops; None without it."""
+    if not train or not self.drop_path:
+      return (None,) * len(parts)
+    rates = jnp.linspace(0.0, self.drop_path, self.depth)
+    counts = [x.shape[0] // batch for x in parts]
+    keep = stochastic_depth(self.make_rng('dropout'), rates, batch * sum(counts))
+    of_kinds = jnp.split(keep.reshape(self.depth, 2, batch, -1), np.cumsum(counts)[:-1], axis=3)
+    return tuple(k.reshape(self.depth, 2, -1, 1) for k in of_kinds)
+
   def _padded(self, parts: Parts, masks: Each, angles: Each, keeps: Each, batch: int,
               layout: channel_attention.Layout | None = None, remat: str = '') -> list[jax.Array]:
     """`one_pass` with factors [depth, 2, B, 1 or N] of stochastic depth: every part as rows [B, N, D]."""
@@ -318,12 +338,12 @@ class Transformer(nn.Module):
     if len(parts) > 1 and axis_size('sequence') == 1:
       keep = None if keeps[0] is None else jnp.concatenate(
           [k.reshape(self.depth, 2, batch, -1) for k in _alike(keeps, parts)], axis=3)
-      return _split(self._blocks(_joined(parts, crops), keep, crops, masks, angles, layout, remat), crops)
+      return _split(self._blocks(_joined(parts, crops), keep, crops, masks, angles, layout, remat)[0], crops)
     out = []
     for x, mask, angle, keep in zip(parts, masks, angles, keeps, strict=True):
       tokens = x.shape[1]
       x, mask, angle = _filled(x, mask, angle, -tokens % axis_size('sequence'))
-      out.append(self._blocks(x, keep, (), (mask,), (angle,), layout, remat)[:, :tokens])
+      out.append(self._blocks(x, keep, (), (mask,), (angle,), layout, remat)[0][:, :tokens])
     return out
 
   def _packed(self, plans: Plans, parts: Parts, masks: Each, angles: Each, keeps: Each, count: int) -> list[jax.Array]:
@@ -340,14 +360,16 @@ class Transformer(nn.Module):
 
   @nn.compact
   def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each,
-              layout: channel_attention.Layout | None, remat: str) -> jax.Array:
+              layout: channel_attention.Layout | None, remat: str, collect: bool = False
+              ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """Tokens after all blocks and, with `collect`, the outputs of all blocks and of their MLPs [L, B, N, D]."""
     scanned = nn.scan(
         _remat(Block, remat or self.remat),
         variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
-                     self.dtype, self.attention, crops, layout, name='blocks')
-    return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)[0]
+                     self.dtype, self.attention, crops, layout, collect, name='blocks')
+    return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)
 
 
 def _alike(keeps: Sequence[Any], parts: Parts) -> list[jax.Array]:

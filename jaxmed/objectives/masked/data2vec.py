@@ -125,15 +125,12 @@ class Data2Vec(Method):
     """Targets [B, N, D] float32 without gradient, and which tokens exist [B, N]."""
     _, count, valid = token_slots(self.encoder, batch)
     exists = jnp.ones((batch['image'].shape[0], count), bool) if valid is None else valid
-    features, state = self.encoder.apply(
-        {'params': variables['target']['encoder']}, **inputs(batch), mutable=['intermediates'])
-    layers = features.patches[None]
-    if 'transformer' in state.get('intermediates', {}):
-      first = self.encoder.num_prefix_tokens
-      layers = state['intermediates']['transformer']['blocks']['ffn'][0][:, :, first : first + count]
-      layers = layers.reshape(len(layers), *features.patches.shape)  # [L, B, N, D]; a bag's rows are channels
-      layers = layers[-(self.top_blocks or max(len(layers) - 2, 1)) :]
-    return jax.lax.stop_gradient(average_of_layers(layers, exists)), exists
+    depth = self.encoder.num_levels
+    top = min(self.top_blocks or max(depth - 2, 1), depth)
+    levels = {'levels': tuple(range(depth - top + 1, depth + 1))} if self.encoder.supports.levels else {}
+    features = self.encoder.apply({'params': variables['target']['encoder']}, **inputs(batch), **levels)
+    layers = [level.ffn for level in features.levels if level.ffn is not None] or [features.patches]
+    return jax.lax.stop_gradient(average_of_layers(jnp.stack(layers), exists)), exists  # of [L, B, N, D]
 
   def _predict(self, params: Any, batch: Batch, rng: jax.Array, train: bool):
     """Predictions [B * masks, N, D] float32, hidden tokens [B * masks, N], class tokens or None, new statistics."""

@@ -16,7 +16,7 @@ from jaxmed.data.feed import sampling
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import loggers, rules
+from jaxmed.train import evaluators, loggers, rules
 from jaxmed.train.build import towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 
@@ -24,7 +24,7 @@ from jaxmed.train.build.data_spec import DataSpec
 CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
-             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers')
+             'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'evaluators')
 ON_LEAK = config_lib.CHOICES['on_leak']
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 
@@ -110,6 +110,7 @@ def check_values(config: ConfigDict) -> None:
                     'optimizer.ema=0')
   if config.init_map and not config.init:
     raise UserError(f'init_map={config.init_map} maps the parts of a run: give it with init=RUN')
+  evaluators.parse(config.evaluators)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
 
 

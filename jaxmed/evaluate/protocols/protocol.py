@@ -1,0 +1,140 @@
+"""What a protocol of frozen features is: it fits on some splits and scores another, beside two baselines."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from jaxmed.evaluate import metrics as statistics
+from jaxmed.evaluate import tables
+from jaxmed.evaluate.protocols.tasks import (
+  PIXELS,
+  SPLITS,
+  TRAINED,
+  UNTRAINED,
+  Task,
+  encoded,
+  make_task,
+  pixel_features,
+  plain,
+  sizes,
+)
+
+
+class Answers(NamedTuple):
+  """What a method says of the test rows.
+
+  values: [..., M, K], a row of numbers for each test row. info: what a row of the result says of the fit. trouble: a
+  note on it, '' for none.
+  """
+
+  values: np.ndarray
+  info: Mapping[str, Any] = {}
+  trouble: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureProtocol:
+  """Base of the protocols that judge one frozen vector a record; the simple fields of a class are its options.
+
+  A class says what its methods answer for test rows, what the answers are worth and what chance gets. Splits,
+  baselines, paired differences, intervals and tables are those of all. `channels.ByChannels` wraps any of them.
+  """
+
+  name: ClassVar[str]
+  task: ClassVar[str]  # what is asked of the features, in words
+  methods: ClassVar[Mapping[str, str]]  # {name: how tables call it}
+  metrics: ClassVar[Mapping[str, str]]  # the same; the first ranks subsets of channels
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Splits whose features are read."""
+    return SPLITS
+
+  def answers(self, method: str, x: Mapping[str, np.ndarray], task: Task) -> Answers:
+    """What a method says, given features {split: [n, D]}; those of test may be several sets, [..., M, D]."""
+    raise NotImplementedError
+
+  def score(self, values: np.ndarray, task: Task) -> dict[str, float]:
+    """Each metric of answers [M, K]; NaN where it does not exist."""
+    raise NotImplementedError
+
+  def resampled(self, values: np.ndarray, task: Task, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """Each metric [draws] on resampled test subjects, the same ones for all answers."""
+    raise NotImplementedError
+
+  def chance(self, task: Task) -> dict[str, float]:
+    """What each metric is without any features."""
+    raise NotImplementedError
+
+  def notes(self, task: Task) -> list[str]:
+    """What a reader must know of the rows."""
+    raise NotImplementedError
+
+  def run(self, encoder: Any, source: Any, label: str, *, untrained: Any = None, feature: str = 'mean',
+          batch_size: int = 64, seed: int = 0, draws: int = 1000, pixels: bool = True) -> dict[str, Any]:
+    """Scores frozen features beside the untrained encoder and raw pixels.
+
+    Intervals are 95 % percentile bootstrap over test subjects.
+
+    Args:
+      encoder: has `embed_source(source, batch_size) -> {'cls': [N, D], 'mean': [N, D]}`, image_size and vocabulary.
+      source: a jaxmed.data.corpus.source.Source with splits. label: a column of its table.
+      untrained: the same encoder with its initial weights; without it that baseline is missing, and noted.
+      feature: which array of embed_source to use. draws: bootstrap resamples. pixels: whether to score raw pixels too.
+
+    Returns:
+      A dict ready for JSON: label, feature, classes, splits and subjects {split: count}, chance {metric: value},
+      rows [{features, method, metrics: {metric: {value, low, high}}, ...}],
+      differences [{features, minus, method, metrics}], notes, draws, seed. A value that does not exist is None.
+
+    Raises:
+      UserError: unknown column or feature, no test or training rows, a single class, a subject in two splits,
+        features that are not finite.
+    """
+    task = make_task(source, label, seed)
+    notes = self.notes(task)
+    sets = {TRAINED: encoded(encoder, task, feature, batch_size, TRAINED, self.splits)}
+    if untrained is not None:
+      sets[UNTRAINED] = encoded(untrained, task, feature, batch_size, UNTRAINED, self.splits)
+    else:
+      notes.append('no untrained encoder was given: that baseline is missing')
+    if pixels:
+      sets[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
+    rows, differences, troubles = self._scored(sets, task, draws, seed)
+    return dict(label=label, feature=feature, classes=list(task.classes), chance=self.chance(task), rows=rows,
+                differences=differences, notes=notes + troubles, draws=draws, seed=seed, **sizes(task))
+
+  def _scored(self, sets: Mapping[str, Mapping[str, np.ndarray]], task: Task, draws: int,
+              seed: int) -> tuple[list[dict], list[dict], list[str]]:
+    """The rows, the paired differences and the notes of every method on every kind of features."""
+    rows, differences, notes, found = [], [], [], {}
+    for name, features in sets.items():
+      for method in self.methods:
+        answers = self.answers(method, features, task)
+        value, drawn = self.outcome(answers.values, task, draws, seed)
+        found[name, method] = value, drawn
+        rows.append(dict(features=name, method=method, metrics=plain(statistics.summarised(value, drawn)),
+                         **answers.info))
+        if answers.trouble:
+          notes.append(f'{method} on {name}: {answers.trouble}')
+    for other in (UNTRAINED, PIXELS):
+      for method in self.methods if other in sets else ():
+        got = statistics.difference(*found[TRAINED, method], *found[other, method])
+        differences.append(dict(features=TRAINED, minus=other, method=method, metrics=plain(got)))
+    return rows, differences, notes
+
+  def outcome(self, values: np.ndarray, task: Task, draws: int,
+              seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Each metric of answers [M, K], and of it [draws] on resampled subjects."""
+    return self.score(values, task), self.resampled(values, task, draws, seed)
+
+  def tables(self, result: Mapping[str, Any]) -> str:
+    """What `run` returned as aligned text."""
+    return tables.text_table(result, self.metrics, self.methods)
+
+
+def lone_subject(task: Task) -> list[str]:
+  """The note on test rows of one subject."""
+  return ['the test rows are of one subject: there are no intervals'] if len(set(task.test.subjects)) < 2 else []

@@ -1,0 +1,161 @@
+"""What looks at a run while it trains, by name: its held-out loss, the health of its features, two probes of labels.
+
+An evaluator is a frozen dataclass, see `contracts.Evaluator`; its field `every` is the number of steps between looks.
+EVALUATORS has them by name, and takes an own one like any other: `EVALUATORS['mine'] = Mine`. The config key
+`evaluators` names those of a run, each maybe with its steps: 'loss,health,knn:500'. Without it a run has all those that
+its corpus and method can serve.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxmed.contracts import Evaluator
+from jaxmed.errors import UserError, choose
+from jaxmed.evaluate import probes
+
+HEALTH = 'health'  # what tells collapse, see `monitor.watch`
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+  """Whether features tell images apart, on held-out images or, without any, on training ones."""
+
+  every: int
+
+  needs: ClassVar[str] = 'a method with features, and two records for each device'
+
+  def wants(self, probe: Any) -> bool:
+    """Whether the method has features."""
+    return bool(probe.feature) and probe.health_rows > 1
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """What `evaluate.health.measure` gives."""
+    return snapshot.probe.health(snapshot.state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """The method's loss on held-out records, with the same views and masks each time."""
+
+  every: int
+
+  needs: ClassVar[str] = 'records of split val'
+
+  def wants(self, probe: Any) -> bool:
+    """Whether there are held-out records."""
+    return len(probe.val) > 0
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """{'val_loss'}."""
+    return {'val_loss': snapshot.probe.held_out(snapshot.state)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+  """Base of the probes of `loader.label`: fitted on records of split train, judged on those of split val."""
+
+  every: int
+
+  needs: ClassVar[str] = 'a method with features, loader.label, and labelled records of splits train and val'
+  name: ClassVar[str]
+  scores: ClassVar[Callable[..., np.ndarray]]
+
+  def wants(self, probe: Any) -> bool:
+    """Whether the method has features and both splits have labels."""
+    return bool(probe.feature) and all(len(part) for part in probe.labelled)
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """The accuracy, under the name of the probe."""
+    train_x, train_y, val_x, val_y, classes = snapshot.labelled
+    scores = type(self).scores(train_x, train_y, val_x, classes)
+    return {self.name: float((scores.argmax(axis=1) == val_y).mean())}
+
+
+class KNN(_Labels):
+  """Accuracy of weighted nearest neighbours."""
+
+  name = 'knn'
+  scores = staticmethod(probes.knn)
+
+
+class Ridge(_Labels):
+  """Accuracy of a linear probe in closed form."""
+
+  name = 'ridge'
+  scores = staticmethod(probes.ridge)
+
+
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {HEALTH: Health, 'loss': Loss, 'knn': KNN, 'ridge': Ridge}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The evaluators of a run.
+
+  Attributes:
+    probe: what they share of the run, see `probe.Probe`. steps: length of the run. evaluators: by name, in their order.
+  """
+
+  probe: Any
+  steps: int
+  evaluators: Mapping[str, Evaluator]
+
+  def due(self, step: int) -> tuple[str, ...]:
+    """Names of those that look at a step; all look at the last one."""
+    return tuple(name for name, e in self.evaluators.items() if step == self.steps or step % e.every == 0)
+
+  def __call__(self, state: Any, names: tuple[str, ...]) -> dict[str, float]:
+    """What those of these names measure of a training state; they share one snapshot, so records are embedded once."""
+    snapshot = self.probe.at(state)
+    out: dict[str, float] = {}
+    for name in names:
+      out |= self.evaluators[name](snapshot)
+    return out
+
+  def first(self, state: Any) -> dict[str, float]:
+    """Health before the first step, also where it is not among the evaluators; {} for a method without features."""
+    health = Health(1)
+    return health(self.probe.at(state)) if health.wants(self.probe) else {}
+
+  def tells_collapse(self, names: tuple[str, ...]) -> bool:
+    """Whether a run is to look for collapse after these: where health is fresh, or is none of the evaluators."""
+    return HEALTH in names or HEALTH not in self.evaluators
+
+
+def parse(text: str) -> dict[str, int]:
+  """The names of 'loss,knn:500' with their steps, 0 for those of the run.
+
+  Raises:
+    UserError: an unknown name (naming the nearest), one that stands twice, or steps that are no positive number.
+  """
+  out: dict[str, int] = {}
+  for word in filter(None, (word.strip() for word in text.split(','))):
+    name, colon, steps = word.partition(':')
+    choose('evaluator', name, EVALUATORS)
+    if name in out:
+      raise UserError(f'evaluators={text} has {name} twice')
+    if colon and not (steps.isdecimal() and int(steps) > 0):
+      raise UserError(f'evaluators has {word!r}: expected a number of steps, such as {name}:500')
+    out[name] = int(steps or 0)
+  return out
+
+
+def evaluation(text: str, every: int, steps: int, probe: Any) -> Evaluation:
+  """The evaluators that `text` names, or without any all that the run can serve.
+
+  Args:
+    text: the config key `evaluators`. every: steps of those that have none of their own. steps: length of the run.
+    probe: what they share of the run, see `probe.Probe`.
+  Raises:
+    UserError: as of `parse`; an evaluator that is named and that the run cannot serve.
+  """
+  asked = parse(text)
+  made = {name: EVALUATORS[name](every=n or every) for name, n in (asked or dict.fromkeys(EVALUATORS, 0)).items()}
+  wanted = {name: e for name, e in made.items() if e.wants(probe)}
+  if asked and len(wanted) < len(made):
+    name = next(name for name in made if name not in wanted)
+    raise UserError(f'evaluators={name} cannot look at this run: it needs {made[name].needs}')
+  return Evaluation(probe, steps, wanted)
