@@ -13,6 +13,8 @@ class Method:
 
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {}
+  FIELDS: ClassVar[tuple[str, ...]] = ('image',)
+  WINDOWS: ClassVar[bool] = False
 
   @property
   def feature(self) -> str:

@@ -72,7 +72,8 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Encoder
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
-         'optimizer.moments', 'optimizer.offload', 'init_parts',
+         'optimizer.moments', 'optimizer.offload', 'init_parts', 'loader.text_length', 'loader.signal_length',
+         'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 
