@@ -1,8 +1,8 @@
 """Where views come from: geometry is drawn once a view and applied to each kind of field.
 
-A view is a box of the loaded array, resized, then flipped, turned by quarters and rotated, in this order. Boxes are rows
-(start, end) of continuous coordinates: pixel p covers p .. p + 1. Shapes: B samples, N boxes, `grid` the loaded array,
-`size` the view, both of `rank` axes.
+A view is a box of the loaded array, resized, then flipped, turned by quarters and rotated, in this order. Boxes are
+rows (start, end) of continuous coordinates: pixel p covers p .. p + 1. Shapes: B samples, N boxes, `grid` the loaded
+array, `size` the view, both of `rank` axes.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Fields: which arrays a batch has, and how a record fills them.
 
-One list of `contracts.Field` says it: the pipeline reads what the list names, padding rows are its blanks, and the shapes
-that a step is compiled for are its shapes.
+One list of `contracts.Field` says it: the pipeline reads what the list names, padding rows are its blanks, and the
+shapes that a step is compiled for are its shapes.
 """
 
 import dataclasses

@@ -35,7 +35,8 @@ Vocabulary = Sequence[str] | Mapping[str, int]
 class _Elements:
   """A source of elements with `fields`; rows that the source does not have are blank.
 
-  With fit 'resize' they have the grid `size`; with 'crop' an element is its row until `crop` reads a window of that size.
+  With fit 'resize' they have the grid `size`; with 'crop' an element is its row until `crop` reads a window of that
+  size.
   """
 
   source: Source

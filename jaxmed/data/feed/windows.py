@@ -112,6 +112,6 @@ def _ranks(source: Any, order: str) -> np.ndarray:
   column = source.column(order)
   try:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.rank(column, sort_keys='ascending', null_placement='at_end', tiebreaker='first').to_numpy()
+    return pc.rank(column, tiebreaker='first').to_numpy()  # nulls at the end
   except pa.ArrowException as e:
     raise UserError(f'loader.window_order={order} holds {source.column_type(order)}, which has no order') from e
