@@ -133,8 +133,8 @@ def test_a_method_of_windows_learns_their_order(frames, tmp_path, monkeypatch):
   seen = record_indices(monkeypatch)
   user = merge(SMALL, {'loader': {'window_group': 'case', 'window_order': 'seconds', 'window_stride': 1}})
   out = start(frames, tmp_path / 'run', user, method='order')
-  assert np.mean(losses(tmp_path / 'run')[-3:]) < 0.6 < np.mean(losses(tmp_path / 'run')[:2])
-  assert out['val_loss'] < 0.6
+  assert np.mean(losses(tmp_path / 'run')[-3:]) < 0.8 < np.mean(losses(tmp_path / 'run')[:2])
+  assert out['val_loss'] < 0.8  # log 3 = 1.1 where the order is by chance
   config, spec = rundir.load_config(tmp_path / 'run')
   assert assemble.batch_shapes(config, spec)['image'].shape == (8, 3, 16, 16, 1)
   source = open_source(frames).select('train')

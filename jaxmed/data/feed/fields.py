@@ -20,7 +20,7 @@ BOXES = 'boxes'  # column of the manifest: JSON or lists, [[start ..., end ...],
 
 _INTEGERS = ('uint8', 'uint16', 'int16')
 
-Tokenize = Callable[[str], Sequence[int]]
+Tokenize = Callable[[str], Sequence[int] | np.ndarray]
 
 
 def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, masked: bool = True,
@@ -41,7 +41,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
   size = tuple(int(n) for n in size)
   for name in wanted:
     choose('field of a record', name, FIELDS)
-  arrays = {
+  arrays: dict[str, list[tuple[str, str, tuple[int, ...], str]]] = {
       'image': [('image', 'image', (*size, slots), dtype), ('channels', 'image', (slots,), 'int32'),
                 *([('channel_mask', 'image', (slots,), 'bool')] if masked else [])],
       'mask': [('mask', 'mask', size, 'int32')],

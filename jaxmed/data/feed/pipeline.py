@@ -138,7 +138,7 @@ class _Windowed:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     rows = self.windows.rows(int(i)) if i < len(self.windows) else np.full(self.windows.length, -1, np.int32)
-    return {'index': rows} if self.elements.fit == 'crop' else _stacked([self.elements[row] for row in rows])
+    return {'index': rows} if self.elements.fit == 'crop' else _stacked([self.elements[int(row)] for row in rows])
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
     """Reads the same window of all records that have the same grid."""
