@@ -67,10 +67,10 @@ def test_masks_follow_their_image(name):
 
 def test_masks_of_volumes_and_groups():
   images = batch(2, (20, 20, 20))
-  made = jax.jit(maker((20, 20, 20), scale=(0.9, 1.0), flip=(0.5, 0.5, 0.5), rotate90=0.7))(KEY, images)
+  made = jax.jit(maker((20, 20, 20), scale=(0.9, 1.0), flip=(0.0, 0.5, 0.5)))(KEY, images)
   assert (agree(made['image'], made['mask'])[:1] > 50).all()
-  made = jax.jit(maker((32, 32), views=2, local_views=1, local_size=(16, 16), gram_size=(48, 48)))(KEY, batch(4, (40, 40)))
-  assert sorted(made) == ['global', 'gram', 'local'] and 'mask' not in made['gram']
+  made = jax.jit(maker((32, 32), views=2, local_views=1, local_size=(16, 16)))(KEY, batch(4, (40, 40)))
+  assert sorted(made) == ['global', 'local']
   assert made['global']['boxes'].shape == (4, 2, 3, 4) and made['local']['mask'].shape == (4, 1, 16, 16)
   merged = lambda group, key: made[group][key].reshape(-1, *made[group][key].shape[2:])
   assert agree(merged('global', 'image'), merged('global', 'mask')).sum() > 1000
@@ -127,11 +127,11 @@ def test_nearest_takes_the_label_at_the_centre_of_a_pixel():
 
 def test_plain_and_sizes_of_their_own():
   images = batch(4, (40, 40))
-  plain = maker((20, 20)).plain(images)
+  plain = jax.jit(maker((20, 20)).plain)(images)
   assert (agree(plain['image'], plain['mask']) > 0).any() and plain['mask'].shape == (4, 20, 20)
   np.testing.assert_array_equal(plain['boxes'], np.where(images['boxes'] < 0, -1, images['boxes'] / 2))
   np.testing.assert_array_equal(plain['view_box'], [[0, 0, 40, 40]] * 4)
-  made = maker((40, 40), scale=(1.0, 1.0), flip=(0.0, 0.0), sample_sizes=(20,))(KEY, images)
+  made = jax.jit(maker((40, 40), scale=(1.0, 1.0), flip=(0.0, 0.0), sample_sizes=(20,)))(KEY, images)
   np.testing.assert_array_equal(made['mask'][:, :20, :20], plain['mask'])
   assert (np.asarray(made['mask'])[:, 20:] == -1).all() and (np.asarray(made['mask'])[:, :, 20:] == -1).all()
   np.testing.assert_array_equal(made['boxes'], plain['boxes'])
@@ -140,16 +140,14 @@ def test_plain_and_sizes_of_their_own():
 def test_all_records_of_a_window_are_cut_alike():
   images = batch(6, (24, 24))
   windows = {k: np.stack([v, v, v], axis=1) for k, v in images.items()} | {'index': np.arange(18).reshape(6, 3)}
-  options = dict(scale=(0.3, 0.9), rotate90=0.5, rotate=20.0, contrast=0.3)
-  made = jax.jit(maker((16, 16), **options))(KEY, windows)
-  one = jax.jit(maker((16, 16), **options))(KEY, images)
+  made = jax.jit(maker((16, 16), scale=(0.3, 0.9), rotate=20.0, contrast=0.3))(KEY, windows)
   assert made['image'].shape == (6, 3, 16, 16, 1) and made['view_box'].shape == (6, 3, 4)
-  for name in one:
-    for k in range(3):
-      np.testing.assert_allclose(made[name][:, k], one[name], atol=1e-4)
+  for name in ('image', 'mask', 'boxes', 'view_box', 'view_flip'):
+    np.testing.assert_array_equal(made[name][:, 1:], np.repeat(made[name][:, :1], 2, axis=1))
   assert len(np.unique(made['view_box'][:, 0], axis=0)) > 3  # of each sample its own
   np.testing.assert_array_equal(made['index'], windows['index'])
-  plain = maker((16, 16)).plain(windows)
-  np.testing.assert_array_equal(plain['image'][:, 1], maker((16, 16)).plain(images)['image'])
+  plain = jax.jit(maker((24, 24)).plain)(windows)
+  np.testing.assert_array_equal(plain['image'], windows['image'])
+  assert plain['view_box'][5, 2].tolist() == [0, 0, 24, 24]
   with pytest.raises(UserError, match='windows of records have one view: augment.views must be 1, not 2'):
     maker((16, 16), views=2)(KEY, windows)
