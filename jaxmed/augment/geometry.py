@@ -110,7 +110,10 @@ def apply_image(geometry: Geometry, image: jax.Array, size: tuple[int, ...]) -> 
 
 
 def apply_mask(geometry: Geometry, mask: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """Masks [B, *grid] int as views [B, *size]: the label at the centre of each pixel, ABSENT outside of the box."""
+  """Masks [B, *grid] int as views [B, *size]: the label at the centre of each pixel.
+
+  It is ABSENT where a rotation shows what lies outside of the box.
+  """
   count, grid = len(mask), mask.shape[1:]
   if geometry.start is not None or grid != size:
     mask = nearest(mask, *geometry.box(count, grid), size)

@@ -1,12 +1,15 @@
 """Every kind of field through the pipeline: what it holds, in any number of processes, from any step on."""
 
+import dataclasses
 import itertools
 import json
 import threading
+import types
 
 import numpy as np
 import pytest
 
+from jaxmed import objectives
 from jaxmed.contracts import FIELDS, KINDS, Field
 from jaxmed.data.corpus import store
 from jaxmed.data.corpus.open import open_source
@@ -15,6 +18,7 @@ from jaxmed.data.feed.pipeline import eval_batches, train_batches
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.data.resize import nearest
 from jaxmed.errors import UserError
+from jaxmed.train.build import assemble, data_spec
 
 STEP = 50
 COUNT = 14
@@ -157,9 +161,18 @@ def test_masks_in_bricks_are_read_by_windows(tmp_path, monkeypatch):
   assert np.array_equal(part['image'], whole['image'][2:5, 3:6, 4:]) and np.array_equal(part['mask'], whole['mask'][2:5, 3:6, 4:])
 
 
-def test_what_a_corpus_holds(source, corpus):
+def test_what_a_corpus_holds(source, corpus, monkeypatch):
   assert fields.held(source) == ('mask', 'text', 'signal', 'boxes')
   assert fields.held(open_source(corpus)) == ()
+  spec = data_spec.describe(source, 'kind')
+  assert (spec.holds, spec.signal, spec.boxes) == (('mask', 'text', 'signal', 'boxes'), (4, 2), 2)
+  monkeypatch.setitem(objectives.METHODS, 'all', types.SimpleNamespace(FIELDS=FIELDS))
+  loader = types.SimpleNamespace(load_size=(8, 10), text_length=8, signal_length=6, window=0)
+  config = types.SimpleNamespace(method='all', loader=loader, batch_size=4)
+  assert assemble.fields(config, dataclasses.replace(spec, masked=True)) == wanted(source, (8, 10))
+  loader.signal_length, loader.window = 0, 3
+  shapes = assemble.batch_shapes(config, spec)
+  assert shapes['signal'].shape == (4, 3, 4, 2) and shapes['signal_mask'].shape == (4, 3, 4) and 'channel_mask' not in shapes
   assert fields.held(source.keep(np.arange(COUNT) % 3 == 0)) == ('text',)  # whose column is not looked at
 
 

@@ -35,8 +35,7 @@ Vocabulary = Sequence[str] | Mapping[str, int]
 class _Elements:
   """A source of elements with `fields`; rows that the source does not have are blank.
 
-  With fit 'resize' they have the grid `size`; with 'crop' an element is its row until `crop` reads a window of that
-  size.
+  With fit 'resize' they have the grid `size`; with 'crop' an element is its row until `crop` reads a part of that size.
   """
 
   source: Source
@@ -65,7 +64,7 @@ class _Elements:
     return self._filled(i, record | pixels, [0.0] * len(grid), [want / have for want, have in zip(self.size, grid)])
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-    """Reads a window of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros."""
+    """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros."""
     i = int(element['index'])
     if i < 0:
       return fields_lib.blanks(self.fields)
@@ -141,7 +140,7 @@ class _Windowed:
     return {'index': rows} if self.elements.fit == 'crop' else _stacked([self.elements[int(row)] for row in rows])
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-    """Reads the same window of all records that have the same grid."""
+    """Reads the same part of all records that have the same grid."""
     seed = None if rng is None else int(rng.integers(1 << 62))
     again = lambda: None if seed is None else np.random.default_rng(seed)
     return _stacked([self.elements.crop({'index': row}, again()) for row in element['index']])

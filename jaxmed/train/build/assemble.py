@@ -55,10 +55,15 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
 
 def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
   """What a sample of a run is made of; pipeline, padding and shapes follow from this list."""
-  loader = config.loader
-  signal = (loader.signal_length or spec.signal[0], spec.signal[1]) if spec.signal else (0, 0)
-  return fields_lib.of(objectives.get(config.method).FIELDS, size=loader.load_size, slots=spec.slots, dtype=spec.dtype,
-                       masked=spec.masked, text_length=loader.text_length, signal=signal, boxes=spec.boxes)
+  return fields_lib.of(objectives.get(config.method).FIELDS, size=config.loader.load_size, slots=spec.slots,
+                       dtype=spec.dtype, masked=spec.masked, **lengths(config, spec))
+
+
+def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
+  """Sizes of texts, signals and boxes, as arguments of `fields.of`."""
+  steps, channels = spec.signal or (0, 0)
+  return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
+          'boxes': spec.boxes}
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -197,6 +197,8 @@ def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
     if name not in ALWAYS and name not in spec.holds:
       raise UserError(f'method {config.method} trains on the field {name!r}, which no record of the corpus has: give '
                       f'jaxmed prepare a table with a column {name!r}')
+  if 'image' not in objective.FIELDS:
+    raise UserError(f'method {config.method} must have the field image beside {", ".join(objective.FIELDS)}')
   if 'label' in objective.FIELDS and not config.loader.label:
     raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
   if config.loader.window and not objective.WINDOWS:
