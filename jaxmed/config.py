@@ -150,6 +150,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fit': Key('resize', 'way to bring a record to load_size', ('resize', 'crop')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
                          'percentile[:LOW:HIGH], full range of the type, or none'),
+        'text_length': Key(256, 'ids of a text; longer ones are cut'),
+        'signal_length': Key(0, 'steps of a signal; longer ones are cut; 0: those of the first signal'),
+        'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),
+        'window_group': Key('', 'column whose values are sequences, such as case; empty: all records are one'),
+        'window_order': Key('', 'column that orders a sequence, such as frame_seconds; empty: as in the manifest'),
+        'window_stride': Key(0, 'records between the starts of two windows of a sequence; 0: window'),
         'threads': Key(2, 'threads that read records, in each process'),
     },
     # Number of devices along each axis. One axis may be 0 and takes the devices that are left; with data=0 and fsdp=0

@@ -19,9 +19,14 @@ class Views(TypedDict, total=False):
   channel_mask: jax.Array  # [B, V, C] bool, channels that the view shows; absent where all do
   teacher_mask: jax.Array  # [B, V, C] bool, channels that a teacher sees; where channels are sampled
   sizes: jax.Array  # [B, V, rank] int32, pixels of each view in the corner of its array; with augment.sample_sizes
+  mask: jax.Array  # [B, V, *size] int32, labels of pixels; -1 where the mask does not tell
+  boxes: jax.Array  # [B, V, N, 2 * rank] float32, (start, end) in pixels of the view; rows of -1 for none
+  view_box: jax.Array  # [B, V, 2 * rank] float32, (start, end) of the view in pixels of the loaded array
+  view_flip: jax.Array  # [B, V, rank] bool, axes along which the view was flipped; where there are flips
 
 
-# By the functional syntax, as `global` is a word of Python.
+# By the functional syntax, as `global` is a word of Python. With loader.window every array of a sample has an axis K of
+# the window's records after B: image [B, K, *size, C], label [B, K], mask [B, K, *size].
 Batch = TypedDict('Batch', {
     'image': jax.Array,  # [B, *size, C]; stored type from the pipeline, float32 and normalised from the view maker
     'channels': jax.Array,  # [B, C] int32, ids in the vocabulary; 0 where padded
@@ -30,6 +35,13 @@ Batch = TypedDict('Batch', {
     'sizes': jax.Array,  # [B, rank] int32, pixels of each image in the corner of its array; augment.sample_sizes
     'label': jax.Array,  # [B] int32, class; -1 for none
     'index': jax.Array,  # [B] int32, row of the source; -1 for padding
+    'mask': jax.Array,  # [B, *size] int32, labels of pixels; -1 where the mask does not tell
+    'text': jax.Array,  # [B, L] int32, ids of bytes + 1 or of a tokenizer; 0 where padded
+    'signal': jax.Array,  # [B, T, K] float32, steps and channels; 0 where padded
+    'signal_mask': jax.Array,  # [B, T] bool, steps that the signal has
+    'boxes': jax.Array,  # [B, N, 2 * rank] float32, (start, end) in pixels of the array; rows of -1 for none
+    'view_box': jax.Array,  # [B, 2 * rank] float32, (start, end) of the view in pixels of the loaded array
+    'view_flip': jax.Array,  # [B, rank] bool, axes along which the view was flipped; where there are flips
     'similarity': jax.Array,  # [V, V] float32, cosines of the vocabulary's embeddings; the view maker takes it out
     'global': Views,  # views of `size`, in place of image, channels and masks
     'local': Views,  # small views
@@ -198,6 +210,8 @@ class Objective(Structure):
   DEFAULTS: ClassVar[dict[str, Any]]  # of the other config sections
   TOWERS: ClassVar[tuple[str, ...]]  # its networks, 'image' (the encoder) first; the run fills in the field `towers`
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]  # {group of the optimizer: paths of its parameters}
+  FIELDS: ClassVar[tuple[str, ...]]  # what it wants of a record, see FIELDS
+  WINDOWS: ClassVar[bool]  # whether its samples may be windows of several records, loader.window
 
   @property
   def encoder(self) -> Encoder:
@@ -279,3 +293,30 @@ class EvaluationProtocol(Structure):
 
 
 Protocol = EvaluationProtocol
+
+
+KINDS = ('image', 'mask', 'text', 'signal', 'label', 'box', 'row')
+FIELDS = ('image', 'mask', 'text', 'signal', 'boxes', 'label')  # what an objective may want of a record
+_FILL = {'mask': -1, 'label': -1, 'box': -1, 'row': -1}  # what stands for a missing value; 0 for the other kinds
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One array of a batch, of which each sample has a part.
+
+  Attributes:
+    name: its key.
+    kind: one of KINDS, which decides what stands for a missing value and what geometry does to it. Channels go with
+      'image', the steps of a signal with 'signal'.
+    shape: of one sample. dtype: by its NumPy name.
+  """
+
+  name: str
+  kind: str
+  shape: tuple[int, ...]
+  dtype: str
+
+  @property
+  def fill(self) -> int:
+    """What stands for a missing value: -1 in masks, labels, boxes and rows, else 0."""
+    return _FILL.get(self.kind, 0)

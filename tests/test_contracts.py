@@ -13,6 +13,7 @@ import pytest
 
 from jaxmed import contracts
 from jaxmed.augment.views import ViewMaker
+from jaxmed.data.feed import fields
 from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
 from jaxmed.evaluate.attention import attention_maps
@@ -138,11 +139,11 @@ def test_no_attention_maps(family):
     attention_maps(encoder, np.zeros((1, *model.image_size, 3)))
 
 
-def views(**options):
-  """Shapes of a view maker's output for a stored batch of 2 with 3 channels that may be missing."""
+def views(wanted=('image',), **options):
+  """Shapes of a view maker's output for a stored batch of 2 with 3 channels that may be missing, and what is `wanted`."""
   maker = ViewMaker((8, 8), (0.0,) * 3, (1.0,) * 3, **options)
-  stored = {'image': SPEC((2, 12, 12, 3), jnp.uint8), 'channels': SPEC((2, 3), jnp.int32),
-            'channel_mask': SPEC((2, 3), bool), 'label': SPEC((2,), jnp.int32), 'index': SPEC((2,), jnp.int32)}
+  found = fields.of(wanted, size=(12, 12), slots=3, dtype='uint8', signal=(7, 2), boxes=4)
+  stored = {name: SPEC(shape, dtype) for name, (shape, dtype) in fields.shapes(found, 2).items()}
   if options.get('channel_sampling') == 'diverse':
     stored['similarity'] = SPEC((3, 3), jnp.float32)
   return stored, jax.eval_shape(lambda batch: maker(jax.random.key(0), batch), stored)
@@ -152,7 +153,8 @@ def test_a_batch_has_the_keys_that_are_listed():
   """Each key of the contract comes from some view maker or its input, and none comes that is not listed."""
   cases = [views(channel_sampling='hcs', sample_sizes=(4, 8)), views(channel_sampling='diverse'),
            views(views=2, local_views=2, local_size=(4, 4), gram_size=(16, 16), channel_sampling='hcs'),
-           views(views=2, sample_sizes=(4, 8)), views(views=2, place=3, channel_sampling='hcs')]
+           views(views=2, sample_sizes=(4, 8)), views(views=2, place=3, channel_sampling='hcs'),
+           views(contracts.FIELDS), views(contracts.FIELDS, views=2, place=3, sample_sizes=(4, 8))]
   whole = {key for stored, out in cases for key in (*stored, *out)}
   assert whole == set(contracts.Batch.__annotations__)
   groups = {key for _, out in cases for group in ('global', 'local', 'gram') for key in out.get(group, ())}
@@ -163,6 +165,9 @@ def test_a_batch_has_the_keys_that_are_listed():
   many = cases[2][1]
   assert many['global']['teacher_mask'].shape == (2, 2, 3) and many['gram']['image'].shape == (2, 2, 16, 16, 3)
   assert many['local']['image'].shape == (2, 2, 4, 4, 3) and not {'image', 'channels'} & set(many)
+  for group, lead in ((cases[5][1], (2,)), (cases[6][1]['global'], (2, 2))):
+    assert group['mask'].shape == (*lead, 8, 8) and group['boxes'].shape == (*lead, 4, 4)
+    assert group['view_box'].shape == (*lead, 4) and group['view_flip'].shape == (*lead, 2)
 
 
 @pytest.mark.parametrize('name', METHODS)

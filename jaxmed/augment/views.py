@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from jaxmed.augment import channels as channel_lib
 from jaxmed.augment import color as color_lib
-from jaxmed.augment import intensity, warp
+from jaxmed.augment import geometry as geometry_lib
+from jaxmed.augment import intensity
+from jaxmed.augment.geometry import Geometry
 from jaxmed.augment.resample import crop_resize
 from jaxmed.contracts import Batch, Views
 from jaxmed.errors import UserError, choose
@@ -19,6 +21,7 @@ TEACHER_CHANNELS = ('all', 'same')
 FIRST, OTHER, LOCAL = 0, 1, 2  # kinds of view: the first global one, the other global ones, the local ones
 CHANCES = ('rotate90', 'jitter_probability', 'grayscale', 'gamma_probability', 'bias_probability', 'blur_probability',
            'solarize')
+FRAMES = ('image', 'channels', 'channel_mask', 'mask', 'boxes')  # entries of a batch that views are made of
 STRENGTHS = ('rotate', 'brightness', 'contrast', 'noise', 'stain', 'gamma', 'bias', 'blur')
 
 Chance = Callable[[str], jax.Array | None]  # of an option in the view being made; None where it is off
@@ -147,32 +150,45 @@ class ViewMaker:
     return self.views > 1 or self.local_views > 0
 
   def plain(self, batch: Batch) -> Batch:
-    """Normalised, not augmented; the grid is resized where it differs from `size`."""
+    """Normalised, not augmented; the grid is resized where it differs from `size`, and masks and boxes with it."""
+    if _windowed(self, batch):
+      return _by_frame(self.plain, batch)
     image = self._normalized(batch)
-    if image.shape[1:-1] != self.size:
-      full = jnp.asarray(image.shape[1:-1])
+    count, grid = len(image), image.shape[1:-1]
+    rest = {'view_box': Geometry().view_box(count, grid)} | geometry_lib.follow(Geometry(), batch, grid, self.size)
+    if grid != self.size:
+      full = jnp.asarray(grid)
       resize = lambda x: crop_resize(x, jnp.zeros_like(full), full, self.size)
       image = jax.vmap(resize)(image)
-    return cast(Batch, self._placed(dict(batch, image=image)))
+    return cast(Batch, self._placed(dict(batch, **rest, image=image)))
 
   def held_out(self, rng: jax.Array, batch: Batch) -> Batch:
     """What a held-out loss is measured on: the plain batch, or, where a method needs several views, views by `rng`."""
     return self(rng, batch) if self.many else self.plain(batch)
 
   def __call__(self, rng: jax.Array, batch: Batch) -> Batch:
-    """Augmented views of the batch; entries that are not images stay as they are.
+    """Augmented views of the batch; `mask` and `boxes` follow their image, other entries stay as they are.
 
-    One view: image [B, *size, C] float32, channels [B, C]. When channels are sampled, `channel_mask` [B, C] says which
-    are shown and `channel_there` which there are. With sample_sizes, sizes [B, rank].
+    One view: image [B, *size, C] float32, channels [B, C], view_box [B, 2 * rank] float32 (start and end of the view in
+    pixels of the loaded array, before flips and turns) and, where there are flips, view_flip [B, rank] bool. When
+    channels are sampled, `channel_mask` [B, C] says which are shown and `channel_there` which there are. With
+    sample_sizes, sizes [B, rank].
     Many views: instead of those the groups 'global' and, where asked for, 'local' and 'gram', each a dict with image
     [B, V, *size, C], channels [B, V, C], channel_mask [B, V, C] where something is missing and, when channels are
-    sampled, teacher_mask [B, V, C]; the global one with sizes [B, V, rank].
+    sampled, teacher_mask [B, V, C]; the global one with sizes [B, V, rank], it and the local one with view_box and
+    view_flip.
+    Windows, images [B, K, *grid, C]: one view, drawn once for all K frames; every entry has the axis K.
+
+    Raises:
+      UserError: several views of windows.
     """
+    if _windowed(self, batch):
+      return _by_frame(lambda frame: self(rng, frame), batch)
     image = self._normalized(batch)
     if not self.many:
       view_key, channel_key = jax.random.split(rng)
       chance = lambda name: self._chance(name, jnp.asarray(FIRST), (FIRST,))
-      out = dict(batch, image=self._view(view_key, image, batch, chance, self.size, self.scale)[0])
+      out = dict(batch, **self._view(view_key, image, batch, chance, self.size, self.scale)[0])
       out = self._sized(rng, out)
       if self.channel_sampling != 'none':
         out['channel_there'] = _there(batch)
@@ -182,13 +198,12 @@ class ViewMaker:
     keys = jax.random.split(rng, 3)
     if self._alone:  # nobody looks at the other channels, so that views have a single slot
       return dataclasses.replace(self, channel_sampling='none')(rng, self._one_channel(keys[1], batch))
-    taken = ('image', 'channels', 'channel_mask', 'similarity')
-    rest: dict[str, Any] = {k: v for k, v in batch.items() if k not in taken}
+    rest: dict[str, Any] = {k: v for k, v in batch.items() if k not in (*FRAMES, 'similarity')}
     kinds = (FIRST, *(OTHER,) * (self.views - 1))
-    images, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
-    rest['global'] = self._sized(rng, self._group(keys[1], batch, images, 0))
+    views, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
+    rest['global'] = self._sized(rng, self._group(keys[1], batch, views, 0))
     if self.gram_size:
-      rest['gram'] = self._group(keys[1], batch, gram, 0, sample=False)
+      rest['gram'] = self._group(keys[1], batch, {'image': gram}, 0, sample=False)
     if self.local_views:
       kinds = (LOCAL,) * self.local_views
       small = self._views(keys[2], image, batch, kinds, self.local_size, self.local_scale)[0]
@@ -207,11 +222,12 @@ class ViewMaker:
     resize = lambda x, own: crop_resize(x, start, whole, self.size, own)
     for _ in lead:
       resize = jax.vmap(resize)
-    return group | {'image': resize(image, sizes), 'sizes': sizes}
+    moved = geometry_lib.in_corner(group, sizes, self.size)
+    return group | moved | {'image': resize(image, sizes), 'sizes': sizes}
 
   def _views(self, rng: jax.Array, image: jax.Array, batch: Batch, kinds: tuple[int, ...], size: tuple[int, ...],
-             scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """A view of each of `kinds` of every image, [B, V, *size, C], and the same crops for the Gram teacher."""
+             scale: tuple[float, float]) -> tuple[dict[str, jax.Array], jax.Array]:
+    """A view of each of `kinds` of every image, [B, V, ...] by entry, and the same crops for the Gram teacher."""
     def make(key, kind):
       return self._view(key, image, batch, lambda name: self._chance(name, kind, kinds), size, scale)
 
@@ -224,21 +240,21 @@ class ViewMaker:
     return jnp.asarray(each)[kind] if any(each[k] for k in kinds) else None
 
   def _view(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance, size: tuple[int, ...],
-            scale: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """One view [B, *size, C], and its crop at `gram_size` without changes of intensity (without one, the view)."""
-    crop_key, turn_key, change_key = jax.random.split(rng, 3)
-    box = self._box(crop_key, image, size, scale)
-    crop = lambda to: self._turn(turn_key, self._crop(image, box, to), chance)
-    view = self._change(change_key, crop(size), batch, chance)
-    return view, crop(self.gram_size) if self.gram_size and size == self.size else view
+            scale: tuple[float, float]) -> tuple[dict[str, jax.Array], jax.Array]:
+    """One view, image [B, *size, C] and what follows it, and its crop at `gram_size` without changes of intensity.
 
-  def _turn(self, rng: jax.Array, image: jax.Array, chance: Chance) -> jax.Array:
-    """Flips and rotations."""
-    keys = jax.random.split(rng, 3)
-    image = self._flip(keys[0], image)
-    if (probability := chance('rotate90')) is not None:
-      image = warp.random_quarter_turns(keys[1], image, probability)
-    return warp.random_rotation(keys[2], image, self.rotate) if self.rotate else image
+    Without a `gram_size` the second is the image.
+    """
+    crop_key, turn_key, change_key = jax.random.split(rng, 3)
+    count, grid = len(image), image.shape[1:-1]
+    geometry = geometry_lib.draw(crop_key, turn_key, count, grid, size, scale, self.ratio, self.flip,
+                                 chance('rotate90'), self.rotate)
+    image, plain = geometry_lib.apply_image(geometry, image, size), image
+    view = {'image': self._change(change_key, image, batch, chance), 'view_box': geometry.view_box(count, grid)}
+    view |= geometry_lib.follow(geometry, batch, grid, size)
+    if not self.gram_size or size != self.size:
+      return view, view['image']
+    return view, geometry_lib.apply_image(geometry, plain, self.gram_size)
 
   def _change(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance) -> jax.Array:
     """Changes of colour and intensity, in the order of the class's docstring."""
@@ -278,9 +294,9 @@ class ViewMaker:
       image = color_lib.change_rgb(image, slots, *affine, change)
     return image
 
-  def _group(self, rng: jax.Array, batch: Batch, image: jax.Array, first: int, sample: bool = True) -> Views:
-    """Views [B, V, *size, C] with their channels; `first` is the place of the first one among all views."""
-    count = image.shape[1]
+  def _group(self, rng: jax.Array, batch: Batch, view: dict[str, jax.Array], first: int, sample: bool = True) -> Views:
+    """Views, [B, V, ...] by entry, with their channels; `first` is the place of the first one among all views."""
+    count = view['image'].shape[1]
     spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:]))
     there = _there(batch)
     masks = {'channel_mask': spread(there)} if 'channel_mask' in batch else {}
@@ -289,7 +305,7 @@ class ViewMaker:
       each = self.channel_views == 'each'
       shown = jax.vmap(draw, out_axes=1)(jnp.arange(first, first + count)) if each else spread(draw(0))
       masks = {'channel_mask': shown, 'teacher_mask': spread(there) if self.teacher_channels == 'all' else shown}
-    group: Any = {'image': image, 'channels': spread(batch['channels'])} | masks
+    group: Any = view | {'channels': spread(batch['channels'])} | masks
     if not self.place:
       return group
     merge = lambda x: x.reshape(-1, *x.shape[2:])
@@ -340,33 +356,6 @@ class ViewMaker:
   def _tables(self) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
 
-  def _box(self, rng: jax.Array, image: jax.Array, size: tuple[int, ...], scale: tuple[float, float]):
-    """A random box for each image, (start, length), both [B, rank]; None for the whole image at its size."""
-    grid = image.shape[1:-1]
-    if scale[0] == 1.0 and grid == size:
-      return None
-    keys = jax.random.split(rng, image.shape[0])
-    return jax.vmap(lambda key: random_box(key, grid, scale, self.ratio))(keys)
-
-  def _crop(self, image: jax.Array, box, size: tuple[int, ...]) -> jax.Array:
-    if box is None and image.shape[1:-1] == size:
-      return image
-    if box is None:
-      full = jnp.broadcast_to(jnp.asarray(image.shape[1:-1]), (image.shape[0], len(size)))
-      box = jnp.zeros_like(full), full
-    return jax.vmap(lambda x, s, n: crop_resize(x, s, n, size))(image, *box)
-
-  def _flip(self, rng: jax.Array, image: jax.Array) -> jax.Array:
-    rank = image.ndim - 2
-    chances = self.flip or (0.0,) * (rank - 1) + (0.5,)
-    for axis, chance in enumerate(chances):
-      if chance:
-        rng, key = jax.random.split(rng)
-        turn = jax.random.bernoulli(key, chance, (image.shape[0],) + (1,) * (rank + 1))
-        image = jnp.where(turn, jnp.flip(image, axis + 1), image)
-    return image
-
-
 def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
   """An option that is one number or several, as a tuple."""
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -378,29 +367,20 @@ def _there(batch: Batch) -> jax.Array:
   return jnp.ones(batch['channels'].shape, bool) if mask is None else mask
 
 
-def random_box(rng: jax.Array, grid: tuple[int, ...], scale: tuple[float, float],
-               ratio: tuple[float, float], tries: int = 10) -> tuple[jax.Array, jax.Array]:
-  """A random box of whole pixels: (start, length), both [rank] int32.
+def _windowed(view: ViewMaker, batch: Batch) -> bool:
+  """Whether images are windows [B, K, *grid, C]; of these there is one view."""
+  windows = batch['image'].ndim == len(view.size) + 3
+  if windows and view.many:
+    raise UserError(f'windows of records have one view: augment.views must be 1, not {view.views}, and '
+                    f'augment.local_views 0, not {view.local_views}')
+  return windows
 
-  The rule of torchvision's RandomResizedCrop: the area is a uniform share of the image, the aspect log-uniform; of
-  ten draws the first that fits is taken, and if none fits a central box of the whole image with a valid aspect. In
-  3D the volume is the share and each axis has its own log-uniform stretch.
-  """
-  rank = len(grid)
-  size = jnp.asarray(grid, jnp.float32)
-  area_key, aspect_key, place_key = jax.random.split(rng, 3)
-  share = jax.random.uniform(area_key, (tries, 1), minval=scale[0], maxval=scale[1])
-  low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
-  stretch = jax.random.uniform(aspect_key, (tries, max(rank - 1, 1)), minval=low, maxval=high)
-  if rank == 2:  # aspect = width / height
-    stretch = jnp.concatenate([-stretch, stretch], axis=1) / 2
-  else:
-    stretch = jnp.pad(stretch, ((0, 0), (0, rank - stretch.shape[1]))) / 2
-    stretch = stretch - stretch.mean(axis=1, keepdims=True)
-  length = jnp.round((share * jnp.prod(size)) ** (1 / rank) * jnp.exp(stretch))  # [tries, rank]
-  fits = jnp.all((length >= 1) & (length <= size), axis=1)
-  side = jnp.minimum(size, jnp.round(size.min() * jnp.sqrt(ratio[1])))
-  length = jnp.where(fits.any(), length[jnp.argmax(fits)], side)
-  room = size - length
-  start = jnp.where(fits.any(), jnp.floor(jax.random.uniform(place_key, (rank,)) * (room + 1)), jnp.floor(room / 2))
-  return jnp.minimum(start, room).astype(jnp.int32), length.astype(jnp.int32)
+
+def _by_frame(make: Callable[[Any], Any], batch: Batch) -> Batch:
+  """`make` of each frame of windows, entries with the axis K after the first; it draws the same for all frames."""
+  known: Any = batch
+  frames = {k: v for k, v in known.items() if k in FRAMES}
+  shared = {k: v for k, v in known.items() if k == 'similarity'}
+  made = jax.vmap(lambda frame: make(frame | shared), in_axes=1, out_axes=1)(frames)
+  made.pop('similarity', None)
+  return cast(Batch, {k: v for k, v in known.items() if k != 'similarity'} | made)

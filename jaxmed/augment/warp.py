@@ -12,31 +12,36 @@ def quarter_turns(image: jax.Array, turns: jax.Array) -> jax.Array:
   return jnp.where((turns == 2) | (turns == 3), jnp.flip(image, -2), image)
 
 
-def random_quarter_turns(rng: jax.Array, image: jax.Array, probability: jax.Array | float) -> jax.Array:
-  """One, two or three quarter turns, equally likely, with `probability` (MONAI RandRotate90); no turn otherwise."""
-  turn_key, count_key = jax.random.split(rng)
-  turn = jax.random.bernoulli(turn_key, probability, image.shape[:1])
-  return quarter_turns(image, turn * jax.random.randint(count_key, image.shape[:1], 1, 4))
-
-
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
   """Rotates samples [B, *grid, C] counterclockwise about the centre by `degrees` [B].
 
   Bilinear; what comes from outside repeats the border. Angles are true where pixels are square.
   """
   height, width = image.shape[-3:-1]
+  rows, columns = _sources(height, width, degrees)
+  return jax.vmap(_bilinear)(image, jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1))
+
+
+def rotate_nearest(mask: jax.Array, degrees: jax.Array, outside: int) -> jax.Array:
+  """Rotates integers [B, *grid] as `rotate` does: each pixel has the nearest value, or `outside` beyond the border."""
+  height, width = mask.shape[-2:]
+  rows, columns = (jnp.round(x).astype(jnp.int32) for x in _sources(height, width, degrees))
+  within = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # [B, H, W]
+
+  def one(x, place, within):
+    flat = x.reshape(*x.shape[:-2], height * width)
+    return jnp.where(within, jnp.take(flat, place, axis=-1, mode='clip'), outside)
+
+  return jax.vmap(one)(mask, rows * width + columns, within)
+
+
+def _sources(height: int, width: int, degrees: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Rows and columns [B, H, W] that the pixels of a rotated plane come from; some lie outside of it."""
   angle = jnp.deg2rad(degrees)[:, None, None]
   y = jnp.arange(height)[:, None] - (height - 1) / 2
   x = jnp.arange(width) - (width - 1) / 2
-  source = lambda p, n: jnp.clip(p + (n - 1) / 2, 0, n - 1)
-  rows = source(jnp.sin(angle) * x + jnp.cos(angle) * y, height)  # [B, H, W]
-  columns = source(jnp.cos(angle) * x - jnp.sin(angle) * y, width)
-  return jax.vmap(_bilinear)(image, rows, columns)
-
-
-def random_rotation(rng: jax.Array, image: jax.Array, degrees: float) -> jax.Array:
-  """`rotate` by an angle uniform in +- degrees, one a sample."""
-  return rotate(image, jax.random.uniform(rng, image.shape[:1], minval=-degrees, maxval=degrees))
+  return (jnp.sin(angle) * x + jnp.cos(angle) * y + (height - 1) / 2,
+          jnp.cos(angle) * x - jnp.sin(angle) * y + (width - 1) / 2)
 
 
 def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Antialiased resizing of images of any rank, one axis after the other."""
+"""Antialiased resizing of images of any rank, one axis after the other; of masks to the nearest label."""
 
 import functools
 from collections.abc import Sequence
@@ -54,3 +54,17 @@ def resize(image: np.ndarray, size: Sequence[int], scales: Sequence[float | None
     wide = out if image.dtype.itemsize < 4 else out.astype(np.float64)
     out = np.clip(np.rint(wide), info.min, info.max)
   return np.ascontiguousarray(out, image.dtype)
+
+
+def nearest(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+  """Resizes integers [*grid] to [*size] over the same field: output pixel i has what lies at its centre.
+
+  That is input pixel floor((i + 0.5) * length / size), as `resize` centres its pixels.
+
+  Raises:
+    ValueError: `size` has another rank than the grid.
+  """
+  if len(size) != mask.ndim:
+    raise ValueError(f'size {tuple(size)} does not have the rank of the grid {mask.shape}')
+  places = [(2 * np.arange(n) + 1) * length // (2 * n) for n, length in zip(size, mask.shape)]
+  return mask[np.ix_(*places)]

@@ -11,6 +11,8 @@ defaults of what it need not say:
   DEFAULTS: what the method wants of the other config sections, used where the user says nothing.
   LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch.
   FEATURE: 'cls' or 'mean', the vector it recommends.
+  FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. WINDOWS: whether its samples may be
+    windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
 a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records).
 A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.

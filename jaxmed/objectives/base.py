@@ -15,6 +15,8 @@ class Method:
   DEFAULTS: ClassVar[dict[str, Any]] = {}
   TOWERS: ClassVar[tuple[str, ...]] = ('image',)
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+  FIELDS: ClassVar[tuple[str, ...]] = ('image',)
+  WINDOWS: ClassVar[bool] = False
 
   @property
   def feature(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
+from jaxmed.contracts import FIELDS
 from jaxmed.errors import UserError
 from jaxmed.parallel import chips, flops, sharding_table
 from jaxmed.parallel import mesh as mesh_lib
@@ -27,6 +28,7 @@ from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
 ROWS, CLASSES, PER_CHIP = 1_000_000, 1000, 64
+SIGNAL, BOXES = (5000, 12), 16  # steps and channels of a signal, boxes of a record: 10 s of a 12-lead ECG at 500 Hz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _spec(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   size = size * rank if len(size) == 1 else size
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
   classes = tuple(f'class{i}' for i in range(CLASSES)) if user.get('method') == 'supervised' else ()
-  return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes)
+  return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes,
+                            holds=FIELDS, signal=SIGNAL, boxes=BOXES)
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

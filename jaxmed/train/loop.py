@@ -34,7 +34,7 @@ from jaxmed.train.monitor.spikes import Spikes
 from jaxmed.train.monitor.times import Times
 from jaxmed.train.monitor.watch import RollBack, Watch
 from jaxmed.train.monitor.watchdog import Watchdog
-from jaxmed.train.probe import Probe, fitted
+from jaxmed.train.probe import Probe
 from jaxmed.train.step import TrainState
 from jaxmed.train.utilization import Utilization
 
@@ -51,7 +51,7 @@ class Run:
   spec: data_spec.DataSpec
   source: Any  # the rows to train on
   corpus: Any  # all rows
-  stream: Mapping[str, Any]  # which row stands where in it, and which channels rows lack
+  stream: Mapping[str, Any]  # see `assemble.stream`
   trainer: Any
   mesh: Any
   agreement: Agreement
@@ -90,7 +90,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
     mesh = mesh_lib.make_mesh(config.mesh)
     resolve.check_shares(config, mesh)
     # Every option is checked before anything is written.
-    stream = {'sampler': assemble.sampler(config, source), 'lack': lack}
+    stream = assemble.stream(config, source, lack)
     with times.stage('building the model'):
       trainer = assemble.build(config, spec)
       state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
@@ -135,7 +135,7 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     data_spec.check_same(spec, source)
     resolve.check_shares(config, mesh_lib.make_mesh(config.mesh))
     lack = lacking.parse(config.loader.missing, source.channels)
-    stream = {'sampler': assemble.sampler(config, source), 'lack': lack}
+    stream = assemble.stream(config, source, lack)
     return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, times)
 
 
@@ -226,7 +226,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       watchdog.beat(f'step {n}', step=n > first + 2 * config.log_every)
       clock = time.monotonic()
       with times.stage('the first batch') if n == first + 1 else contextlib.nullcontext():
-        batch = mesh_lib.put_batch(fitted(next(batches), run.spec), run.mesh)
+        batch = mesh_lib.put_batch(next(batches), run.mesh)
       waited = time.monotonic() - clock
       state, metrics = step(state, batch, *read)
       pace.step(n, metrics['loss'], waited)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmed import files
 from jaxmed.augment.channels import cosines
 from jaxmed.augment.views import ViewMaker
+from jaxmed.data.feed import fields
 from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.data.resize import resize
 from jaxmed.evaluate.attention import MOST_BYTES, attention_maps, weight_bytes
@@ -19,6 +20,7 @@ from jaxmed.evaluate.report import figures
 from jaxmed.evaluate.report.page import write_report
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.layers import channel_embed
+from jaxmed.train.build import assemble
 from jaxmed.train.build.rundir import encoder_of
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
@@ -109,7 +111,9 @@ def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
   names, _ = known.most_common(1)[0]
   rows = np.asarray([i for i, s in enumerate(sets) if s == names])
   source = thin(dataclasses.replace(source, table=source.table.take(rows)), 6)
-  batch = next(iter(eval_batches(source, batch_size=len(source), size=tuple(run.config.loader.load_size),
-                                 vocabulary=run.spec.ids, fit=run.config.loader.fit)))
+  config, size = run.config, tuple(run.config.loader.load_size)
+  wanted = fields.of_source(source, size, run.trainer.objective.FIELDS, **assemble.lengths(config, run.spec))
+  batch = next(iter(eval_batches(source, batch_size=len(source), size=size, vocabulary=run.spec.ids,
+                                 fit=config.loader.fit, fields=wanted)))
   batch.pop('channel_mask')
   return batch, names

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmed.data.feed import windows as windows_lib
 from jaxmed.data.feed.pipeline import eval_batches
+from jaxmed.data.feed.windows import Windows
 from jaxmed.encoder import Encoder
 from jaxmed.evaluate import health
 from jaxmed.objectives import feature_of
@@ -66,7 +68,7 @@ class Probe:
 
   def held_out(self, state: TrainState, most: int = PROBE_ROWS) -> float:
     """The loss on at most so many held-out rows, with the same views and masks each time; NaN without any."""
-    return self._loss(state, thin(self.val, most))
+    return self._loss(state, self._thin(self.val, most))
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Probe:
   @functools.cached_property
   def val(self) -> Any:
     """Held-out rows whose channels are all in the vocabulary."""
-    return thin(self._known(self.source.select(split='val')), PROBE_ROWS)
+    return self._thin(self._known(self.source.select(split='val')), PROBE_ROWS)
 
   @functools.cached_property
   def _seen(self) -> Any:
@@ -102,21 +104,27 @@ class Probe:
 
   def _loss(self, state: TrainState, source: Any) -> float:
     """The objective's loss without augmentation, always with the same random masks."""
-    shards = mesh_lib.batch_shards(self.mesh)
-    size = min(self.config.batch_size, len(source) // shards * shards)
+    shards, windows = mesh_lib.batch_shards(self.mesh), assemble.windows(self.config, source)
+    count = len(source if windows is None else windows)
+    size = min(self.config.batch_size, count // shards * shards)
     if size < 1:
       return float('nan')
     losses = []
     # Whole batches alone: a partly blank one would weigh differently, and not all processes see its blanks.
-    for i, batch in enumerate(itertools.islice(self._batches(source, size), len(source) // size)):
+    for i, batch in enumerate(itertools.islice(self._batches(source, size, windows), count // size)):
       self.check()
       batch = mesh_lib.put_batch(batch, self.mesh)
       losses.append(_loss(self.trainer, state.variables(self.fixed), batch, i, state.step))
     return float(np.mean(jax.device_get(losses))) if losses else float('nan')
 
-  def _batches(self, source: Any, size: int):
-    for batch in eval_batches(source, batch_size=size, **assemble.reading(self.config, self.spec)):
-      yield fitted(batch, self.spec)
+  def _batches(self, source: Any, size: int, windows: Windows | None = None):
+    """Batches of rows, or of windows of them."""
+    return eval_batches(source, batch_size=size, windows=windows, **assemble.reading(self.config, self.spec))
+
+  def _thin(self, source: Any, most: int) -> Any:
+    """At most `most` rows, evenly spaced; where samples are windows, whole sequences."""
+    loader = self.config.loader
+    return windows_lib.thin(source, most, loader.window_group) if loader.window else thin(source, most)
 
 
 class Labelled(NamedTuple):
@@ -164,19 +172,6 @@ def thin(source: Any, most: int) -> Any:
     return source
   rows = np.linspace(0, len(source) - 1, most).astype(int)
   return dataclasses.replace(source, table=source.table.take(rows))
-
-
-def fitted(batch: dict[str, np.ndarray], spec: data_spec.DataSpec) -> dict[str, np.ndarray]:
-  """A pipeline batch in the layout that the step was compiled for (see `assemble.batch_shapes`)."""
-  short = spec.slots - batch['channels'].shape[1]
-  out = dict(batch)
-  if short > 0:
-    for key in ('image', 'channels', 'channel_mask'):
-      out[key] = np.pad(out[key], [(0, 0)] * (out[key].ndim - 1) + [(0, short)])
-  out['image'] = out['image'].astype(spec.dtype, copy=False)
-  if not spec.masked:
-    del out['channel_mask']
-  return out
 
 
 def _val_loss(trainer, variables, batch, seed, step):

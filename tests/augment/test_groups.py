@@ -134,15 +134,22 @@ def test_one_view_and_held_out():
 
 
 def test_a_view_is_a_resize_of_one_box():
-  """Each view is a crop of its image: it equals a resize of some box, found by asking the maker for its box."""
-  view, images = maker(views=2, scale=(0.2, 0.6), flip=(0.0, 0.0)), batch((24, 20))
-  made = view(KEY, images)['global']['image']
-  keys = jax.random.split(jax.random.split(KEY, 3)[0], 2)
-  for v in range(2):
-    start, length = view._box(jax.random.split(keys[v], 3)[0], images['image'], (16, 16), (0.2, 0.6))
-    for b in range(3):
-      want = crop_resize(images['image'][b].astype(np.float32) / 255, start[b], length[b], (16, 16))
-      np.testing.assert_allclose(made[b, v], want, atol=1e-5)
+  """Each view is a crop of its image: it equals a resize of the box that it carries, flipped as it says."""
+  options = dict(views=2, scale=(0.2, 0.6), local_views=1, local_size=(8, 8))
+  images, flipped = batch((24, 20)), []
+  for flip in ((), (0.0, 0.0)):
+    made = maker(flip=flip, **options)(KEY, images)
+    for name, size in (('global', (16, 16)), ('local', (8, 8))):
+      group = made[name]
+      assert ('view_flip' in group) == (flip == ())
+      for place in np.ndindex(group['image'].shape[:2]):
+        box = np.asarray(group['view_box'][place]).astype(int)
+        want = crop_resize(images['image'][place[0]].astype(np.float32) / 255, box[:2], box[2:] - box[:2], size)
+        if flip == () and group['view_flip'][place][1]:
+          want = want[:, ::-1]
+          flipped.append(place)
+        np.testing.assert_allclose(group['image'][place], want, atol=1e-5)
+  assert 0 < len(flipped) < 9
 
 
 @pytest.mark.parametrize('options, word', [

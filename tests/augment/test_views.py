@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmed.augment.geometry import random_box
 from jaxmed.augment.intensity import jitter, normalize
 from jaxmed.augment.mix import mix
 from jaxmed.augment.resample import crop_resize
-from jaxmed.augment.views import ViewMaker, random_box
+from jaxmed.augment.views import ViewMaker
 from jaxmed.errors import UserError
 
 RNG = np.random.default_rng(0)

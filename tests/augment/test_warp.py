@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from jaxmed.augment import warp
+from jaxmed.augment import geometry, warp
 from jaxmed.augment.views import ViewMaker
 from jaxmed.errors import UserError
 
@@ -26,7 +26,7 @@ def test_quarter_turns_are_numpys(shape):
 
 def test_turns_come_with_their_probability_and_each_as_often():
   image = np.broadcast_to(np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1), (4000, 2, 2, 1))
-  have = np.asarray(warp.random_quarter_turns(KEY, image, 0.6)).reshape(4000, 4)
+  have = np.asarray(warp.quarter_turns(image, geometry.random_turns(KEY, 4000, 0.6))).reshape(4000, 4)
   share = [(have == np.rot90(image[0], k).reshape(4)).all(axis=1).mean() for k in range(4)]
   np.testing.assert_allclose(share, [0.4, 0.2, 0.2, 0.2], atol=0.025)
 
@@ -55,7 +55,7 @@ def test_a_rotation_by_ninety_degrees_is_a_quarter_turn_counterclockwise():
 
 def test_angles_are_uniform_and_each_samples_own():
   ramp = np.broadcast_to(np.linspace(-1, 1, 31, dtype=np.float32)[None, None, :, None], (1000, 31, 31, 1))
-  have = np.asarray(warp.random_rotation(KEY, ramp, 20.0))
+  have = np.asarray(warp.rotate(ramp, geometry.random_angles(KEY, 1000, 20.0)))
   angle = np.rad2deg(np.arctan2(have[:, 14, 15, 0] - have[:, 16, 15, 0], have[:, 15, 16, 0] - have[:, 15, 14, 0]))
   assert np.abs(angle).max() < 20.01 and np.abs(angle).max() > 19.5
   assert abs(angle.mean()) < 1.2 and abs(angle.std() - 20 / 3**0.5) < 0.5

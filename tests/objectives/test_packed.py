@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmed.data.corpus.open import open_source
-from jaxmed.data.feed import pipeline, sampling
+from jaxmed.data.feed import fields, pipeline, sampling
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.objectives.masked.mae import MAE
@@ -73,8 +73,8 @@ def test_more_channels_than_a_batch_has_room_for(mixed_corpus):
   data_spec.check_same(spec, source)
   with pytest.raises(UserError, match='has a record of 3 channels, but the run began with at most 2'):
     data_spec.check_same(dataclasses.replace(spec, slots=2), source)
-  layout = pipeline._Layout((16, 16), 2, np.dtype('uint8'), spec.ids, 'resize')
-  elements = pipeline._Elements(source, layout, np.zeros(len(source), np.int32), len(source))
+  narrow = fields.of(('image',), size=(16, 16), slots=2, dtype='uint8')
+  elements = pipeline._Elements(source, (16, 16), narrow, spec.ids, 'resize', np.zeros(len(source), np.int32), len(source))
   assert elements._padded(np.ones((4, 4, 1), np.uint8), 0)[0, 0].tolist() == [1, 0]
   with pytest.raises(UserError, match='record 0 has 3 channels, more than the 2 that its manifest tells of'):
     elements._padded(np.ones((4, 4, 3), np.uint8), 0)

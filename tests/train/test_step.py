@@ -19,7 +19,6 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.build import assemble, data_spec, resolve, rundir, towers
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
-from jaxmed.train.probe import fitted
 from jaxmed.train.step import Trainer
 from tests.common import host, same, saved_state, saved_steps, start
 from tests.conftest import SUPERVISED, TINY
@@ -49,7 +48,7 @@ class Bench:
   def batches(self, count):
     it = train_batches(self.source, batch_size=self.config.batch_size, seed=0, threads=1,
                        **assemble.reading(self.config, self.spec))
-    return [mesh_lib.put_batch(fitted(next(it), self.spec), self.mesh) for _ in range(count)]
+    return [mesh_lib.put_batch(next(it), self.mesh) for _ in range(count)]
 
   def step(self):
     return jax.jit(self.trainer.step)

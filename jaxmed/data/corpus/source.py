@@ -15,6 +15,8 @@ from jaxmed.data.corpus.corpus_format import SPLITS, decode
 from jaxmed.data.corpus.manifest import Manifest
 from jaxmed.errors import UserError, choose
 
+PIXELS = ('image', 'mask')  # what of a record may be large
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
@@ -55,10 +57,20 @@ class Source:
         out[k] = example
     return out
 
+  def record(self, i: int, wanted: Sequence[str] = PIXELS) -> dict[str, Any]:
+    """The record of row i with those of its pixels alone, 'image' and 'mask', that are `wanted`."""
+    i = self._row(i)
+    return self._read(self._keys[self._key[i]], [int(self._place[i])], wanted)[0]
+
   def window(self, i: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """The part [*size, C] of the image of row i that begins at `start`; shorter where the image ends.
+    """The part [*size, C] of the image of row i that begins at `start`, see `cut`."""
+    return self.cut(i, start, size, ('image',))['image']
+
+  def cut(self, i: int, start: Sequence[int], size: Sequence[int], wanted: Sequence[str] = PIXELS) -> dict[str, Any]:
+    """The record of row i whose pixels begin at `start` and have the grid `size`; fewer where the image ends.
 
     Of a volume that lies in bricks (see jaxmed.data.corpus.store) only the bricks that the part touches are read.
+    `wanted` is as for `record`.
 
     Raises:
       ValueError: start or size has not one number >= 0 for each axis.
@@ -68,8 +80,7 @@ class Source:
     if not len(grid) == len(start) == len(size) or min(*start, *size) < 0:
       raise ValueError(f'window {tuple(start)} + {tuple(size)} does not fit an image of axes {tuple(grid)}')
     at = tuple(slice(min(int(a), n), min(int(a) + int(s), n)) for a, s, n in zip(start, size, grid))
-    split, place = self._keys[self._key[i]], int(self._place[i])
-    return self._guarded(split, lambda: [self._pixels(split, place, decode(self.readers[split][place]), at)])[0]
+    return self._read(self._keys[self._key[i]], [int(self._place[i])], wanted, at)[0]
 
   def select(self, split: str | None = None, label: str | None = None, sources: Sequence[str] = ()) -> 'Source':
     """The rows of a split, with `label` only those where that column says something, with `sources` only theirs.
@@ -203,13 +214,14 @@ class Source:
       raise IndexError(f'row {i} of {len(self)}')
     return i % len(self)
 
-  def _read(self, split: str, places: list[int]) -> list[dict[str, Any]]:
+  def _read(self, split: str, places: list[int], wanted: Sequence[str] = PIXELS, at: store.Slices | None = None
+            ) -> list[dict[str, Any]]:
     reader = self.readers[split]
 
     def found() -> list[dict[str, Any]]:
       # One at a time is the faster call for one; it starts no threads.
       examples = [reader[places[0]]] if len(places) == 1 else reader.__getitems__(places)
-      return [self._whole(split, place, decode(e)) for place, e in zip(places, examples)]
+      return [self._part(split, place, decode(e), wanted, at) for place, e in zip(places, examples)]
 
     return self._guarded(split, found)
 
@@ -219,21 +231,25 @@ class Source:
     except (RuntimeError, ValueError, KeyError, IndexError) as e:
       raise UserError(f'{self.path} has a damaged shard of split {split}: {e}; prepare it again') from e
 
-  def _whole(self, split: str, place: int, record: dict[str, Any]) -> dict[str, Any]:
-    out = {k: v for k, v in record.items() if k not in ('shape', 'dtype', 'mask_shape', 'mask_dtype')}
-    if isinstance(record['image'], tuple):
-      out['image'] = self._pixels(split, place, record, tuple(slice(0, n) for n in record['shape'][:-1]))
-      out['image'].flags.writeable = False
-    if isinstance(record.get('mask'), tuple):
-      at = tuple(slice(0, n) for n in record['mask_shape'][:-1])
-      out['mask'] = self._pixels(split, place, record, at, 'mask')[..., 0]
-      out['mask'].flags.writeable = False
+  def _part(self, split: str, place: int, record: dict[str, Any], wanted: Sequence[str], at: store.Slices | None
+            ) -> dict[str, Any]:
+    """What `decode` gave as a record: the pixels that are wanted, and of these the part `at`."""
+    out = {k: v for k, v in record.items() if k not in (*PIXELS, 'shape', 'dtype', 'mask_shape', 'mask_dtype')}
+    for field in wanted:
+      pixels = record.get(field)
+      if isinstance(pixels, tuple):  # in bricks
+        whole = tuple(slice(0, n) for n in record['shape' if field == 'image' else f'{field}_shape'][:-1])
+        pixels = self._pixels(split, place, record, at or whole, field)
+        pixels = pixels if field == 'image' else pixels[..., 0]
+        pixels.flags.writeable = False
+      elif pixels is not None and at is not None:
+        pixels = pixels[at]
+      if pixels is not None:
+        out[field] = pixels
     return out
 
-  def _pixels(self, split: str, place: int, record: dict[str, Any], at: store.Slices, field: str = 'image',
-              ) -> np.ndarray:
-    if isinstance(record[field], np.ndarray):
-      return record[field][at]
+  def _pixels(self, split: str, place: int, record: dict[str, Any], at: store.Slices, field: str) -> np.ndarray:
+    """The part `at` of pixels that lie in bricks."""
     shard = int(np.searchsorted(self.shards[split], place, side='right'))
     read = functools.partial(self.bricks[split].read, shard)
     first, edge = record[field]

@@ -12,9 +12,13 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
-from jaxmed.data.corpus.source import Source
+from jaxmed.contracts import Field
+from jaxmed.data.corpus.source import PIXELS, Source
+from jaxmed.data.feed import fields as fields_lib
+from jaxmed.data.feed.fields import Tokenize, utf8
 from jaxmed.data.feed.lacking import Lack
-from jaxmed.data.resize import resize
+from jaxmed.data.feed.windows import Windows
+from jaxmed.data.resize import nearest, resize
 from jaxmed.errors import UserError, choose
 
 FITS = ('resize', 'crop')
@@ -22,86 +26,135 @@ FITS = ('resize', 'crop')
 PREFETCH_BYTES = 256 << 20
 # Elements of a stream that does not end. Grain's own infinity, sys.maxsize, overflows in batches of one element.
 _ENDLESS = 1 << 60
-_INTEGERS = ('uint8', 'uint16', 'int16')
 
 Batch = dict[str, np.ndarray]
 Vocabulary = Sequence[str] | Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
-  """What every element of a pipeline looks like."""
-
-  size: tuple[int, ...]
-  channels: int
-  dtype: np.dtype
-  ids: dict[str, int]
-  fit: str
-
-
-@dataclasses.dataclass(frozen=True)
 class _Elements:
-  """A source of elements; rows from `len(source)` up to `length` are blank.
+  """A source of elements with `fields`; rows that the source does not have are blank.
 
-  With fit 'resize' they have the layout's size; with 'crop' they have no image until `crop` reads its window.
+  With fit 'resize' they have the grid `size`; with 'crop' an element is its row until `crop` reads a part of that size.
   """
 
   source: Source
-  layout: _Layout
+  size: tuple[int, ...]
+  fields: tuple[Field, ...]
+  ids: dict[str, int]
+  fit: str
   labels: np.ndarray
   length: int
   lack: Lack | None = None
+  tokenize: Tokenize = utf8
 
   def __len__(self) -> int:
     return self.length
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    layout, i = self.layout, int(i)
-    channels = np.zeros(layout.channels, np.int32)
-    mask = np.zeros(layout.channels, bool)
-    if i >= len(self.source):
-      blank = np.zeros((*layout.size, layout.channels), layout.dtype)
-      return {'image': blank, 'channels': channels, 'channel_mask': mask, 'label': np.int32(-1),
-              'index': np.int32(-1)}
-    if layout.fit == 'resize':
-      record = self.source[i]
-      names, image = record['channels'], self._padded(resize(record['image'], layout.size), i)
-    else:
-      names, image = self.source.value('channels', i), None
-    channels[:len(names)] = [layout.ids[c] for c in names]
-    mask[:len(names)] = True if self.lack is None else self.lack.shown(i, names)
-    return {'image': image, 'channels': channels, 'channel_mask': mask, 'label': self.labels[i],
-            'index': np.int32(i)}
+    i = int(i) if 0 <= i < len(self.source) else -1
+    if self.fit == 'crop':
+      return {'index': np.int32(i)}
+    if i < 0:
+      return fields_lib.blanks(self.fields)
+    record = self.source.record(i, self._pixels)
+    grid = self._grid(i)
+    fitted = {'image': lambda x: resize(x, self.size), 'mask': lambda x: nearest(x, self.size)}
+    pixels = {name: fitted[name](record[name]) for name in self._pixels if name in record}
+    return self._filled(i, record | pixels, [0.0] * len(grid), [want / have for want, have in zip(self.size, grid)])
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-    """Reads a window of the layout's size: random with `rng`, else central. Smaller images lie amid zeros."""
-    i, layout = int(element['index']), self.layout
+    """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros."""
+    i = int(element['index'])
     if i < 0:
-      return element
-    grid = self.source.value('shape', i)[:-1]
-    spare = [have - want for have, want in zip(grid, layout.size)]
+      return fields_lib.blanks(self.fields)
+    spare = [have - want for have, want in zip(self._grid(i), self.size)]
     pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
     start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
-    window = self.source.window(i, start, layout.size)
+    record = self.source.cut(i, start, self.size, self._pixels)
     if any(map(any, pad)):
-      window = np.pad(window, [*pad, (0, 0)])
-    return element | {'image': self._padded(window, i)}
+      if 'image' in record:
+        record['image'] = np.pad(record['image'], [*pad, (0, 0)])
+      if 'mask' in record:
+        record['mask'] = np.pad(record['mask'].astype(np.int32), pad, constant_values=-1)
+    return self._filled(i, record, [s - before for s, (before, _) in zip(start, pad)], [1.0] * len(pad))
+
+  @property
+  def _pixels(self) -> tuple[str, ...]:
+    return tuple(name for name in PIXELS if name in fields_lib.names(self.fields))
+
+  def _grid(self, i: int) -> list[int]:
+    return self.source.value('shape', i)[:-1]
+
+  def _filled(self, i: int, record: dict[str, Any], start: Sequence[float], scale: Sequence[float]) -> dict[str, Any]:
+    """The element of a record whose pixels have the grid `size`; pixel p of the stored ones is at (p - start) * scale.
+
+    What the record lacks is blank.
+    """
+    out: dict[str, Any] = {'label': self.labels[i], 'index': np.int32(i)}
+    shapes = {f.name: f.shape for f in self.fields}
+    name = f'{self.source.path}: record {i}'
+    if 'image' in shapes:
+      slots, names = shapes['channels'][0], record['channels']
+      out['image'] = self._padded(record['image'], i)
+      out['channels'] = fields_lib.channel_ids(names, self.ids, slots)
+      if 'channel_mask' in shapes:
+        mask = np.zeros(slots, bool)
+        mask[:len(names)] = True if self.lack is None else self.lack.shown(i, names)
+        out['channel_mask'] = mask
+    if 'mask' in shapes and 'mask' in record:
+      out['mask'] = record['mask'].astype(np.int32)
+    if 'text' in shapes:
+      out['text'] = fields_lib.text_ids(record.get('text') or '', shapes['text'][0], self.tokenize)
+    if 'signal' in shapes and 'signal' in record:
+      out['signal'], out['signal_mask'] = fields_lib.padded_signal(record['signal'], shapes['signal'], name)
+    if 'boxes' in shapes:
+      boxes = fields_lib.parse_boxes(self.source.column(fields_lib.BOXES)[i].as_py(), len(self.size), name)
+      out['boxes'] = fields_lib.placed_boxes(boxes, start, scale, self.size, shapes['boxes'][0])
+    return fields_lib.blanks([f for f in self.fields if f.name not in out]) | out
 
   def _padded(self, image: np.ndarray, i: int) -> np.ndarray:
     """The image of row i with as many channels as all have."""
-    missing = self.layout.channels - image.shape[-1]
+    field = next(f for f in self.fields if f.name == 'image')
+    missing = field.shape[-1] - image.shape[-1]
     if missing < 0:
       raise UserError(f'{self.source.path}: record {i} has {image.shape[-1]} channels, more than the '
-                      f'{self.layout.channels} that its manifest tells of: prepare the corpus again')
-    image = image.astype(self.layout.dtype, copy=False)
+                      f'{field.shape[-1]} that its manifest tells of: prepare the corpus again')
+    image = image.astype(field.dtype, copy=False)
     return np.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, missing)]) if missing else image
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windowed:
+  """Elements that are windows of others, stacked; those from the windows' number up to `length` are blank."""
+
+  elements: _Elements
+  windows: Windows
+  length: int
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    rows = self.windows.rows(int(i)) if i < len(self.windows) else np.full(self.windows.length, -1, np.int32)
+    return {'index': rows} if self.elements.fit == 'crop' else _stacked([self.elements[int(row)] for row in rows])
+
+  def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
+    """Reads the same part of all records that have the same grid."""
+    seed = None if rng is None else int(rng.integers(1 << 62))
+    again = lambda: None if seed is None else np.random.default_rng(seed)
+    return _stacked([self.elements.crop({'index': row}, again()) for row in element['index']])
+
+
+def _stacked(elements: list[dict[str, Any]]) -> dict[str, Any]:
+  return {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
   """The endless stream of elements that a sampler chooses."""
 
-  elements: _Elements
+  elements: Any
   sampler: Callable[[int], int]
 
   def __len__(self) -> int:
@@ -115,7 +168,8 @@ def train_batches(
     source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary, seed: int,
     start_step: int = 0, process_index: int = 0, process_count: int = 1, label: str | None = None,
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
-    sampler: Callable[[int], int] | None = None, lack: Lack | None = None,
+    sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
+    windows: Windows | None = None, tokenize: Tokenize = utf8,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
@@ -135,44 +189,56 @@ def train_batches(
     prefetch: batches read ahead; by default what fits into PREFETCH_BYTES, 2 to 16.
     sampler: gives the row at each position of the stream (see jaxmed.data.feed.sampling) instead of a shuffle.
     lack: channels that a share of the rows shall lack.
+    fields: arrays of a batch, see jaxmed.data.feed.fields; by default images of the source's type and channels. Where
+      the source has records of more channels, images have room for these.
+    windows: of which each element is one; the arrays have an axis K after the first, and the sampler gives windows.
+    tokenize: text -> ids, of which 0 is padding.
 
   Returns:
-    An iterator of dicts: image [b, *size, C] (uint8, uint16 or int16 if all records are, else float32),
-    channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32 (-1 where none), index
-    [b] int32 (row of the source). C is the largest number of channels of the source.
+    An iterator of dicts with an array [b, ...] for each field. By default: image [b, *size, C] (uint8, uint16 or int16
+    if all records are, else float32), channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32
+    (-1 where none), index [b] int32 (row of the source). C is the largest number of channels of the source.
+    Others: mask [b, *size] int32 (-1 where it does not tell), text [b, L] int32, signal [b, T, K] float32 and
+    signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32 (pixels of the loaded array, rows of -1 for none).
 
   Raises:
     UserError: nothing to read, a size of another rank than the images, a channel that is not in the
       vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
-  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack)
+  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, tokenize)
+  if windows is not None:
+    elements = _Windowed(elements, windows, len(windows))
   local = _share(batch_size, process_index, process_count)
   if sampler is None:
-    data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(source))
+    data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(elements))
   else:
     data = grain.MapDataset.source(_Drawn(elements, sampler)).seed(seed)
   if fit == 'crop':
     data = data.random_map(elements.crop)
   data = data.batch(local)[process_index::process_count][start_step:]
-  return _iterate(data, elements.layout, local, threads, prefetch)
+  return _iterate(data, _bytes(elements), local, threads, prefetch)
 
 
 def eval_batches(
     source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary,
     label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
-    process_count: int = 1, threads: int = 2, prefetch: int | None = None,
+    process_count: int = 1, threads: int = 2, prefetch: int | None = None, fields: Sequence[Field] = (),
+    windows: Windows | None = None, tokenize: Tokenize = utf8,
 ) -> Iterator[Batch]:
-  """Every row once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
+  """Every row, or window, once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
 
   A crop is taken from the centre.
   """
-  batches = -(-len(source) // max(batch_size, 1))
-  elements = _elements(source, size, vocabulary, label, classes, fit, batches * batch_size)
+  count = len(source) if windows is None else len(windows)
+  length = -(-count // max(batch_size, 1)) * batch_size
+  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize)
+  if windows is not None:
+    elements = _Windowed(elements, windows, length)
   local = _share(batch_size, process_index, process_count)
   data = grain.MapDataset.source(elements)
   if fit == 'crop':
     data = data.map(lambda e: elements.crop(e, None))
-  return _iterate(data.batch(local)[process_index::process_count], elements.layout, local, threads, prefetch)
+  return _iterate(data.batch(local)[process_index::process_count], _bytes(elements), local, threads, prefetch)
 
 
 def elements(source: Source, size: Sequence[int], vocabulary: Vocabulary, fit: str) -> _Elements:
@@ -183,10 +249,10 @@ def elements(source: Source, size: Sequence[int], vocabulary: Vocabulary, fit: s
 def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
   """Element i with its image, cropped where the elements are."""
   element = data[i]
-  return data.crop(element, rng) if data.layout.fit == 'crop' else element
+  return data.crop(element, rng) if data.fit == 'crop' else element
 
 
-def _elements(source, size, vocabulary, label, classes, fit, length, lack=None) -> _Elements:
+def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8) -> Any:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
   choose('fit', fit, FITS)
@@ -194,14 +260,12 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None) 
   _check_rank(source, size)
   for name in source.channels:
     choose(f'channel of {source.path}', name, vocabulary)
-  dtypes = source.distinct('dtype')[1]
-  dtype = np.dtype(dtypes[0] if len(dtypes) == 1 and dtypes[0] in _INTEGERS else 'float32')
-  widest = max(len(names) for names in source.distinct('channels')[1])
   labels = np.broadcast_to(np.int32(-1), len(source))
   if label is not None:
     labels = source.codes(label, classes or source.classes(label))
   ids = dict(vocabulary) if isinstance(vocabulary, Mapping) else {name: i for i, name in enumerate(vocabulary)}
-  return _Elements(source, _Layout(size, widest, dtype, ids, fit), labels, length, lack)
+  fields = fields_lib.widened(fields, fields_lib.widest(source)) if fields else fields_lib.of_source(source, size)
+  return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize)
 
 
 def _check_rank(source: Source, size: tuple[int, ...]) -> None:
@@ -224,10 +288,16 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
   return batch_size // process_count
 
 
-def _iterate(data, layout: _Layout, local: int, threads: int, prefetch: int | None) -> Iterator[Batch]:
+def _bytes(elements: Any) -> int:
+  """Of one element."""
+  if isinstance(elements, _Windowed):
+    return elements.windows.length * fields_lib.nbytes(elements.elements.fields)
+  return fields_lib.nbytes(elements.fields)
+
+
+def _iterate(data, size: int, local: int, threads: int, prefetch: int | None) -> Iterator[Batch]:
   if prefetch is None:
-    size = local * layout.channels * layout.dtype.itemsize * int(np.prod(layout.size))
-    prefetch = int(np.clip(PREFETCH_BYTES // max(size, 1), 2, 16))
+    prefetch = int(np.clip(PREFETCH_BYTES // max(local * size, 1), 2, 16))
   # Grain would read 500 batches ahead by default.
   options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=max(prefetch, threads, 1))
   return iter(data.to_iter_dataset(options))

@@ -10,8 +10,13 @@ from ml_collections import ConfigDict
 from jaxmed import objectives
 from jaxmed.augment import color
 from jaxmed.augment.views import ViewMaker
+from jaxmed.contracts import Field
 from jaxmed.data.corpus import vocabulary
+from jaxmed.data.feed import fields as fields_lib
 from jaxmed.data.feed import sampling
+from jaxmed.data.feed import windows as windows_lib
+from jaxmed.data.feed.lacking import Lack
+from jaxmed.data.feed.windows import Windows
 from jaxmed.errors import UserError
 from jaxmed.models import registry
 from jaxmed.objectives.networks import Clock
@@ -60,29 +65,53 @@ def optimizer_of(config: ConfigDict, method: Any) -> Optimizer:
       groups=own, towers=trained, freeze=groups.names(config.freeze), **o)
 
 
+def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
+  """What a sample of a run is made of; pipeline, padding and shapes follow from this list."""
+  return fields_lib.of(objectives.get(config.method).FIELDS, size=config.loader.load_size, slots=spec.slots,
+                       dtype=spec.dtype, masked=spec.masked, **lengths(config, spec))
+
+
+def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
+  """Sizes of texts, signals and boxes, as arguments of `fields.of`."""
+  steps, channels = spec.signal or (0, 0)
+  return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
+          'boxes': spec.boxes}
+
+
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a global batch as it reaches the step."""
-  b, c = config.batch_size, spec.slots
+  lead = (config.batch_size, *([config.loader.window] if config.loader.window else []))
   sharding = None if mesh is None else mesh_lib.batch_sharding(mesh)
-  shape = lambda dims, dtype: jax.ShapeDtypeStruct(dims, np.dtype(dtype), sharding=sharding)
-  out = {
-      'image': shape((b, *config.loader.load_size, c), spec.dtype), 'channels': shape((b, c), 'int32'),
-      'label': shape((b,), 'int32'), 'index': shape((b,), 'int32'),
-  }
-  return out | ({'channel_mask': shape((b, c), 'bool')} if spec.masked else {})
+  return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+          for name, (shape, dtype) in fields_lib.shapes(fields(config, spec), *lead).items()}
 
 
 def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
   return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit,
-              process_index=jax.process_index(), process_count=jax.process_count(), **classes)
+              fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
+              **classes)
 
 
-def sampler(config: ConfigDict, source: Any) -> sampling.Sampler | None:
-  """Which record stands where in the run's stream; None for a plain shuffle."""
+def windows(config: ConfigDict, source: Any) -> Windows | None:
+  """The windows of a source that are a run's samples; None where each record is one."""
+  loader = config.loader
+  return windows_lib.make(source, loader.window, loader.window_group, loader.window_order, loader.window_stride)
+
+
+def sampler(config: ConfigDict, source: Any, windows: Windows | None = None) -> sampling.Sampler | None:
+  """Which record, or window, stands where in the run's stream; None for a plain shuffle."""
   mixture = sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
+  if windows is not None and not mixture.plain:
+    source = windows.heads(source)
   return sampling.make(source, mixture, config.seed, config.batch_size, config.steps)
+
+
+def stream(config: ConfigDict, source: Any, lack: Lack | None) -> dict[str, Any]:
+  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels."""
+  samples = windows(config, source)
+  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack}
 
 
 def mesh_of(config: Any, spec: DataSpec, trainer: Trainer) -> Mesh:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxmed import config as config_lib
 from jaxmed.data.corpus import joint, vocabulary
 from jaxmed.data.corpus.vocabulary import Vocabulary
-from jaxmed.data.feed import lacking
+from jaxmed.data.feed import fields, lacking
 from jaxmed.errors import UserError, choose
 
 NO_VOCABULARY = Vocabulary()
@@ -28,7 +28,8 @@ class DataSpec:
   channels: [{'name', 'mean', 'std'}], the vocabulary; where a vocabulary file knows more, 'aliases' and 'features' too,
   see `data.vocabulary`. slots: most channels of a record. masked: whether some
   records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
-  classes: of the label, () for none.
+  classes: of the label, () for none. holds: what records have beside images, see `feed.fields.held`; signal: steps
+  and channels of the first signal, () for none; boxes: the most boxes of a record.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -40,6 +41,9 @@ class DataSpec:
   classes: tuple[str, ...] = ()
   summary: dict[str, Any] = dataclasses.field(default_factory=dict)
   mixed: bool = False
+  holds: tuple[str, ...] = ()
+  signal: tuple[int, ...] = ()
+  boxes: int = 0
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -78,10 +82,22 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
       'channel_sets': _commonest(('+'.join(row) for row in sets), of_set),
       'sizes': _commonest(('x'.join(map(str, s[:-1])) for s in shapes), of_shape),
   }
-  lacks = lack is not None
+  lacks, holds = lack is not None, fields.held(source)
   return DataSpec(channels, max(counts), len(counts) > 1 or lacks,
                   dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
-                  len(sets) > 1 or lacks)
+                  len(sets) > 1 or lacks, holds, _signal(source) if 'signal' in holds else (),
+                  _most_boxes(source, len(size)) if 'boxes' in holds else 0)
+
+
+def _signal(source: Any) -> tuple[int, ...]:
+  """Steps and channels of the first signal."""
+  row = int(np.argmax(source.column('signal').is_valid().to_numpy()))
+  return tuple(source.record(row, ()).get('signal', np.zeros((0, 0))).shape)
+
+
+def _most_boxes(source: Any, rank: int) -> int:
+  values = source.column(fields.BOXES).to_pylist()
+  return max(len(fields.parse_boxes(v, rank, f'{source.path}: record {i}')) for i, v in enumerate(values))
 
 
 def _channels(source: Any, sets: list, known: Vocabulary) -> tuple[dict[str, Any], ...]:

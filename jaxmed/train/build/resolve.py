@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from jaxmed import config as config_lib
 from jaxmed import objectives
 from jaxmed.augment import intensity
+from jaxmed.contracts import FIELDS
 from jaxmed.data.feed import sampling
+from jaxmed.data.feed.fields import ALWAYS
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
@@ -64,6 +66,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   config.towers = ConfigDict(towers.filled(objective, config.towers))
   check_values(config)
   config.loader.load_size = _by_axis('loader.load_size', config.loader.load_size, len(size))
+  check_fields(config, objective, spec)
   _fill_sizes(config, objective, spec, on_cpu)
   _fill_views(config, objective)
   _fill_objective(config, spec)
@@ -87,7 +90,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
-    'optimizer.warmup_epochs': (0, math.inf), 'optimizer.final_learning_rate': (0, math.inf),
+    'loader.text_length': (1, math.inf), 'loader.signal_length': (0, math.inf), 'loader.window': (0, math.inf),
+    'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (0, math.inf),
+    'optimizer.final_learning_rate': (0, math.inf),
     'optimizer.patch_embed_scale': (0, math.inf), 'optimizer.bias_scale': (0, math.inf),
 }
 
@@ -146,9 +151,11 @@ def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool) -> str:
 
 def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool) -> None:
   """Batch, length, rate: zero means chosen here."""
-  batch = config.batch_size or min(64 if on_cpu else 64 * jax.device_count(), spec.rows)
-  if batch > spec.rows:
-    raise UserError(f'batch_size {batch} is larger than the {spec.rows} training records')
+  rows = -(-spec.rows // (config.loader.window_stride or config.loader.window or 1))  # or windows
+  batch = config.batch_size or min(64 if on_cpu else 64 * jax.device_count(), rows)
+  if batch > rows:
+    kind = 'windows' if config.loader.window else 'records'
+    raise UserError(f'batch_size {batch} is larger than the {rows} training {kind}')
   shards = mesh_lib.batch_shards(mesh_lib.make_mesh(config.mesh))
   if not config.batch_size:
     batch = max(batch // shards, 1) * shards
@@ -156,14 +163,14 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   config.batch_size = batch
   if not config.steps:
     budget = CPU_IMAGES if on_cpu else ACCELERATOR_IMAGES
-    config.epochs = config.epochs or float(np.clip(budget / spec.rows, 1, 400))
-    config.steps = max(1, math.ceil(config.epochs * spec.rows / batch))
-  config.epochs = config.steps * batch / spec.rows
+    config.epochs = config.epochs or float(np.clip(budget / rows, 1, 400))
+    config.steps = max(1, math.ceil(config.epochs * rows / batch))
+  config.epochs = config.steps * batch / rows
   rate, reference = objective.LEARNING_RATE
   config.learning_rate = config.learning_rate or rate * math.sqrt(batch / reference)
   epochs = config.optimizer.warmup_epochs
   config.optimizer.warmup_steps = (
-      config.optimizer.warmup_steps or math.ceil(epochs * spec.rows / batch) or config.steps // 10)
+      config.optimizer.warmup_steps or math.ceil(epochs * rows / batch) or config.steps // 10)
   config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
   config.eval_every = config.eval_every or max(config.steps // 5, 1)
   if not config.loader.load_size:
@@ -192,6 +199,25 @@ def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
     config.objective.num_classes = len(spec.classes)
     if not config.loader.label and config.objective.get('class_weight', 1.0):  # by default the method is about classes
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+
+
+def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
+  """Raises a UserError where no record has a field that the method wants, or windows do not suit it."""
+  for name in objective.FIELDS:
+    choose(f'field of method {config.method}', name, FIELDS)
+    if name not in ALWAYS and name not in spec.holds:
+      raise UserError(f'method {config.method} trains on the field {name!r}, which no record of the corpus has: give '
+                      f'jaxmed prepare a table with a column {name!r}')
+  if 'image' not in objective.FIELDS:
+    raise UserError(f'method {config.method} must have the field image beside {", ".join(objective.FIELDS)}')
+  if 'label' in objective.FIELDS and not config.loader.label:
+    raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+  if config.loader.window and not objective.WINDOWS:
+    raise UserError(f'loader.window={config.loader.window} makes samples of several records, but method '
+                    f'{config.method} takes one: leave loader.window out')
+  if config.loader.window and (config.augment.views > 1 or config.augment.local_views):
+    raise UserError(f'loader.window={config.loader.window} goes with one view, not augment.views='
+                    f'{config.augment.views} local_views={config.augment.local_views}')
 
 
 def check_divides(batch: int, shards: int, accumulate: int, advice: str = '') -> None:

@@ -77,7 +77,8 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
          'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'init_parts', 'init_map', 'freeze',
-         'evaluators',
+         'evaluators', 'loader.text_length', 'loader.signal_length',
+         'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 

@@ -1,0 +1,252 @@
+"""Where views come from: geometry is drawn once a view and applied to each kind of field.
+
+A view is a box of the loaded array, resized, then flipped, turned by quarters and rotated, in this order. Boxes are
+rows (start, end) of continuous coordinates: pixel p covers p .. p + 1. Shapes: B samples, N boxes, `grid` the loaded
+array, `size` the view, both of `rank` axes.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmed.augment import warp
+from jaxmed.augment.resample import crop_resize
+
+ABSENT = -1  # label of a pixel that a mask does not tell of, and each number of a box that is not there
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """What `draw` drew for one view of each sample.
+
+  Attributes:
+    start, length: [B, rank] int32, the box in pixels of the loaded array; None for the whole array.
+    flips: [B, rank] bool, the axes that are flipped; None for none.
+    turns: [B] int32, quarter turns counterclockwise in the last two axes; None for none.
+    angle: [B] float32, degrees of a rotation counterclockwise in the last two axes; None for none.
+  """
+
+  start: jax.Array | None = None
+  length: jax.Array | None = None
+  flips: jax.Array | None = None
+  turns: jax.Array | None = None
+  angle: jax.Array | None = None
+
+  def box(self, count: int, grid: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """(start, length), both [B, rank] int32, of `count` samples; the whole grid where there is no box."""
+    if self.start is not None and self.length is not None:
+      return self.start, self.length
+    whole = jnp.broadcast_to(jnp.asarray(grid, jnp.int32), (count, len(grid)))
+    return jnp.zeros_like(whole), whole
+
+  def view_box(self, count: int, grid: tuple[int, ...]) -> jax.Array:
+    """The box as [B, 2 * rank] float32, start and end in pixels of the loaded array."""
+    start, length = self.box(count, grid)
+    return jnp.concatenate([start, start + length], axis=1).astype(jnp.float32)
+
+
+def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, ...], size: tuple[int, ...],
+         scale: tuple[float, float], ratio: tuple[float, float], flip: tuple[float, ...] = (),
+         rotate90: jax.Array | float | None = None, rotate: float = 0.0) -> Geometry:
+  """The geometry of one view of `count` samples.
+
+  Args:
+    crop_key, turn_key: of the boxes; of flips, turns and angles.
+    grid, size: of the loaded array and of the view.
+    scale, ratio: see `random_box`. Arrays that have the size of the view already are taken whole where scale is 1.
+    flip: probability of a flip along each axis; () flips the last one with 0.5.
+    rotate90: probability of one to three quarter turns, None for none. rotate: greatest angle in degrees.
+  """
+  start = length = flips = turns = None
+  if scale[0] != 1.0 or grid != size:
+    keys = jax.random.split(crop_key, count)
+    start, length = jax.vmap(lambda key: random_box(key, grid, scale, ratio))(keys)
+  flip_key, quarter_key, angle_key = jax.random.split(turn_key, 3)
+  chances = flip or (0.0,) * (len(grid) - 1) + (0.5,)
+  if any(chances):
+    flips = random_flips(flip_key, count, chances)
+  if rotate90 is not None:
+    turns = random_turns(quarter_key, count, rotate90)
+  return Geometry(start, length, flips, turns, random_angles(angle_key, count, rotate) if rotate else None)
+
+
+def random_flips(rng: jax.Array, count: int, chances: tuple[float, ...]) -> jax.Array:
+  """Which axes are flipped, [count, rank] bool, each with its own chance."""
+  out = []
+  for chance in chances:
+    if chance:
+      rng, key = jax.random.split(rng)
+    out.append(jax.random.bernoulli(key, chance, (count,)) if chance else jnp.zeros(count, bool))
+  return jnp.stack(out, axis=1)
+
+
+def random_turns(rng: jax.Array, count: int, probability: jax.Array | float) -> jax.Array:
+  """Quarter turns [count] int32: one, two or three, equally likely, with `probability` (MONAI RandRotate90); else 0."""
+  turn_key, count_key = jax.random.split(rng)
+  turn = jax.random.bernoulli(turn_key, probability, (count,))
+  return turn * jax.random.randint(count_key, (count,), 1, 4)
+
+
+def random_angles(rng: jax.Array, count: int, degrees: float) -> jax.Array:
+  """Angles [count] float32, uniform in +- degrees."""
+  return jax.random.uniform(rng, (count,), minval=-degrees, maxval=degrees)
+
+
+def apply_image(geometry: Geometry, image: jax.Array, size: tuple[int, ...]) -> jax.Array:
+  """Images [B, *grid, C] as views [B, *size, C]: antialiased, bilinear where rotated; the border is repeated."""
+  count, grid = len(image), image.shape[1:-1]
+  if geometry.start is not None or grid != size:
+    image = jax.vmap(lambda x, s, n: crop_resize(x, s, n, size))(image, *geometry.box(count, grid))
+  if geometry.flips is not None:
+    for axis in range(len(size)):
+      flip = geometry.flips[:, axis].reshape(-1, *[1] * (len(size) + 1))
+      image = jnp.where(flip, jnp.flip(image, axis + 1), image)
+  if geometry.turns is not None:
+    image = warp.quarter_turns(image, geometry.turns)
+  return image if geometry.angle is None else warp.rotate(image, geometry.angle)
+
+
+def apply_mask(geometry: Geometry, mask: jax.Array, size: tuple[int, ...]) -> jax.Array:
+  """Masks [B, *grid] int as views [B, *size]: the label at the centre of each pixel.
+
+  It is ABSENT where a rotation shows what lies outside of the box.
+  """
+  count, grid = len(mask), mask.shape[1:]
+  if geometry.start is not None or grid != size:
+    mask = nearest(mask, *geometry.box(count, grid), size)
+  if geometry.flips is not None:
+    for axis in range(len(size)):
+      flip = geometry.flips[:, axis].reshape(-1, *[1] * len(size))
+      mask = jnp.where(flip, jnp.flip(mask, axis + 1), mask)
+  if geometry.turns is not None:
+    mask = warp.quarter_turns(mask[..., None], geometry.turns)[..., 0]
+  return mask if geometry.angle is None else warp.rotate_nearest(mask, geometry.angle, ABSENT)
+
+
+def apply_boxes(geometry: Geometry, boxes: jax.Array, grid: tuple[int, ...], size: tuple[int, ...]) -> jax.Array:
+  """Boxes [B, N, 2 * rank] float32 of the loaded array as boxes of the view, cut at its border.
+
+  A rotated box becomes the bounding box of its corners. A box that is wholly outside becomes a row of ABSENT.
+  """
+  rank = len(grid)
+  there = (boxes >= 0).all(axis=-1)
+  start, length = (x[:, None].astype(jnp.float32) for x in geometry.box(len(boxes), grid))  # [B, 1, rank]
+  sides = jnp.asarray(size, jnp.float32)
+  low, high = ((x - start) * sides / length for x in (boxes[..., :rank], boxes[..., rank:]))  # [B, N, rank]
+  low, high, there = _clipped(low, high, sides, there)
+  if geometry.flips is not None:
+    low, high = _flipped(low, high, sides, geometry.flips[:, None])
+  if geometry.turns is not None:
+    turns = geometry.turns[:, None, None] % 4
+    swap = lambda x: jnp.where(turns % 2 == 1, jnp.concatenate([x[..., :-2], x[..., :-3:-1]], axis=-1), x)
+    axes = jnp.concatenate([jnp.zeros((*turns.shape[:2], rank - 2), bool), (turns == 1) | (turns == 2),
+                            (turns == 2) | (turns == 3)], axis=-1)
+    low, high = _flipped(swap(low), swap(high), sides, axes)
+  if geometry.angle is not None:
+    low, high = _rotated(low, high, sides, jnp.deg2rad(geometry.angle)[:, None])
+    low, high, there = _clipped(low, high, sides, there)
+  return jnp.where(there[..., None], jnp.concatenate([low, high], axis=-1), float(ABSENT))
+
+
+def nearest(mask: jax.Array, start: jax.Array, length: jax.Array, size: tuple[int, ...],
+            own: jax.Array | None = None) -> jax.Array:
+  """Resizes the boxes (start, length), both [B, rank], of masks [B, *grid] to [B, *size] by the label at each centre.
+
+  With `own` [B, rank] to that size, in the corner of [B, *size], which is ABSENT elsewhere.
+  """
+  def one(x, start, length, own):
+    for axis, n in enumerate(size):
+      place = jnp.arange(n)
+      index = ((2 * place + 1) * length[axis]) // (2 * own[axis])
+      x = jnp.take(x, jnp.minimum(index, length[axis] - 1) + start[axis], axis=axis, mode='clip')
+      within = (place < own[axis]).reshape([-1 if a == axis else 1 for a in range(len(size))])
+      x = jnp.where(within, x, ABSENT)
+    return x
+
+  whole = jnp.broadcast_to(jnp.asarray(size), start.shape) if own is None else own
+  return jax.vmap(one)(mask, start, length, whole)
+
+
+def follow(geometry: Geometry, batch: Any, grid: tuple[int, ...], size: tuple[int, ...]) -> dict[str, jax.Array]:
+  """What goes with the images of a batch, as it is in the view: 'mask', 'boxes' and the flips as 'view_flip'.
+
+  Each where there is one. The arguments are those of `apply_boxes`.
+  """
+  out = {} if geometry.flips is None else {'view_flip': geometry.flips}
+  if 'mask' in batch:
+    out['mask'] = apply_mask(geometry, batch['mask'], size)
+  if 'boxes' in batch:
+    out['boxes'] = apply_boxes(geometry, batch['boxes'], grid, size)
+  return out
+
+
+def in_corner(group: Any, sizes: jax.Array, size: tuple[int, ...]) -> dict[str, jax.Array]:
+  """'mask' [..., *size] and 'boxes' [..., N, 2 * rank] of views that are resized to `sizes` [..., rank].
+
+  They lie in the corner of their arrays, where masks are ABSENT elsewhere. Each where the group has it.
+  """
+  out = {}
+  if 'mask' in group:
+    own = sizes.reshape(-1, len(size))
+    whole = jnp.broadcast_to(jnp.asarray(size), own.shape)
+    mask = nearest(group['mask'].reshape(-1, *size), jnp.zeros_like(whole), whole, size, own)
+    out['mask'] = mask.reshape(group['mask'].shape)
+  if 'boxes' in group:
+    share = sizes / jnp.asarray(size)
+    share = jnp.concatenate([share, share], axis=-1)[..., None, :]
+    out['boxes'] = jnp.where(group['boxes'] < 0, group['boxes'], group['boxes'] * share)
+  return out
+
+
+def _clipped(low: jax.Array, high: jax.Array, sides: jax.Array, there: jax.Array):
+  """Boxes cut at 0 and `sides`, and which are there and not wholly outside."""
+  inside = ((high > 0) & (low < sides)).all(axis=-1)
+  return jnp.clip(low, 0, sides), jnp.clip(high, 0, sides), there & inside
+
+
+def _flipped(low: jax.Array, high: jax.Array, sides: jax.Array, axes: jax.Array):
+  """Boxes flipped along the axes that are True."""
+  return jnp.where(axes, sides - high, low), jnp.where(axes, sides - low, high)
+
+
+def _rotated(low: jax.Array, high: jax.Array, sides: jax.Array, angle: jax.Array):
+  """The bounding boxes of boxes [B, N, rank] whose last two axes are rotated by `angle` [B, 1] about the centre."""
+  middle = sides[-2:] / 2
+  y, x = (jnp.stack([low[..., a], low[..., a], high[..., a], high[..., a]]) for a in (-2, -1))  # [4, B, N] corners
+  y, x = y - middle[0], x[jnp.array([0, 2, 0, 2])] - middle[1]
+  rows = jnp.cos(angle) * y - jnp.sin(angle) * x + middle[0]
+  columns = jnp.sin(angle) * y + jnp.cos(angle) * x + middle[1]
+  ends = lambda pick: jnp.stack([pick(rows, axis=0), pick(columns, axis=0)], axis=-1)
+  return (jnp.concatenate([low[..., :-2], ends(jnp.min)], axis=-1),
+          jnp.concatenate([high[..., :-2], ends(jnp.max)], axis=-1))
+
+
+def random_box(rng: jax.Array, grid: tuple[int, ...], scale: tuple[float, float],
+               ratio: tuple[float, float], tries: int = 10) -> tuple[jax.Array, jax.Array]:
+  """A random box of whole pixels: (start, length), both [rank] int32.
+
+  The rule of torchvision's RandomResizedCrop: the area is a uniform share of the image, the aspect log-uniform; of
+  ten draws the first that fits is taken, and if none fits a central box of the whole image with a valid aspect. In
+  3D the volume is the share and each axis has its own log-uniform stretch.
+  """
+  rank = len(grid)
+  size = jnp.asarray(grid, jnp.float32)
+  area_key, aspect_key, place_key = jax.random.split(rng, 3)
+  share = jax.random.uniform(area_key, (tries, 1), minval=scale[0], maxval=scale[1])
+  low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
+  stretch = jax.random.uniform(aspect_key, (tries, max(rank - 1, 1)), minval=low, maxval=high)
+  if rank == 2:  # aspect = width / height
+    stretch = jnp.concatenate([-stretch, stretch], axis=1) / 2
+  else:
+    stretch = jnp.pad(stretch, ((0, 0), (0, rank - stretch.shape[1]))) / 2
+    stretch = stretch - stretch.mean(axis=1, keepdims=True)
+  length = jnp.round((share * jnp.prod(size)) ** (1 / rank) * jnp.exp(stretch))  # [tries, rank]
+  fits = jnp.all((length >= 1) & (length <= size), axis=1)
+  side = jnp.minimum(size, jnp.round(size.min() * jnp.sqrt(ratio[1])))
+  length = jnp.where(fits.any(), length[jnp.argmax(fits)], side)
+  room = size - length
+  start = jnp.where(fits.any(), jnp.floor(jax.random.uniform(place_key, (rank,)) * (room + 1)), jnp.floor(room / 2))
+  return jnp.minimum(start, room).astype(jnp.int32), length.astype(jnp.int32)

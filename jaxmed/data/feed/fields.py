@@ -1,0 +1,176 @@
+"""Fields: which arrays a batch has, and how a record fills them.
+
+One list of `contracts.Field` says it: the pipeline reads what the list names, padding rows are its blanks, and the
+shapes that a step is compiled for are its shapes.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmed.contracts import FIELDS, Field
+from jaxmed.errors import UserError, choose
+
+TEXT_LENGTH = 256
+ALWAYS = ('image', 'label')  # fields that need nothing of a corpus: every record has an image, a label may be missing
+BOXES = 'boxes'  # column of the manifest: JSON or lists, [[start ..., end ...], ...] in pixels of the stored image
+
+_INTEGERS = ('uint8', 'uint16', 'int16')
+
+Tokenize = Callable[[str], Sequence[int] | np.ndarray]
+
+
+def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, masked: bool = True,
+       text_length: int = TEXT_LENGTH, signal: Sequence[int] = (0, 0), boxes: int = 0) -> tuple[Field, ...]:
+  """The fields of a batch; label and index are always among them.
+
+  Args:
+    wanted: what an objective wants of a record, see `contracts.FIELDS`.
+    size: the grid of the loaded arrays.
+    slots: channels C of an image. dtype: of images. masked: whether some samples have fewer channels.
+    text_length: ids L of a text.
+    signal: steps T and channels K.
+    boxes: the most boxes N of a sample.
+
+  Raises:
+    UserError: an unknown name; the nearest one is named.
+  """
+  size = tuple(int(n) for n in size)
+  for name in wanted:
+    choose('field of a record', name, FIELDS)
+  arrays: dict[str, list[tuple[str, str, tuple[int, ...], str]]] = {
+      'image': [('image', 'image', (*size, slots), dtype), ('channels', 'image', (slots,), 'int32'),
+                *([('channel_mask', 'image', (slots,), 'bool')] if masked else [])],
+      'mask': [('mask', 'mask', size, 'int32')],
+      'text': [('text', 'text', (text_length,), 'int32')],
+      'signal': [('signal', 'signal', tuple(signal), 'float32'), ('signal_mask', 'signal', tuple(signal[:1]), 'bool')],
+      'boxes': [('boxes', 'box', (boxes, 2 * len(size)), 'float32')],
+  }
+  found = [Field(*array) for name in arrays if name in wanted for array in arrays[name]]
+  return (*found, Field('label', 'label', (), 'int32'), Field('index', 'row', (), 'int32'))
+
+
+def of_source(source: Any, size: Sequence[int], wanted: Sequence[str] = ('image',), **lengths: Any
+              ) -> tuple[Field, ...]:
+  """The fields of batches of a source alone, in its own type and with as many channels as its widest record has.
+
+  Args:
+    source: rows to read.
+    size, wanted: as for `of`.
+    lengths: text_length, signal and boxes, as for `of`.
+  """
+  dtypes = source.distinct('dtype')[1]
+  dtype = dtypes[0] if len(dtypes) == 1 and dtypes[0] in _INTEGERS else 'float32'
+  return of(wanted, size=size, slots=widest(source), dtype=dtype, **lengths)
+
+
+def widest(source: Any) -> int:
+  """The most channels of a record."""
+  return max(len(names) for names in source.distinct('channels')[1])
+
+
+def widened(fields: Sequence[Field], slots: int) -> tuple[Field, ...]:
+  """The fields with room for at least so many channels."""
+  wider = lambda f: dataclasses.replace(f, shape=(*f.shape[:-1], max(f.shape[-1], slots)))
+  return tuple(wider(f) if f.kind == 'image' else f for f in fields)
+
+
+def names(fields: Sequence[Field]) -> tuple[str, ...]:
+  """Keys of a batch."""
+  return tuple(f.name for f in fields)
+
+
+def shapes(fields: Sequence[Field], *lead: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """{name: (shape, dtype)} of a batch whose arrays have these leading axes."""
+  return {f.name: ((*lead, *f.shape), np.dtype(f.dtype)) for f in fields}
+
+
+def blanks(fields: Sequence[Field]) -> dict[str, np.ndarray]:
+  """A sample that stands for none: a row of padding."""
+  return {f.name: np.full(f.shape, f.fill, f.dtype) for f in fields}
+
+
+def nbytes(fields: Sequence[Field]) -> int:
+  """Bytes of a sample."""
+  return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes(fields).values())
+
+
+def held(source: Any) -> tuple[str, ...]:
+  """Which of `contracts.FIELDS` some of these rows have, by the columns of the manifest.
+
+  The column of texts is not read, as it holds them whole: that it is there is enough.
+  """
+  out = []
+  for name in FIELDS:
+    if name in ALWAYS or name not in source.table.column_names or str(source.column_type(name)) == 'null':
+      continue
+    if name == 'text' or source.column(name).null_count < len(source):
+      out.append(name)
+  return tuple(out)
+
+
+def utf8(text: str) -> np.ndarray:
+  """A text as its UTF-8 bytes + 1, int32 in 1 .. 256."""
+  return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 1
+
+
+def text_ids(text: str, length: int, tokenize: Tokenize = utf8) -> np.ndarray:
+  """The ids of a text [length] int32, cut at the end or padded with 0."""
+  ids = np.asarray(tokenize(text), np.int32)[:length]
+  return np.pad(ids, (0, length - len(ids)))
+
+
+def padded_signal(signal: np.ndarray, shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+  """A signal [t, K] as [T, K] float32, cut at the end or padded with 0, and which steps it has, [T] bool.
+
+  Raises:
+    UserError: it has another number of channels; `name` is the record in the error.
+  """
+  steps, channels = shape
+  if signal.shape[1] != channels:
+    raise UserError(f'{name} has a signal of {signal.shape[1]} channels, other records one of {channels}: give all '
+                    'signals of a corpus the same channels')
+  short = max(steps - len(signal), 0)
+  return np.pad(signal[:steps].astype(np.float32), ((0, short), (0, 0))), np.arange(steps) < steps - short
+
+
+def parse_boxes(value: Any, rank: int, name: str) -> np.ndarray:
+  """Boxes of a record [n, 2 * rank] float32 from the column BOXES: JSON, lists, or nothing.
+
+  Raises:
+    UserError: something else; `name` is the record in the error.
+  """
+  try:
+    rows = json.loads(value) if isinstance(value, str) and value else value or []
+    boxes = np.asarray(rows, np.float32).reshape(len(rows), -1) if len(rows) else np.zeros((0, 2 * rank), np.float32)
+    fits = boxes.shape[1] == 2 * rank and bool((boxes[:, :rank] < boxes[:, rank:]).all())
+  except (TypeError, ValueError):
+    fits = False
+  if not fits:
+    raise UserError(f'{name} has the boxes {value!r}: expected [[start, ..., end, ...], ...], {2 * rank} numbers a box '
+                    'in pixels, each end after its start')
+  return boxes
+
+
+def placed_boxes(boxes: np.ndarray, start: Sequence[float], scale: Sequence[float], size: Sequence[int], count: int
+                 ) -> np.ndarray:
+  """Boxes [n, 2 * rank] of a stored image as [count, 2 * rank] of the array of `size` that is loaded from it.
+
+  Pixel p lies at (p - start) * scale there. Boxes are cut at the border. Those wholly outside, and those after the
+  first `count`, are left out; rows without one are -1.
+  """
+  rank = len(size)
+  moved = (boxes.reshape(-1, 2, rank) - np.asarray(start, np.float32)) * np.asarray(scale, np.float32)
+  inside = ((moved[:, 1] > 0) & (moved[:, 0] < np.asarray(size))).all(axis=1)
+  kept = np.clip(moved[inside], 0, np.asarray(size)).reshape(-1, 2 * rank)[:count]
+  return np.pad(kept, ((0, count - len(kept)), (0, 0)), constant_values=-1).astype(np.float32)
+
+
+def channel_ids(names: Sequence[str], ids: Mapping[str, int], slots: int) -> np.ndarray:
+  """The ids of a record's channels [slots] int32, 0 where it has fewer."""
+  out = np.zeros(slots, np.int32)
+  out[:len(names)] = [ids[c] for c in names]
+  return out
