@@ -222,8 +222,9 @@ def test_list_names_what_can_be_chosen(ok):
   assert set(got['methods']) >= {'mae', 'supervised'}
   assert {'vit_tiny', 'vit_giant', 'channel_vit_small'} <= set(got['models'])
   assert {'timm', 'channelvit'} <= set(got['formats'])
+  assert {'classify', 'retrieve'} <= set(got['protocols']) and set(got['evaluators']) >= {'health', 'loss', 'knn', 'ridge'}
   assert all(got['methods'].values())
-  assert all(got['formats'].values())
+  assert all(all(got[kind].values()) for kind in ('formats', 'protocols', 'evaluators'))
 
 
 def test_list_one_kind_or_one_name(ok, fails, tmp_path, monkeypatch):

@@ -280,6 +280,7 @@ class Hierarchical(EncoderDefaults, nn.Module):
         places of a sparse encoder are zero.
     """
     del channels
+    check_levels(type(self).__name__, levels, 0, self.num_levels)
     size = image.shape[1:-1]
     grid = grid_of(size, self.patch_size)
     visible = None if hidden is None else ~hidden.reshape(-1, *grid, 1)
@@ -289,7 +290,6 @@ class Hierarchical(EncoderDefaults, nn.Module):
     x = self._hide(self.pool_stem(first, sparse), None if self.masking == 'sparse' else visible)
     maps = [first, *self.stages(x, sparse, train)]
     features = self.head(maps[-1], sparse)
-    check_levels(type(self).__name__, levels, 0, self.num_levels)
     found = tuple(Level(maps[i].reshape(len(image), -1, maps[i].shape[-1]), maps[i].shape[1:-1]) for i in levels)
     return dataclasses.replace(features, levels=found) if levels else features
 
