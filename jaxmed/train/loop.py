@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,20 +25,17 @@ from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.evaluators import Evaluation
 from jaxmed.train.logs import Logs
-from jaxmed.train.monitor import vitals
 from jaxmed.train.monitor.agree import Agreement, agreement
 from jaxmed.train.monitor.pace import Pace
 from jaxmed.train.monitor.signals import interruptible
-from jaxmed.train.monitor.spikes import Spikes
 from jaxmed.train.monitor.times import Times
 from jaxmed.train.monitor.watch import RollBack, Watch
 from jaxmed.train.monitor.watchdog import Watchdog
 from jaxmed.train.probe import Probe
+from jaxmed.train.rows import Rows
 from jaxmed.train.step import TrainState
-from jaxmed.train.utilization import Utilization
 
 AHEAD = 2  # steps that the host may be ahead of the device: neither waits, and all hosts are at about one step
-MOST_SKIPPED = 10  # updates left out in a row after which a run stops
 
 
 @dataclasses.dataclass
@@ -78,10 +74,7 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   compilation.keep()
   times = Times(quiet)
   with agreement() as agreed:
-    with times.stage('opening the corpus'):
-      corpus, source = records.open_records(user)
-    with times.stage('looking for records that evaluation sets hold too'):
-      records.tell_leaks(user, source)
+    corpus, source = _opened(user, times)
     label = str(dict(user.get('loader', {})).get('label', ''))
     lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
     spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
@@ -128,15 +121,21 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
                       'a run keeps its last losses')
     resolve.check_values(config)
     towers.opened(config, rundir.load)
-    with times.stage('opening the corpus'):
-      corpus, source = records.open_records(config_lib.to_dict(config))
-    with times.stage('looking for records that evaluation sets hold too'):
-      records.tell_leaks(config_lib.to_dict(config), source)
+    corpus, source = _opened(config_lib.to_dict(config), times)
     data_spec.check_same(spec, source)
     resolve.check_shares(config, mesh_lib.make_mesh(config.mesh))
     lack = lacking.parse(config.loader.missing, source.channels)
     stream = assemble.stream(config, source, lack)
     return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, times)
+
+
+def _opened(user: Mapping[str, Any], times: Times) -> tuple[Any, Any]:
+  """The corpus and its rows to train on, which are searched for leaks."""
+  with times.stage('opening the corpus'):
+    corpus, source = records.open_records(user)
+  with times.stage('looking for records that evaluation sets hold too'):
+    records.tell_leaks(user, source)
+  return corpus, source
 
 
 def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
@@ -204,12 +203,10 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   batches = _batches(run, first)
   logs = Logs(run.folder, first, config.steps, config.batch_size, run.times.quiet, process.is_main(),
               config.loggers, config_lib.flat(config))
-  latest, spikes, hosts = dict(logs.latest), Spikes(logs.losses), vitals.Hosts()
-  used = Utilization(config, run.spec)
   pace = Pace(first, config.batch_size)
+  rows = Rows(config, run.spec, logs, watch, checkpoints, pace)
   watch.rows, watch.width = evaluation.probe.shape
   watch.skipped = int(state.skipped)
-  pending: collections.deque = collections.deque()
   running: collections.deque = collections.deque()
   begun = time.monotonic()
   try:
@@ -232,39 +229,28 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       pace.step(n, metrics['loss'], waited)
       running.append(metrics['loss'])
       if len(running) > AHEAD:
-        hosts.wait(running.popleft())
+        rows.hosts.wait(running.popleft())
       last = n == config.steps
       if n % config.log_every == 0 or last:
-        pending.append((n, metrics))
+        rows.add(n, metrics)
       stopping = agreement.point()
       due = last or agreement.due or n % config.checkpoint_every == 0
       probing = evaluation.due(n)
       # One row behind, so that the device never waits for the host; but a checkpoint and a probe have all rows before.
-      while len(pending) > (0 if due or stopping or probing else 1):
-        row, values = pending.popleft()
-        hosts.wait(values)
-        values = {k: float(v) for k, v in jax.device_get(values).items()} | pace.row(row)
-        values |= used.row(values)
-        latest |= values
-        logs.scalars(row, values | vitals.own() | hosts.row(row, values['data_wait']))
-        _check_finite(latest, checkpoints)
-        if config.on_spike == 'skip':  # the step has looked
-          watch.left_out(row, int(values['skipped']))
-        elif (limit := spikes.look(values['loss'])) is not None:
-          watch.spike(row, values['loss'], limit, config.on_spike)
+      rows.tell(0 if due or stopping or probing else 1)
       if due or stopping or probing:
         pace.pause()
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
+          rows.latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
         stopping = agreement.point()
         if evaluation.tells_collapse(probing):
-          watch.look(n, latest)
+          watch.look(n, rows.latest)
       if due or stopping:
         watchdog.beat(f'the checkpoint of step {n}', step=False)
         with times.stage('checkpoints'):
-          checkpoints.save(n, state, _plain(latest))
+          checkpoints.save(n, state, _plain(rows.latest))
         agreement.saved()
       pace.go()
       if stopping and not last:
@@ -283,10 +269,10 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   times.write(run.folder)
   times.tell()
   seconds = time.monotonic() - begun
-  return {'run': str(run.folder), 'steps': config.steps, 'loss': latest.get('loss'), 'seconds': seconds,
+  return {'run': str(run.folder), 'steps': config.steps, 'loss': rows.latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
           'memory_bytes': _memory(step),
-          **{k: latest[k] for k in ('val_loss', 'knn', 'ridge', 'rankme') if k in latest}}
+          **{k: rows.latest[k] for k in ('val_loss', 'knn', 'ridge', 'rankme') if k in rows.latest}}
 
 
 def _memory(step: Any) -> int:
@@ -314,18 +300,3 @@ def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, l
 
 def _plain(values: Mapping[str, float]) -> dict[str, float]:
   return {k: float(v) for k, v in values.items() if np.isfinite(v)}
-
-
-def _check_finite(latest: Mapping[str, float], checkpoints: Checkpoints) -> None:
-  """Ends a run whose updates are all left out; the weights are those before the first of them."""
-  row = int(latest.get('skipped_in_row', 0))
-  if row < MOST_SKIPPED:
-    return
-  checkpoints.wait()
-  steps = checkpoints.steps()
-  kept = f'{checkpoints.folder / str(steps[-1])} is the last good checkpoint' if steps else 'no checkpoint was due'
-  if np.isfinite(latest['loss']) and np.isfinite(latest['grad_norm']):
-    raise UserError(f'the loss stayed far above its last ones {row} steps in a row (loss {latest["loss"]:.3g}); {kept}'
-                    ': lower learning_rate, or start with on_spike=warn if a schedule of the method raises the loss')
-  raise UserError(f'loss or gradient was not finite {row} steps in a row (loss {latest["loss"]:.3g}); {kept}: lower '
-                  'learning_rate or set optimizer.clip=1')

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmed.config import merge
 from jaxmed.errors import Stopped, UserError
-from jaxmed.train import loop
+from jaxmed.train import loop, rows
 from jaxmed.train.build import assemble
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.logs import read_rows
@@ -109,9 +109,9 @@ def test_a_run_that_was_stopped_before_a_spike_skips_it_too(skipped, corpus, tmp
 def test_a_loss_that_stays_up_ends_the_run(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   row = {'skipped_in_row': 9, 'loss': 9.0, 'grad_norm': 1.0}
-  loop._check_finite(row, checkpoints)
+  rows.check_finite(row, checkpoints)
   with pytest.raises(UserError, match='the loss stayed far above its last ones 10 steps in a row .* on_spike=warn'):
-    loop._check_finite(row | {'skipped_in_row': 10}, checkpoints)
+    rows.check_finite(row | {'skipped_in_row': 10}, checkpoints)
   with pytest.raises(UserError, match='loss or gradient was not finite 10 steps in a row'):
-    loop._check_finite(row | {'skipped_in_row': 10, 'grad_norm': float('inf')}, checkpoints)
+    rows.check_finite(row | {'skipped_in_row': 10, 'grad_norm': float('inf')}, checkpoints)
   checkpoints.close()
