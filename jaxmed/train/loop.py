@@ -58,7 +58,7 @@ class Run:
 
 
 def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
-  """Starts a run in the new directory `out`.
+  """Starts a run in the new directory `out`: checks the config alone, opens the data, builds, writes, runs.
 
   Args:
     user: nested config values; `data` names the corpus.
@@ -75,28 +75,8 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   times = Times(quiet)
   with agreement() as agreed:
     corpus, source = _opened(user, times)
-    label = str(dict(user.get('loader', {})).get('label', ''))
-    lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
-    spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
-    config = resolve.resolve(user, spec)
-    towers.opened(config, rundir.load)
-    mesh = mesh_lib.make_mesh(config.mesh)
-    resolve.check_shares(config, mesh)
-    # Every option is checked before anything is written.
-    stream = assemble.stream(config, source, lack)
-    with times.stage('building the model'):
-      trainer = assemble.build(config, spec)
-      state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
-      trainer.optimizer.check_paths(state.params)
-      _evaluation(trainer, config, spec, corpus, mesh, agreed)
-      weights.given_weights(config, state, spec.vocabulary, quiet=False)
-    if process.is_main():
-      try:
-        out.mkdir(parents=True, exist_ok=True)
-      except OSError as e:
-        raise UserError(f'cannot write {out}: {e.strerror or e}') from e
-      rundir.save(out, config, spec)
-    process.check_shared(out)
+    config, spec, stream = _built(user, corpus, source, agreed, times)
+    _write(out, config, spec)
     return _run(out, config, spec, corpus, source, stream, agreed, times)
 
 
@@ -136,6 +116,37 @@ def _opened(user: Mapping[str, Any], times: Times) -> tuple[Any, Any]:
   with times.stage('looking for records that evaluation sets hold too'):
     records.tell_leaks(user, source)
   return corpus, source
+
+
+def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
+           times: Times) -> tuple[Any, data_spec.DataSpec, Mapping[str, Any]]:
+  """The full config, what the run knows of its data, and its stream; every option is checked, nothing is written."""
+  label = str(dict(user.get('loader', {})).get('label', ''))
+  lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
+  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
+  config = resolve.resolve(user, spec)
+  towers.opened(config, rundir.load)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  resolve.check_shares(config, mesh)
+  stream = assemble.stream(config, source, lack)
+  with times.stage('building the model'):
+    trainer = assemble.build(config, spec)
+    state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
+    trainer.optimizer.check_paths(state.params)
+    _evaluation(trainer, config, spec, corpus, mesh, agreed)
+    weights.given_weights(config, state, spec.vocabulary, quiet=False)
+  return config, spec, stream
+
+
+def _write(out: pathlib.Path, config: Any, spec: data_spec.DataSpec) -> None:
+  """Makes the run directory, which all processes must see."""
+  if process.is_main():
+    try:
+      out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+      raise UserError(f'cannot write {out}: {e.strerror or e}') from e
+    rundir.save(out, config, spec)
+  process.check_shared(out)
 
 
 def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
