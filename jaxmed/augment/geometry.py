@@ -74,7 +74,7 @@ def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, 
 
 
 def random_flips(rng: jax.Array, count: int, chances: tuple[float, ...]) -> jax.Array:
-  """Which axes are flipped, [count, rank] bool, each with its own chance."""
+  """Axes to flip, [count, rank] bool; `chances` has a probability an axis."""
   out = []
   for chance in chances:
     if chance:

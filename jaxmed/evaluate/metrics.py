@@ -101,7 +101,7 @@ def resampled_means(values: np.ndarray, subjects: Sequence | np.ndarray, *, draw
 
 def difference(value_a: Mapping[str, float], drawn_a: Mapping[str, np.ndarray], value_b: Mapping[str, float],
                drawn_b: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-  """Each metric of a minus that of b, {metric: {'value', 'low', 'high'}}; both were drawn on the same resamples."""
+  """Differences a - b by metric, {metric: {'value', 'low', 'high'}}; both were drawn on the same resamples."""
   return {m: _interval(value_a[m] - value_b[m], drawn_a[m] - drawn_b[m]) for m in value_a}
 
 

@@ -45,7 +45,7 @@ class Loss:
   needs: ClassVar[str] = 'records of split val'
 
   def wants(self, probe: Any) -> bool:
-    """Whether there are held-out records."""
+    """Whether the corpus has held-out records."""
     return len(probe.val) > 0
 
   def __call__(self, snapshot: Any) -> dict[str, float]:
@@ -55,7 +55,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-  """Base of the probes of `loader.label`: fitted on records of split train, judged on those of split val."""
+  """Base of the probes of `loader.label`: fitted on split train, judged on split val."""
 
   every: int
 
@@ -108,7 +108,7 @@ class Evaluation:
     return tuple(name for name, e in self.evaluators.items() if step == self.steps or step % e.every == 0)
 
   def __call__(self, state: Any, names: tuple[str, ...]) -> dict[str, float]:
-    """What those of these names measure of a training state; they share one snapshot, so records are embedded once."""
+    """The values that the named evaluators measure; they share one snapshot, so records are embedded once."""
     snapshot = self.probe.at(state)
     out: dict[str, float] = {}
     for name in names:
@@ -126,7 +126,7 @@ class Evaluation:
 
 
 def parse(text: str) -> dict[str, int]:
-  """The names of 'loss,knn:500' with their steps, 0 for those of the run.
+  """The names of 'loss,knn:500' with their steps; 0 means the steps of the run.
 
   Raises:
     UserError: an unknown name (naming the nearest), one that stands twice, or steps that are no positive number.

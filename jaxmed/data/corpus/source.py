@@ -58,7 +58,7 @@ class Source:
     return out
 
   def record(self, i: int, wanted: Sequence[str] = PIXELS) -> dict[str, Any]:
-    """The record of row i with those of its pixels alone, 'image' and 'mask', that are `wanted`."""
+    """The record of row i; of 'image' and 'mask' it reads the `wanted` alone."""
     i = self._row(i)
     return self._read(self._keys[self._key[i]], [int(self._place[i])], wanted)[0]
 

@@ -55,7 +55,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
 
 def of_source(source: Any, size: Sequence[int], wanted: Sequence[str] = ('image',), **lengths: Any
               ) -> tuple[Field, ...]:
-  """The fields of batches of a source alone, in its own type and with as many channels as its widest record has.
+  """The fields of batches of one source, in its type and with the channels of its widest record.
 
   Args:
     source: rows to read.

@@ -53,7 +53,7 @@ class FeatureProtocol:
     return SPLITS
 
   def answers(self, method: str, x: Mapping[str, np.ndarray], task: Task) -> Answers:
-    """What a method says, given features {split: [n, D]}; those of test may be several sets, [..., M, D]."""
+    """The answers of a method, given features {split: [n, D]}; test features may be several sets, [..., M, D]."""
     raise NotImplementedError
 
   def score(self, values: np.ndarray, task: Task) -> dict[str, float]:

@@ -149,7 +149,7 @@ class BagOfChannels(ViT):
 
 
 def _by_image(patches: jax.Array, tokens: BagTokens) -> jax.Array:
-  """Patches [B * C, N, D] of channels as those of images [B, C * N, D], or of these the ones that `tokens` are."""
+  """Patches [B * C, N, D] of channels as patches of images [B, C * N, D], or the tokens among them."""
   patches = patches.reshape(len(tokens.x), -1, patches.shape[-1])
   return patches if tokens.place is None else jnp.take_along_axis(patches, tokens.place[..., None], axis=1)
 

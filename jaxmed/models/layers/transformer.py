@@ -287,7 +287,7 @@ class Transformer(nn.Module):
   def with_levels(self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, levels: Sequence[int],
                   train: bool = False, layout: channel_attention.Layout | None = None
                   ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-    """`__call__`, and for each block in `levels` (1 is the first) its output and that of its MLP, [B, N, D] each.
+    """`__call__`, and for each block in `levels` (1 is the first) its output and the output of its MLP, [B, N, D] each.
 
     The scan keeps both of every block until those in `levels` are taken out of them. Nothing is packed.
     """
