@@ -20,6 +20,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 
 import csv  # noqa: E402
+import fcntl  # noqa: E402
 import pathlib  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -86,6 +87,20 @@ def tiles(tmp_path_factory) -> pathlib.Path:
   return place
 
 
+def _shared(tmp_path_factory, name: str, make) -> pathlib.Path:
+  """What `make(place)` makes in a new folder, once for all workers of pytest-xdist."""
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+  with open(base / f'{name}.lock', 'w', encoding='utf-8') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    place, done = base / name, base / f'{name}.done'
+    if not done.exists():
+      shutil.rmtree(place, ignore_errors=True)  # what a worker left that failed
+      make(place)
+      done.touch()
+  return place
+
+
 def _prepare(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   from jaxmed.data.prepare.prepare import prepare
   prepare([folder], out, table=folder / 'table.csv', progress=False)
@@ -95,7 +110,7 @@ def _prepare(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 @pytest.fixture(scope='session')
 def corpus(tiles, tmp_path_factory) -> pathlib.Path:
   """The tiles as a corpus: 64 train, 16 val, 16 test records of 3 channels, label 'tissue'."""
-  return _prepare(tiles, tmp_path_factory.mktemp('corpora') / 'rgb')
+  return _shared(tmp_path_factory, 'rgb', lambda place: _prepare(tiles, place))
 
 
 @pytest.fixture(scope='session')
@@ -113,9 +128,7 @@ def mixed_corpus(tiles, tmp_path_factory) -> pathlib.Path:
 def trained(corpus, tmp_path_factory) -> pathlib.Path:
   """A run of TINY, trained to its end. Tests that write into a run copy it first."""
   from jaxmed.train import loop
-  out = tmp_path_factory.mktemp('runs') / 'trained'
-  loop.train(TINY | {'data': str(corpus)}, out, quiet=True)
-  return out
+  return _shared(tmp_path_factory, 'trained', lambda out: loop.train(TINY | {'data': str(corpus)}, out, quiet=True))
 
 
 @pytest.fixture(scope='session')

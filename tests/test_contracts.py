@@ -181,7 +181,7 @@ def test_a_method_is_an_objective(name):
   many = method.DEFAULTS.get('augment', {}).get('views', 1) > 1
   _, batch = views(**({'views': 2} if many else {}))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
-  assert set(shapes) == set(contracts.Variables.__annotations__) and set(shapes['target']) <= set(shapes['params'])
+  assert set(shapes) == set(contracts.Variables.__required_keys__) and set(shapes['target']) <= set(shapes['params'])
   if shapes['target']:
     assert 0 <= float(objective.momentum(jnp.asarray(0))) <= 1
   else:
