@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Supports
 from jaxmed.models.encoders.vit import ViT
-from jaxmed.models.layers.channel_attention import Layout, layout_of
+from jaxmed.models.layers.channel_attention import TokenOrder, token_order
 from jaxmed.models.layers.channel_embed import HashedChannels, initializer, unnamed
 from jaxmed.models.layers.positions import resample
 from jaxmed.models.layers.tokens import Tokens, grid_of, patchify, without_missing
@@ -72,8 +72,8 @@ class ChannelViT(ViT):
       return None
     return self.hash_prune * jnp.exp(-params['channel_hash']['threshold']).sum()
 
-  def _layout(self, grid: tuple[int, ...]) -> Layout | None:
-    return layout_of(self.channel_attention, grid, self.num_prefix_tokens)
+  def _token_order(self, grid: tuple[int, ...]) -> TokenOrder | None:
+    return token_order(self.channel_attention, grid, self.num_prefix_tokens)
 
   def project(self, image: jax.Array) -> jax.Array:
     """Projected patches [B, C, N, D] of images [B, *size, C], before anything is added."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Supports
 from jaxmed.models.layers import positions as pos
-from jaxmed.models.layers.channel_attention import Layout
+from jaxmed.models.layers.channel_attention import TokenOrder
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features, Level, Tokens, check_levels, drop_channels, grid_of, patchify
 from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
@@ -196,9 +196,9 @@ class ViT(EncoderDefaults, nn.Module):
     """Prefix and patch tokens after all blocks [B, N, D], and the levels that are asked for."""
     x, valid, angles = self._with_prefix(tokens, train)
     if not levels:
-      return self.transformer(x, valid, angles, train, self._layout(grid)), ()
+      return self.transformer(x, valid, angles, train, self._token_order(grid)), ()
     check_levels(type(self).__name__, levels, 1, self.depth)
-    x, blocks = self.transformer.with_levels(x, valid, angles, levels, train, self._layout(grid))
+    x, blocks = self.transformer.with_levels(x, valid, angles, levels, train, self._token_order(grid))
     return x, tuple(Level(self._patches(out, tokens), grid, self._patches(ffn, tokens)) for out, ffn in blocks)
 
   def _patches(self, x: jax.Array, tokens: Tokens) -> jax.Array:
@@ -206,7 +206,7 @@ class ViT(EncoderDefaults, nn.Module):
     del tokens
     return x[:, self.num_prefix_tokens:]
 
-  def _layout(self, grid: tuple[int, ...]) -> Layout | None:
+  def _token_order(self, grid: tuple[int, ...]) -> TokenOrder | None:
     """How tokens of that grid attend to each other; None for all to all."""
     del grid
     return None
@@ -222,7 +222,7 @@ class ViT(EncoderDefaults, nn.Module):
       embedded.append(self.embed_patches(**known))
       starts.append(self._with_prefix(embedded[-1], train))
       places.append((self._grid(group['image']), group.get('local', False)))
-    out = self.transformer.one_pass(*zip(*starts, strict=True), batch, train, self._layout(places[0][0]))
+    out = self.transformer.one_pass(*zip(*starts, strict=True), batch, train, self._token_order(places[0][0]))
     return [self._features(x, tokens, *place) for x, tokens, place in zip(out, embedded, places, strict=True)]
 
   def _grid(self, image: jax.Array) -> tuple[int, ...]:

@@ -22,11 +22,11 @@ from jaxmed.models.layers import kernels
 from jaxmed.parallel.mesh import axis_size
 
 KINDS = ('joint', 'factorised', 'pooled', 'shared')
-Layout = tuple[str, int, int]  # a kind, channels, prefix tokens
+TokenOrder = tuple[str, int, int]  # a kind, channels, prefix tokens
 Part = tuple[jax.Array, jax.Array]
 
 
-def layout_of(kind: str, grid: tuple[int, ...], prefix: int) -> Layout | None:
+def token_order(kind: str, grid: tuple[int, ...], prefix: int) -> TokenOrder | None:
   """What `attend` must know of rows of tokens [prefix + C * N], with grid (C, *); None for joint attention.
 
   Raises:
@@ -42,9 +42,9 @@ def layout_of(kind: str, grid: tuple[int, ...], prefix: int) -> Layout | None:
   return kind, grid[0], prefix
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, form: str, layout: Layout) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, form: str, order: TokenOrder) -> jax.Array:
   """Attention [B, P + C * N, H, Dh] of rows to themselves; mask [B, P + C * N] bool or None, form of the kernel."""
-  kind, channels, prefix = layout
+  kind, channels, prefix = order
   mask = jnp.ones(q.shape[:2], bool) if mask is None else mask
   first = kernels.attention(q[:, :prefix], k, v, mask, form)
   rows = Rows(*((x[:, :prefix], x[:, prefix:].reshape(len(x), channels, -1, *x.shape[2:])) for x in (q, k, v, mask)))

@@ -111,10 +111,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
     out = kernels.dense(patchify(x, (width,) * rank), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(x.shape[0], *grid, -1)
   return lax.conv_general_dilated(x, kernel, (stride,) * rank, [(padding, padding)] * rank,
-                                  dimension_numbers=_layout(rank))
+                                  dimension_numbers=_axis_letters(rank))
 
 
-def _layout(rank: int) -> tuple[str, str, str]:
+def _axis_letters(rank: int) -> tuple[str, str, str]:
   space = 'DHW'[-rank:]
   return f'N{space}C', f'{space}IO', f'N{space}C'
 
@@ -132,7 +132,7 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _grouped(x, kernel):
   rank, half = x.ndim - 2, kernel.shape[0] // 2
-  return lax.conv_general_dilated(x, kernel, (1,) * rank, [(half, half)] * rank, dimension_numbers=_layout(rank),
+  return lax.conv_general_dilated(x, kernel, (1,) * rank, [(half, half)] * rank, dimension_numbers=_axis_letters(rank),
                                   feature_group_count=x.shape[-1])
 
 

@@ -111,7 +111,7 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
   """Multi-head self-attention [B, N, D] -> [B, N, D] with a fused qkv projection.
 
-  A row may hold several crops one after the other (see Transformer): each attends to itself alone. `layout` says where
+  A row may hold several crops one after the other (see Transformer): each attends to itself alone. `order` says where
   channels lie in a row and how they attend to each other, see `channel_attention`; None for all to all.
   """
 
@@ -121,7 +121,7 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
   form: str = 'auto'
   crops: Crops = ()
-  layout: channel_attention.Layout | None = None
+  order: channel_attention.TokenOrder | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, masks: Each, angles: Each) -> jax.Array:
@@ -133,7 +133,7 @@ class Attention(nn.Module):
     operands = zip(_split(qkv, self.crops), masks, angles, strict=True)
     looked = self.is_mutable_collection(LOOK) and not self.is_initializing()
     attend = self._looked_at if looked else _attend
-    parts = (attend(*part, self.form, self.layout) for part in operands)
+    parts = (attend(*part, self.form, self.order) for part in operands)
     out = constrain(_joined(parts, self.crops), 'batch', 'tokens', 'heads', None)  # [B, N, H, Dh]
     return Dense((dim,), ('heads', 'embed'), True, self.kernel_init, self.dtype, fold=2, name='proj')(out)
 
@@ -152,13 +152,13 @@ def _rotated(qkv: jax.Array, angles: jax.Array | None) -> tuple[jax.Array, jax.A
 
 
 def _attend(qkv: jax.Array, mask: jax.Array | None, angles: jax.Array | None, form: str,
-            layout: channel_attention.Layout | None) -> jax.Array:
+            order: channel_attention.TokenOrder | None) -> jax.Array:
   """Attention [B, N, H, Dh] of each row of qkv [B, N, 3, H, Dh] to itself."""
-  if angles is None and layout is None and axis_size('sequence') == 1:
+  if angles is None and order is None and axis_size('sequence') == 1:
     return kernels.self_attention(qkv, mask, form)
   q, k, v = _rotated(qkv, angles)
-  if layout is not None:
-    return channel_attention.attend(q, k, v, mask, form, layout)
+  if order is not None:
+    return channel_attention.attend(q, k, v, mask, form, order)
   k, v = (constrain(x, 'batch', None, 'heads', None) for x in (k, v))  # each device sees all keys of its samples
   return kernels.attention(q, k, v, mask, form)
 
@@ -215,7 +215,7 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
   attention: str = 'auto'
   crops: Crops = ()
-  layout: channel_attention.Layout | None = None
+  order: channel_attention.TokenOrder | None = None
   collect: bool = False
 
   @nn.compact
@@ -227,7 +227,7 @@ class Block(nn.Module):
     dim = x.shape[-1]
     y = LayerNorm(self.dtype, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
-                  self.layout, name='attn')(y, masks, angles)
+                  self.order, name='attn')(y, masks, angles)
     x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
     y = LayerNorm(self.dtype, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
@@ -280,12 +280,12 @@ class Transformer(nn.Module):
   prefix: int = 0
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
-               train: bool = False, layout: channel_attention.Layout | None = None) -> jax.Array:
+               train: bool = False, order: channel_attention.TokenOrder | None = None) -> jax.Array:
     """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
-    return self.one_pass([x], [mask], [angles], x.shape[0], train, layout)[0]
+    return self.one_pass([x], [mask], [angles], x.shape[0], train, order)[0]
 
   def with_levels(self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, levels: Sequence[int],
-                  train: bool = False, layout: channel_attention.Layout | None = None
+                  train: bool = False, order: channel_attention.TokenOrder | None = None
                   ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """`__call__`, and for each block in `levels` (1 is the first) its output and the output of its MLP, [B, N, D] each.
 
@@ -293,12 +293,12 @@ class Transformer(nn.Module):
     """
     tokens, keep = x.shape[1], self._factors([x], x.shape[0], train)[0]
     x, mask, angles = _filled(x, mask, angles, -tokens % axis_size('sequence'))
-    x, blocks = self._blocks(x, keep, (), (mask,), (angles,), layout, '', True)
+    x, blocks = self._blocks(x, keep, (), (mask,), (angles,), order, '', True)
     return x[:, :tokens], [(blocks[0][i - 1, :, :tokens], blocks[1][i - 1, :, :tokens]) for i in levels]
 
   def one_pass(self, parts: Sequence[jax.Array], masks: Sequence[jax.Array | None],
                angles: Sequence[jax.Array | None], batch: int, train: bool = False,
-               layout: channel_attention.Layout | None = None) -> list[jax.Array]:
+               order: channel_attention.TokenOrder | None = None) -> list[jax.Array]:
     """Several kinds of crops [batch * V, N, D], each sample's V views together, in one pass over the blocks.
 
     A sample's crops stand in one row, so each layer multiplies all tokens by its weights at once: over devices they
@@ -311,13 +311,13 @@ class Transformer(nn.Module):
     """
     keeps = self._factors(parts, batch, train)
     operands = tuple(parts), tuple(masks), tuple(angles), keeps
-    every = all(mask is None for mask in masks) or layout is not None or self.is_initializing()
+    every = all(mask is None for mask in masks) or order is not None or self.is_initializing()
     if not self.packing or every or any(map(self.is_mutable_collection, ('intermediates', LOOK, LOOK_SLOPES))):
-      return self._padded(*operands, batch, layout)
+      return self._padded(*operands, batch, order)
     count = packing.groups(batch)
     plans = tuple(None if mask is None else packing.plan(mask, count, self.packing, 2 * self.prefix) for mask in masks)
     fits = jnp.stack([plan.fits for plan in plans if plan is not None]).all()
-    again = nn.remat(lambda self, *operands: self._padded(*operands, batch, layout, self.remat.replace('none', 'full')))
+    again = nn.remat(lambda self, *operands: self._padded(*operands, batch, order, self.remat.replace('none', 'full')))
     packed = lambda self, *operands: self._packed(plans, *operands, count)
     return nn.cond(fits, packed, again, self, *operands)
 
@@ -332,18 +332,18 @@ class Transformer(nn.Module):
     return tuple(k.reshape(self.depth, 2, -1, 1) for k in of_kinds)
 
   def _padded(self, parts: Parts, masks: Each, angles: Each, keeps: Each, batch: int,
-              layout: channel_attention.Layout | None = None, remat: str = '') -> list[jax.Array]:
+              order: channel_attention.TokenOrder | None = None, remat: str = '') -> list[jax.Array]:
     """`one_pass` with factors [depth, 2, B, 1 or N] of stochastic depth: every part as rows [B, N, D]."""
     crops = tuple((x.shape[0] // batch, x.shape[1]) for x in parts)
     if len(parts) > 1 and axis_size('sequence') == 1:
       keep = None if keeps[0] is None else jnp.concatenate(
           [k.reshape(self.depth, 2, batch, -1) for k in _alike(keeps, parts)], axis=3)
-      return _split(self._blocks(_joined(parts, crops), keep, crops, masks, angles, layout, remat)[0], crops)
+      return _split(self._blocks(_joined(parts, crops), keep, crops, masks, angles, order, remat)[0], crops)
     out = []
     for x, mask, angle, keep in zip(parts, masks, angles, keeps, strict=True):
       tokens = x.shape[1]
       x, mask, angle = _filled(x, mask, angle, -tokens % axis_size('sequence'))
-      out.append(self._blocks(x, keep, (), (mask,), (angle,), layout, remat)[0][:, :tokens])
+      out.append(self._blocks(x, keep, (), (mask,), (angle,), order, remat)[0][:, :tokens])
     return out
 
   def _packed(self, plans: Plans, parts: Parts, masks: Each, angles: Each, keeps: Each, count: int) -> list[jax.Array]:
@@ -360,7 +360,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def _blocks(self, x: jax.Array, keep: jax.Array | None, crops: Crops, masks: Each, angles: Each,
-              layout: channel_attention.Layout | None, remat: str, collect: bool = False
+              order: channel_attention.TokenOrder | None, remat: str, collect: bool = False
               ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """Tokens after all blocks and, with `collect`, the outputs of all blocks and of their MLPs [L, B, N, D]."""
     scanned = nn.scan(
@@ -368,7 +368,7 @@ class Transformer(nn.Module):
         variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
-                     self.dtype, self.attention, crops, layout, collect, name='blocks')
+                     self.dtype, self.attention, crops, order, collect, name='blocks')
     return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)
 
 
