@@ -23,7 +23,7 @@ VARIANTS = {
         'steps': 375_300,
         'learning_rate': 1e-3,
         'objective': {'masks': 16, 'mask_ratio': 0.8, 'block': 3, 'block_share': 0.07, 'top_blocks': 10,
-                      'cls_weight': 0.01, 'noise': 0.01, 'momentum_start': 0.9998, 'momentum_end': 0.99999,
+                      'cls_weight': 2.56, 'noise': 0.01, 'momentum_start': 0.9998, 'momentum_end': 0.99999,
                       'momentum_share': 100_000 / 375_300, 'decoder_dim': 768, 'decoder_depth': 6,
                       'decoder_groups': 16},
         'optimizer': {'b1': 0.9, 'b2': 0.95, 'weight_decay': 0.05, 'warmup_steps': 50_040, 'clip': 4.0,

@@ -37,7 +37,7 @@ PUBLISHED = {
     'steps': 100 * 1250,
     'learning_rate': 1e-3 * 4 * (2048 / 1024) ** 0.5,
     'encoder': {'pos': 'rope', 'rope_base': 100.0, 'num_registers': 0, 'rope_rescale': 0.0, 'local_norm': False,
-                'drop_path': 0.3, 'layer_scale': 1e-5, 'dtype': 'bfloat16'},
+                'drop_path': 0.3, 'drop_path_law': 'exact', 'layer_scale': 1e-5, 'dtype': 'bfloat16'},
     'objective': {'centering': 'sinkhorn', 'separate_head': True, 'out_dim': 65536, 'hidden_dim': 2048,
                   'bottleneck_dim': 256, 'start_temperature': 0.04, 'teacher_temperature': 0.07,
                   'temperature_epochs': 30 * EPOCH, 'freeze_epochs': EPOCH, 'start_momentum': 0.992,
@@ -59,7 +59,7 @@ BIG = PUBLISHED | {
     'learning_rate': 5e-5 * 4 * (4096 / 1024) ** 0.5,
     'encoder': {'embed_dim': 4096, 'depth': 40, 'num_heads': 32, 'mlp': 'swiglu', 'mlp_ratio': 2.0, 'qkv_bias': False,
                 'pos': 'rope', 'rope_base': 100.0, 'rope_rescale': 2.0, 'num_registers': 4, 'local_norm': True,
-                'drop_path': 0.4, 'layer_scale': 1e-5, 'dtype': 'bfloat16', 'remat': 'full'},
+                'drop_path': 0.4, 'drop_path_law': 'exact', 'layer_scale': 1e-5, 'dtype': 'bfloat16', 'remat': 'full'},
     'objective': PUBLISHED['objective'] | {
         'out_dim': 262144, 'hidden_dim': 8192, 'bottleneck_dim': 512, 'patch_out_dim': 98304, 'patch_hidden_dim': 4096,
         'patch_bottleneck_dim': 384, 'temperature_epochs': 100 * BIG_EPOCH, 'freeze_epochs': 5 * BIG_EPOCH,

@@ -24,7 +24,7 @@ VARIANTS = {
         'encoder': {'dtype': 'bfloat16', 'remat': 'full'},
         'objective': {'num_targets': 4, 'target_scale': (0.15, 0.2), 'target_aspect': (0.75, 1.5),
                       'context_scale': (0.85, 1.0), 'momentum_start': 0.996, 'momentum_end': 1.0,
-                      'predictor_dim': 384, 'predictor_depth': 12},
+                      'predictor_dim': 384, 'predictor_depth': 12, 'predictor_heads': 16},
         'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'warmup_epochs': 40.0,
                       'final_learning_rate': 1e-6},
         'augment': {'scale': (0.3, 1.0), 'flip': (0.0, 0.0)},

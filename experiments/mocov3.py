@@ -3,7 +3,7 @@
 Reproduces the commands of facebookresearch/moco-v3, CONFIG.md: batch 4096, momentum 0.99 to 1; `published` is ViT-B
 with AdamW at 1.5e-4 * B / 256, decay 0.1, warm-up of 40 epochs, temperature 0.2 and a frozen patch projection;
 `resnet50` has LARS at 0.3 * B / 256, decay 1e-6, warm-up of 10 epochs, temperature 1 and crops from 0.2. Differs: what
-experiments/README.md says of colours; queries, keys and values are drawn as one matrix.
+experiments/README.md says of colours.
 
   jaxmed train experiments/mocov3.py --data IMAGENET --out RUN
   jaxmed train experiments/mocov3.py:resnet50 --data IMAGENET --out RUN
@@ -38,6 +38,7 @@ VARIANTS = {
         'batch_size': 4096,
         'epochs': 300.0,
         'learning_rate': 0.3 * 4096 / 256,
+        'encoder': {'zero_init_residual': True},
         'objective': {'temperature': 1.0, 'momentum_start': 0.99, 'projector_layers': 2, 'predictor_layers': 2,
                       'predictor_norm': False, 'hidden_dim': 4096, 'out_dim': 256},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1e-6, 'warmup_epochs': 10.0},

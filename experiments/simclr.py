@@ -21,6 +21,7 @@ VARIANTS = {
         'batch_size': 4096,
         'epochs': 100.0,
         'learning_rate': 0.3 * 4096 / 256,
+        'encoder': {'zero_init_residual': True},
         'objective': {'temperature': 0.1, 'layers': 3, 'hidden_dim': 2048, 'out_dim': 128},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1e-4, 'warmup_epochs': 10.0},
         'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),

@@ -20,6 +20,8 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--channels', metavar='NAMES', help='names of the input channels, comma-separated')
   p.add_argument('--inflate', metavar='RULE', help='rule that gives the model other --channels: name (a known channel '
                  'keeps its weights, others get the mean), mean or repeat')
+  p.add_argument('--positions', choices=('antialias', 'offset'), help='resampling of learned positions to other image '
+                 'sizes: timm has antialias, DINO and DINOv2 without registers offset; default: found from the names')
   p.add_argument('--to', metavar='FAMILY', help='family to convert to: vit to channel_vit, or back where that is '
                  'linear')
 
@@ -33,7 +35,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   if size and len(size) == 1:
     size = size * 2
   model = layouts.import_file(args.path, args.format, args.out, args.num_heads, size, names(args.channels),
-                              args.inflate, args.to)
+                              args.inflate, args.to, args.positions)
   about = registry.describe(model)
+  resampled = f", positions resampled by '{about['pos_interpolation']}'" if about.get('pos') == 'learned' else ''
   return {'json': {'out': args.out, 'model': about},
-          'text': f'{verify.architecture(model)}, {model.in_channels} channels in {args.out}'}
+          'text': f'{verify.architecture(model)}, {model.in_channels} channels{resampled} in {args.out}'}

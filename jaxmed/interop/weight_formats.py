@@ -26,6 +26,7 @@ from jaxmed.interop.state_dict import Params
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models import registry
 from jaxmed.models.encoders.bag import BagOfChannels
+from jaxmed.models.encoders.vit import ViT
 from jaxmed.models.layers.channel_embed import unnamed
 from jaxmed.models.layers.convolution import Hierarchical
 from jaxmed.models.registry import Encoder
@@ -127,7 +128,7 @@ def _loaded(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: d
 
 def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike, num_heads: int | None = None,
                 image_size: tuple[int, ...] | None = None, channels: Sequence[Any] | None = None,
-                how: str | None = None, kind: str | None = None) -> Encoder:
+                how: str | None = None, kind: str | None = None, positions: str | None = None) -> Encoder:
   """Rewrites a foreign file with the metadata that makes it load without arguments.
 
   Args:
@@ -136,6 +137,7 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
     how: makes a model of the `channels`, which may be others and another number, see `inflate.inflate`; None where
       they name those of the file. Three unnamed channels are R, G and B.
     kind: 'vit' or 'channel_vit', which the model becomes, see `inflate`; None leaves it.
+    positions: how a table of positions is resampled to other sizes, 'antialias' or 'offset'; None for `positions_of`.
   Returns:
     The model.
   """
@@ -145,6 +147,8 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   fmt = fmt or (json.loads(metadata[METADATA])['format'] if METADATA in metadata else guess_format(tensors))
   model, params, info = _loaded(src, tensors, metadata, fmt, num_heads, image_size)
   assert fmt is not None  # or there was no telling what it is
+  if isinstance(model, ViT) and model.pos == 'learned' and not model.per_channel and (positions or not info):
+    model = model.clone(pos_interpolation=positions or positions_of(tensors))
   if kind is not None and kind != ('channel_vit' if model.per_channel else 'vit'):
     convert = {'vit': inflate.to_vit, 'channel_vit': inflate.to_channel_vit}[choose('--to', kind, inflate.KINDS)]
     model, params = convert(model, params)
@@ -157,6 +161,19 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   info = {'feature': 'cls' if model.class_token else 'mean', 'method': 'imported'} | info
   export_file(out, fmt, model, params, info)
   return model
+
+
+def positions_of(tensors: Mapping[str, np.ndarray]) -> str:
+  """How the code that wrote these weights resamples a table of positions, by the names of the tensors.
+
+  'offset', bicubic with 0.1 added to the size, of DINO's and iBOT's checkpoints (facebookresearch/dino,
+  vision_transformer.py:interpolate_pos_encoding) and of DINOv2 without registers (facebookresearch/dinov2,
+  hub/backbones.py); 'antialias' of DINOv2 with registers, timm and all else.
+  """
+  ends = lambda *names: any(key.endswith(names) for key in tensors)
+  dino = any(key.startswith(('teacher.backbone.', 'teacher.module.backbone.')) for key in tensors)
+  masked = ends('mask_token') and not any('decoder' in key for key in tensors)
+  return 'offset' if (dino or masked) and not ends('register_tokens', 'reg_token') else 'antialias'
 
 
 def guess_format(tensors: Mapping[str, np.ndarray]) -> str | None:

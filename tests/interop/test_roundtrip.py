@@ -192,6 +192,20 @@ def test_import_makes_a_file_that_needs_no_argument(tmp_path):
   assert again.read_bytes() == ours.read_bytes()
 
 
+@pytest.mark.parametrize('names, positions', [
+    (lambda t: t, 'antialias'), (lambda t: t | {'mask_token': np.zeros((1, 128))}, 'offset'),
+    (lambda t: t | {'mask_token': np.zeros((1, 128)), 'decoder_norm.weight': np.ones(8)}, 'antialias'),
+    (lambda t: {f'teacher.backbone.{k}': v for k, v in t.items()}, 'offset'),
+], ids=['timm', 'DINOv2', 'MAE', 'DINO'])
+def test_positions_are_resampled_as_by_the_code_that_trained(names, positions, tmp_path):
+  tensors = to_timm(*build('vit_micro/8', (16, 16), {}))
+  foreign, ours = tmp_path / 'foreign.safetensors', tmp_path / 'ours.safetensors'
+  safetensors.numpy.save_file(to_contiguous(names(tensors)), foreign)
+  for given, wanted in ((None, positions), ('offset', 'offset'), ('antialias', 'antialias')):
+    interop.import_file(foreign, 'timm', ours, num_heads=4, positions=given)
+    assert interop.load_file(ours)[0].pos_interpolation == wanted
+
+
 def test_verify_tells_a_good_file_from_a_bad_one(tmp_path):
   path = tmp_path / 'm.safetensors'
   rng = np.random.default_rng(0)

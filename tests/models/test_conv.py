@@ -251,6 +251,15 @@ def test_initial_parameters(name):
   assert draw.std() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
 
 
+def test_zero_init_residual_makes_blocks_that_add_nothing():
+  """The last norm of each block alone starts at zero, as with torchvision's option of that name."""
+  model = create_model('resnet_micro', 16, 3, **TINY['resnet_micro'], zero_init_residual=True)
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params'])
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  zero = {path for path, value in flat.items() if path.endswith('scale') and not value.any()}
+  assert zero == {path for path in flat if path.startswith('layer') and path.endswith('/bn2/scale')} and zero
+
+
 @pytest.mark.parametrize('name', TINY)
 def test_axes_of_parameters(name):
   """The last axis of a strided or full convolution is sharded; every box names all of its axes."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmed.models.encoders.vit import at_size
-from jaxmed.models.layers.transformer import Block, initializer, stochastic_depth
+from jaxmed.models.layers.transformer import Block, Transformer, exact_depth, initializer, stochastic_depth
 
 from .common import build, features, normal
 
@@ -96,6 +96,30 @@ def test_drop_path_grows_with_depth_and_acts_in_training_only():
   np.testing.assert_allclose(
     features(one, shallow, image, train=True, rngs=rngs).cls, features(one, shallow, image).cls, atol=1e-6
   )
+
+
+def test_exact_depth_keeps_an_exact_share_of_each_kind_at_every_block():
+  """DINOv2's law: floor(count (1 - rate)) crops keep a branch, scaled by count / kept; no block is spared."""
+  keep = np.asarray(exact_depth(jax.random.key(0), 5, 0.3, 128))
+  assert keep.shape == (5, 2, 128)
+  np.testing.assert_array_equal((keep > 0).sum(axis=-1), 89)
+  np.testing.assert_allclose(keep.max(axis=-1), 128 / 89, rtol=1e-6)
+  np.testing.assert_allclose(keep.mean(axis=-1), 1.0, rtol=1e-6)
+  assert len(np.unique(keep.reshape(10, -1) > 0, axis=0)) == 10  # each branch draws its own
+  np.testing.assert_array_equal((np.asarray(exact_depth(jax.random.key(1), 2, 0.99, 4)) > 0).sum(axis=-1), 1)
+  blocks = Transformer(3, 2, drop_path=0.25, drop_path_law='exact').bind({}, rngs={'dropout': jax.random.key(0)})
+  big, small = blocks._factors([jnp.zeros((4 * 2, 5, 4)), jnp.zeros((4 * 3, 2, 4))], 4, True)
+  assert big.shape == (3, 2, 8, 1) and small.shape == (3, 2, 12, 1)
+  np.testing.assert_array_equal((np.asarray(big) > 0).sum(axis=2), 6)
+  np.testing.assert_array_equal((np.asarray(small) > 0).sum(axis=2), 9)
+
+
+@pytest.mark.parametrize('law, first', [('linear', 0.0), ('uniform', 0.5)])
+def test_laws_of_drop_path(law, first):
+  blocks = Transformer(2, 2, drop_path=0.5, drop_path_law=law).bind({}, rngs={'dropout': jax.random.key(0)})
+  keep = np.asarray(blocks._factors([jnp.zeros((2000, 5, 4))], 2000, True)[0])
+  dropped = (keep == 0).mean(axis=(1, 2, 3))
+  np.testing.assert_allclose(dropped, [first, 0.5], atol=0.03)
 
 
 def test_remat_policies_give_the_same_gradients():

@@ -22,12 +22,14 @@ SIZES: dict[str, dict] = {
 
 
 class ResNet(Hierarchical):
-  """ResNet in two or three dimensions; every batch norm's scale starts at one, as torchvision's.
+  """ResNet in two or three dimensions; batch norms' scales start at one, as torchvision's.
 
   Attributes:
     bottleneck: blocks of 1x1, 3x3, 1x1 with four times the width outside, instead of two 3x3.
     stem_width, stem_kernel, stem_stride, max_pool: the first convolution, and whether a 3x3 max-pool of stride 2
       follows. The form for small images (CIFAR's in solo-learn) is stem_kernel=3, stem_stride=1, max_pool=False.
+    zero_init_residual: the last norm of each block starts at zero (torchvision's option of that name; Goyal et al.
+      2017), as Barlow Twins, VICReg, MoCo v3 and SimCLR train.
   """
 
   depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -37,6 +39,7 @@ class ResNet(Hierarchical):
   stem_kernel: int = 7
   stem_stride: int = 2
   max_pool: bool = True
+  zero_init_residual: bool = False
 
   @property
   def embed_dim(self) -> int:
@@ -61,7 +64,7 @@ class ResNet(Hierarchical):
     for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
       for j in range(depth):
         block = Block(dim, 2 if i and not j else 1, self.bottleneck, train and self.drop_path > 0, self.compute,
-                      name=f'layer{i + 1}_{j}')
+                      self.zero_init_residual, name=f'layer{i + 1}_{j}')
         x = block(x, rates[i][j], visible, train)
       maps.append(x)
     return maps
@@ -78,20 +81,22 @@ class Block(nn.Module):
   bottleneck: bool
   drop: bool
   dtype: jnp.dtype
+  zero_last: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, rate: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
     out = self.dim * (4 if self.bottleneck else 1)
 
-    def unit(y, features, kernel, stride, names):
+    def unit(y, features, kernel, stride, names, zero=False):
       y = Conv(features, kernel, stride, kernel // 2, False, 'fan_out', self.dtype, name=names[0])(y)
-      return normalise(BatchNorm(dtype=self.dtype, name=names[1]), y, visible, train)
+      return normalise(BatchNorm(dtype=self.dtype, zero_scale=zero, name=names[1]), y, visible, train)
 
     layers = [(self.dim, 1, 1), (self.dim, 3, self.stride), (out, 1, 1)] if self.bottleneck else [
         (self.dim, 3, self.stride), (out, 3, 1)]
     y = x
     for i, layer in enumerate(layers, 1):
-      y = unit(jax.nn.relu(y) if i > 1 else y, *layer, (f'conv{i}', f'bn{i}'))
+      zero = self.zero_last and i == len(layers)
+      y = unit(jax.nn.relu(y) if i > 1 else y, *layer, (f'conv{i}', f'bn{i}'), zero)
     if self.stride > 1 or x.shape[-1] != out:
       x = unit(x, out, 1, self.stride, ('down_conv', 'down_bn'))
     if self.drop:

@@ -31,7 +31,9 @@ class ViT(EncoderDefaults, nn.Module):
     mlp: 'gelu' or 'swiglu'.
     qkv_bias: whether queries, keys and values have biases.
     class_token: whether there is a class token.
-    drop_path: probability of leaving out a residual branch, rising linearly to the last block.
+    drop_path: probability of leaving out a residual branch, of the last block.
+    drop_path_law: 'linear', rising from 0 in the first block; 'uniform', the same in all; 'exact', the same in all and
+      for an exact share of each kind of crops (DINOv2, DINOv3).
     rope_base: base of the rotary frequencies.
     kernel_init: initial weights of linear layers.
     remat: what the backward pass computes again: 'none' or a policy, to save memory.
@@ -65,6 +67,7 @@ class ViT(EncoderDefaults, nn.Module):
   no_embed_class: bool = False
   layer_scale: float = 0.0
   drop_path: float = 0.0
+  drop_path_law: str = 'linear'
   pos: str = 'learned'
   pos_interpolation: str = 'antialias'
   rope_base: float = 100.0
@@ -99,7 +102,8 @@ class ViT(EncoderDefaults, nn.Module):
           'pos_embed', table('positions'), (count + self._embedded_prefix, self.embed_dim), jnp.float32)
     self.transformer = Transformer(
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
-        self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens)
+        self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens,
+        self.drop_path_law)
     self.norm = LayerNorm(compute)
     if self.local_norm:
       self.norm_local = LayerNorm(compute)

@@ -24,6 +24,7 @@ class BatchNorm(nn.Module):
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
+  zero_scale: bool = False  # the scale starts at 0, so that a branch which ends in it begins as nothing
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False, where: jax.Array | None = None) -> jax.Array:
@@ -52,7 +53,7 @@ class BatchNorm(nn.Module):
       mean, var = new_mean, new_var
     y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
     if self.use_scale:
-      y = y * own('scale', ones)
+      y = y * own('scale', zeros if self.zero_scale else ones)
     if self.use_bias:
       y = y + own('bias', zeros)
     return y.astype(self.dtype)

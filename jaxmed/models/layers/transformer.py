@@ -247,6 +247,9 @@ class Block(nn.Module):
     return y * keep[..., None].astype(y.dtype)
 
 
+DROP_LAWS = ('linear', 'uniform', 'exact')
+
+
 def stochastic_depth(rng: jax.Array, rates: jax.Array, count: int) -> jax.Array:
   """Factors [L, 2, count] of the branches of `count` crops: 0 with the rate [L] of a layer, else 1 / (1 - rate).
 
@@ -256,11 +259,22 @@ def stochastic_depth(rng: jax.Array, rates: jax.Array, count: int) -> jax.Array:
   return jax.random.bernoulli(rng, 1 - rates, (rates.shape[0], 2, count)) / (1 - rates)
 
 
+def exact_depth(rng: jax.Array, depth: int, rate: float, count: int) -> jax.Array:
+  """Factors [L, 2, count] as of `stochastic_depth`, where exactly floor(count (1 - rate)) crops keep each branch.
+
+  At least one does, and they are scaled by the inverse of their share (facebookresearch/dinov2, layers/block.py).
+  """
+  kept = max(int(count * (1 - rate)), 1)
+  place = jax.random.uniform(rng, (depth, 2, count)).argsort(axis=-1).argsort(axis=-1)
+  return (place < kept) * (count / kept)
+
+
 class Transformer(nn.Module):
   """`depth` blocks under one scan (parameters stacked [depth, ...]), without the final norm.
 
   `remat`: 'none', 'full' (keep block inputs only), 'dots' (keep matrix products), 'dots_no_batch' (keep products
-  with weights, recompute attention). `drop_path` is the rate of the last block; rates grow linearly from 0.
+  with weights, recompute attention). `drop_path` is the rate of the last block; with `drop_path_law` 'linear' rates
+  grow from 0, with 'uniform' each block has it, with 'exact' too, and an exact share of each kind of crops is kept.
   `attention`: a form of `kernels.attention`. `packing`: 0, or how many rows hold the samples' tokens that are there, as
   a share of the samples, see `packing.plan`; `prefix`: the tokens before a sample's patches.
   """
@@ -278,6 +292,7 @@ class Transformer(nn.Module):
   attention: str = 'auto'
   packing: float = 0.0
   prefix: int = 0
+  drop_path_law: str = 'linear'
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False, order: channel_attention.TokenOrder | None = None) -> jax.Array:
@@ -325,8 +340,12 @@ class Transformer(nn.Module):
     """Factors of stochastic depth [L, 2, B * V, 1] of each kind of crops; None without it."""
     if not train or not self.drop_path:
       return (None,) * len(parts)
-    rates = jnp.linspace(0.0, self.drop_path, self.depth)
     counts = [x.shape[0] // batch for x in parts]
+    if self.drop_path_law == 'exact':
+      keys = jax.random.split(self.make_rng('dropout'), len(parts))
+      drawn = [exact_depth(key, self.depth, self.drop_path, x.shape[0]) for key, x in zip(keys, parts, strict=True)]
+      return tuple(k.reshape(self.depth, 2, -1, 1) for k in drawn)
+    rates = jnp.linspace(0.0 if self.drop_path_law == 'linear' else self.drop_path, self.drop_path, self.depth)
     keep = stochastic_depth(self.make_rng('dropout'), rates, batch * sum(counts))
     of_kinds = jnp.split(keep.reshape(self.depth, 2, batch, -1), np.cumsum(counts)[:-1], axis=3)
     return tuple(k.reshape(self.depth, 2, -1, 1) for k in of_kinds)

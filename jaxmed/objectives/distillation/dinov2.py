@@ -55,7 +55,8 @@ class DINOv2(MaskedDistillation):
 
   LEARNING_RATE: ClassVar = (4e-3, 1024)
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'drop_path': 0.3, 'layer_scale': 1e-5, 'mask_token': True, 'masking': 'token'},
+      'encoder': {'drop_path': 0.3, 'drop_path_law': 'exact', 'layer_scale': 1e-5,
+                  'mask_token': True, 'masking': 'token'},
       'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'clip': 3.0,
                     'clip_scope': 'module', 'final_learning_rate': 1e-6, 'layer_decay': 0.9,
                     'patch_embed_scale': 0.2},

@@ -40,7 +40,8 @@ class Data2Vec(Method):
     block: side in tokens of the blocks that are kept (the official code hides the inverse of blocks).
     block_share: how much more than what is kept the blocks cover before they are thinned out to the exact number.
     top_blocks: encoder blocks whose outputs are averaged, counted from the last; 0 for all but the first two.
-    cls_weight: of the class token's loss, which is a mean over images.
+    cls_weight: of the class token's loss, a mean over images and maskings. The official code weights their sum, of 16
+      images and 16 maskings on a GPU, by 0.01: 2.56 on the mean (data2vec2.py; fairseq, trainer.py).
     noise: deviation of what stands in for hidden tokens.
     momentum_start, momentum_end, momentum_share: EMA of the target encoder, linear in this share of the run.
     decoder_dim, decoder_depth, decoder_groups: of the decoder; width 0 is the encoder's.
@@ -52,7 +53,7 @@ class Data2Vec(Method):
   block: int = 3
   block_share: float = 0.07
   top_blocks: int = 0
-  cls_weight: float = 0.01
+  cls_weight: float = 2.56
   noise: float = 0.01
   momentum_start: float = 0.9998
   momentum_end: float = 0.99999

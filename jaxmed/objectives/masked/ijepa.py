@@ -41,7 +41,8 @@ class IJEPA(Method):
     target_aspect: height over width of target blocks.
     momentum_start, momentum_end: of the target encoder, linear over the run.
     predictor_*: width, blocks and heads of the predictor. 0 follows the encoder: 384 wide, 6 blocks (12 from a width
-      of 1280 on), the encoder's heads; narrower encoders get half their own width, at least 64, and 2 blocks below 384.
+      of 1280 on), heads of width 32 (the official code takes the encoder's: 16 for ViT-H); narrower encoders get half
+      their own width, at least 64, and 2 blocks below 384.
   """
 
   encoder: Encoder
