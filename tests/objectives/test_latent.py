@@ -145,14 +145,16 @@ def test_data2vec_loss():
   assert float(loss) == pytest.approx(np.mean(errors) + 2.56 * off, rel=1e-5)
 
 
-def test_data2vec_targets_are_the_mlps_of_the_last_blocks():
+@pytest.mark.parametrize('top', [1, 2])
+def test_data2vec_targets_are_the_mlps_of_the_last_blocks(top):
   """Block by block from its parts, then the norms in float64."""
-  objective, variables, batch = make(Data2Vec, top_blocks=2)
+  objective, variables, batch = make(Data2Vec, top_blocks=top)
   target, _ = objective._target(variables, batch)
   encoder, params = objective.encoder, variables['target']['encoder']
   state = encoder.apply({'params': params}, batch['image'], batch['channels'], capture_intermediates=lambda m, _: True)[1]
   layers = np.asarray(state['intermediates']['transformer']['blocks']['mlp']['__call__'][0], np.float64)[:, :, 1:]
-  want = np.mean([(x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) for x in layers], axis=0)
+  want = np.mean([(x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) for x in layers[-top:]],
+                 axis=0)
   want = (want - want.mean(-1, keepdims=True)) / np.sqrt(want.var(-1, keepdims=True) + 1e-5)
   np.testing.assert_allclose(target, want, atol=2e-4)
 
