@@ -128,9 +128,8 @@ class Optimizer:
 
   def init(self, params: Any) -> Any:
     """Moments: the state of the rule, with groups {group: state}; of the structure of params (boxed or not)."""
-    if not self.groups:
-      return self._rule(self._all[REST]).init(params)
-    return {name: self._rule(self._all[name]).init(part) for name, part in rules.divide(params, self.group_of).items()}
+    states = {name: self._rule(self._all[name]).init(part) for name, part in self._divided(params).items()}
+    return states if self.groups else states[REST]
 
   def update(self, grads: Any, moments: Any, params: Any, step: jax.Array,
              frozen: Mapping[str, jax.Array] | None = None,
@@ -141,21 +140,27 @@ class Optimizer:
     and their count too, as for PyTorch's parameters without a gradient; `slowdown` is a factor on the learning rate.
     """
     depths = {tower: _depth(params[tower]) for tower in self.towers if tower in params}
-    if not self.groups:
-      return self._step(self._all[REST], grads, moments, params, step, frozen, slowdown, depths)
-    if self.clip and self.clip_scope == 'global':  # over all groups; each clips within other scopes by itself
-      grads = clip_gradients(grads, self.clip, 'global')
-    grads, params = rules.divide(grads, self.group_of), rules.divide(params, self.group_of)
-    out = {name: self._step(self._all[name], grads[name], moments[name], params[name], step, frozen, slowdown, depths)
-           for name in params}
-    return rules.unite({name: new for name, (new, _) in out.items()}), {name: state for name, (_, state) in out.items()}
+    still = lambda path: _either(self._between(path, step), _frozen(path, frozen or {}),
+                                 _blocks_at_rest(path, self.freeze, depths))
+    grads = jax.tree_util.tree_map_with_path(lambda path, g: _unless(still(path), g, jnp.zeros_like(g)), grads)
+    if self.clip:
+      grads = clip_gradients(grads, self.clip, self.clip_scope)
+    grads, states = self._divided(grads), moments if self.groups else {REST: moments}
+    rate, decay, out = slowdown * self.schedule(step), self.decay(step), {}
+    for name, part in self._divided(params).items():
+      group = self._all[name]
+      before, after = self._around(group, decay, rate * group.rate, depths)
+      out[name] = self._step(self._rule(group, after), before, after, grads[name], states[name], part)
+      if frozen or self.freeze or any(g.every > 1 for _, g in self.groups):
+        out[name] = _held(*out[name], part, states[name], still)
+    fresh = {name: state for name, (_, state) in out.items()}
+    return self._united({name: new for name, (new, _) in out.items()}), fresh if self.groups else fresh[REST]
 
   def averaged(self, moments: Any, params: Any) -> Any:
     """The weights to use of a schedule-free rule (Defazio et al. 2024: x; params are y)."""
-    if not self.groups:
-      return contrib.schedule_free_eval_params(moments, params)
-    parts = rules.divide(params, self.group_of)
-    return rules.unite({name: contrib.schedule_free_eval_params(moments[name], part) for name, part in parts.items()})
+    states = moments if self.groups else {REST: moments}
+    return self._united({name: contrib.schedule_free_eval_params(states[name], part)
+                         for name, part in self._divided(params).items()})
 
   def group_of(self, path: tuple[str, ...]) -> str:
     """The group of a parameter: the last one with a path that the parameter lies below."""
@@ -184,35 +189,33 @@ class Optimizer:
   def _all(self) -> dict[str, Group]:
     return {REST: Group(())} | dict(self.groups)
 
-  def _step(self, group: Group, grads: Any, moments: Any, params: Any, step: jax.Array, frozen: Any,
-            slowdown: jax.Array | float, depths: Mapping[str, int]) -> tuple[Any, Any]:
-    """One step of a group by the chain: at rest, clip, decay, trust | rule | decay, rates | at rest."""
-    between = step % group.every != 0 if group.every > 1 else False
-    still = lambda path: _either(between, _frozen(path, frozen or {}), _blocks_at_rest(path, self.freeze, depths))
-    rate = slowdown * self.schedule(step)
-    before, after = self._around(group, still, self.decay(step), rate, depths)
-    rule = self._rule(group, after)
+  def _divided(self, tree: Any) -> dict[str, Any]:
+    """{group: its part of a tree of parameters}."""
+    return rules.divide(tree, self.group_of) if self.groups else {REST: tree}
+
+  def _united(self, parts: dict[str, Any]) -> Any:
+    """The inverse of `_divided`."""
+    return rules.unite(parts) if self.groups else parts[REST]
+
+  def _between(self, path: tuple, step: jax.Array) -> jax.Array | bool:
+    """Whether a parameter's group rests at a step, between two of its updates."""
+    every = self._all[self.group_of(tuple(str(k.key) for k in path))].every if self.groups else 1
+    return step % every != 0 if every > 1 else False
+
+  def _step(self, rule: optax.GradientTransformation, before: optax.GradientTransformation,
+            after: optax.GradientTransformation, grads: Any, moments: Any, params: Any) -> tuple[Any, Any]:
+    """(new params, new state of the rule) of a group, by the chain: decay, trust | rule | decay, rates."""
     updates, _ = before.update(grads, before.init(params), params)
     updates, fresh = rule.update(updates, moments, params)
     if not self.free:
       updates, _ = after.update(updates, after.init(params), params)
-    move = lambda path, p, u: _unless(still(path), p + u, p)
-    new = jax.tree_util.tree_map_with_path(move, params, updates)
-    if frozen or self.freeze or group.every > 1:
-      fresh = _held(fresh, moments, params, still)
-    return new, fresh
+    return jax.tree.map(lambda p, u: p + u, params, updates), fresh
 
-  def _around(self, group: Group, still: Callable, decay: Any, rate: Any,
+  def _around(self, group: Group, decay: Any, rate: Any,
               depths: Mapping[str, int]) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """What comes before the rule, gradients to gradients, and after it, directions to updates; neither has a state."""
     name = self._name_of(group)
     pulled = _by_path(lambda path, u, p: u + decay * p if decays(path) else u)
-    clip = optax.stateless(lambda u, _: clip_gradients(u, self.clip, self.clip_scope))
-    once = self.groups and self.clip_scope == 'global'  # `update` has done it, over all groups
-    before = [_by_path(lambda path, u, p: _unless(still(path), u, jnp.zeros_like(u)))]
-    before += [clip] if self.clip and not once else []
-    before += [pulled] if name in ('lars', 'sgd') else []
-    before += [_by_path(_trusted)] if name == 'lars' else []
 
     def scaled(path, update, param):
       scale = layer_scale(path, param.shape, self.layer_decay, depths)
@@ -220,10 +223,13 @@ class Optimizer:
         scale = scale * self.patch_embed_scale
       if not decays(path):
         scale = scale * self.bias_scale
-      return -(rate * group.rate * scale * update if group.rate != 1.0 else rate * scale * update)
+      return -(rate * scale * update)
 
-    after = ([] if name in ('lars', 'sgd') else [pulled]) + [_by_path(scaled)]
-    return optax.chain(*before), optax.chain(*after)
+    if name == 'lars':
+      return optax.chain(pulled, _by_path(_trusted)), _by_path(scaled)
+    if name == 'sgd':
+      return pulled, _by_path(scaled)
+    return optax.identity(), optax.chain(pulled, _by_path(scaled))
 
   def _name_of(self, group: Group) -> str:
     return (group.name or self.name).removeprefix(rules.FREE)
@@ -243,18 +249,14 @@ def _by_path(change: Callable) -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(change, updates, params))
 
 
-def _held(new: Any, old: Any, params: Any, still: Callable) -> Any:
-  """The new state of a rule, where it is of a parameter at rest the old one."""
+def _held(params: Any, state: Any, old_params: Any, old_state: Any, still: Callable) -> tuple[Any, Any]:
+  """New parameters and state of a rule, of parameters at rest the old ones."""
   # A later start is a start: with the counts held, the bias of empty moments is corrected then.
   form: Any = jax.tree.structure(params)
   alike = lambda tree: jax.tree.structure(tree) == form
-
-  def hold(fresh, was):
-    if not alike(fresh):
-      return fresh
-    return jax.tree_util.tree_map_with_path(lambda path, n, o: _unless(still(path), n, o), fresh, was)
-
-  return jax.tree.map(hold, new, old, is_leaf=alike)
+  hold = lambda new, old: jax.tree_util.tree_map_with_path(lambda path, n, o: _unless(still(path), n, o), new, old)
+  held = jax.tree.map(lambda new, old: hold(new, old) if alike(new) else new, state, old_state, is_leaf=alike)
+  return hold(params, old_params), held
 
 
 def _trusted(path: tuple, grad: jax.Array, param: jax.Array) -> jax.Array:

@@ -40,6 +40,15 @@ def run(optimizer, steps, scale=1.0):
   return params
 
 
+def reference(theirs, steps):
+  """The same with an optimizer of optax: (params, state)."""
+  params, state = tree(0), theirs.init(tree(0))
+  for i in range(steps):
+    updates, state = theirs.update(tree(i + 1), state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
+
+
 def close(a, b, tolerance=1e-6):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
@@ -49,11 +58,7 @@ def test_equals_optax_adamw():
   theirs = optax.adamw(
       optax.warmup_cosine_decay_schedule(0.0, 3e-2, 4, 20, 1e-3), 0.9, 0.95, weight_decay=0.05,
       mask=lambda p: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', p))
-  params, state = tree(0), theirs.init(tree(0))
-  for i in range(8):
-    updates, state = theirs.update(tree(i + 1), state, params)
-    params = optax.apply_updates(params, updates)
-  close(run(mine, 8), params)
+  close(run(mine, 8), reference(theirs, 8)[0])
 
 
 def test_adam_by_hand():
@@ -252,11 +257,7 @@ def test_lars_by_hand():
 def test_sgd_equals_optax():
   mine = Optimizer(0.1, 100, 0, 0.1, b1=0.9, weight_decay=0.0, name='sgd')
   theirs = optax.sgd(0.1, 0.9, nesterov=True)
-  params, state = tree(0), theirs.init(tree(0))
-  for i in range(3):
-    updates, state = theirs.update(tree(i + 1), state, params)
-    params = optax.apply_updates(params, updates)
-  close(run(mine, 3), params)
+  close(run(mine, 3), reference(theirs, 3)[0])
 
 
 def test_frozen_parameters_rest_and_keep_no_memory_of_it():
@@ -306,11 +307,7 @@ def test_any_rule_rests_with_its_parameters(name):
 def test_equals_optax_lion():
   mine = Optimizer(1e-2, 20, 0, 1e-2, weight_decay=0.0, name='lion', options=(('b2', 0.95),))
   theirs = optax.lion(1e-2, b2=0.95, weight_decay=0.0)
-  params, state = tree(0), theirs.init(tree(0))
-  for i in range(3):
-    updates, state = theirs.update(tree(i + 1), state, params)
-    params = optax.apply_updates(params, updates)
-  close(run(mine, 3), params)
+  close(run(mine, 3), reference(theirs, 3)[0])
 
 
 def test_muon_orthogonalises_each_block_and_leaves_the_rest_to_adam():
@@ -334,11 +331,9 @@ def test_schedule_free_equals_optax():
   """Weights that are trained and weights to use (Defazio et al. 2024); decay of all matrices, without a cosine."""
   mine = Optimizer(1e-2, 20, 4, weight_decay=0.0, name='schedule_free_adamw')
   theirs = contrib.schedule_free_adamw(1e-2, warmup_steps=4)
-  params, state = tree(0), theirs.init(tree(0))
+  params, state = reference(theirs, 6)
   own, moments = tree(0), mine.init(tree(0))
   for i in range(6):
-    updates, state = theirs.update(tree(i + 1), state, params)
-    params = optax.apply_updates(params, updates)
     own, moments = mine.update(tree(i + 1), moments, own, jnp.asarray(i))
   close(own, params, 1e-5)
   close(mine.averaged(moments, own), contrib.schedule_free_eval_params(state, params), 1e-5)
@@ -370,3 +365,13 @@ def test_one_group_of_all_equals_no_group():
   plain = Optimizer(0.1, 10, clip=0.5, layer_decay=0.7)
   grouped = Optimizer(0.1, 10, clip=0.5, layer_decay=0.7, groups=(('a', Group(('encoder', 'head'))),))
   close(run(plain, 3), run(grouped, 3), 0)
+
+
+@pytest.mark.parametrize('scope', ['global', 'module', 'tensor'])
+def test_groups_clip_and_rest_as_one(scope):
+  """What rests is no part of a norm, and a module that two groups share has one norm."""
+  fields = dict(clip=0.5, clip_scope=scope, weight_decay=0.0)
+  groups = (('a', Group(('encoder/norm',))), ('b', Group(('head', 'decoder'))))
+  plain, grouped = Optimizer(0.1, 10, **fields), Optimizer(0.1, 10, groups=groups, **fields)
+  step = lambda o: o.update(tree(1), o.init(tree(0)), tree(0), jnp.asarray(0), {'head': jnp.asarray(True)})[0]
+  close(step(plain), step(grouped), 0)
