@@ -356,6 +356,7 @@ class ViewMaker:
   def _tables(self) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
 
+
 def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
   """An option that is one number or several, as a tuple."""
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -82,7 +82,8 @@ def _by_channels(args: argparse.Namespace, encoder: Any, source: Any, chosen: Se
   other = [p.name for p in chosen if not isinstance(p, FeatureProtocol)]
   if other:
     raise UserError(f'--channels does not go with the protocol {other[0]}: it does not judge one vector a record')
-  both = {args.path: encoder} | ({args.beside: for_channels(load(args.beside), args, source)} if args.beside else {})
+  beside = {args.beside: for_channels(load(args.beside, tower=args.tower), args, source)} if args.beside else {}
+  both = {args.path: encoder} | beside
   run = pathlib.Path(args.path)
   stem = pathlib.Path(args.out).with_suffix('') if args.out else run / 'channels' if run.is_dir() else None
   found, texts = {}, {}

@@ -73,7 +73,7 @@ def prepare(request: Request) -> Job:
   Raises:
     UserError: an unknown key or value, a mesh that does not fit the chips, a batch that does not divide.
   """
-  user, chips_ = dict(request.user), request.cluster.chips
+  user, chips_ = towers.short(request.user), request.cluster.chips
   wanted = user.pop('mesh', {}) or {}
   if not user.get('model'):
     raise UserError('a plan needs the model: give model=NAME, for example model=vit_base/16')

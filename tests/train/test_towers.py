@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmed
+from jaxmed import config as config_lib
 from jaxmed.config import merge
 from jaxmed.errors import UserError
 from jaxmed.train import loop
@@ -128,6 +129,19 @@ def test_teacher_is_read_and_neither_trained_nor_saved(corpus, trained, tmp_path
   teacher.symlink_to(other)
   with pytest.raises(UserError, match='has other weights than those that the run began with'):
     loop.resume(out, quiet=True)
+
+
+def test_a_trained_tower_needs_its_first_weights_once(trained, tmp_path):
+  """A run that goes on has weights of its own: the file that they began from may be gone."""
+  config = config_lib.base()
+  config.towers = {'second': towers.KEYS | {'init': str(trained)}}
+  towers.opened(config, rundir.load)
+  assert config.towers.second.description.family == 'channel_vit' and config.towers.second.sha256
+  config.towers.second.init = str(tmp_path / 'gone')
+  towers.opened(config, rundir.load)
+  config.towers.second.fixed = True
+  with pytest.raises(UserError, match='gone does not exist'):
+    towers.opened(config, rundir.load)
 
 
 def test_what_is_only_read_is_not_donated(corpus, trained):

@@ -84,11 +84,13 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 def opened(config: ConfigDict, load: Any) -> None:
   """Writes into the config what the run or file of each tower with `init` is: its model and the digest of its weights.
 
+  The weights are let go of and read again by `fixed`: a device holds one copy of them.
+
   Raises:
     UserError: a file that is none, another model than the one named, or other weights than the run began with.
   """
   for name, tower in config.towers.items():
-    if not tower.init:
+    if not tower.init or (tower.get('sha256') and not tower.fixed):  # the weights of a run that goes on are its own
       continue
     given = load(tower.init)
     found = registry.describe(given.model)
