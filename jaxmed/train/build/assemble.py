@@ -26,7 +26,7 @@ from jaxmed.parallel.axes import filled, open_mesh
 from jaxmed.parallel.mesh import make_mesh
 from jaxmed.train.build import groups, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
-from jaxmed.train.build.resolve import MIXTURE
+from jaxmed.train.build.resolve import MIXTURE, samples
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
 
@@ -39,7 +39,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
     raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)
-  clock = Clock(config.steps, spec.rows / config.batch_size)
+  clock = Clock(config.steps, samples(config, spec) / config.batch_size)
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
   objective = method(encoder=model, **config.objective,
                      **objectives.filled(method, clock=clock, rows=spec.rows, towers=others))

@@ -151,7 +151,7 @@ def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool) -> str:
 
 def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool) -> None:
   """Batch, length, rate: zero means chosen here."""
-  rows = -(-spec.rows // (config.loader.window_stride or config.loader.window or 1))  # or windows
+  rows = samples(config, spec)
   batch = config.batch_size or min(64 if on_cpu else 64 * jax.device_count(), rows)
   if batch > rows:
     kind = 'windows' if config.loader.window else 'records'
@@ -176,6 +176,11 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   if not config.loader.load_size:
     fit = [min(n, max(s, round(1.5 * s))) for n, s in zip(spec.size, config.image_size, strict=True)]
     config.loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
+
+
+def samples(config: ConfigDict, spec: DataSpec) -> int:
+  """Samples of an epoch: records, or about as many windows as they make."""
+  return -(-spec.rows // (config.loader.window_stride or config.loader.window or 1))
 
 
 def _fill_views(config: ConfigDict, objective: Any) -> None:
