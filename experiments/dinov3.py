@@ -59,7 +59,8 @@ BIG = PUBLISHED | {
     'learning_rate': 5e-5 * 4 * (4096 / 1024) ** 0.5,
     'encoder': {'embed_dim': 4096, 'depth': 40, 'num_heads': 32, 'mlp': 'swiglu', 'mlp_ratio': 2.0, 'qkv_bias': False,
                 'pos': 'rope', 'rope_base': 100.0, 'rope_rescale': 2.0, 'num_registers': 4, 'local_norm': True,
-                'drop_path': 0.4, 'drop_path_law': 'exact', 'layer_scale': 1e-5, 'dtype': 'bfloat16', 'remat': 'full'},
+                'drop_path': 0.4, 'drop_path_law': 'exact', 'layer_scale': 1e-5, 'norm_epsilon': 1e-5,
+                'dtype': 'bfloat16', 'remat': 'full'},
     'objective': PUBLISHED['objective'] | {
         'out_dim': 262144, 'hidden_dim': 8192, 'bottleneck_dim': 512, 'patch_out_dim': 98304, 'patch_hidden_dim': 4096,
         'patch_bottleneck_dim': 384, 'temperature_epochs': 100 * BIG_EPOCH, 'freeze_epochs': 5 * BIG_EPOCH,

@@ -1,8 +1,9 @@
 """I-JEPA: latents of target blocks with ViT-H/14 on ImageNet-1k, 300 epochs (Assran et al. 2023, arXiv 2301.08243).
 
 Reproduces facebookresearch/ijepa, configs/in1k_vith14_ep300.yaml: batch 2048, rate 1e-3, warm-up of 40 epochs, decay
-0.04 to 0.4, EMA 0.996 to 1, predictor of 12 blocks 384 wide, crops without flips or colours. Differs: the warm-up
-starts at 0 (there 2e-4).
+0.04 to 0.4, EMA 0.996 to 1, predictor of 12 blocks 384 wide, crops without flips or colours; contexts cut to the
+shortest of 128 samples, and blocks that never touch the last row or column, as src/masks/multiblock.py has them.
+Differs: the warm-up starts at 0 (there 2e-4); a context of 10 tokens or fewer is not drawn again.
 
   jaxmed train experiments/ijepa.py --data IMAGENET --out RUN mesh.fsdp=8
   jaxmed prepare demo --out corpus && jaxmed train experiments/ijepa.py:laptop --data corpus --out RUN
@@ -23,7 +24,8 @@ VARIANTS = {
         'learning_rate': 1e-3,
         'encoder': {'dtype': 'bfloat16', 'remat': 'full'},
         'objective': {'num_targets': 4, 'target_scale': (0.15, 0.2), 'target_aspect': (0.75, 1.5),
-                      'context_scale': (0.85, 1.0), 'momentum_start': 0.996, 'momentum_end': 1.0,
+                      'context_scale': (0.85, 1.0), 'blocks': 'published', 'context_group': 128,
+                      'momentum_start': 0.996, 'momentum_end': 1.0,
                       'predictor_dim': 384, 'predictor_depth': 12, 'predictor_heads': 16},
         'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'warmup_epochs': 40.0,
                       'final_learning_rate': 1e-6},

@@ -81,6 +81,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'warmup_steps': Key(0, 'steps of linear warm-up; 0: from warmup_epochs, or a tenth of the run'),
         'warmup_epochs': Key(0.0, 'warm-up in epochs; warmup_steps wins'),
         'final_learning_rate': Key(0.0, 'learning rate at the last step, reached by a cosine'),
+        'decay_lengths': Key(False, 'whether lengths of weight-normalised layers decay, too'),
+        'frozen_moments': Key(False, 'whether moments of what a method freezes at first go on, as with a rate of 0'),
         'layer_decay': Key(1.0, 'factor on the learning rate a layer below the top of the encoder'),
         'patch_embed_scale': Key(1.0, 'factor on the learning rate of the patch embedding'),
         'bias_scale': Key(1.0, 'factor on the learning rate of biases and norms'),
@@ -146,8 +148,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'label': Key('', 'column of labels, for probes and supervised training'),
         'vocabulary': Key('', 'JSON file with aliases and features of channels'),
         'unknown': Key('warn', 'action when the vocabulary lacks a channel', ('ignore', 'warn', 'error')),
-        'load_size': Key((), 'grid of a record before the crop; empty: up to 1.5 times image_size'),
-        'fit': Key('resize', 'way to bring a record to load_size', ('resize', 'crop')),
+        'load_size': Key((), 'grid of a record before the crop; empty: up to 1.5 times image_size, more where '
+                         'records are longer'),
+        'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
+                   'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
                          'percentile[:LOW:HIGH], full range of the type, or none'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),

@@ -33,6 +33,7 @@ Batch = TypedDict('Batch', {
     'channel_mask': jax.Array,  # [B, C] bool, channels that are there, or of these the ones that are shown
     'channel_there': jax.Array,  # [B, C] bool, channels that the sample has; where channels are sampled
     'sizes': jax.Array,  # [B, rank] int32, pixels of each image in the corner of its array; augment.sample_sizes
+    'extent': jax.Array,  # [B, rank] int32, pixels of each image in the corner of the loaded array; loader.fit=aspect
     'label': jax.Array,  # [B] int32, class; -1 for none
     'index': jax.Array,  # [B] int32, row of the source; -1 for padding
     'mask': jax.Array,  # [B, *size] int32, labels of pixels; -1 where the mask does not tell

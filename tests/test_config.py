@@ -114,7 +114,7 @@ def test_flat_has_every_key_once():
 def test_choices_are_those_of_the_code():
   """The table names what each room accepts."""
   code = {
-      'on_collapse': watch.ACTIONS, 'on_spike': spikes.ACTIONS, 'loader.fit': pipeline.FITS,
+      'on_collapse': watch.ACTIONS, 'on_spike': spikes.ACTIONS, 'loader.fit': ('auto', *pipeline.FITS),
       'optimizer.annealing': optimizer.ANNEALING, 'optimizer.clip_scope': optimizer.CLIP_SCOPES,
       'optimizer.moments': optimizer.MOMENTS, 'loader.schedule': sampling.SCHEDULES,
       'loader.subjects': sampling.SUBJECTS, 'augment.channel_sampling': channels.CHANNEL_SAMPLING,

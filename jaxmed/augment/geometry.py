@@ -50,7 +50,7 @@ class Geometry:
 
 def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, ...], size: tuple[int, ...],
          scale: tuple[float, float], ratio: tuple[float, float], flip: tuple[float, ...] = (),
-         rotate90: jax.Array | float | None = None, rotate: float = 0.0) -> Geometry:
+         rotate90: jax.Array | float | None = None, rotate: float = 0.0, extent: jax.Array | None = None) -> Geometry:
   """The geometry of one view of `count` samples.
 
   Args:
@@ -59,11 +59,13 @@ def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, 
     scale, ratio: see `random_box`. Arrays that have the size of the view already are taken whole where scale is 1.
     flip: probability of a flip along each axis; () flips the last one with 0.5.
     rotate90: probability of one to three quarter turns, None for none. rotate: greatest angle in degrees.
+    extent: [B, rank] int32, what each image fills of its array, from the corner on; None for all.
   """
   start = length = flips = turns = None
-  if scale[0] != 1.0 or grid != size:
+  if scale[0] != 1.0 or grid != size or extent is not None:
     keys = jax.random.split(crop_key, count)
-    start, length = jax.vmap(lambda key: random_box(key, grid, scale, ratio))(keys)
+    within = jnp.broadcast_to(jnp.asarray(grid), (count, len(grid))) if extent is None else extent
+    start, length = jax.vmap(lambda key, own: random_box(key, own, scale, ratio))(keys, within)
   flip_key, quarter_key, angle_key = jax.random.split(turn_key, 3)
   chances = flip or (0.0,) * (len(grid) - 1) + (0.5,)
   if any(chances):
@@ -224,12 +226,21 @@ def _rotated(low: jax.Array, high: jax.Array, sides: jax.Array, angle: jax.Array
           jnp.concatenate([high[..., :-2], ends(jnp.max)], axis=-1))
 
 
-def random_box(rng: jax.Array, grid: tuple[int, ...], scale: tuple[float, float],
+def filled(extent: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+  """Which pixels of arrays [B, *grid] belong to images that fill `extent` [B, rank] of them, bool."""
+  along = lambda axis: [-1 if a == axis else 1 for a in range(len(grid))]
+  inside = jnp.ones((len(extent), *grid), bool)
+  for axis, n in enumerate(grid):
+    inside &= jnp.arange(n).reshape(along(axis)) < extent[:, axis].reshape(-1, *[1] * len(grid))
+  return inside
+
+
+def random_box(rng: jax.Array, grid: jax.Array | tuple[int, ...], scale: tuple[float, float],
                ratio: tuple[float, float], tries: int = 10) -> tuple[jax.Array, jax.Array]:
-  """A random box of whole pixels: (start, length), both [rank] int32.
+  """A random box of whole pixels of an image [*grid]: (start, length), both [rank] int32.
 
   The rule of torchvision's RandomResizedCrop: the area is a uniform share of the image, the aspect log-uniform; of
-  ten draws the first that fits is taken, and if none fits a central box of the whole image with a valid aspect. In
+  ten draws the first that fits is taken, and if none fits the largest central box whose aspect is at the bound. In
   3D the volume is the share and each axis has its own log-uniform stretch.
   """
   rank = len(grid)
@@ -245,7 +256,9 @@ def random_box(rng: jax.Array, grid: tuple[int, ...], scale: tuple[float, float]
     stretch = stretch - stretch.mean(axis=1, keepdims=True)
   length = jnp.round((share * jnp.prod(size)) ** (1 / rank) * jnp.exp(stretch))  # [tries, rank]
   fits = jnp.all((length >= 1) & (length <= size), axis=1)
-  side = jnp.minimum(size, jnp.round(size.min() * jnp.sqrt(ratio[1])))
+  # Height and width in 2D: at most width / ratio[0] and height * ratio[1].
+  longest = size[::-1] * jnp.asarray([1 / ratio[0], ratio[1]]) if rank == 2 else size.min() * jnp.sqrt(ratio[1])
+  side = jnp.minimum(size, jnp.round(longest))
   length = jnp.where(fits.any(), length[jnp.argmax(fits)], side)
   room = size - length
   start = jnp.where(fits.any(), jnp.floor(jax.random.uniform(place_key, (rank,)) * (room + 1)), jnp.floor(room / 2))

@@ -21,7 +21,7 @@ TEACHER_CHANNELS = ('all', 'same')
 FIRST, OTHER, LOCAL = 0, 1, 2  # kinds of view: the first global one, the other global ones, the local ones
 CHANCES = ('rotate90', 'jitter_probability', 'grayscale', 'gamma_probability', 'bias_probability', 'blur_probability',
            'solarize')
-FRAMES = ('image', 'channels', 'channel_mask', 'mask', 'boxes')  # entries of a batch that views are made of
+FRAMES = ('image', 'channels', 'channel_mask', 'mask', 'boxes', 'extent')  # entries of a batch that views are made of
 STRENGTHS = ('rotate', 'brightness', 'contrast', 'noise', 'stain', 'gamma', 'bias', 'blur')
 
 Chance = Callable[[str], jax.Array | None]  # of an option in the view being made; None where it is off
@@ -153,14 +153,12 @@ class ViewMaker:
     """Normalised, not augmented; the grid is resized where it differs from `size`, and masks and boxes with it."""
     if _windowed(self, batch):
       return _by_frame(self.plain, batch)
-    image = self._normalized(batch)
+    image, own = self._normalized(batch), _extent(batch)
     count, grid = len(image), image.shape[1:-1]
-    rest = {'view_box': Geometry().view_box(count, grid)} | geometry_lib.follow(Geometry(), batch, grid, self.size)
-    if grid != self.size:
-      full = jnp.asarray(grid)
-      resize = lambda x: crop_resize(x, jnp.zeros_like(full), full, self.size)
-      image = jax.vmap(resize)(image)
-    return cast(Batch, self._placed(dict(batch, **rest, image=image)))
+    whole = Geometry() if own is None else Geometry(jnp.zeros_like(own), own)
+    rest = {'view_box': whole.view_box(count, grid)} | geometry_lib.follow(whole, batch, grid, self.size)
+    image = geometry_lib.apply_image(whole, image, self.size)
+    return cast(Batch, self._placed({k: v for k, v in batch.items() if k != 'extent'} | rest | {'image': image}))
 
   def held_out(self, rng: jax.Array, batch: Batch) -> Batch:
     """What a held-out loss is measured on: the plain batch, or, where a method needs several views, views by `rng`."""
@@ -193,8 +191,7 @@ class ViewMaker:
       if self.channel_sampling != 'none':
         out['channel_there'] = _there(batch)
         out['channel_mask'] = self._sampled(channel_key, batch)
-      out.pop('similarity', None)
-      return cast(Batch, self._placed(out))
+      return cast(Batch, self._placed({k: v for k, v in out.items() if k not in ('similarity', 'extent')}))
     keys = jax.random.split(rng, 3)
     if self._alone:  # nobody looks at the other channels, so that views have a single slot
       return dataclasses.replace(self, channel_sampling='none')(rng, self._one_channel(keys[1], batch))
@@ -248,7 +245,7 @@ class ViewMaker:
     crop_key, turn_key, change_key = jax.random.split(rng, 3)
     count, grid = len(image), image.shape[1:-1]
     geometry = geometry_lib.draw(crop_key, turn_key, count, grid, size, scale, self.ratio, self.flip,
-                                 chance('rotate90'), self.rotate)
+                                 chance('rotate90'), self.rotate, _extent(batch))
     image, plain = geometry_lib.apply_image(geometry, image, size), image
     view = {'image': self._change(change_key, image, batch, chance), 'view_box': geometry.view_box(count, grid)}
     view |= geometry_lib.follow(geometry, batch, grid, size)
@@ -351,7 +348,9 @@ class ViewMaker:
         'channels': jnp.broadcast_to(jnp.arange(self.place), (channels.shape[0], self.place))}
 
   def _normalized(self, batch: Batch) -> jax.Array:
-    return intensity.normalize(batch['image'], batch['channels'], *self._tables(), self.normalize)
+    own, grid = _extent(batch), batch['image'].shape[1:-1]
+    within = None if own is None else geometry_lib.filled(own, grid)
+    return intensity.normalize(batch['image'], batch['channels'], *self._tables(), self.normalize, within)
 
   def _tables(self) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
@@ -360,6 +359,11 @@ class ViewMaker:
 def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
   """An option that is one number or several, as a tuple."""
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _extent(batch: Batch) -> jax.Array | None:
+  """Pixels [B, rank] that each image fills of its array, at least one (padding rows have none); None for all."""
+  return jnp.maximum(batch['extent'], 1) if 'extent' in batch else None
 
 
 def _there(batch: Batch) -> jax.Array:

@@ -24,7 +24,8 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--data', metavar='CORPUS', help='corpus whose reading speed to measure; the other '
                  'options belong to it')
   p.add_argument('--size', type=positive, nargs='+', metavar='N', help='image_size of the run')
-  p.add_argument('--fit', choices=('resize', 'crop'), default='resize', help='loader.fit of the run; default resize')
+  p.add_argument('--fit', choices=('aspect', 'resize', 'crop'), default='resize',
+                 help='loader.fit of the run; default resize')
   p.add_argument('--batch', type=positive, default=64, help='batch_size of the run; default 64')
   p.add_argument('--seconds', type=float, default=1.0, help='time of each measurement; default 1')
 

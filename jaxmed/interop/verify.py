@@ -18,6 +18,7 @@ from jaxmed.interop.state_dict import Params, ratio_of
 from jaxmed.interop.weight_formats import FORMATS, METADATA, load_file
 from jaxmed.models.encoders.bag import BagOfChannels, bag_of
 from jaxmed.models.layers.convolution import Hierarchical
+from jaxmed.models.layers.transformer import NORM_EPSILON
 from jaxmed.models.registry import Encoder
 
 _DIGITS = 6
@@ -79,13 +80,15 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
   shape = (f'embed_dim={model.embed_dim}, depth={model.depth}, num_heads={model.num_heads}, '
            f'mlp_ratio={_torch_ratio(model)!r}, qkv_bias={model.qkv_bias}')
   if fmt == 'timm':
-    glu = model.mlp == 'swiglu'
+    glu, other = model.mlp == 'swiglu', model.norm_epsilon != NORM_EPSILON
     options = {'init_values': 1e-5 if model.layer_scale else None, 'class_token': model.class_token,
                'reg_tokens': model.num_registers, 'no_embed_class': model.no_embed_class}
     more = ''.join(f', {k}={v!r}' for k, v in options.items())
     if glu:  # a block hands its act_layer on to the packed MLP, whose own default would be right
       more += ",\n    mlp_layer=timm.layers.SwiGLUPacked, act_layer='silu'"
-    return (f'import safetensors.torch, timm\n'
+    if other:
+      more += f',\n    norm_layer=functools.partial(torch.nn.LayerNorm, eps={model.norm_epsilon!r})'
+    return (f'import {"functools, " if other else ""}safetensors.torch, timm{", torch" if other else ""}\n'
             f'encoder = timm.models.vision_transformer.VisionTransformer(\n'
             f'    img_size={size}, patch_size={patch}, in_chans={model.in_channels}, {shape},\n'
             f"    num_classes=0, global_pool='', dynamic_img_size=True{more})\n"
@@ -96,7 +99,7 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
             f'from channelvit.backbone.hcs_channel_vit import ChannelVisionTransformer\n'
             f'encoder = ChannelVisionTransformer(\n'
             f'    img_size=[{size[0]}], patch_size={patch[0]}, in_chans={model.in_channels}, {shape},\n'
-            f'    enable_sample=False, norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6))\n'
+            f'    enable_sample=False, norm_layer=functools.partial(torch.nn.LayerNorm, eps={model.norm_epsilon!r}))\n'
             f"encoder.load_state_dict(safetensors.torch.load_file({file!r}))\n"
             f'encoder.eval()\n')
   raise UserError(f'unknown format {fmt!r}: choose one of {", ".join(sorted(FORMATS))}')

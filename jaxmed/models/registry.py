@@ -8,7 +8,7 @@ from jaxmed.models.encoders import convnext, metaformer, pvt, resnet
 from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
-from jaxmed.models.layers import channel_attention, channel_embed
+from jaxmed.models.layers import channel_attention, channel_embed, initial
 from jaxmed.models.layers.convolution import MASKINGS, Hierarchical
 from jaxmed.models.layers.kernels import FORMS
 from jaxmed.models.layers.transformer import DROP_LAWS, REMAT_POLICIES
@@ -41,7 +41,7 @@ for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caforme
 CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
     'dtype': ('float32', 'bfloat16'), 'drop_path_law': DROP_LAWS,
-    'kernel_init': ('trunc_normal', 'xavier_uniform', 'xavier_qkv'), 'pos_interpolation': ('antialias', 'offset'),
+    'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES, 'pos_interpolation': ('antialias', 'offset'),
     'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
     'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS, 'pooling': POOLINGS,
 }

@@ -63,6 +63,10 @@ class Optimizer:
       d^(L-i), norm and everything outside of the encoder 1. For convolutional encoders a layer is a stage, with the
       reduction before it, and the stem is the patch embedding.
     weight_decay, final_weight_decay: at the first and the last step, by a cosine; a negative final one means the same.
+    decay_lengths: whether the lengths of weight-normalised layers decay as kernels do (DINO, iBOT and DINOv2, where
+      they are matrices [K, 1] and only vectors are exempt).
+    frozen_moments: whether what a method freezes at first counts for the norm of clipping and has moments that go on,
+      as a rate of 0 would have it (DINOv2, DINOv3); otherwise it is as without a gradient (DINO).
     patch_embed_scale, bias_scale: factors on the rate of the patch embedding, and of what does not decay.
     clip, clip_scope: largest gradient norm, of all ('global'), of each part such as encoder and decoder
       ('module', as DINOv2), or of each tensor, layer by layer ('tensor', as DINO).
@@ -79,6 +83,8 @@ class Optimizer:
   b2: float = 0.999
   weight_decay: float = 0.05
   final_weight_decay: float = -1.0
+  decay_lengths: bool = False
+  frozen_moments: bool = False
   layer_decay: float = 1.0
   patch_embed_scale: float = 1.0
   bias_scale: float = 1.0
@@ -137,11 +143,14 @@ class Optimizer:
     """One step: (new params, new moments).
 
     `frozen` maps paths such as 'head/last' to whether what lies below them stays as it is at this step, its moments
-    and their count too, as for PyTorch's parameters without a gradient; `slowdown` is a factor on the learning rate.
+    and their count too, as for PyTorch's parameters without a gradient (but see `frozen_moments`); `slowdown` is a
+    factor on the learning rate.
     """
     depths = {tower: _depth(params[tower]) for tower in self.towers if tower in params}
-    still = lambda path: _either(self._between(path, step), _frozen(path, frozen or {}),
-                                 _blocks_at_rest(path, self.freeze, depths))
+    frozen = frozen or {}
+    still = lambda path: _either(self._between(path, step), _blocks_at_rest(path, self.freeze, depths),
+                                 False if self.frozen_moments else _frozen(path, frozen))
+    kept = lambda path: _either(still(path), _frozen(path, frozen))
     grads = jax.tree_util.tree_map_with_path(lambda path, g: _unless(still(path), g, jnp.zeros_like(g)), grads)
     if self.clip:
       grads = clip_gradients(grads, self.clip, self.clip_scope)
@@ -152,7 +161,7 @@ class Optimizer:
       before, after = self._around(group, decay, rate * group.rate, depths)
       out[name] = self._step(self._rule(group, after), before, after, grads[name], states[name], part)
       if frozen or self.freeze or any(g.every > 1 for _, g in self.groups):
-        out[name] = _held(*out[name], part, states[name], still)
+        out[name] = _held(out[name], (part, states[name]), kept, still)
     fresh = {name: state for name, (_, state) in out.items()}
     return self._united({name: new for name, (new, _) in out.items()}), fresh if self.groups else fresh[REST]
 
@@ -215,13 +224,13 @@ class Optimizer:
               depths: Mapping[str, int]) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """What comes before the rule, gradients to gradients, and after it, directions to updates; neither has a state."""
     name = self._name_of(group)
-    pulled = _by_path(lambda path, u, p: u + decay * p if decays(path) else u)
+    pulled = _by_path(lambda path, u, p: u + decay * p if decays(path, self.decay_lengths) else u)
 
     def scaled(path, update, param):
       scale = layer_scale(path, param.shape, self.layer_decay, depths)
       if path[0].key in self.towers and path[1].key == 'patch_embed':
         scale = scale * self.patch_embed_scale
-      if not decays(path):
+      if not decays(path, self.decay_lengths):
         scale = scale * self.bias_scale
       return -(rate * scale * update)
 
@@ -249,14 +258,14 @@ def _by_path(change: Callable) -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(change, updates, params))
 
 
-def _held(params: Any, state: Any, old_params: Any, old_state: Any, still: Callable) -> tuple[Any, Any]:
-  """New parameters and state of a rule, of parameters at rest the old ones."""
+def _held(new: tuple[Any, Any], old: tuple[Any, Any], kept: Callable, still: Callable) -> tuple[Any, Any]:
+  """(parameters, state of a rule): the old ones of parameters that are kept, and of states that are still."""
   # A later start is a start: with the counts held, the bias of empty moments is corrected then.
-  form: Any = jax.tree.structure(params)
+  form: Any = jax.tree.structure(new[0])
   alike = lambda tree: jax.tree.structure(tree) == form
-  hold = lambda new, old: jax.tree_util.tree_map_with_path(lambda path, n, o: _unless(still(path), n, o), new, old)
-  held = jax.tree.map(lambda new, old: hold(new, old) if alike(new) else new, state, old_state, is_leaf=alike)
-  return hold(params, old_params), held
+  hold = lambda rests, *trees: jax.tree_util.tree_map_with_path(lambda path, n, o: _unless(rests(path), n, o), *trees)
+  state = jax.tree.map(lambda n, o: hold(still, n, o) if alike(n) else n, new[1], old[1], is_leaf=alike)
+  return hold(kept, new[0], old[0]), state
 
 
 def _trusted(path: tuple, grad: jax.Array, param: jax.Array) -> jax.Array:
@@ -324,9 +333,9 @@ def _unless(still: Any, moved: jax.Array, at_rest: jax.Array) -> jax.Array:
   return jnp.where(jnp.reshape(still, (*jnp.shape(still), *[1] * (moved.ndim - jnp.ndim(still)))), at_rest, moved)
 
 
-def decays(path: tuple) -> bool:
-  """Whether weight decay applies: to dense kernels alone, not to biases, norms, tokens or embeddings."""
-  return path[-1].key == 'kernel'
+def decays(path: tuple, lengths: bool = False) -> bool:
+  """Whether weight decay applies: to kernels alone (and `lengths`), not to biases, norms, tokens or embeddings."""
+  return path[-1].key == 'kernel' or (lengths and path[-1].key == 'length')
 
 
 def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depths: Mapping[str, int]) -> jax.Array | float:

@@ -167,7 +167,7 @@ def test_what_a_corpus_holds(source, corpus, monkeypatch):
   spec = data_spec.describe(source, 'kind')
   assert (spec.holds, spec.signal, spec.boxes) == (('mask', 'text', 'signal', 'boxes'), (4, 2), 2)
   monkeypatch.setitem(objectives.METHODS, 'all', types.SimpleNamespace(FIELDS=FIELDS))
-  loader = types.SimpleNamespace(load_size=(8, 10), text_length=8, signal_length=6, window=0)
+  loader = types.SimpleNamespace(load_size=(8, 10), fit='resize', text_length=8, signal_length=6, window=0)
   config = types.SimpleNamespace(method='all', loader=loader, batch_size=4)
   assert assemble.fields(config, dataclasses.replace(spec, masked=True)) == wanted(source, (8, 10))
   loader.signal_length, loader.window = 0, 3

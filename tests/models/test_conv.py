@@ -246,7 +246,7 @@ def test_initial_parameters(name):
     assert flat['layer2_0/conv2/kernel'].std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
   else:
     kernel = flat['stage1/blocks/fc1/kernel']
-    assert 0.0165 < kernel.std() < 0.0185 and np.abs(kernel).max() <= 0.0401  # 0.02, cut off at twice that
+    assert 0.0195 < kernel.std() < 0.0205 and np.abs(kernel).max() > 0.05  # 0.02, cut off nowhere
   draw = cv.conv_init('fan_out', groups=64)(jax.random.key(0), (3, 3, 1, 64))
   assert draw.std() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
 

@@ -10,7 +10,7 @@ from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.models.decoders.predictor import GroupedConv
 from jaxmed.objectives.masked.data2vec import Data2Vec, average_of_layers, inverse_blocks
-from jaxmed.objectives.masked.ijepa import IJEPA, block_sides, largest_block, place_blocks
+from jaxmed.objectives.masked.ijepa import IJEPA, block_sides, cut_to_shortest, largest_block, place_blocks
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.networks import Clock
 
@@ -129,6 +129,39 @@ def test_blocks_have_the_asked_sizes_and_uniform_places(grid):
     for u, h, w in zip(draws, *block_sides(draws, grid, (0.15, 0.2), (0.75, 1.5), True, np)):
       keep, aspect = int(196 * (0.15 + u * 0.05)), 0.75 + u * 0.75
       assert (h, w) == (round(np.sqrt(keep * aspect)), round(np.sqrt(keep / aspect)))
+
+
+def test_ijepa_contexts_by_the_published_rule():
+  """Means of 400 batches of 128 by src/masks/multiblock.py on a grid of 16 x 16: 0.426 and 0.262 after the cut."""
+  grid = (16, 16)
+
+  @jax.jit
+  def draw(key):
+    k = jax.random.split(key, 4)
+    targets = place_blocks(k[0], k[1], (128, 4), grid, (0.15, 0.2), (0.75, 1.5), True, True)
+    context = place_blocks(k[2], k[3], (128, 1), grid, (0.85, 1.0), (1.0, 1.0), True, True)[:, 0] & ~targets.any(axis=1)
+    return targets, context, cut_to_shortest(context, 128, 103)
+
+  shares, cuts = [], []
+  for i in range(60):
+    targets, context, cut = (np.asarray(x) for x in draw(jax.random.key(i)))
+    at = lambda x: x.reshape(-1, 16, 16)
+    assert not at(targets)[:, -1].any() and not at(targets)[:, :, -1].any() and not at(context)[:, -1].any()
+    assert at(context)[:, 0].any()
+    least = min(int(context.sum(axis=1).min()), 103)
+    for whole, part in zip(context, cut, strict=True):
+      np.testing.assert_array_equal(np.nonzero(part)[0], np.nonzero(whole)[0][:least])
+    shares.append(context.mean())
+    cuts.append(cut.mean())
+  assert np.mean(shares) == pytest.approx(0.426, abs=0.015) and np.mean(cuts) == pytest.approx(0.262, abs=0.015)
+
+
+def test_ijepa_cuts_within_groups():
+  context = jnp.asarray([[1, 1, 1, 0], [0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]], bool)
+  want = [[1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]]
+  np.testing.assert_array_equal(cut_to_shortest(context, 2, 2), want)
+  with pytest.raises(UserError, match='objective.context_group 3 does not divide the batch of 4'):
+    cut_to_shortest(context, 3, 4)
 
 
 def test_data2vec_loss():

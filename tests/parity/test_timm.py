@@ -19,7 +19,7 @@ MODELS = {
   'tiny/8': ('vit_tiny/8', 32, 3, {}),
   'small/16': ('vit_small/16', 64, 3, dict(depth=4)),
   'base/16': ('vit_base/16', 64, 1, dict(depth=2)),
-  'registers, LayerScale': ('vit_tiny/8', 32, 5, dict(depth=3, num_registers=4, layer_scale=0.1)),
+  'registers, LayerScale': ('vit_tiny/8', 32, 5, dict(depth=3, num_registers=4, layer_scale=0.1, norm_epsilon=1e-2)),
   'no_embed_class': ('vit_tiny/8', 32, 1, dict(depth=3, no_embed_class=True, num_registers=4)),
   'SwiGLU': ('vit_tiny/8', 32, 3, dict(depth=3, mlp='swiglu', mlp_ratio=8 / 3)),
   'no class token, no qkv bias': ('vit_tiny/8', 32, 3, dict(depth=3, class_token=False, qkv_bias=False)),

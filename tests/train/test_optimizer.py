@@ -273,6 +273,37 @@ def test_frozen_parameters_rest_and_keep_no_memory_of_it():
       assert not float(jnp.abs(moments['mu']['head']['kernel']).max())
 
 
+def test_lengths_decay_where_they_are_matrices():
+  """Without gradients AdamW takes rate * decay of what decays (DINOv2's weight_g [K, 1] is no vector)."""
+  params = {'head': {'last': {'kernel': jnp.full((4, 3), 2.0), 'length': jnp.full(3, 2.0)}, 'bias': jnp.ones(3)}}
+  for decays_too in (False, True):
+    optimizer = Optimizer(0.1, 100, weight_decay=0.5, decay_lengths=decays_too, annealing='none')
+    moved, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, jnp.asarray(1))
+    last = moved['head']['last']
+    np.testing.assert_allclose(last['kernel'], 2 * (1 - 0.1 * 0.5), rtol=1e-6)
+    np.testing.assert_allclose(last['length'], 2 * (1 - 0.1 * 0.5 * decays_too), rtol=1e-6)
+    assert (moved['head']['bias'] == 1).all()
+
+
+def test_moments_of_what_is_frozen_may_go_on():
+  """As a rate of 0 (DINOv2): its gradient counts for the norm of clipping, and Adam goes on; by hand in float64."""
+  optimizer = Optimizer(0.1, 100, weight_decay=0.5, clip=1.0, frozen_moments=True, annealing='none')
+  params = {'head': {'last': {'kernel': jnp.ones((2, 2))}}, 'rest': {'kernel': jnp.ones((2, 2))}}
+  moments = optimizer.init(params)
+  mu = nu = 0.0
+  want = {'head': 1.0, 'rest': 1.0}
+  for n, (g, frozen) in enumerate(((3.0, True), (0.01, True), (2.0, False)), 1):
+    grads = jax.tree.map(lambda p, g=g: jnp.full_like(p, g), params)
+    params, moments = optimizer.update(grads, moments, params, jnp.asarray(n - 1), {'head/last': jnp.asarray(frozen)})
+    g = g * min(1.0, 1.0 / (8**0.5 * g))  # eight equal numbers
+    mu, nu = 0.9 * mu + 0.1 * g, 0.999 * nu + 0.001 * g * g
+    step = mu / (1 - 0.9**n) / ((nu / (1 - 0.999**n)) ** 0.5 + 1e-8)
+    want = {k: v if k == 'head' and frozen else v - 0.1 * (step + 0.5 * v) for k, v in want.items()}
+    np.testing.assert_allclose(params['head']['last']['kernel'], want['head'], rtol=1e-5)
+    np.testing.assert_allclose(params['rest']['kernel'], want['rest'], rtol=1e-5)
+  assert want['head'] < 1 and params['head']['last']['kernel'][0, 0] != params['rest']['kernel'][0, 0]
+
+
 def test_biases_and_norms_have_a_rate_of_their_own():
   start, out = tree(0), run(Optimizer(0.1, 100, 0, 0.1, weight_decay=0.0, bias_scale=0.0), 1)
   np.testing.assert_array_equal(out['head']['bias'], start['head']['bias'])

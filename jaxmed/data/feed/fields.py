@@ -24,7 +24,8 @@ Tokenize = Callable[[str], Sequence[int] | np.ndarray]
 
 
 def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, masked: bool = True,
-       text_length: int = TEXT_LENGTH, signal: Sequence[int] = (0, 0), boxes: int = 0) -> tuple[Field, ...]:
+       text_length: int = TEXT_LENGTH, signal: Sequence[int] = (0, 0), boxes: int = 0,
+       extent: bool = False) -> tuple[Field, ...]:
   """The fields of a batch; label and index are always among them.
 
   Args:
@@ -34,6 +35,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
     text_length: ids L of a text.
     signal: steps T and channels K.
     boxes: the most boxes N of a sample.
+    extent: whether images fill a part of their arrays, see `aspect_grid`.
 
   Raises:
     UserError: an unknown name; the nearest one is named.
@@ -43,7 +45,8 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
     choose('field of a record', name, FIELDS)
   arrays: dict[str, list[tuple[str, str, tuple[int, ...], str]]] = {
       'image': [('image', 'image', (*size, slots), dtype), ('channels', 'image', (slots,), 'int32'),
-                *([('channel_mask', 'image', (slots,), 'bool')] if masked else [])],
+                *([('channel_mask', 'image', (slots,), 'bool')] if masked else []),
+                *([('extent', 'row', (len(size),), 'int32')] if extent else [])],
       'mask': [('mask', 'mask', size, 'int32')],
       'text': [('text', 'text', (text_length,), 'int32')],
       'signal': [('signal', 'signal', tuple(signal), 'float32'), ('signal_mask', 'signal', tuple(signal[:1]), 'bool')],
@@ -110,6 +113,20 @@ def held(source: Any) -> tuple[str, ...]:
     if name == 'text' or source.column(name).null_count < len(source):
       out.append(name)
   return tuple(out)
+
+
+def aspect_grid(grid: Sequence[int], size: Sequence[int], spacing: Sequence[float] | None = None) -> tuple[int, ...]:
+  """The grid of an image [*grid] that is shrunk into [*size] with its aspect.
+
+  All axes get one step, in mm where the `spacing` is known; an axis that is stored more coarsely stays as it is, and
+  nothing is enlarged. Without spacing the first of three axes, slices or frames, is shrunk by itself.
+  """
+  steps = spacing or (1.0,) * len(grid)
+  needs = [n * step / most if n > most else 0.0 for n, most, step in zip(grid, size, steps, strict=True)]
+  alone = 1 if spacing is None and len(grid) == 3 else 0
+  step = max(needs[alone:])
+  fitted = [n if step <= own else max(round(n * own / step), 1) for n, own in zip(grid, steps)]
+  return (*(min(grid[i], size[i]) for i in range(alone)), *(min(a, b) for a, b in zip(fitted[alone:], size[alone:])))
 
 
 def utf8(text: str) -> np.ndarray:

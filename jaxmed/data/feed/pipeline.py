@@ -21,7 +21,7 @@ from jaxmed.data.feed.windows import Windows
 from jaxmed.data.resize import nearest, resize
 from jaxmed.errors import UserError, choose
 
-FITS = ('resize', 'crop')
+FITS = ('aspect', 'resize', 'crop')
 # Batches that are read ahead take at most this much memory, with at least two of them.
 PREFETCH_BYTES = 256 << 20
 # Elements of a stream that does not end. Grain's own infinity, sys.maxsize, overflows in batches of one element.
@@ -35,7 +35,8 @@ Vocabulary = Sequence[str] | Mapping[str, int]
 class _Elements:
   """A source of elements with `fields`; rows that the source does not have are blank.
 
-  With fit 'resize' they have the grid `size`; with 'crop' an element is its row until `crop` reads a part of that size.
+  With fit 'resize' they have the grid `size`; with 'aspect' they fill a part of it, from its corner on; with 'crop' an
+  element is its row until `crop` reads a part of that size.
   """
 
   source: Source
@@ -57,11 +58,15 @@ class _Elements:
       return {'index': np.int32(i)}
     if i < 0:
       return fields_lib.blanks(self.fields)
-    record = self.source.record(i, self._pixels)
-    grid = self._grid(i)
-    fitted = {'image': lambda x: resize(x, self.size), 'mask': lambda x: nearest(x, self.size)}
+    record, grid, size = self.source.record(i, self._pixels), self._grid(i), self.size
+    if self.fit == 'aspect':
+      size = fields_lib.aspect_grid(grid, size, record['spacing'])
+    fitted = {'image': lambda x: resize(x, size), 'mask': lambda x: nearest(x, size)}
     pixels = {name: fitted[name](record[name]) for name in self._pixels if name in record}
-    return self._filled(i, record | pixels, [0.0] * len(grid), [want / have for want, have in zip(self.size, grid)])
+    if size != self.size:
+      pixels |= _cornered(pixels, [most - n for n, most in zip(size, self.size)])
+    element = self._filled(i, record | pixels, [0.0] * len(grid), [want / have for want, have in zip(size, grid)])
+    return element | ({'extent': np.asarray(size, np.int32)} if self.fit == 'aspect' else {})
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
     """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros."""
@@ -124,6 +129,16 @@ class _Elements:
     return np.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, missing)]) if missing else image
 
 
+def _cornered(pixels: dict[str, Any], spare: Sequence[int]) -> dict[str, Any]:
+  """Image and mask with so many more pixels at the end of each axis, zeros and -1."""
+  pad, out = [(0, n) for n in spare], {}
+  if 'image' in pixels:
+    out['image'] = np.pad(pixels['image'], [*pad, (0, 0)])
+  if 'mask' in pixels:
+    out['mask'] = np.pad(pixels['mask'].astype(np.int32), pad, constant_values=-1)
+  return out
+
+
 @dataclasses.dataclass(frozen=True)
 class _Windowed:
   """Elements that are windows of others, stacked; those from the windows' number up to `length` are blank."""
@@ -184,7 +199,8 @@ def train_batches(
     process_count: number of processes, a divisor of B.
     label: manifest column of the labels.
     classes: its values in order; all of the source's own when empty.
-    fit: 'resize' (antialiased, the whole image) or 'crop' (a random window, zero-padded where too small).
+    fit: 'resize' (antialiased, the whole image), 'aspect' (the same without distortion, into the corner of the array;
+      see `fields.aspect_grid`) or 'crop' (a random window, zero-padded where too small).
     threads: reading threads.
     prefetch: batches read ahead; by default what fits into PREFETCH_BYTES, 2 to 16.
     sampler: gives the row at each position of the stream (see jaxmed.data.feed.sampling) instead of a shuffle.
@@ -264,7 +280,9 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, 
   if label is not None:
     labels = source.codes(label, classes or source.classes(label))
   ids = dict(vocabulary) if isinstance(vocabulary, Mapping) else {name: i for i, name in enumerate(vocabulary)}
-  fields = fields_lib.widened(fields, fields_lib.widest(source)) if fields else fields_lib.of_source(source, size)
+  if not fields:
+    fields = fields_lib.of_source(source, size, extent=fit == 'aspect')
+  fields = fields_lib.widened(fields, fields_lib.widest(source))
   return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize)
 
 

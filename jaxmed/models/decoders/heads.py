@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.models.layers import kernels
+from jaxmed.models.layers.initial import initializer
 from jaxmed.models.layers.norm import BatchNorm, normalize
-from jaxmed.models.layers.transformer import Dense, initializer
+from jaxmed.models.layers.transformer import Dense
 
 LAST_NORMS = ('none', 'plain', 'affine')
 CLASS_LOSSES = ('cross_entropy', 'proxy')

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmed.models.layers import kernels
 from jaxmed.models.layers import positions as pos
+from jaxmed.models.layers.initial import normal
 from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
 
 
@@ -44,7 +45,7 @@ class BlockPredictor(nn.Module):
     batch, blocks, size = wanted.shape
     places = self._places(channels, compute)  # [B, N, dim]
     at = lambda index: jnp.take_along_axis(places, index.reshape(batch, -1, 1), axis=1)
-    named = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), (None, 'embed'))
+    named = nn.with_logical_partitioning(normal(), (None, 'embed'))
     token = self.param('mask_token', named, (1, dim), jnp.float32).astype(compute)
     context = Dense((dim,), (None, 'embed'), dtype=compute, name='embed')(latent) + at(shown)
     context = jnp.broadcast_to(context[:, None], (batch, blocks, *context.shape[1:]))

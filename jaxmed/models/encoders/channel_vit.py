@@ -32,10 +32,11 @@ class ChannelViT(ViT):
     channel_init: of the table, 'trunc_normal' or 'orthogonal' (DiChaViT).
 
   With 'offset' interpolation (the default) positions are those of the official class, which resamples its table at
-  the native size too unless the sample has a single channel.
+  the native size too unless the sample has a single channel. Patches begin as PyTorch's convolution does.
   """
 
   pos_interpolation: str = 'offset'
+  patch_init: str = 'torch'
   channel_attention: str = 'joint'
   channel_embedding: str = 'table'
   channel_init: str = 'trunc_normal'

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Supports
+from jaxmed.models.layers import initial
 from jaxmed.models.layers import positions as pos
 from jaxmed.models.layers.channel_attention import TokenOrder
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features, Level, Tokens, check_levels, drop_channels, grid_of, patchify
-from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
+from jaxmed.models.layers.transformer import NORM_EPSILON, Dense, LayerNorm, Transformer
 
 POSITIONS = ('learned', 'sincos', 'rope', 'none')
 
@@ -35,7 +36,11 @@ class ViT(EncoderDefaults, nn.Module):
     drop_path_law: 'linear', rising from 0 in the first block; 'uniform', the same in all; 'exact', the same in all and
       for an exact share of each kind of crops (DINOv2, DINOv3).
     rope_base: base of the rotary frequencies.
-    kernel_init: initial weights of linear layers.
+    kernel_init: initial weights of linear layers, see `initial.initializer`.
+    patch_init: of the patch embedding: '' as `kernel_init` with biases of 0, 'torch' for PyTorch's convolution (DINO,
+      ChannelViT), 'torch_bias' for its biases alone (MAE).
+    norm_epsilon: what layer norms add to the variance (DINOv3's large models: 1e-5).
+    token_std, mask_std: deviation of the first values of class token and registers, and of the mask token.
     remat: what the backward pass computes again: 'none' or a policy, to save memory.
     num_registers, no_embed_class: as timm's `reg_tokens` and `no_embed_class`.
     layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
@@ -75,6 +80,10 @@ class ViT(EncoderDefaults, nn.Module):
   rope_jitter: float = 0.0
   rope_rescale: float = 0.0
   kernel_init: str = 'trunc_normal'
+  patch_init: str = ''
+  token_std: float = initial.STD
+  mask_std: float = initial.STD
+  norm_epsilon: float = NORM_EPSILON
   mask_token: bool = False
   local_norm: bool = False
   remat: str = 'none'
@@ -87,15 +96,17 @@ class ViT(EncoderDefaults, nn.Module):
   def setup(self):
     compute = jnp.dtype(self.dtype)
     name = nn.with_logical_partitioning
-    self.patch_embed = Dense((self.embed_dim,), ('patch', 'embed'), True, self.kernel_init, compute)
-    table = lambda axis: name(nn.initializers.truncated_normal(0.02), (axis, 'embed'))
+    inputs = math.prod(self.patch_size) * (1 if self.per_channel else self.in_channels)
+    kernel_init, bias_init = initial.patch_laws(self.patch_init, self.kernel_init, inputs)
+    self.patch_embed = Dense((self.embed_dim,), ('patch', 'embed'), True, kernel_init, compute, bias_init=bias_init)
+    table = lambda axis, std=initial.STD: name(initial.normal(self.kernel_init, std), (axis, 'embed'))
     if self.class_token:
-      self.cls_token = self.param('cls_token', table(None), (1, self.embed_dim), jnp.float32)
+      self.cls_token = self.param('cls_token', table(None, self.token_std), (1, self.embed_dim), jnp.float32)
     if self.num_registers:
       self.register_tokens = self.param(
-          'register_tokens', table(None), (self.num_registers, self.embed_dim), jnp.float32)
+          'register_tokens', table(None, self.token_std), (self.num_registers, self.embed_dim), jnp.float32)
     if self.mask_token:
-      self.mask = self.param('mask_token', table(None), (1, self.embed_dim), jnp.float32)
+      self.mask = self.param('mask_token', table(None, self.mask_std), (1, self.embed_dim), jnp.float32)
     if self.pos == 'learned':
       count = math.prod(grid_of(self.image_size, self.patch_size))
       self.pos_embed = self.param(
@@ -103,10 +114,10 @@ class ViT(EncoderDefaults, nn.Module):
     self.transformer = Transformer(
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
         self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens,
-        self.drop_path_law)
-    self.norm = LayerNorm(compute)
+        self.drop_path_law, self.norm_epsilon)
+    self.norm = LayerNorm(compute, self.norm_epsilon)
     if self.local_norm:
-      self.norm_local = LayerNorm(compute)
+      self.norm_local = LayerNorm(compute, self.norm_epsilon)
 
   @property
   def num_levels(self) -> int:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError, choose
+from jaxmed.models.layers.initial import normal
 
 KINDS = ('table', 'hashed')
 INITS = ('trunc_normal', 'orthogonal')
@@ -63,7 +64,7 @@ def rows_of(channel: str, rows: int, hashes: int) -> np.ndarray:
 
 def initializer(name: str) -> Any:
   """How a table of channels begins: 'trunc_normal' (deviation 0.02; insitro/ChannelViT) or 'orthogonal' (DiChaViT)."""
-  return nn.initializers.orthogonal() if name == 'orthogonal' else nn.initializers.truncated_normal(0.02)
+  return nn.initializers.orthogonal() if name == 'orthogonal' else normal()
 
 
 class HashedChannels(nn.Module):

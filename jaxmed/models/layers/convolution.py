@@ -22,6 +22,7 @@ from jaxmed.contracts import Supports
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import kernels
 from jaxmed.models.layers.defaults import EncoderDefaults
+from jaxmed.models.layers.initial import normal
 from jaxmed.models.layers.norm import BatchNorm
 from jaxmed.models.layers.tokens import Features, Level, check_levels, drop_channels, grid_of, patchify
 
@@ -92,7 +93,7 @@ class Depthwise(nn.Module):
 def conv_init(name: str, groups: int = 1) -> nn.initializers.Initializer:
   """Initialiser of a kernel [*kernel, C_in / groups, C_out]."""
   if name == 'trunc_normal':
-    return nn.initializers.truncated_normal(0.02)
+    return normal()
 
   def fan_out(key, shape, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 * groups / math.prod((*shape[:-2], shape[-1])))
@@ -301,7 +302,7 @@ class Hierarchical(EncoderDefaults, nn.Module):
   def _hide(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:
     """x [B, *size, C] of the stem with the mask token in hidden places."""
     if self.mask_token:
-      init = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), (None, 'embed'))
+      init = nn.with_logical_partitioning(normal(), (None, 'embed'))
       token = self.param('mask_token', init, (1, x.shape[-1]), jnp.float32)
     if visible is None:
       return x

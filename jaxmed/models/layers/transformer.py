@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmed.models.layers import channel_attention, kernels, packing
 from jaxmed.models.layers import positions as pos
+from jaxmed.models.layers.initial import initializer
 from jaxmed.parallel.mesh import axis_size, constrain, weight
 
 NORM_EPSILON = 1e-6
@@ -26,33 +27,6 @@ Plans = tuple[packing.Plan | None, ...]
 REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
 
 
-def initializer(name: str) -> nn.initializers.Initializer:
-  """Initialiser of a dense kernel by name.
-
-  'trunc_normal' (std 0.02), 'xavier_uniform' (as MAE), 'xavier_qkv' (the same, with queries, keys and values as three
-  matrices, as MoCo v3), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default).
-  """
-  if name == 'trunc_normal':
-    return nn.initializers.truncated_normal(0.02)
-  if name == 'xavier_uniform':
-    return _xavier_uniform
-  if name == 'xavier_qkv':
-    return _xavier_qkv
-  if name == 'torch_uniform':
-    return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=0, out_axis=-1)
-  raise ValueError(f'unknown kernel_init {name!r}')
-
-
-def _xavier_uniform(key, shape, dtype=jnp.float32, parts=1):
-  """Uniform in +-sqrt(6 / (fan_in + fan_out)) with the fans of the kernel seen as `parts` matrices [shape[0], rest]."""
-  bound = (6.0 / (shape[0] + np.prod(shape[1:]) / parts)) ** 0.5
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def _xavier_qkv(key, shape, dtype=jnp.float32):
-  return _xavier_uniform(key, shape, dtype, parts=shape[1] if len(shape) == 4 else 1)  # [D, 3, heads, head_dim]
-
-
 class Dense(nn.Module):
   """Linear layer [..., D] -> [..., *features]; `axes` are the logical names of (D, *features)."""
 
@@ -62,6 +36,7 @@ class Dense(nn.Module):
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
   fold: int = 1  # how many trailing axes of the input are contracted together
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,8 +46,8 @@ class Dense(nn.Module):
     product = kernels.dense if axis_size('fsdp') == 1 else functools.partial(_gathering, self.axes)
     out = product(x.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
-      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-      out = out + self.param('bias', zeros, self.features, jnp.float32).astype(self.dtype)
+      first = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+      out = out + self.param('bias', first, self.features, jnp.float32).astype(self.dtype)
     return out
 
 
@@ -96,16 +71,17 @@ _gathering.defvjp(lambda axes, x, kernel: (_gathering(axes, x, kernel), (x, kern
 
 
 class LayerNorm(nn.Module):
-  """Layer normalisation over the last axis, statistics in float32, epsilon 1e-6."""
+  """Layer normalisation over the last axis, statistics in float32."""
 
   dtype: Any = jnp.float32
+  epsilon: float = NORM_EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     name = nn.with_logical_partitioning
     scale = self.param('scale', name(nn.initializers.ones_init(), ('embed',)), (x.shape[-1],), jnp.float32)
     bias = self.param('bias', name(nn.initializers.zeros_init(), ('embed',)), (x.shape[-1],), jnp.float32)
-    return kernels.layer_norm(x, scale, bias, NORM_EPSILON).astype(self.dtype)
+    return kernels.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -217,6 +193,7 @@ class Block(nn.Module):
   crops: Crops = ()
   order: channel_attention.TokenOrder | None = None
   collect: bool = False
+  norm_epsilon: float = NORM_EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
@@ -225,11 +202,11 @@ class Block(nn.Module):
     keep: [2, B, V or N] factors of the two branches of each crop or token (see `stochastic_depth`); None for 1.
     """
     dim = x.shape[-1]
-    y = LayerNorm(self.dtype, name='norm1')(x)
+    y = LayerNorm(self.dtype, self.norm_epsilon, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
                   self.order, name='attn')(y, masks, angles)
     x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
-    y = LayerNorm(self.dtype, name='norm2')(x)
+    y = LayerNorm(self.dtype, self.norm_epsilon, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
     out = constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None)
     return out, (out, y) if self.collect else None
@@ -293,6 +270,7 @@ class Transformer(nn.Module):
   packing: float = 0.0
   prefix: int = 0
   drop_path_law: str = 'linear'
+  norm_epsilon: float = NORM_EPSILON
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False, order: channel_attention.TokenOrder | None = None) -> jax.Array:
@@ -387,8 +365,20 @@ class Transformer(nn.Module):
         variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
-                     self.dtype, self.attention, crops, order, collect, name='blocks')
-    return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)
+                     self.dtype, self.attention, crops, order, collect, self.norm_epsilon, name='blocks')
+    out = blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)
+    if self.kernel_init == 'beit' and self.is_initializing():
+      _shrink_ends(blocks, self.depth)
+    return out
+
+
+def _shrink_ends(blocks: nn.Module, depth: int) -> None:
+  """Divides the stacked kernels that end a residual branch by sqrt(2 * layer) (BEiT's fix_init_weight)."""
+  share = (2.0 * np.arange(1, depth + 1)) ** -0.5
+  for part, name in (('attn', 'proj'), ('mlp', 'fc2')):
+    params = blocks.get_variable('params', part)
+    kernel = jax.tree.map(lambda k: k * jnp.float32(share).reshape(-1, *[1] * (k.ndim - 1)), params[name]['kernel'])
+    blocks.put_variable('params', part, params | {name: params[name] | {'kernel': kernel}})
 
 
 def _alike(keeps: Sequence[Any], parts: Parts) -> list[jax.Array]:

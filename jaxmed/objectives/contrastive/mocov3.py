@@ -54,7 +54,7 @@ class MoCoV3(Method):
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
   FEATURE: ClassVar[str] = 'cls'
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_qkv'},
+      'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_qkv', 'patch_init': '', 'token_std': 1e-6},
       'optimizer': {'weight_decay': 0.1},
       'augment': {'views': 2, 'scale': (0.08, 1.0), **PHOTOMETRIC},
   }

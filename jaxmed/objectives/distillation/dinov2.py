@@ -55,11 +55,11 @@ class DINOv2(MaskedDistillation):
 
   LEARNING_RATE: ClassVar = (4e-3, 1024)
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'drop_path': 0.3, 'drop_path_law': 'exact', 'layer_scale': 1e-5,
-                  'mask_token': True, 'masking': 'token'},
-      'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'clip': 3.0,
-                    'clip_scope': 'module', 'final_learning_rate': 1e-6, 'layer_decay': 0.9,
-                    'patch_embed_scale': 0.2},
+      'encoder': {'drop_path': 0.3, 'drop_path_law': 'exact', 'layer_scale': 1e-5, 'patch_init': 'torch',
+                  'token_std': 1e-6, 'mask_token': True, 'mask_std': 0.0, 'masking': 'token'},
+      'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4,
+                    'decay_lengths': True, 'frozen_moments': True, 'clip': 3.0, 'clip_scope': 'module',
+                    'final_learning_rate': 1e-6, 'layer_decay': 0.9, 'patch_embed_scale': 0.2},
       'augment': {'views': 2, 'local_views': 8, 'scale': (0.32, 1.0), 'local_scale': (0.05, 0.32), **PHOTOMETRIC},
   }
   EXACT_MASKS: ClassVar[bool] = False

@@ -49,7 +49,8 @@ class DINOv3(DINOv2):
   LEARNING_RATE: ClassVar = (4e-3, 1024)  # the yaml's 1e-3, times 4 in configs/config.py
   DEFAULTS: ClassVar[dict[str, Any]] = DINOv2.DEFAULTS | {
       'encoder': {'pos': 'rope', 'num_registers': 4, 'rope_rescale': 2.0, 'local_norm': True, 'layer_scale': 1e-5,
-                  'drop_path': 0.3, 'drop_path_law': 'exact', 'mask_token': True, 'masking': 'token'},
+                  'drop_path': 0.3, 'drop_path_law': 'exact', 'patch_init': 'torch', 'mask_token': True,
+                  'mask_std': 0.0, 'masking': 'token'},
   }
   EXACT_MASKS: ClassVar[bool] = True
 

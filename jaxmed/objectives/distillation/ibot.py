@@ -46,9 +46,9 @@ class IBOT(MaskedDistillation):
 
   LEARNING_RATE: ClassVar = (2e-3, 1024)  # 5e-4 * B / 256 at the published batch of 1024
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'drop_path': 0.1, 'mask_token': True, 'masking': 'token'},
-      'optimizer': {'weight_decay': 0.04, 'final_weight_decay': 0.4, 'clip': 3.0, 'clip_scope': 'tensor',
-                    'final_learning_rate': 1e-6},
+      'encoder': {'drop_path': 0.1, 'patch_init': 'torch', 'mask_token': True, 'mask_std': 0.0, 'masking': 'token'},
+      'optimizer': {'weight_decay': 0.04, 'final_weight_decay': 0.4, 'decay_lengths': True, 'clip': 3.0,
+                    'clip_scope': 'tensor', 'final_learning_rate': 1e-6},
       'augment': {'views': 2, 'local_views': 10, 'scale': (0.25, 1.0), 'local_scale': (0.05, 0.25), **PHOTOMETRIC},
   }
 

@@ -106,7 +106,7 @@ class MAE(Method):
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_uniform'},
+      'encoder': {'pos': 'sincos', 'kernel_init': 'xavier_uniform', 'patch_init': 'torch_bias'},
       'optimizer': {'b2': 0.95, 'weight_decay': 0.05},
       'augment': {'scale': (0.2, 1.0)},
   }

@@ -36,7 +36,8 @@ class SimMIM(Method):
   LEARNING_RATE: ClassVar = (4e-4, 2048)  # 1e-4 * B / 512 at the published batch of 2048
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'mask_token': True, 'masking': 'token', 'drop_path': 0.1},
+      'encoder': {'mask_token': True, 'masking': 'token', 'drop_path': 0.1, 'layer_scale': 0.1, 'kernel_init': 'beit',
+                  'patch_init': ''},
       'optimizer': {'weight_decay': 0.05, 'clip': 5.0},
       'augment': {'scale': (0.67, 1.0)},
   }

@@ -72,10 +72,10 @@ def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
 
 
 def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
-  """Sizes of texts, signals and boxes, as arguments of `fields.of`."""
+  """Sizes of texts, signals and boxes, and whether there is an extent, as arguments of `fields.of`."""
   steps, channels = spec.signal or (0, 0)
   return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
-          'boxes': spec.boxes}
+          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect'}
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,8 @@ class DataSpec:
   see `data.vocabulary`. slots: most channels of a record. masked: whether some
   records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
   classes: of the label, () for none. holds: what records have beside images, see `feed.fields.held`; signal: steps
-  and channels of the first signal, () for none; boxes: the most boxes of a record.
+  and channels of the first signal, () for none; boxes: the most boxes of a record; uneven: whether some record has
+  another aspect than `size`.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -44,6 +45,7 @@ class DataSpec:
   holds: tuple[str, ...] = ()
   signal: tuple[int, ...] = ()
   boxes: int = 0
+  uneven: bool = False
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -86,7 +88,14 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
   return DataSpec(channels, max(counts), len(counts) > 1 or lacks,
                   dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
                   len(sets) > 1 or lacks, holds, _signal(source) if 'signal' in holds else (),
-                  _most_boxes(source, len(size)) if 'boxes' in holds else 0)
+                  _most_boxes(source, len(size)) if 'boxes' in holds else 0,
+                  not all(same_aspect(shape[:-1], size) for shape in shapes))
+
+
+def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
+  """Whether an image [*grid] that is resized to [*size] keeps its aspect, up to rounding."""
+  share = max(n / have for n, have in zip(size, grid, strict=True))
+  return all(abs(n - share * have) <= max(1.0, share) for n, have in zip(size, grid, strict=True))
 
 
 def _signal(source: Any) -> tuple[int, ...]:

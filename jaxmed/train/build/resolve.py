@@ -20,7 +20,7 @@ from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import evaluators, loggers, rules
 from jaxmed.train.build import towers, view_sizes
-from jaxmed.train.build.data_spec import DataSpec
+from jaxmed.train.build.data_spec import DataSpec, same_aspect
 
 # Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator.
 CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
@@ -173,9 +173,21 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
       config.optimizer.warmup_steps or math.ceil(epochs * rows / batch) or config.steps // 10)
   config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
   config.eval_every = config.eval_every or max(config.steps // 5, 1)
-  if not config.loader.load_size:
+  _fill_loading(config, spec)
+
+
+def _fill_loading(config: ConfigDict, spec: DataSpec) -> None:
+  """The grid of loaded arrays, and whether records keep their aspect in it."""
+  loader, plane = config.loader, slice(-2, None)  # the first of three axes, slices or frames, goes by itself
+  if not loader.load_size:
     fit = [min(n, max(s, round(1.5 * s))) for n, s in zip(spec.size, config.image_size, strict=True)]
-    config.loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
+    if loader.fit in ('auto', 'aspect'):  # the shorter side as long as without; at most twice as many pixels
+      share = max(n / have for n, have in zip(fit[plane], spec.size[plane], strict=True))
+      fit[plane] = [min(round(share * have), 2 * n) for n, have in zip(fit[plane], spec.size[plane], strict=True)]
+    loader.load_size = tuple(max(n, s) for n, s in zip(fit, config.image_size, strict=True))
+  if loader.fit == 'auto':
+    even = not spec.uneven and same_aspect(spec.size[plane], loader.load_size[plane])
+    loader.fit = 'resize' if even else 'aspect'
 
 
 def samples(config: ConfigDict, spec: DataSpec) -> int:

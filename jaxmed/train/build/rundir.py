@@ -76,7 +76,8 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
-         'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'init_parts', 'init_map', 'freeze',
+         'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'optimizer.decay_lengths',
+         'optimizer.frozen_moments', 'init_parts', 'init_map', 'freeze',
          'evaluators', 'loader.text_length', 'loader.signal_length',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in view_sizes.LISTS))
