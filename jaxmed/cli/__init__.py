@@ -5,13 +5,14 @@ A verb's file has DOES, EXAMPLE, `options(parser)` and `run(args)`, which calls 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from jaxmed import __version__
+from jaxmed import __version__, owner
 from jaxmed.cli import (
   compare,
   curate,
@@ -91,10 +92,21 @@ def _run(argv: list[str]) -> int:
   if argv and not argv[0].startswith('-'):
     choose('command', argv[0], VERBS)
   args = _parse(argv)
-  with raising_on_sigterm():
+  with raising_on_sigterm(), _owned(args):
     result = VERBS[args.verb].run(args)
   sys.stdout.write(json.dumps(result['json']) + '\n' if args.json else result.get('text', '') + '\n')
   return int(result.get('code', 0))
+
+
+def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
+  """What the verb writes, for this process alone; runs, corpora and selections see to it themselves."""
+  if args.verb == 'compare':
+    return owner.of_folder(args.out)
+  if args.verb == 'evaluate' and not args.out and os.path.isdir(args.path):
+    return owner.of_file(os.path.join(args.path, 'evaluation.json'))
+  if args.verb in ('embed', 'evaluate', 'export', 'import', 'shrink') and args.out:
+    return owner.of_file(args.out)
+  return contextlib.nullcontext()
 
 
 def _quiet_libraries() -> None:

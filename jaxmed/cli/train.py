@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmed import config
+from jaxmed import config, owner
 from jaxmed.errors import UserError
 
 DOES = 'pretrain an encoder'
@@ -99,11 +99,11 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
   from jaxmed.data.prepare.prepare import prepare as prepare_
   from jaxmed.parallel.devices import cores
   check_small(place)
-  new = not run.exists()
-  try:
-    summary = prepare_([data], target, progress=sys.stderr.isatty(), workers=cores())
-    print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
-    yield str(target)
-  finally:
-    if not (run / 'config.json').exists():
-      shutil.rmtree(run if new else target, ignore_errors=True)
+  with owner.of_folder(run):
+    try:
+      summary = prepare_([data], target, progress=sys.stderr.isatty(), workers=cores())
+      print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
+      yield str(target)
+    finally:
+      if not (run / 'config.json').exists():
+        shutil.rmtree(target, ignore_errors=True)

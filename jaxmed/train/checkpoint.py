@@ -75,6 +75,11 @@ class Checkpoints:
     except (OSError, ValueError) as e:
       raise UserError(f'cannot write a checkpoint to {self.folder}: {e}') from e
 
+  def told(self) -> str:
+    """What to say of them while one may be half-written: '; the last whole checkpoint is of step 20'."""
+    whole = [int(p.name) for p in self.folder.glob('*') if p.name.isdigit()]  # renamed into place, once whole
+    return f'; the last whole checkpoint is of step {max(whole)}' if whole else '; there is no whole checkpoint'
+
   def forget_after(self, step: int) -> None:
     """Removes the checkpoints of later steps."""
     self.wait()

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmed import config as config_lib
+from jaxmed import owner as owner_lib
 from jaxmed.data.feed import lacking
 from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
@@ -55,6 +56,7 @@ class Run:
   times: Times
   evaluation: Evaluation
   fixed: Mapping[str, Any]  # {tower: weights} that are only read
+  owner: owner_lib.Owner | None  # of the folder, in the main process
 
 
 def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -73,11 +75,12 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   process.start()
   compilation.keep()
   times = Times(quiet)
-  with agreement() as agreed:
+  with agreement() as agreed, _owned(out) as owner:
+    check_new(out)  # again: another process may have written it while this one began
     corpus, source = _opened(user, times)
     config, spec, stream = _built(user, corpus, source, agreed, times)
     _write(out, config, spec)
-    return _run(out, config, spec, corpus, source, stream, agreed, times)
+    return _run(out, config, spec, corpus, source, stream, agreed, times, owner)
 
 
 def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -88,7 +91,8 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
   process.start()
   compilation.keep()
   times = Times(quiet)
-  with agreement() as agreed:
+  rundir.check_run(out)
+  with agreement() as agreed, _owned(out) as owner:
     process.check_shared(out)
     config, spec = rundir.load_config(out)
     before = config_lib.flat(config)
@@ -106,7 +110,7 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
     resolve.check_shares(config, mesh_lib.make_mesh(config.mesh))
     lack = lacking.parse(config.loader.missing, source.channels)
     stream = assemble.stream(config, source, lack)
-    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, times)
+    return _run(pathlib.Path(out), config, spec, corpus, source, stream, agreed, times, owner)
 
 
 def _opened(user: Mapping[str, Any], times: Times) -> tuple[Any, Any]:
@@ -138,6 +142,26 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   return config, spec, stream
 
 
+@contextlib.contextmanager
+def _owned(out: str | pathlib.Path) -> Iterator[owner_lib.Owner | None]:
+  """The run's folder for the processes of this run alone; the main one holds it for all.
+
+  Raises:
+    UserError: on all of them where another run writes it.
+  """
+  with contextlib.ExitStack() as stack:
+    owner, trouble = None, ''
+    if process.is_main():
+      try:
+        owner = stack.enter_context(owner_lib.of_folder(out))
+      except UserError as e:
+        trouble = str(e)
+    trouble = process.gather('owner of the run', trouble)[0]
+    if trouble:
+      raise UserError(trouble)
+    yield owner
+
+
 def _write(out: pathlib.Path, config: Any, spec: data_spec.DataSpec) -> None:
   """Makes the run directory, which all processes must see."""
   if process.is_main():
@@ -150,16 +174,18 @@ def _write(out: pathlib.Path, config: Any, spec: data_spec.DataSpec) -> None:
 
 
 def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, source: Any, stream: Mapping[str, Any],
-         agreement: Agreement, times: Times) -> dict[str, Any]:
+         agreement: Agreement, times: Times, owner: owner_lib.Owner | None) -> dict[str, Any]:
   agreement.folder, agreement.minutes = out, config.checkpoint.minutes
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = assemble.build(config, spec)
     mesh = assemble.mesh_of(config, spec, trainer)
     fixed = towers.fixed(config, towers.fixed_shapes(config, trainer.objective, mesh), rundir.load)
     evaluation = _evaluation(trainer, config, spec, corpus, mesh, agreement, fixed)
-    run = Run(out, config, spec, source, corpus, stream, trainer, mesh, agreement, watchdog, times, evaluation, fixed)
+    run = Run(out, config, spec, source, corpus, stream, trainer, mesh, agreement, watchdog, times, evaluation, fixed,
+              owner)
     c = config.checkpoint
     checkpoints = Checkpoints(out, c.keep, c.best, c.best_mode, keep_every=c.keep_every)
+    agreement.stop.doing, agreement.stop.lost = 'saving', checkpoints.told
     with begin.closing(checkpoints):
       watch = Watch(out, config.on_collapse, 0, 0).load()
       state, step = _start(run, checkpoints)
@@ -260,6 +286,8 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
           watch.look(n, rows.latest)
       if due or stopping:
         watchdog.beat(f'the checkpoint of step {n}', step=False)
+        if run.owner is not None:
+          run.owner.check()
         with times.stage('checkpoints'):
           checkpoints.save(n, state, _plain(rows.latest))
         agreement.saved()

@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged ends with the weights of one that was not, bit for bit."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from jaxmed import load
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Stopped, UserError
 from jaxmed.train import loop
-from jaxmed.train.build import assemble, rundir, weights
+from jaxmed.train.build import assemble, data_spec, rundir, weights
 from jaxmed.train.logs import read_rows
 from tests.common import record_indices, same, saved_state, saved_steps, start, words
 from tests.conftest import TINY
@@ -102,6 +103,52 @@ def test_a_signal_to_the_command(server, corpus, trained, tmp_path, number, mome
     assert step == 0
     loop.resume(run, quiet=True)
     same(saved_state(run), saved_state(trained))
+
+
+def test_two_hands_on_one_run(server, corpus, trained, tmp_path):
+  """Of two that start, and of two that go on, one has the run and the other is told with 2; nothing is lost."""
+  run = tmp_path / 'run'
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+  both = [server.start(['train', '--data', corpus, '--out', run, *words(OFTEN)], tmp_path / name) for name in 'ab']
+  codes = [fork.wait() for fork in both]
+  assert sorted(codes) == [0, 2]
+  told = both[codes.index(2)].err.read_text().splitlines()
+  assert len(told) == 1 and ('is being written by process' in told[0] or 'is not empty' in told[0])
+  same(saved_state(run), saved_state(trained))
+  assert rows_of(run) == list(range(1, 21))
+  shutil.rmtree(run / 'checkpoints' / '20')
+  first = server.start(['train', '--resume', run], tmp_path / 'a')
+  first.wait_for('device(s)')
+  code, _, err = server.run(['train', '--resume', run], tmp_path / 'b')
+  assert code == 2 and f'{run} is being written by process {first.pid} on' in err and len(err.splitlines()) == 1
+  assert first.wait() == 0
+  same(saved_state(run), saved_state(trained))
+  assert not list(run.glob('.owner*'))
+
+
+def test_ctrl_c_twice_saves_too(server, corpus, tmp_path):
+  """Wrappers hand a terminal's Ctrl-C on, so that two arrive."""
+  run = tmp_path / 'run'
+  fork = server.start(['train', '--data', corpus, '--out', run, *words(OFTEN)], tmp_path)
+  fork.wait_for('step 3/20')
+  fork.signal(signal.SIGINT)
+  fork.signal(signal.SIGINT)
+  assert fork.wait() == 75
+  lines = fork.err.read_text().splitlines()
+  assert lines[-1].startswith('jaxmed: stopped by SIGINT; everything is saved')
+  assert saved_steps(run)[-1] >= 3 and not list((run / 'checkpoints').glob('*tmp*'))
+
+
+def test_other_records_under_a_run_are_refused(corpus, trained):
+  """As many, with the same channels: by digest."""
+  spec = rundir.load_config(trained)[1]
+  source = open_source(corpus).select('train')
+  assert spec.digest == data_spec.digest_of(source)
+  swapped = dataclasses.replace(source, table=source.table.take([1, 0, *range(2, len(source))]))
+  with pytest.raises(UserError, match='has as many records as the corpus that the run began with, but others'):
+    data_spec.check_same(spec, swapped)
+  data_spec.check_same(dataclasses.replace(spec, digest=''), swapped)  # a run of an earlier version
 
 
 def test_a_signal_before_training_begins(server, corpus, tmp_path):

@@ -23,8 +23,18 @@ def test_each_signal_is_heard_and_the_handler_before_comes_back(number):
     signal.signal(number, before)
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+def test_ctrl_c_is_told_then_gives_up(monkeypatch, capfd):
+  """The second one says what goes on, the third ends with 1 and the truth; more of SIGTERM changes nothing."""
+  ended, released = [], []
+  monkeypatch.setattr(signals.os, '_exit', ended.append)
+  monkeypatch.setattr(signals.owner, 'release_all', lambda: released.append(1))
   flag = signals.StopFlag()
-  flag.set(signal.SIGTERM)
-  with pytest.raises(KeyboardInterrupt):
-    flag.set(signal.SIGINT)
+  flag.doing, flag.lost = 'saving', lambda: '; the last whole checkpoint is of step 20'
+  for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+    flag.set(number)
+  assert flag.name == 'SIGTERM' and not capfd.readouterr().err
+  flag.set(signal.SIGINT)
+  assert capfd.readouterr().err == 'jaxmed: saving, press Ctrl-C again to give up\n' and not ended
+  flag.set(signal.SIGINT)
+  assert capfd.readouterr().err == 'jaxmed: given up while saving; the last whole checkpoint is of step 20\n'
+  assert (ended, released) == ([1], [1])

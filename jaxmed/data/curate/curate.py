@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from jaxmed import config
+from jaxmed import config, owner
 from jaxmed.data.corpus import selection
 from jaxmed.data.corpus.corpus_format import SPLITS
 from jaxmed.data.corpus.open import open_source
@@ -169,9 +169,21 @@ def curate(request: Request, progress: bool = False) -> dict[str, Any]:
   Returns:
     What NAME.json holds: corpus, records, kept, steps [{method, before, kept, seconds, reasons, options}], leaks.
   Raises:
-    UserError: an unknown method, option or corpus; a selection of that name is there already.
+    UserError: an unknown method, option or corpus; a selection of that name is there already, or another process makes
+      it.
   """
   check(request)
+  if not request.out:
+    return _curated(request, progress)
+  folder = selection.split_uri(request.corpus)[0] / selection.FOLDER
+  if folder.parent.is_dir():
+    folder.mkdir(exist_ok=True)
+  with owner.of_file(folder / f'{request.out}.parquet'):
+    return _curated(request, progress)
+
+
+def _curated(request: Request, progress: bool) -> dict[str, Any]:
+  """`curate` without checks."""
   options = options_of(request.options)
   whole = open_source(request.corpus)
   codes, splits = whole.distinct('split')

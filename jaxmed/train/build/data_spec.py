@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import difflib
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmed import config as config_lib
@@ -19,6 +21,7 @@ from jaxmed.errors import UserError, choose
 
 NO_VOCABULARY = Vocabulary()
 UNKNOWN = config_lib.CHOICES['loader.unknown']
+_SLICE = 100_000  # rows of a manifest that are Python objects at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ class DataSpec:
   records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
   classes: of the label, () for none. holds: what records have beside images, see `feed.fields.held`; signal: steps
   and channels of the first signal, () for none; boxes: the most boxes of a record; uneven: whether some record has
-  another aspect than `size`.
+  another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -46,6 +49,7 @@ class DataSpec:
   signal: tuple[int, ...] = ()
   boxes: int = 0
   uneven: bool = False
+  digest: str = ''
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -89,7 +93,21 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
                   dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
                   len(sets) > 1 or lacks, holds, _signal(source) if 'signal' in holds else (),
                   _most_boxes(source, len(size)) if 'boxes' in holds else 0,
-                  not all(same_aspect(shape[:-1], size) for shape in shapes))
+                  not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source))
+
+
+def digest_of(source: Any) -> str:
+  """A digest of which records these are, in their order: ids, hashes of what they were made of, and shapes.
+
+  Where the corpus lies plays no part, nor do other columns of its manifest.
+  """
+  found = hashlib.blake2b(digest_size=16)
+  for name in ('id', 'sha256', 'shape'):
+    for chunk in source.column(name).cast(pa.string() if name != 'shape' else pa.list_(pa.int64())).chunks:
+      for start in range(0, len(chunk), _SLICE):
+        found.update('\n'.join(map(str, chunk.slice(start, _SLICE).to_pylist())).encode('utf-8', 'surrogateescape'))
+        found.update(b'\n')
+  return found.hexdigest()
 
 
 def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
@@ -169,11 +187,14 @@ def _commonest(values: Iterable[str], counts: np.ndarray) -> dict[str, int]:
 
 
 def check_same(spec: DataSpec, source: Any) -> None:
-  """Raises a UserError for other records than the run began with: their order depends on their number."""
+  """Raises a UserError for other records than the run began with: what it learned, and their order, is of those."""
   if len(source) != spec.rows or {spec.ids.get(c, c) for c in source.channels} != set(spec.ids.values()):
     tell = lambda rows, names: f'{rows} records to train on with channels {", ".join(names)}'
     raise UserError(f'{source.path} has {tell(len(source), source.channels)}, but the run began with '
                     f'{tell(spec.rows, spec.vocabulary)}: give the same corpus with --data')
+  if spec.digest and digest_of(source) != spec.digest:
+    raise UserError(f'{source.path} has as many records as the corpus that the run began with, but others (by their '
+                    'ids, hashes and shapes): give the same corpus with --data, or begin a new run with init=RUN')
   widest = max(map(len, source.distinct('channels')[1]))
   if widest > spec.slots:
     raise UserError(f'{source.path} has a record of {widest} channels, but the run began with at most {spec.slots}, '

@@ -89,11 +89,17 @@ def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:
   files.write_json(run / 'config.json', config_lib.to_dict(config))
 
 
-def load_config(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
-  """Reads back what `save` wrote."""
+def check_run(run: str | pathlib.Path) -> pathlib.Path:
+  """The folder of a run, or a UserError where it is none."""
   run = pathlib.Path(run)
   if not (run / 'config.json').is_file():
     raise UserError(f'{run} is not a run: it has no config.json')
+  return run
+
+
+def load_config(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
+  """Reads back what `save` wrote."""
+  run = check_run(run)
   values = files.read_json(run / 'config.json')
   values = values if isinstance(values, dict) else {}
   have, wanted = config_lib.flat(config_lib.from_dict(values)), config_lib.flat(config_lib.base())
@@ -111,7 +117,8 @@ def load_config(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
   return config, spec
 
 
-_BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part')  # in a run directory, before config.json
+# In a run directory, before config.json.
+_BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part|\.owner\.json.*')
 
 
 def check_new(out: str | pathlib.Path) -> None:

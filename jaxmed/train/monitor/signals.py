@@ -1,19 +1,29 @@
 """Signals become a flag that the loop looks at, also while it compiles or evaluates."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxmed import owner
 from jaxmed.errors import Stopped
 
 
 class StopFlag:
-  """Set by SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+  """Set by SIGTERM or Ctrl-C. A second Ctrl-C is told what goes on, a third ends the process without saving.
+
+  Schedulers send SIGTERM more than once, and wrappers hand a terminal's Ctrl-C on: neither is a wish to lose work.
+
+  Attributes:
+    name: of the first signal; '' before. doing: what goes on after it. lost: what to say of the checkpoints when the
+      process is given up.
+  """
 
   def __init__(self):
-    self.name = ''
+    self.name, self.doing, self._presses = '', 'stopping', 0
+    self.lost: Callable[[], str] = str
 
   def __bool__(self) -> bool:
     return bool(self.name)
@@ -25,9 +35,24 @@ class StopFlag:
 
   def set(self, number: int, frame: Any = None) -> None:
     """The signal handler."""
-    if self.name and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.name = signal.Signals(number).name
+    if self.name and number != signal.SIGINT:
+      return
+    self._presses += 1
+    if self._presses == 2:
+      _say(f'{self.doing}, press Ctrl-C again to give up')
+    if self._presses > 2:
+      self._give_up()
+    self.name = self.name or signal.Signals(number).name
+
+  def _give_up(self) -> None:
+    """Ends the process here: what saves in other threads would go on as long as it takes."""
+    _say(f'given up while {self.doing}{self.lost()}')
+    owner.release_all()
+    os._exit(1)
+
+
+def _say(text: str) -> None:
+  os.write(2, f'jaxmed: {text}\n'.encode())  # print may be in the middle of a line of its own
 
 
 @contextlib.contextmanager
