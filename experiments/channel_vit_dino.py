@@ -6,8 +6,8 @@ work with DINO. It does here, because sampling and teaching are apart: the teach
 student view draws its own subset (augment.channel_views 'each', teacher_channels 'all'), and a missing channel is a
 mask on tokens, so that subsets of any size lie in one batch. The student then has to tell from a few channels what the
 teacher tells from all of them, which is DINO's local-to-global task along channels. Differs from the file: this
-sampling, and the batch of 1024 with its rate, which it leaves open; colours of microscopy are left alone, blur and
-contrast are those of DINO.
+sampling, and the batch of 1024 with its rate, which it leaves open; colours of microscopy are left alone, blur,
+brightness and contrast are those of DINO; cells are flipped along both axes (there along one).
 
   jaxmed train experiments/channel_vit_dino.py --data CELLS --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/channel_vit_dino.py:laptop --data corpus --out RUN
@@ -34,7 +34,7 @@ VARIANTS = {
                       'clip': 3.0, 'clip_scope': 'tensor', 'final_learning_rate': 1e-6},
         'augment': {'views': 2, 'local_views': 8, 'local_size': 96, 'scale': (0.4, 1.0), 'local_scale': (0.05, 0.4),
                     'channel_sampling': 'hcs', 'channel_views': 'each', 'teacher_channels': 'all',
-                    'flip': (0.5, 0.5), 'jitter_probability': (0.8,), 'brightness': 0.4, 'contrast': 0.4, 'color': (),
+                    'flip': (0.5, 0.5), 'jitter_probability': (0.8,), 'brightness': 0.8, 'contrast': 0.4, 'color': (),
                     'grayscale': (0.0,), 'blur': 2.0, 'blur_probability': (1.0, 0.1, 0.5)},
     },
     'laptop': {

@@ -3,9 +3,9 @@
 Reproduces chaudatascience/diverse_channel_vit, train_scripts.sh: diverse channel sampling, channel and token diversity
 losses, orthogonal channel embeddings; 100 epochs, rate 4e-4. `published` is JUMP-CP (8 channels) at patch 16, batch 64,
 10 epochs of warm-up, decay 0.04; `so2sat` So2Sat (18 channels) at patch 8, batch 128, with the warm-up of 3 epochs of
-configs/scheduler/cosine.yaml and the decay 5e-5 of configs/optimizer/adamw.yaml. Differs: views of
-JUMP-CP are those of experiments/supervised.py; Gaussian noise and flips are not tuned for So2Sat, whose recipe there is
-plain; the source starts So2Sat from nothing too. CHAMMI, which there fine-tunes DINOv2's weights, is left out.
+configs/scheduler/cosine.yaml and the decay 5e-5 of configs/optimizer/adamw.yaml. Differs: views of JUMP-CP are those of
+experiments/supervised.py; the cosine begins after the warm-up (there with it, which leaves 0.976 of the rate at its end
+on JUMP-CP). CHAMMI, which there fine-tunes DINOv2's weights, is left out.
 
   jaxmed train experiments/dichavit.py --data JUMPCP --out RUN
   jaxmed train experiments/dichavit.py:so2sat --data SO2SAT --out RUN
@@ -42,7 +42,7 @@ VARIANTS = {
         'objective': JUMPCP['objective'] | {'token_diversity': 0.1, 'same_channel': 0.5},
         'optimizer': JUMPCP['optimizer'] | {'weight_decay': 5e-5, 'warmup_epochs': 3.0},
         'augment': {'channel_sampling': 'diverse', 'channel_temperature': 0.01, 'scale': (1.0, 1.0),
-                    'ratio': (1.0, 1.0), 'flip': (0.5, 0.5)},
+                    'ratio': (1.0, 1.0), 'flip': (0.5, 0.5), 'rotate90': (0.75,)},
         'loader': {'label': 'label'},
     },
     'laptop': {

@@ -7,7 +7,8 @@ each of 256 GPUs; the file leaves their number open, and 3072 gives the paper's 
 paper's last 10,000 steps at 518 pixels with all schedules compressed (appendix, from memory); no file of it is
 published, and its rate, a tenth, and its local crops of 224 pixels are chosen here. Epochs of 1250 steps are turned
 into epochs of the data set; `init` gives `high_res` heads and teacher too. Differs: masks are drawn over the global
-batch (there a device's), and what experiments/README.md says of colours.
+batch (there a device's); blur is as their code has it, never in the first global view and 0.9 of the second (its p is
+the probability of no blur; meant were 1 and 0.1), and what experiments/README.md says of colours.
 
   jaxmed train experiments/dinov2.py --data IMAGENET --out RUN
   jaxmed train experiments/dinov2.py:long --data IMAGENET22K --out RUN mesh.fsdp=8
@@ -44,7 +45,7 @@ PUBLISHED = {
     'augment': {'views': 2, 'local_views': 8, 'local_size': 96, 'scale': (0.32, 1.0),
                 'local_scale': (0.05, 0.32), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                 'brightness': 0.8, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.2,), 'blur': 2.0,
-                'blur_probability': (1.0, 0.1, 0.5), 'solarize': (0.0, 0.2, 0.0)},
+                'blur_probability': (0.0, 0.9, 0.5), 'solarize': (0.0, 0.2, 0.0)},
 }
 LONG = PUBLISHED | {
     'model': 'vit_giant2/14',

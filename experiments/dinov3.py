@@ -11,7 +11,7 @@ of the data set: of ImageNet-1k for `published`, of 1,689 million images for the
 freeze_epochs on another one). Differs: stages start with new moments, hence `gram` with a warm-up of 1000 steps (there
 at once with its full rate), and with the Gram teacher being the teacher they start from; the warm-up of `high_res` is
 linear (there a cosine), and of its local views of 168 pixels, of which whole patches see 160, are made those; float8
-products and bias-free keys do not apply, and what experiments/README.md says of colours.
+products and bias-free keys do not apply; blur as in dinov2.py, and what experiments/README.md says of colours.
 
   jaxmed train experiments/dinov3.py --data IMAGENET --out RUN
   jaxmed train experiments/dinov3.py:7b --data IMAGES --out RUN mesh.fsdp=256
@@ -49,7 +49,7 @@ PUBLISHED = {
     'augment': {'views': 2, 'local_views': 8, 'local_size': 96, 'scale': (0.32, 1.0),
                 'local_scale': (0.05, 0.32), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                 'brightness': 0.8, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.2,), 'blur': 2.0,
-                'blur_probability': (1.0, 0.1, 0.5), 'solarize': (0.0, 0.2, 0.0)},
+                'blur_probability': (0.0, 0.9, 0.5), 'solarize': (0.0, 0.2, 0.0)},
 }
 BIG = PUBLISHED | {
     'model': 'vit_giant2/16',  # with the fields of the 7B model

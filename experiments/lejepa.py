@@ -22,7 +22,7 @@ VARIANTS = {
         'batch_size': 512,
         'epochs': 100.0,
         'learning_rate': 5e-4,
-        'encoder': {'drop_path': 0.1, 'dtype': 'bfloat16'},
+        'encoder': {'drop_path': 0.1, 'patch_init': 'torch', 'token_std': 1e-6, 'dtype': 'bfloat16'},
         'objective': {'sigreg_weight': 0.05, 'slices': 1024, 'knots': 17, 'hidden_dim': 2048, 'out_dim': 128},
         'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.05, 'warmup_epochs': 10.0,
                       'final_learning_rate': 5e-7},

@@ -23,9 +23,11 @@ PUBLISHED = {
     'batch_size': 800,
     'epochs': 100.0,
     'learning_rate': 5e-4 * 800 / 256,
+    'encoder': {'zero_init_residual': True},
     'objective': {'group': 10, 'neighbors': 5, 'edge_weight': 0.5, 'local_weight': 0.25, 'matches': 20, 'noise': 0.05,
                   'strength': 80.0},
-    'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.05, 'warmup_epochs': 10.0},
+    'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.05, 'warmup_epochs': 10.0,
+                  'final_learning_rate': 0.001 * 5e-4 * 800 / 256},
     'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                 'brightness': 0.8, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.2,), 'blur': 2.0,
                 'blur_probability': (1.0, 0.1, 0.1), 'solarize': (0.0, 0.2, 0.0)},
@@ -33,7 +35,7 @@ PUBLISHED = {
 
 VARIANTS = {
     'published': PUBLISHED,
-    'vit': PUBLISHED | {'model': 'vit_base/16'},
+    'vit': PUBLISHED | {'model': 'vit_base/16', 'encoder': {}},
     'laptop': {
         'method': 'lvm_med',
         'model': 'channel_vit_micro/16',

@@ -24,11 +24,15 @@ SHIPPED = next((p for p in (pathlib.Path(__file__).parent / RECIPES, pathlib.Pat
 
 
 class Key(NamedTuple):
-  """One key of a config: its default, which is also its type; what it means; the words that it takes, () for any."""
+  """One key of a config: its default, which is also its type; what it means; the words that it takes, () for any.
+
+  With `auto` the default stands for a value that is chosen, which users write as AUTO; no number that they give does.
+  """
 
   default: Any
   meaning: str
   choices: tuple[str, ...] = ()
+  auto: bool = False
 
 
 # Every key that each run has, by section; '' holds those of no section. `base`, the help of `jaxmed train` and the
@@ -39,13 +43,14 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'model': Key('', 'encoder by family, size and patch: vit_small/16; empty: chosen from data and device'),
         'data': Key('', 'corpus to train on; --data sets it'),
         'seed': Key(0, 'seed of weights, order of records and augmentations'),
-        'steps': Key(0, 'length of the run in steps; 0: from epochs'),
-        'epochs': Key(0.0, 'length of the run in passes over the corpus; 0: from steps, or chosen'),
-        'batch_size': Key(0, 'records a step, over all devices; 0: chosen'),
-        'image_size': Key((), 'grid of the encoder, one number for a square; empty: from the records'),
-        'learning_rate': Key(0.0, 'peak learning rate for the whole batch; 0: the rate of the method for that batch'),
-        'checkpoint_every': Key(0, 'steps between checkpoints; 0: a tenth of the run, at least 100'),
-        'eval_every': Key(0, 'steps between evaluations; 0: a fifth of the run'),
+        'steps': Key(0, 'length of the run in steps; auto: from epochs', auto=True),
+        'epochs': Key(0.0, 'length of the run in passes over the corpus; auto: from steps, or chosen', auto=True),
+        'batch_size': Key(0, 'records a step, over all devices; auto: chosen', auto=True),
+        'image_size': Key((), 'grid of the encoder, one number for a square; auto: from the records', auto=True),
+        'learning_rate': Key(0.0, 'peak learning rate for the whole batch; auto: the rate of the method for that batch',
+                             auto=True),
+        'checkpoint_every': Key(0, 'steps between checkpoints; auto: a tenth of the run, at least 100', auto=True),
+        'eval_every': Key(0, 'steps between evaluations; auto: a fifth of the run', auto=True),
         'evaluators': Key('', 'what looks at the run while it trains, comma-separated: health, loss, knn, ridge; '
                           'knn:500 looks every 500 steps instead of eval_every; empty: all that corpus and method '
                           'serve'),
@@ -78,8 +83,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'annealing': Key('cosine', 'course of the learning rate after warm-up', ('cosine', 'none')),
         'weight_decay': Key(0.05, 'weight decay at the first step'),
         'final_weight_decay': Key(-1.0, 'weight decay at the last step, reached by a cosine; negative: constant'),
-        'warmup_steps': Key(0, 'steps of linear warm-up; 0: from warmup_epochs, or a tenth of the run'),
-        'warmup_epochs': Key(0.0, 'warm-up in epochs; warmup_steps wins'),
+        'warmup_steps': Key(-1, 'steps of linear warm-up; auto: from warmup_epochs, or a tenth of the run', auto=True),
+        'warmup_epochs': Key(-1.0, 'warm-up in epochs; warmup_steps wins', auto=True),
         'final_learning_rate': Key(0.0, 'learning rate at the last step, reached by a cosine'),
         'decay_lengths': Key(False, 'whether lengths of weight-normalised layers decay, too'),
         'frozen_moments': Key(False, 'whether moments of what a method freezes at first go on, as with a rate of 0'),
@@ -117,7 +122,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'solarize': Key((0.0,), 'probability of inverting the intensities above the middle [1]'),
         'views': Key(1, 'global views of a record; methods that compare views set it'),
         'local_views': Key(0, 'local views of a record'),
-        'local_size': Key((), 'grid of a local view; empty: 3/7 of image_size'),
+        'local_size': Key((), 'grid of a local view; auto: 3/7 of image_size', auto=True),
         'local_scale': Key((0.05, 0.4), 'fraction of the area that a local view covers, low and high'),
         'gram_size': Key((), 'grid of the views of a Gram teacher'),
         'sample_sizes': Key((), 'sides of global views; each view of a batch draws its own'),
@@ -148,18 +153,18 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'label': Key('', 'column of labels, for probes and supervised training'),
         'vocabulary': Key('', 'JSON file with aliases and features of channels'),
         'unknown': Key('warn', 'action when the vocabulary lacks a channel', ('ignore', 'warn', 'error')),
-        'load_size': Key((), 'grid of a record before the crop; empty: up to 1.5 times image_size, more where '
-                         'records are longer'),
+        'load_size': Key((), 'grid of a record before the crop; auto: up to 1.5 times image_size, more where '
+                         'records are longer', auto=True),
         'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
                    'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
                          'percentile[:LOW:HIGH], full range of the type, or none'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),
-        'signal_length': Key(0, 'steps of a signal; longer ones are cut; 0: those of the first signal'),
+        'signal_length': Key(0, 'steps of a signal; longer ones are cut; auto: those of the first signal', auto=True),
         'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),
         'window_group': Key('', 'column whose values are sequences, such as case; empty: all records are one'),
         'window_order': Key('', 'column that orders a sequence, such as frame_seconds; empty: as in the manifest'),
-        'window_stride': Key(0, 'records between the starts of two windows of a sequence; 0: window'),
+        'window_stride': Key(0, 'records between the starts of two windows of a sequence; auto: window', auto=True),
         'threads': Key(2, 'threads that read records, in each process'),
     },
     # Number of devices along each axis. One axis may be 0 and takes the devices that are left; with data=0 and fsdp=0
@@ -179,7 +184,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'best_mode': Key('min', 'direction of that metric', ('min', 'max')),
     },
     'watchdog': {
-        'minutes': Key(0.0, 'longest time of a step, in minutes; 0: chosen from the steps, negative: no watchdog'),
+        'minutes': Key(0.0, 'longest time of a step, in minutes; auto: chosen from the steps, negative: no watchdog',
+                       auto=True),
     },
 }
 # Sections whose keys come from the chosen model and method.
@@ -189,8 +195,10 @@ OPEN = {'encoder': 'options of the model: jaxmed list models NAME', 'objective':
 # Sections that take any key; what reads them looks at what they hold.
 FREE = ('towers', 'optimizer.options', 'optimizer.groups')
 NOTES = {'1': 'one number, or three: for the first global view, the other global views, the local views'}
-CHOICES = {f'{section}.{name}' if section else name: key.choices
-           for section, keys in SECTIONS.items() for name, key in keys.items() if key.choices}
+AUTO = 'auto'
+_FULL = {f'{section}.{name}' if section else name: key for section, keys in SECTIONS.items()
+         for name, key in keys.items()}
+CHOICES = {name: key.choices for name, key in _FULL.items() if key.choices}
 
 
 def base() -> ConfigDict:
@@ -208,8 +216,13 @@ def kind(key: Key) -> str:
   return _KINDS[type(key.default)]
 
 
+def default_of(key: Key) -> str:
+  """The default of a key as a user writes it."""
+  return AUTO if key.auto else shown(key.default)
+
+
 def shown(default: Any) -> str:
-  """A default as a user writes it."""
+  """A value as a user writes it."""
   if isinstance(default, tuple):
     return ','.join(f'{n:.4g}' if isinstance(n, float) else str(n) for n in default) or '()'
   if isinstance(default, float):
@@ -224,7 +237,7 @@ def about(width: int = 100, column: int = 27) -> str:
     lines += ['', f'  {section}.*'] if section else []
     for name, key in keys.items():
       choices = f' ({" | ".join(c or repr(c) for c in key.choices)})' if key.choices else ''
-      lines += entry(f'  {name}={shown(key.default)}', f'{kind(key)}: {key.meaning}{choices}', width, column)
+      lines += entry(f'  {name}={default_of(key)}', f'{kind(key)}: {key.meaning}{choices}', width, column)
   lines.append('')
   for section, meaning in OPEN.items():
     lines += entry(f'  {section}.*', meaning, width, column)
@@ -341,6 +354,12 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
   return out
 
 
+def given(user: Mapping[str, Any], key: str) -> Any:
+  """What a user gave for a key without a section; None where it is to be chosen."""
+  value = user.get(key, AUTO)
+  return None if isinstance(value, str) and value == AUTO else value
+
+
 def update(config: ConfigDict, values: Mapping[str, Any], prefix: str = '') -> None:
   """Sets nested values in place. An unknown key names the nearest one; a value must have its default's type."""
   for key, value in values.items():
@@ -363,7 +382,14 @@ def update(config: ConfigDict, values: Mapping[str, Any], prefix: str = '') -> N
 
 def _typed(name: str, value: Any, default: Any) -> Any:
   """`value` as the type of `default`, or a UserError that names the key and what it takes."""
-  kind = type(default)
+  kind, key = type(default), _FULL.get(name)
+  if key is not None and key.auto:
+    if value == AUTO:
+      return key.default
+    if value == 0 and key.default == 0:  # the mark of what is chosen; a number is taken, or refused
+      raise UserError(f'{name}={value}: expected a number above 0, or {AUTO}')
+    if key.default == -1 and isinstance(value, (int, float)) and value < 0:
+      raise UserError(f'{name}={value}: expected a number of at least 0, or {AUTO}')
   if kind is tuple:
     items = tuple(value) if isinstance(value, (tuple, list)) else () if value == '' else (value,)
     if name in CHOICES:

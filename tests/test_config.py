@@ -132,7 +132,7 @@ def test_every_key_is_explained():
   for section, keys in c.SECTIONS.items():
     assert not section or f' {section}.* ' in words
     for name, key in keys.items():
-      assert f' {name}={c.shown(key.default)} {c.kind(key)}: {key.meaning}' in words, name
+      assert f' {name}={c.default_of(key)} {c.kind(key)}: {key.meaning}' in words, name
       assert key.meaning and not key.meaning.endswith('.'), name
   named = [name for section in c.SECTIONS.values() for name, key in section.items() if key.default != {}]
   assert len(c.flat(c.base())) == len(named)
@@ -312,3 +312,25 @@ def test_what_the_values_alone_say_is_checked_before_data(user, expected):
     resolve.check(user)
   assert expected in str(told.value)
   resolve.check({'encoder': {'depth': 2}, 'loader': {'load_size': 32}})
+
+
+@pytest.mark.parametrize('key', ['steps', 'epochs', 'batch_size', 'learning_rate', 'checkpoint_every', 'eval_every'])
+def test_zero_is_no_word_for_chosen(key):
+  """A run with steps=0 once trained as many as it liked."""
+  auto = resolve.resolve({key: 'auto'}, spec())
+  assert c.flat(auto) == c.flat(resolve.resolve({}, spec())) and auto[key] > 0
+  for zero in (0, 0.0):
+    with pytest.raises(UserError, match=f'^{key}={zero}: expected a number above 0, or auto$'):
+      resolve.resolve({key: zero}, spec())
+
+
+def test_auto_of_sizes_and_warm_up():
+  user = {'image_size': 'auto', 'loader': {'load_size': 'auto'}, 'optimizer': {'warmup_steps': 'auto', 'warmup_epochs': 'auto'}}
+  assert c.flat(resolve.resolve(user, spec())) == c.flat(resolve.resolve({}, spec()))
+  none = resolve.resolve({'steps': 100, 'optimizer': {'warmup_steps': 0}}, spec())
+  assert none.optimizer.warmup_steps == 0  # a number is taken
+  assert resolve.resolve({'steps': 100, 'optimizer': {'warmup_epochs': 0}}, spec()).optimizer.warmup_steps == 0
+  with pytest.raises(UserError, match=r'optimizer.warmup_steps=-3: expected a number of at least 0, or auto'):
+    resolve.resolve({'optimizer': {'warmup_steps': -3}}, spec())
+  with pytest.raises(UserError, match="batch_size takes a whole number, not 'many'"):
+    resolve.resolve({'batch_size': 'many'}, spec())

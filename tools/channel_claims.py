@@ -79,7 +79,7 @@ class Study:
     if missing:
       fixed['loader']['missing'] = missing
     if self.args.steps:
-      fixed |= {'steps': self.args.steps, 'epochs': 0.0, 'eval_every': self.args.steps,
+      fixed |= {'steps': self.args.steps, 'eval_every': self.args.steps,
                 'checkpoint_every': self.args.steps}
     if self.args.model_size:
       family, patch = user['model'].rsplit('_', 1)[0], user['model'].partition('/')[2]

@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def configuration() -> str:
   for section, keys in config.SECTIONS.items():
     lines += [f'## {section or "run"}', '']
     lines += table(('key', 'type', 'default', 'meaning'), (
-        (code(f'{section}.{name}' if section else name), config.kind(key), code(config.shown(key.default)),
+        (code(f'{section}.{name}' if section else name), config.kind(key), code(config.default_of(key)),
          meaning(key.meaning, key.choices)) for name, key in keys.items()))
     marks = [f'\\[{mark}\\] {note}' for mark, note in config.NOTES.items()
              if any(f'[{mark}]' in key.meaning for key in keys.values())]
@@ -159,7 +160,29 @@ def models() -> str:
   return page('Models', *lines)
 
 
-PAGES = {'cli.md': commands, 'config.md': configuration, 'methods.md': methods, 'models.md': models}
+def constants() -> str:
+  """Every constant of the published variants: the official value, where it stands, and ours."""
+  with open(ROOT / config.RECIPES / 'official.toml', 'rb') as f:
+    known = tomllib.load(f)
+  plain = lambda value: ','.join(map(str, value)) or '()' if isinstance(value, list) else str(value) or "''"
+  lines = ['What the published variants of the recipes set, and what stands in the official code, read there by hand '
+           '(`experiments/official.toml`); `tests/test_official.py` holds the recipes against it. Values are in the '
+           'unit of the key: see the [configuration](config.md) and the [methods](methods.md).', '']
+  for name, section in known.items():
+    rows = section['constants']
+    other = sum(len(row) > 3 for row in rows)
+    count = f'{len(rows)} constants, {len(rows) - other} equal, {other} differ'
+    lines += [f'## {name}', '', f'{section["source"]}: {count}.', '']
+    mine = lambda ours: f'{code(plain(ours[0]))}, because {text(ours[1])}' if ours else 'equal'
+    lines += table(('key', 'official', 'where', 'ours'), (
+        (code(key), code(plain(value)), text(where), mine(ours)) for key, value, where, *ours in rows))
+    lines += ['Not read in official code:', '', *(f'- {text(entry)}' for entry in section['not_read']), ''] if (
+        'not_read' in section) else []
+  return page('Official constants', *lines)
+
+
+PAGES = {'cli.md': commands, 'config.md': configuration, 'methods.md': methods, 'models.md': models,
+         'constants.md': constants}
 
 
 def stale() -> dict[str, str]:

@@ -52,7 +52,8 @@ LAPTOP = {
 }
 VARIANTS = {
     'published': PUBLISHED,
-    'published_vit': PUBLISHED | {'model': 'vit_small/16'},
+    'published_vit': PUBLISHED | {'model': 'vit_small/16',
+                                 'encoder': PUBLISHED['encoder'] | {'patch_init': 'torch'}},
     'laptop': LAPTOP,
     'laptop_vit': LAPTOP | {'model': 'vit_micro/16'},
 }

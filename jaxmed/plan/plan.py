@@ -96,7 +96,7 @@ def prepare(request: Request) -> Job:
 
 def _spec(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   """Images of the size that the run trains on, unsigned bytes."""
-  size = user.get('image_size') or 224
+  size = config_lib.given(user, 'image_size') or 224
   size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
   rank = max(len(size), str(user['model']).rpartition('/')[2].count('x') + 1, 2)
   size = size * rank if len(size) == 1 else size

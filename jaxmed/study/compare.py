@@ -46,7 +46,7 @@ class Plan:
 
   def config(self, method: str, seed: int) -> dict[str, Any]:
     """The config of one run."""
-    batch = int(self.user.get('batch_size', 0) or 64)
+    batch = int(config_lib.given(self.user, 'batch_size') or 64)
     fixed = {'method': method, 'model': self.model, 'seed': seed, 'batch_size': batch, 'data': self.data,
              'steps': max(1, math.ceil(self.samples / batch)), 'loader': {'label': self.label}}
     return config_lib.merge(fixed, self.user, self.own.get(method, {}))

@@ -38,7 +38,7 @@ class ViT(EncoderDefaults, nn.Module):
     rope_base: base of the rotary frequencies.
     kernel_init: initial weights of linear layers, see `initial.initializer`.
     patch_init: of the patch embedding: '' as `kernel_init` with biases of 0, 'torch' for PyTorch's convolution (DINO,
-      ChannelViT), 'torch_bias' for its biases alone (MAE).
+      ChannelViT), 'torch_bias' for its biases alone (MAE), 'xavier' for these and Xavier's kernels (data2vec).
     norm_epsilon: what layer norms add to the variance (DINOv3's large models: 1e-5).
     token_std, mask_std: deviation of the first values of class token and registers, and of the mask token.
     remat: what the backward pass computes again: 'none' or a policy, to save memory.

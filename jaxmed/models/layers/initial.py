@@ -7,7 +7,7 @@ import numpy as np
 
 STD = 0.02  # of tokens, tables of positions and most kernels
 KERNELS = ('trunc_normal', 'trunc_normal_tf', 'beit', 'xavier_uniform', 'xavier_qkv', 'torch_uniform')
-PATCHES = ('', 'torch', 'torch_bias')
+PATCHES = ('', 'torch', 'torch_bias', 'xavier')
 
 
 def initializer(name: str) -> nn.initializers.Initializer:
@@ -44,12 +44,12 @@ def patch_laws(patch_init: str, kernel_init: str, fan_in: int) -> tuple[str, nn.
   """(name of the kernel's law, law of the biases) of a patch embedding with `fan_in` inputs.
 
   '': kernels as `kernel_init`, biases zero; 'torch': both in +-1 / sqrt(fan_in), PyTorch's default of a convolution;
-  'torch_bias': the biases alone.
+  'torch_bias': the biases alone; 'xavier': these, and kernels by Xavier's law (data2vec).
   """
   bound = fan_in**-0.5
   uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-  return ('torch_uniform' if patch_init == 'torch' else kernel_init), (
-      uniform if patch_init else nn.initializers.zeros_init())
+  kernels = {'torch': 'torch_uniform', 'xavier': 'xavier_uniform'}.get(patch_init, kernel_init)
+  return kernels, uniform if patch_init else nn.initializers.zeros_init()
 
 
 def _xavier_uniform(key, shape, dtype=jnp.float32, parts=1):

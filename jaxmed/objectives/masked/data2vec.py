@@ -66,7 +66,7 @@ class Data2Vec(Method):
   LEARNING_RATE: ClassVar = (1e-3, 256)
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      'encoder': {'pos': 'sincos', 'masking': 'sparse'},
+      'encoder': {'pos': 'sincos', 'masking': 'sparse', 'patch_init': 'xavier'},
       'optimizer': {'b2': 0.95, 'weight_decay': 0.05, 'clip': 4.0},
       'augment': {'scale': (0.2, 1.0)},
   }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
+from jaxmed.models.layers.initial import patch_laws
 from jaxmed.models.layers.tokens import patchify
 from jaxmed.models.layers.transformer import Dense
 from jaxmed.objectives.base import Method
@@ -53,7 +54,9 @@ class SimMIM(Method):
   def head(self) -> Dense:
     """Linear map from a token to its pixels."""
     pixels = math.prod(self.encoder.patch_size)
-    return Dense((pixels * (1 if self.encoder.per_channel else self.encoder.in_channels),), ('embed', 'patch'))
+    kernel_init, bias_init = patch_laws('torch', '', self.encoder.embed_dim)  # a 1 x 1 convolution there
+    return Dense((pixels * (1 if self.encoder.per_channel else self.encoder.in_channels),), ('embed', 'patch'),
+                 kernel_init=kernel_init, bias_init=bias_init)
 
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch of views."""

@@ -82,16 +82,16 @@ def _wanted_views(wants: dict[str, Any], user: Mapping[str, Any]) -> dict[str, A
   return {k: v for k, v in wants.items() if k not in ('color', 'grayscale')}
 
 
-# Smallest and largest values; zero of the first ones means "chosen here".
+# Smallest and largest values; the lowest one of the first ones stands for what is chosen here (config.AUTO).
 _RANGES: dict[str, tuple[float, float]] = {
     'steps': (0, math.inf), 'epochs': (0, math.inf), 'batch_size': (0, math.inf), 'learning_rate': (0, math.inf),
     'checkpoint_every': (0, math.inf), 'eval_every': (0, math.inf), 'seed': (0, 2**31 - 1), 'log_every': (1, math.inf),
     'loader.threads': (1, 256), 'checkpoint.keep': (1, math.inf), 'optimizer.accumulate': (1, math.inf),
     'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
-    'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (0, math.inf), 'optimizer.clip': (0, math.inf),
+    'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (-1, math.inf), 'optimizer.clip': (0, math.inf),
     'loader.text_length': (1, math.inf), 'loader.signal_length': (0, math.inf), 'loader.window': (0, math.inf),
-    'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (0, math.inf),
+    'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (-1, math.inf),
     'optimizer.final_learning_rate': (0, math.inf),
     'optimizer.patch_embed_scale': (0, math.inf), 'optimizer.bias_scale': (0, math.inf),
 }
@@ -129,7 +129,7 @@ def _by_axis(name: str, size: tuple, rank: int) -> tuple[int, ...]:
 
 def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
   rank = len(spec.size)
-  size = user.get('image_size') or ()
+  size = config_lib.given(user, 'image_size') or ()
   size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
   if not all(isinstance(n, int) and n > 0 for n in size):
     raise UserError(f'image_size takes positive whole numbers, not {user.get("image_size")!r}')
@@ -168,9 +168,9 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   config.epochs = config.steps * batch / rows
   rate, reference = objective.LEARNING_RATE
   config.learning_rate = config.learning_rate or rate * math.sqrt(batch / reference)
-  epochs = config.optimizer.warmup_epochs
-  config.optimizer.warmup_steps = (
-      config.optimizer.warmup_steps or math.ceil(epochs * rows / batch) or config.steps // 10)
+  warm = config.optimizer
+  if warm.warmup_steps < 0:
+    warm.warmup_steps = config.steps // 10 if warm.warmup_epochs < 0 else math.ceil(warm.warmup_epochs * rows / batch)
   config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
   config.eval_every = config.eval_every or max(config.steps // 5, 1)
   _fill_loading(config, spec)
