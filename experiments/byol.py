@@ -22,7 +22,7 @@ VARIANTS = {
         'batch_size': 4096,
         'epochs': 1000.0,
         'learning_rate': 0.2 * 4096 / 256,
-        'objective': {'momentum_start': 0.996, 'hidden_dim': 4096, 'out_dim': 256},
+        'objective': {'momentum_start': 0.996, 'hidden_dim': 4096, 'out_dim': 256, 'encoder_norm': 'apart'},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1.5e-6, 'warmup_epochs': 10.0},
         'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                     'brightness': 0.8, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.2,), 'blur': 2.0,
