@@ -1,7 +1,7 @@
 """Whole losses and decoders beside restatements of the official code in PyTorch: values and gradients.
 
-Each restatement names its file. Encoders and heads are left out: an objective is given their outputs. The tools that
-compare with the official code itself found the differences of docs/guide/methods.md.
+Each restatement names its file. Encoders and heads are left out: an objective is given their outputs. The differences
+from the official code as it is stand in docs/guide/methods.md.
 """
 
 import jax
@@ -150,7 +150,7 @@ def test_deepcluster(bare):
 
   def theirs(given):
     z = F.normalize(given['z'].transpose(0, 1).reshape(-1, 6), dim=1)  # crop by crop
-    target = [torch.tensor(np.where(one < 0, -100, one))[:8].repeat(5) for one in labels]
+    target = [torch.tensor(np.where(one < 0, -100, one).astype(np.int64))[:8].repeat(5) for one in labels]
     scores = [z @ torch.tensor(np.asarray(c, np.float64)).T / 0.1 for c in found['centroids']]
     return sum(map(F.cross_entropy, scores, target)) / 3
 
@@ -268,7 +268,8 @@ def test_ca_mae_loss():
 
   class Given(MAE):
     def _forward(self, params, batch, rng, train):
-      return None, params, Masking(None, None, None, jnp.asarray(hidden, jnp.float32), None), {}
+      restore, visible = jnp.zeros(hidden.shape, int), jnp.zeros((B, 1), bool)
+      return None, params, Masking(restore, restore, visible, jnp.asarray(hidden, jnp.float32), None), {}
 
   objective = Given(create_model('channel_vit_micro/4', (16, 16), C, embed_dim=16, depth=1, num_heads=2),
                     norm_pixels=False, fourier=0.01)
@@ -363,8 +364,8 @@ def test_dinov3(step):
 def test_lvm_med():
   """duyhominhnguyen/Exgra-Med, llava/model/llava_pre.py: cosines of vertices and of edges, and the Hamming loss."""
   a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in RNG.normal(size=(2, 6, 8)))
-  near = [np.asarray(matching.neighbors(float32(x), 3)) for x in (a, b)]
-  weights = RNG.normal(size=(6, 6)), RNG.normal(size=(6, 3, 6, 3))
+  near = [np.array(matching.neighbors(float32(x), 3)) for x in (a, b)]
+  weights = RNG.random((6, 6)), RNG.random((6, 3, 6, 3))
   objective = LVMMed(siamese_fakes.encoder('vit'), local_weight=0.0)
 
   def theirs(given):
