@@ -82,7 +82,8 @@ def test_classes_are_all_channels_with_orthogonal_proxies():
   batch = {'image': jnp.zeros((2, 8, 8, 4)), 'channels': jnp.tile(jnp.arange(4), (2, 1)),
            'channel_mask': jnp.asarray(mask)}
   vectors = RNG.normal(size=(4, 16))
-  params = {'channel_embed': jnp.asarray(vectors, jnp.float32)}
+  shapes = nn.unbox(jax.eval_shape(encoder.init, jax.random.key(0), batch['image'], batch['channels']))['params']
+  params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes) | {'channel_embed': jnp.asarray(vectors, jnp.float32)}
   for classes, every in (('present', None), ('all', np.ones(4, bool))):
     diversity = Diversity(1.0, 0.0, 0.3, 1.0, 4.0, classes)
     proxies = nn.unbox(jax.jit(diversity.init_proxies, static_argnums=0)(encoder, jax.random.key(1)))

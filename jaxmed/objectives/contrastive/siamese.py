@@ -63,9 +63,10 @@ def encode(encoder: Encoder, params: Any, group: Views, rng: jax.Array, train: b
   """
   if norm == 'apart':
     known: Any = networks.inputs(group)
-    one = lambda v, key: encode(encoder, params, {name: x[:, v:v + 1] for name, x in known.items()}, key, train,
-                                feature)
-    x, stats = zip(*map(one, *zip(*enumerate(jax.random.split(rng, known['image'].shape[1])))), strict=True)
+    keys = jax.random.split(rng, known['image'].shape[1])
+    alone: list[Any] = [{name: x[:, v:v + 1] for name, x in known.items()} for v in range(len(keys))]
+    each = [encode(encoder, params, view, key, train, feature) for view, key in zip(alone, keys, strict=True)]
+    x, stats = zip(*each, strict=True)
     return jnp.concatenate(x, axis=1), jax.tree.map(lambda *s: sum(s) / len(s), *stats)
   out, stats = networks.run(encoder, params, **networks.flat(group), train=train, rngs={'dropout': rng})
   return networks.views(out.pooled(feature), group['image'].shape[1]), stats  # [B, V, D]
