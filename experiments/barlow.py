@@ -24,7 +24,7 @@ VARIANTS = {
         'epochs': 1000.0,
         'learning_rate': RATE,
         'encoder': {'zero_init_residual': True},
-        'objective': {'off_diagonal': 0.0051, 'scale': 1.0, 'hidden_dim': 8192},
+        'objective': {'encoder_norm': 'apart', 'off_diagonal': 0.0051, 'scale': 1.0, 'hidden_dim': 8192},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1e-6, 'warmup_epochs': 10.0,
                       'final_learning_rate': 0.001 * RATE, 'bias_scale': 0.0048 / 0.2},
         'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),

@@ -2,9 +2,8 @@
 
 Reproduces google-deepmind/deepmind-research, byol/configs/byol.py, with the README's batch of 4096: LARS at 0.2 * B /
 256 with decay 1.5e-6, warm-up of 10 epochs, target momentum 0.996 to 1, heads 4096 wide to 256. Differs: the target
-starts as a copy, batch norm starts with a scale of 1 in every block (as in the paper; their repository starts each last
-one at 0), and what experiments/README.md says of colours. Their brightness adds up to 0.4 to images in 0 .. 1, which
-are 1.77 deviations.
+starts as a copy, and what experiments/README.md says of colours. Their brightness adds up to 0.4 to images in 0 .. 1,
+which are 1.77 deviations.
 
   jaxmed train experiments/byol.py --data IMAGENET --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/byol.py:laptop --data corpus --out RUN
@@ -23,7 +22,8 @@ VARIANTS = {
         'batch_size': 4096,
         'epochs': 1000.0,
         'learning_rate': 0.2 * 4096 / 256,
-        'objective': {'momentum_start': 0.996, 'hidden_dim': 4096, 'out_dim': 256},
+        'encoder': {'zero_init_residual': True},
+        'objective': {'momentum_start': 0.996, 'hidden_dim': 4096, 'out_dim': 256, 'encoder_norm': 'apart'},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1.5e-6, 'warmup_epochs': 10.0},
         'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                     'brightness': 1.77, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.2,), 'blur': 2.0,

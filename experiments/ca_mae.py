@@ -6,8 +6,9 @@ and 16 heads for each channel after a common cross-attention (mae_modules.py:CAM
 and 0.01 of the spectra's (loss.py, config.yaml), without normalised patches; decay 0.05, b2 0.95, warm-up over a
 tenth of the run. Differs: the repository has no training loop, so that batch, length and the form of the rate are
 this recipe's; AdamW at MAE's rate instead of Lion at 1e-4; the encoder's blocks are plain ones, there parallel with
-normalised queries and keys; the encoder has channel embeddings, which there only the decoder has. A decoder runs for
-every name of the vocabulary: objective.decoder_channels=together is cheaper where images have few of many channels.
+normalised queries and keys; the encoder has channel embeddings, which there only the decoder has; mask token and
+embeddings of the decoder begin at random (there at 0). A decoder runs for every name of the vocabulary:
+objective.decoder_channels=together is cheaper where images have few of many channels.
 
   jaxmed train experiments/ca_mae.py --data CELLS --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/ca_mae.py:laptop --data corpus --out RUN

@@ -6,8 +6,9 @@ orthogonal channel embeddings, 0.99 of the reconstruction (0.01 of it of spectra
 diversity losses of DiChaViT, LayerScale of 1, rate 4e-4, clip 1, 100 epochs. `published` is JUMP-CP (8 channels,
 batch 2 x 32), `chammi` CHAMMI with proxies for classes (batch 80), `so2sat` So2Sat with both ways of masking at once
 (batch 128). Differs: classes are read off the class token, there with attention over the patches added to it or as a
-gate; spectra are those of patches (see `spectral_error`); projections of the decoder have a bias; which channels are
-hidden is drawn for each image; memory tokens have no second position in the decoder; views of JUMP-CP are those of
+gate; spectra are those of patches (see `spectral_error`); projections of the decoder have a bias and begin as
+MAE's; which channels are hidden is drawn for each image, and the channel loss is over all that a batch has (there over
+those shown); memory tokens have no second position in the decoder; views of JUMP-CP are those of
 experiments/supervised.py, of the others plain.
 
   jaxmed train experiments/cha_mae.py --data JUMPCP --out RUN
@@ -34,7 +35,7 @@ JUMPCP = {
     'objective': MASKING | DECODER | {
         'mask_ratio': 0.25, 'norm_pixels': True, 'fourier': 0.01, 'class_weight': 0.01, 'class_temperature': 5.0,
         'feature': 'cls', 'channel_diversity': 1e-3, 'token_diversity': 1e-6, 'diversity_temperature': 5.0,
-        'same_channel': 1.0, 'other_channels': 4.0},
+        'same_channel': 1.0, 'other_channels': 4.0, 'diversity_classes': 'all'},
     'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'warmup_epochs': 10.0, 'clip': 1.0,
                   'final_learning_rate': 1e-5},
     'augment': {'scale': (1.0, 1.0), 'ratio': (1.0, 1.0), 'flip': (0.5, 0.5), 'rotate90': (0.5,), 'blur': 1.0,

@@ -1,9 +1,10 @@
 """data2vec 2.0: contextual latents with ViT-B/16 on ImageNet-1k (Baevski et al. 2022, arXiv 2212.07525).
 
 Reproduces facebookresearch/fairseq, examples/data2vec/config/v2/base_images_only_task.yaml: 375,300 steps of 256 images
-masked 16 ways each, rate 1e-3, warm-up of 50,040 steps, clip 4, EMA 0.9998 to 0.99999 in 100,000 steps. Differs: blocks
-are pre-norm (there post-norm); positions are those of a plain ViT, and the class token begins with a deviation of 0.02
-(there 1, before a norm); biases and norms do not decay (there they do, by an oversight).
+masked 16 ways each, rate 1e-3, warm-up of 50,040 steps, clip 4, EMA 0.9998 to 0.99999 in 100,000 steps. Its mask of 0.8
+hides 157 of the 196 patches. Differs: blocks are pre-norm (there post-norm); positions are those of a plain ViT, and
+the class token begins with a deviation of 0.02 (there 1, before a norm); biases and norms do not decay (there they do,
+by an oversight).
 
   jaxmed train experiments/data2vec.py --data IMAGENET --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/data2vec.py:laptop --data corpus --out RUN
@@ -24,7 +25,7 @@ VARIANTS = {
         'steps': 375_300,
         'learning_rate': 1e-3,
         'encoder': {'patch_init': 'xavier'},
-        'objective': {'masks': 16, 'mask_ratio': 0.8, 'block': 3, 'block_share': 0.07, 'top_blocks': 10,
+        'objective': {'masks': 16, 'mask_ratio': 157 / 196, 'block': 3, 'block_share': 0.07, 'top_blocks': 10,
                       'cls_weight': 2.56, 'noise': 0.01, 'momentum_start': 0.9998, 'momentum_end': 0.99999,
                       'momentum_share': 100_000 / 375_300, 'decoder_dim': 768, 'decoder_depth': 6,
                       'decoder_groups': 16},

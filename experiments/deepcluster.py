@@ -2,8 +2,9 @@
 
 Reproduces facebookresearch/swav, scripts/deepclusterv2_800ep_pretrain.sh: batch 4096, rate 4.8 to 0.0048, decay 1e-6,
 warm-up of 10 epochs, 2 x 224 and 6 x 96 crops, three sets of 3000 prototypes without gradients. Differs: rates of LARS
-adapt weights alone (their LARC adapts and decays biases and norms too); the warm-up starts at 0 (there 0.3), and what
-experiments/README.md says of colours.
+adapt weights alone (their LARC adapts and decays biases and norms too); the warm-up starts at 0 (there 0.3);
+the epoch that fills the bank is the first of the 800 (there one before them); and what experiments/README.md says of
+colours.
 
   jaxmed train experiments/deepcluster.py --data IMAGENET --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/deepcluster.py:laptop --data corpus --out RUN

@@ -1,8 +1,9 @@
 """SimCLR: ResNet-50 on ImageNet-1k, 100 epochs (Chen et al. 2020, arXiv 2002.05709).
 
 Reproduces the ImageNet command of google-research/simclr, README.md: batch 4096, LARS at 0.075 * sqrt(B) (which is 0.3
-* B / 256 at this batch), decay 1e-4, warm-up of 10 epochs, temperature 0.1, a projector of three layers. Differs: the
-last norm of the projector has no scale, and what experiments/README.md says of colours.
+* B / 256 at this batch), decay 1e-4, warm-up of 10 epochs, temperature 0.1, a projector of three layers, the sum of
+both views' losses. Differs: the last norm of the projector has no scale, its kernels begin by PyTorch's rule (there
+normal, 0.01), and what experiments/README.md says of colours.
 
   jaxmed train experiments/simclr.py --data IMAGENET --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/simclr.py:laptop --data corpus --out RUN
@@ -22,7 +23,7 @@ VARIANTS = {
         'epochs': 100.0,
         'learning_rate': 0.3 * 4096 / 256,
         'encoder': {'zero_init_residual': True},
-        'objective': {'temperature': 0.1, 'layers': 3, 'hidden_dim': 2048, 'out_dim': 128},
+        'objective': {'temperature': 0.1, 'layers': 3, 'hidden_dim': 2048, 'out_dim': 128, 'sum_views': True},
         'optimizer': {'name': 'lars', 'b1': 0.9, 'weight_decay': 1e-4, 'warmup_epochs': 10.0},
         'augment': {'views': 2, 'scale': (0.08, 1.0), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,),
                     'brightness': 1.6, 'contrast': 0.8, 'color': (0.8, 0.2), 'grayscale': (0.2,), 'blur': 2.0,

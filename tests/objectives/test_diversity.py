@@ -8,7 +8,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.objectives.losses.diversity import channel_diversity, token_diversity
+from jaxmed.objectives.losses.diversity import Diversity, channel_diversity, token_diversity
 from jaxmed.objectives.supervised.supervised import Supervised
 
 RNG = np.random.default_rng(5)
@@ -19,13 +19,14 @@ def normal(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def channel_reference(vectors, proxies, present, temperature):
+def channel_reference(vectors, proxies, present, temperature, classes=None):
   scale, rows = temperature**-0.5, np.flatnonzero(present)
-  a, b = scale * normal(vectors[rows].astype(np.float64)), scale * normal(proxies[rows].astype(np.float64))
+  columns = rows if classes is None else np.flatnonzero(classes)
+  a, b = scale * normal(vectors[rows].astype(np.float64)), scale * normal(proxies[columns].astype(np.float64))
   total = 0.0
-  for i in range(len(rows)):
-    logits = [-((a[i] - b[j]) ** 2).sum() for j in range(len(rows))]
-    total += np.log(np.exp(logits).sum()) - logits[i]
+  for i, row in enumerate(rows):
+    logits = [-((a[i] - b[j]) ** 2).sum() for j in range(len(columns))]
+    total += np.log(np.exp(logits).sum()) - logits[list(columns).index(row)]
   return total / len(rows)
 
 
@@ -47,6 +48,9 @@ def test_the_losses_are_the_references():
   present = np.array([1, 0, 1, 1, 0, 1], bool)
   have = channel_diversity(vectors, proxies, jnp.asarray(present), 0.07)
   assert float(have) == pytest.approx(channel_reference(vectors, proxies, present, 0.07), rel=1e-5)
+  every = np.ones(6, bool)
+  have = channel_diversity(vectors, proxies, jnp.asarray(present), 0.07, jnp.asarray(every))
+  assert float(have) == pytest.approx(channel_reference(vectors, proxies, present, 0.07, every), rel=1e-5)
   tokens = RNG.normal(size=(3, 4, 5, 8)).astype(np.float32)
   there = np.array([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 0]], bool)
   tokens[1, 0] = np.nan  # what is not there does not matter
@@ -69,6 +73,24 @@ def test_gradients_are_the_references_slopes():
       way = RNG.normal(size=x.shape)
       slope = (want(x + 1e-5 * way) - want(x - 1e-5 * way)) / 2e-5
       assert (grad * way).sum() == pytest.approx(slope, rel=1e-4, abs=1e-5)
+
+
+def test_classes_are_all_channels_with_orthogonal_proxies():
+  """The proxy of a channel that no image has is a class (cha_mae_vit), or none (DiChaViT)."""
+  encoder = create_model('channel_vit_micro/4', (8, 8), 4, **TINY)
+  mask = np.array([[1, 1, 0, 1], [0, 1, 0, 1]], bool)
+  batch = {'image': jnp.zeros((2, 8, 8, 4)), 'channels': jnp.tile(jnp.arange(4), (2, 1)),
+           'channel_mask': jnp.asarray(mask)}
+  vectors = RNG.normal(size=(4, 16))
+  shapes = nn.unbox(jax.eval_shape(encoder.init, jax.random.key(0), batch['image'], batch['channels']))['params']
+  params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes) | {'channel_embed': jnp.asarray(vectors, jnp.float32)}
+  for classes, every in (('present', None), ('all', np.ones(4, bool))):
+    diversity = Diversity(1.0, 0.0, 0.3, 1.0, 4.0, classes)
+    proxies = nn.unbox(jax.jit(diversity.init_proxies, static_argnums=0)(encoder, jax.random.key(1)))
+    x = np.asarray(proxies['proxies'], np.float64)
+    assert np.allclose(x @ x.T, np.eye(4), atol=1e-5) == (classes == 'all')
+    have = jax.jit(diversity.losses, static_argnums=0)(encoder, {'encoder': params} | proxies, batch)
+    assert float(have['channel_diversity']) == pytest.approx(channel_reference(vectors, x, mask.any(axis=0), 0.3, every), rel=1e-5)
 
 
 def test_limits():
@@ -110,3 +132,5 @@ def test_bad_options():
     Supervised(create_model('vit_micro/8', 16, 3, **TINY), 2, token_diversity=0.1)
   with pytest.raises(UserError, match='must be at least 0'):
     Supervised(create_model('channel_vit_micro/8', 16, 3, **TINY), 2, channel_diversity=-1.0)
+  with pytest.raises(UserError, match='all, present'):
+    Supervised(create_model('channel_vit_micro/8', 16, 3, **TINY), 2, diversity_classes='some')

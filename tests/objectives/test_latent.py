@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmed import config
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.models.decoders.predictor import GroupedConv
@@ -223,6 +224,15 @@ def test_data2vec_order_puts_every_token_at_its_place():
     assert sorted(order[r]) == list(range(72))
     cells = shown[r][visible[r]] % 24
     assert (cells // 6 < 2).all() and (cells % 6 < 3).all()
+
+
+def test_data2vec_of_the_recipe_keeps_39_of_196():
+  """As many as fairseq, data/data_utils.py:compute_block_mask_2d: int(196 * (1 - 0.8)), in floating point 39."""
+  ratio = config.load_file('experiments/data2vec.py')['objective']['mask_ratio']
+  objective = Data2Vec(create_model('vit_micro/2', (28, 28), 1), mask_ratio=ratio)
+  batch = {'image': np.zeros((1, 28, 28, 1)), 'channels': np.zeros((1, 1), int)}
+  shown = jax.eval_shape(lambda: objective._mask(KEY, batch)[1])
+  assert shown.shape == (1, int(196 * (1 - 0.8))) == (1, 39)
 
 
 def test_inverse_blocks_keep_cells_of_a_few_blocks():

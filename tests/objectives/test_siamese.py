@@ -148,6 +148,32 @@ def test_targets_see_all_channels(method):
   assert float(evaluate(objective, variables, data)[0]) != float(evaluate(objective, variables, seen)[0])
 
 
+def test_batch_norm_of_views_apart():
+  """Each view is encoded as if it were alone, and running statistics are the mean of the views'."""
+  data, conv = batch('conv', views=3), encoder('conv')
+  params = nn.unbox(jax.jit(siamese.init_encoder, static_argnums=0)(conv, jax.random.key(0), data))
+  run = jax.jit(lambda group, norm: siamese.encode(conv, params, group, jax.random.key(1), True, 'mean', norm),
+                static_argnums=1)
+  group = data['global']
+  have, stats = run(group, 'apart')
+  alone = [run({name: x[:, v:v + 1] for name, x in group.items()}, 'together') for v in range(3)]
+  np.testing.assert_allclose(have, np.concatenate([x for x, _ in alone], axis=1), atol=1e-6)
+  together, _ = run(group, 'together')
+  assert have.shape == together.shape and np.abs(have - together).max() > 1e-3
+  mean = jax.tree.map(lambda *s: np.mean(s, axis=0), *[s for _, s in alone])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), stats, mean)
+
+
+@pytest.mark.parametrize('method', [BYOL, MoCoV3, BarlowTwins, VICReg], ids=lambda m: m.__name__)
+def test_methods_pass_the_norm_on(method, monkeypatch):
+  seen, encode = [], siamese.encode
+  monkeypatch.setattr(siamese, 'encode', lambda *args: seen.append(args[6:]) or encode(*args))
+  objective, data = method(encoder('conv'), encoder_norm='apart', **SMALL[method]), batch('conv')
+  variables = nn.unbox(jax.eval_shape(objective.init, jax.random.key(0), data))
+  jax.eval_shape(lambda v: objective.loss(v, data, jax.random.key(0), jnp.asarray(0)), variables)
+  assert seen.count(('apart',)) == 1 + bool(variables['target'])
+
+
 RANDOM = {'drop_path': dict(depth=2, drop_path=0.9), 'rescale': dict(pos='rope', rope_rescale=2.0),
           'jitter': dict(pos='rope', rope_jitter=2.0), 'shift': dict(pos='rope', rope_shift=0.5)}
 
@@ -204,7 +230,8 @@ def test_defaults(method):
     (SwAV, dict(num_prototypes=0), 'num_prototypes'), (SwAV, dict(queue_length=-2), 'queue_length'),
     (DeepCluster, dict(rows=5, num_prototypes=6), 'nearest is 5'), (BarlowTwins, dict(off_diagonal=-1), 'off_diagonal'),
     (VICReg, dict(covariance=-1), 'covariance'), (LeJEPA, dict(sigreg_weight=2), 'sigreg_weight'),
-    (LeJEPA, dict(knots=1), 'knots')])
+    (LeJEPA, dict(knots=1), 'knots'), (BYOL, dict(encoder_norm='each'), 'apart, together'),
+    (VICReg, dict(encoder_norm='each'), 'apart, together')])
 def test_bad_options_are_named(method, options, word):
   with pytest.raises(UserError, match=word):
     method(encoder('vit'), **options)

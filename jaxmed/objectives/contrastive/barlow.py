@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
@@ -27,6 +27,8 @@ class BarlowTwins(Method):
     scale: factor on the loss. 1 as in the published code.
     hidden_dim: of each of the projector's layers, output included; 0 for 8192, at most 12 times the encoder's width.
     feature: 'cls' or 'mean', what the projector reads.
+    encoder_norm: whether the encoder's batch norm is over all views 'together' or over each one 'apart', as in the
+      official code, which runs the encoder once a view. Encoders without batch norm are better off with 'together'.
   """
 
   encoder: Encoder
@@ -34,6 +36,7 @@ class BarlowTwins(Method):
   scale: float = 1.0
   hidden_dim: int = 0
   feature: str = 'cls'
+  encoder_norm: str = 'together'
   clock: Clock = Clock()
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # MoCo v3's for ViTs with AdamW; the published rate is LARS's
@@ -44,6 +47,7 @@ class BarlowTwins(Method):
   }
 
   def __post_init__(self):
+    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
     siamese.check(self.feature, scale=self.scale)
     if self.off_diagonal < 0:
       raise UserError(f'objective.off_diagonal {self.off_diagonal} must be at least 0')
@@ -62,7 +66,8 @@ class BarlowTwins(Method):
     """Distance of the cross-correlations over the global batch from the identity."""
     del step
     params = variables['params']
-    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], batch['global'], rng, train, self.feature)
+    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], batch['global'], rng, train, self.feature,
+                                      self.encoder_norm)
     z, projector_stats = siamese.view_by_view(self.projector, params['projector'], x, train)
     couples = list(itertools.combinations(range(z.shape[1]), 2))
     terms = [redundancy(cross_correlation(z[:, i], z[:, j])) for i, j in couples]

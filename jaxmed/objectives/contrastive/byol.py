@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives import networks
 from jaxmed.objectives.base import Method
@@ -30,6 +30,8 @@ class BYOL(Method):
     hidden_dim: of projector and predictor; 0 for 4096, at most 12 times the encoder's width.
     out_dim: of projector and predictor.
     feature: 'cls' or 'mean', what the projector reads.
+    encoder_norm: whether the encoder's batch norm is over all views 'together' or over each one 'apart', as in the
+      official code, which runs the encoder once a view. Encoders without batch norm are better off with 'together'.
   """
 
   encoder: Encoder
@@ -37,6 +39,7 @@ class BYOL(Method):
   hidden_dim: int = 0
   out_dim: int = 256
   feature: str = 'cls'
+  encoder_norm: str = 'together'
   clock: Clock = Clock()
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # MoCo v3's for ViTs with AdamW; the published rate is LARS's
@@ -47,6 +50,7 @@ class BYOL(Method):
   }
 
   def __post_init__(self):
+    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
     siamese.check(self.feature, out_dim=self.out_dim)
     if not 0 <= self.momentum_start <= 1:
       raise UserError(f'objective.momentum_start {self.momentum_start} must lie in [0, 1]')
@@ -75,11 +79,13 @@ class BYOL(Method):
     """Symmetric normalised squared error over the global batch, between 0 and 8."""
     del step
     params, target, group = variables['params'], variables['target'], batch['global']
-    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], group, rng, train, self.feature)
+    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], group, rng, train, self.feature,
+                                      self.encoder_norm)
     z, projector_stats = siamese.view_by_view(self.head, params['projector'], x, train)
     q, predictor_stats = siamese.view_by_view(self.head, params['predictor'], z, train)
     teacher_group = networks.seen_by_teacher(group)
-    t, _ = siamese.encode(networks.quiet(self.encoder), target['encoder'], teacher_group, rng, train, self.feature)
+    t, _ = siamese.encode(networks.quiet(self.encoder), target['encoder'], teacher_group, rng, train, self.feature,
+                          self.encoder_norm)
     t, _ = siamese.view_by_view(self.head, target['projector'], t, train)
     t = jax.lax.stop_gradient(t)
     one = [cosine_distance(q[:, i], t[:, j]) for i, j in pairs(q.shape[1])]

@@ -58,7 +58,10 @@ class LVMMed(Method):
   (llava/model/llava_pre.py). Differences from it: cosines in place of softplus(inner product) - 0.5, as in Exgra-Med;
   one matching of vertices with global and dense affinities; no dropout in the graph network, and the mean of
   neighbours in place of the sum; dense features are paired by what they show and not also by where the crops lie;
-  crops of one size; and a solver that runs on the device in place of LPMP.
+  crops of one size; edges are the directions between unit vectors, in Exgra-Med those between vectors as the graph
+  network gives them, which it passes through another ReLU; and a solver that runs on the device in place of LPMP. The
+  loss is by the number of vertices, as in Exgra-Med; run_vic.py sums, and its `strength` then also moves by the weight
+  of the loss, one over the number of graphs.
 
   Attributes:
     group: most images a graph has. A batch is cut, in its order, into graphs of equal size (where it does not divide,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.models.encoders.vit import ViT
 from jaxmed.objectives import networks
@@ -36,6 +36,8 @@ class MoCoV3(Method):
     out_dim: of both heads.
     feature: 'cls' or 'mean', what the projector reads.
     chunk: keys that are compared at a time, 0 for all at once, -1 chooses (see contrast.log_partition).
+    encoder_norm: whether the encoder's batch norm is over all views 'together' or over each one 'apart', as in the
+      official code, which runs the encoder once a view. Encoders without batch norm are better off with 'together'.
   """
 
   encoder: Encoder
@@ -49,6 +51,7 @@ class MoCoV3(Method):
   out_dim: int = 256
   feature: str = 'cls'
   chunk: int = -1
+  encoder_norm: str = 'together'
   clock: Clock = Clock()
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
@@ -60,6 +63,7 @@ class MoCoV3(Method):
   }
 
   def __post_init__(self):
+    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
     siamese.check(self.feature, temperature=self.temperature, out_dim=self.out_dim,
                   projector_layers=self.projector_layers, predictor_layers=self.predictor_layers)
     if not 0 <= self.momentum_start <= 1:
@@ -104,11 +108,13 @@ class MoCoV3(Method):
     """Symmetric InfoNCE over the global batch."""
     del step
     params, target, group = variables['params'], variables['target'], batch['global']
-    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], group, rng, train, self.feature)
+    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], group, rng, train, self.feature,
+                                      self.encoder_norm)
     z, projector_stats = siamese.view_by_view(self.projector, params['projector'], x, train)
     q, predictor_stats = siamese.view_by_view(self.predictor, params['predictor'], z, train)
     teacher_group = networks.seen_by_teacher(group)
-    k, _ = siamese.encode(networks.quiet(self.encoder), target['encoder'], teacher_group, rng, train, self.feature)
+    k, _ = siamese.encode(networks.quiet(self.encoder), target['encoder'], teacher_group, rng, train, self.feature,
+                          self.encoder_norm)
     k, _ = siamese.view_by_view(self.projector, target['projector'], k, train)
     q, k = normalize(q), jax.lax.stop_gradient(normalize(k))
     one = lambda i, j: info_nce(q[:, i], k[:, j], k[:, j, None], self.temperature, chunk=self.chunk)

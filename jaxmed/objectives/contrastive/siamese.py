@@ -10,6 +10,8 @@ from jaxmed.contracts import Batch, Encoder, Variables, Views
 from jaxmed.errors import UserError, choose
 from jaxmed.objectives import networks
 
+NORMS = ('together', 'apart')  # over which views an encoder's batch norm takes its statistics
+
 
 def width(published: int, encoder: Encoder) -> int:
   """A head's published width, but at most 12 times the encoder's (so that ViT-S keeps MoCo v3's 4096)."""
@@ -52,9 +54,20 @@ def init_with_projector(encoder: Encoder, projector: nn.Module, rng: jax.Array, 
   return {'params': params, 'target': {}, 'extra': {}}
 
 
-def encode(encoder: Encoder, params: Any, group: Views, rng: jax.Array, train: bool,
-           feature: str) -> tuple[jax.Array, Any]:
-  """Features [B, V, D] float32 of the views of a group, and the encoder's new running statistics."""
+def encode(encoder: Encoder, params: Any, group: Views, rng: jax.Array, train: bool, feature: str,
+           norm: str = 'together') -> tuple[jax.Array, Any]:
+  """Features [B, V, D] float32 of the views of a group, and the encoder's new running statistics.
+
+  With `norm` 'apart' the encoder runs once a view, so that its batch norm sees one view at a time; the new running
+  statistics are then the mean of those of the views.
+  """
+  if norm == 'apart':
+    known: Any = networks.inputs(group)
+    keys = jax.random.split(rng, known['image'].shape[1])
+    alone: list[Any] = [{name: x[:, v:v + 1] for name, x in known.items()} for v in range(len(keys))]
+    each = [encode(encoder, params, view, key, train, feature) for view, key in zip(alone, keys, strict=True)]
+    x, stats = zip(*each, strict=True)
+    return jnp.concatenate(x, axis=1), jax.tree.map(lambda *s: sum(s) / len(s), *stats)
   out, stats = networks.run(encoder, params, **networks.flat(group), train=train, rngs={'dropout': rng})
   return networks.views(out.pooled(feature), group['image'].shape[1]), stats  # [B, V, D]
 

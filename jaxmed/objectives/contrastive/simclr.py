@@ -19,14 +19,16 @@ class SimCLR(Method):
   """NT-Xent between projected views (google-research/simclr, objective.py and model_util.py).
 
   The projector is Dense, batch norm, ReLU, and at last Dense and batch norm, over all views together; the official
-  last norm has a scale, this one has none (as MoCo v3 has it). The loss is the mean over views (eq. 1), half of the
-  official sum over the two. The global batch gives the negatives. Any number of views of at least 2.
+  last norm has a scale, this one has none (as MoCo v3 has it). The loss is the mean over views (eq. 1). The global
+  batch gives the negatives. Any number of views of at least 2.
 
   Attributes:
     temperature: of the cosines; 0.1 as published, 0.5 suits small batches (the paper's CIFAR-10 setting).
     layers: of the projector, 3 as in the official code (2 in the paper).
     hidden_dim: of the projector; 0 for the encoder's width, as published.
     out_dim: of the projector.
+    sum_views: the loss is the sum over the views, as in the official code, and not their mean: twice as large for two.
+      Under LARS and SGD it says how much weight decay counts, and how far biases and norms move.
     feature: 'cls' or 'mean', what the projector reads.
     chunk: keys that are compared at a time, 0 for all at once, -1 chooses (see contrast.log_partition).
   """
@@ -36,6 +38,7 @@ class SimCLR(Method):
   layers: int = 3
   hidden_dim: int = 0
   out_dim: int = 128
+  sum_views: bool = False
   feature: str = 'cls'
   chunk: int = -1
   clock: Clock = Clock()
@@ -72,4 +75,5 @@ class SimCLR(Method):
     z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
     loss, accuracy = nt_xent(z, self.temperature, self.chunk)
     metrics = {'nt_xent': loss, 'contrast_accuracy': accuracy}
+    loss = loss * (z.shape[1] if self.sum_views else 1)
     return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), variables['extra'])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
@@ -28,6 +28,8 @@ class VICReg(Method):
     invariance, variance, covariance: weights, 25, 25 and 1 as published.
     hidden_dim: of each of the expander's layers, output included; 0 for 8192, at most 12 times the encoder's width.
     feature: 'cls' or 'mean', what the expander reads.
+    encoder_norm: whether the encoder's batch norm is over all views 'together' or over each one 'apart', as in the
+      official code, which runs the encoder once a view. Encoders without batch norm are better off with 'together'.
   """
 
   encoder: Encoder
@@ -36,6 +38,7 @@ class VICReg(Method):
   covariance: float = 1.0
   hidden_dim: int = 0
   feature: str = 'cls'
+  encoder_norm: str = 'together'
   clock: Clock = Clock()
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # MoCo v3's for ViTs with AdamW; the published rate is LARS's
@@ -46,6 +49,7 @@ class VICReg(Method):
   }
 
   def __post_init__(self):
+    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
     siamese.check(self.feature)
     for name in ('invariance', 'variance', 'covariance'):
       if vars(self)[name] < 0:
@@ -65,7 +69,8 @@ class VICReg(Method):
     """The weighted terms over the global batch."""
     del step
     params = variables['params']
-    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], batch['global'], rng, train, self.feature)
+    x, encoder_stats = siamese.encode(self.encoder, params['encoder'], batch['global'], rng, train, self.feature,
+                                      self.encoder_norm)
     z, projector_stats = siamese.view_by_view(self.projector, params['projector'], x, train)
     couples = list(itertools.combinations(range(z.shape[1]), 2))
     invariance = sum(jnp.square(z[:, i] - z[:, j]).mean() for i, j in couples) / len(couples)

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from jaxmed.augment.channels import mask_by_name
 from jaxmed.contracts import Batch, Encoder
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.tokens import without_missing
 from jaxmed.objectives.losses.contrast import normalize
 from jaxmed.objectives.networks import own_cells
+
+CLASSES = ('present', 'all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Diversity:
     token_diversity: weight of the second, 0 for none.
     diversity_temperature: of the first.
     same_channel, other_channels: factors of the two parts of the second.
+    diversity_classes: of the first: the channels that are 'present', whose proxies begin at random (DiChaViT), or
+      'all', whose proxies begin orthogonal (cha_mae_vit, models/cha_mae_vit.py).
   """
 
   channel_diversity: float
@@ -32,9 +36,11 @@ class Diversity:
   diversity_temperature: float
   same_channel: float
   other_channels: float
+  diversity_classes: str = 'present'
 
   def check(self, encoder: Encoder) -> None:
     """Raises a UserError for an option out of range, or that the encoder does not go with."""
+    choose('objective.diversity_classes', self.diversity_classes, CLASSES)
     if min(self.channel_diversity, self.token_diversity) < 0 or self.diversity_temperature <= 0:
       raise UserError('objective.channel_diversity and token_diversity must be at least 0, diversity_temperature above '
                       f'0, not {self.channel_diversity}, {self.token_diversity} and {self.diversity_temperature}')
@@ -47,8 +53,9 @@ class Diversity:
     """{'proxies': [V, D], boxed}, where the first loss has a weight."""
     if not self.channel_diversity:
       return {}
-    draw = jax.random.normal(rng, (encoder.in_channels, encoder.embed_dim))
-    return {'proxies': nn.LogicallyPartitioned(draw / 8, ('channels', 'embed'))}
+    init = nn.initializers.orthogonal() if self.diversity_classes == 'all' else nn.initializers.normal(1 / 8)
+    draw = init(rng, (encoder.in_channels, encoder.embed_dim), jnp.float32)
+    return {'proxies': nn.LogicallyPartitioned(draw, ('channels', 'embed'))}
 
   def losses(self, encoder: Encoder, params: Any, batch: Batch, shown: jax.Array | None = None) -> dict[str, jax.Array]:
     """The losses that have a weight, by the names of these; `shown` [B, C * N] as `token_diversity` wants it."""
@@ -58,7 +65,9 @@ class Diversity:
     if self.channel_diversity:
       present = mask_by_name(channels, there, encoder.in_channels).any(axis=0)  # [V]
       vectors = encoder.apply({'params': params['encoder']}, method='channel_vectors')  # [V, D]
-      out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, self.diversity_temperature)
+      classes = None if self.diversity_classes == 'present' else jnp.ones_like(present)
+      out['channel_diversity'] = channel_diversity(vectors, params['proxies'], present, self.diversity_temperature,
+                                                   classes)
     if self.token_diversity:
       image = without_missing(batch['image'], there)
       tokens = encoder.apply({'params': params['encoder']}, image, method='project')  # [B, C, N, D]
@@ -72,17 +81,18 @@ class Diversity:
     return sum(vars(self)[name] * value for name, value in losses.items())
 
 
-def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array, temperature: float) -> jax.Array:
+def channel_diversity(vectors: jax.Array, proxies: jax.Array, present: jax.Array, temperature: float,
+                      classes: jax.Array | None = None) -> jax.Array:
   """Cross-entropy of telling each channel's embedding by the proxies of all channels, a scalar.
 
   The logits are minus the squared distances of unit vectors that are scaled by sqrt(1 / temperature); the mean is over
-  the channels that are `present`, and so are the classes.
+  the channels that are `present`.
 
   Args:
-    vectors, proxies: [V, D]. present: [V] bool.
+    vectors, proxies: [V, D]. present: [V] bool. classes: [V] bool, whose proxies are classes; None for those present.
   """
   squares = (2 - 2 * normalize(vectors) @ normalize(proxies).T) / temperature  # [V, V]
-  log_p = jax.nn.log_softmax(jnp.where(present[None], -squares, -1e30), axis=1)
+  log_p = jax.nn.log_softmax(jnp.where((present if classes is None else classes)[None], -squares, -1e30), axis=1)
   own = jnp.where(present, jnp.diagonal(log_p), 0.0)
   return -own.sum() / jnp.maximum(present.sum(), 1)
 

@@ -43,7 +43,7 @@ class IJEPA(Method):
     blocks: 'uniform' places, up to the whole grid; or 'published': each side of a block is below the grid's, that of a
       context too, and its corner is drawn without the last place, so no block reaches the last row or column.
     context_group: samples whose contexts are cut to the shortest of them, in raster order; 0 for no cut. The official
-      code cuts those of a GPU, 128 in its configs; it also draws a context of 10 tokens or fewer again, not done here.
+      code cuts those of a GPU, 128 in its configs, and draws a context of 10 tokens or fewer again; not done here.
     num_targets: blocks a sample. target_scale, context_scale: share of the tokens that a block covers.
     target_aspect: height over width of target blocks.
     momentum_start, momentum_end: of the target encoder, linear over the run.

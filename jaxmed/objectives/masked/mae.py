@@ -74,8 +74,8 @@ class MAE(Method):
     class_weight: w, the weight of a loss of classes beside those two, which have 1 - w; needs loader.label. class_loss,
       class_temperature: see `ClassHead`. feature: what it reads, 'cls' or 'mean' of the tokens shown.
     num_classes: filled in from the data.
-    channel_diversity, token_diversity, diversity_temperature, same_channel, other_channels: as of `Supervised`; the
-      second one of tokens that are shown with all others.
+    channel_diversity, token_diversity, diversity_temperature, same_channel, other_channels, diversity_classes: as of
+      `Supervised`; the second one of tokens that are shown with all others.
   """
 
   encoder: Encoder
@@ -102,6 +102,7 @@ class MAE(Method):
   diversity_temperature: float = 0.1
   same_channel: float = 1.0
   other_channels: float = 4.0
+  diversity_classes: str = 'present'
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
   FEATURE: ClassVar[str] = 'mean'
@@ -129,7 +130,7 @@ class MAE(Method):
   def diversity(self) -> Diversity:
     """DiChaViT's losses, with the options' weights."""
     return Diversity(self.channel_diversity, self.token_diversity, self.diversity_temperature, self.same_channel,
-                     self.other_channels)
+                     self.other_channels, self.diversity_classes)
 
   def _check_classes(self) -> None:
     choose('objective.class_loss', self.class_loss, CLASS_LOSSES)

@@ -26,6 +26,7 @@ class Supervised(Method):
     mixup, cutmix: alpha of their Beta distributions, 0 for none.
     channel_diversity, token_diversity: weights of DiChaViT's losses, see `diversity`; 0 for none. Of a channel_vit.
     diversity_temperature: of the first. same_channel, other_channels: factors of the two parts of the second.
+    diversity_classes: of the first, the channels 'present' in a batch or 'all', see `Diversity`.
   """
 
   encoder: Encoder
@@ -39,6 +40,7 @@ class Supervised(Method):
   diversity_temperature: float = 0.07
   same_channel: float = 1.0
   other_channels: float = 4.0
+  diversity_classes: str = 'present'
 
   LEARNING_RATE: ClassVar = (5e-4, 256)  # insitro/ChannelViT: 5e-4 * B / 256 at a batch of 256
   FEATURE: ClassVar[str] = 'cls'
@@ -58,7 +60,7 @@ class Supervised(Method):
   def diversity(self) -> Diversity:
     """DiChaViT's losses, with the options' weights."""
     return Diversity(self.channel_diversity, self.token_diversity, self.diversity_temperature, self.same_channel,
-                     self.other_channels)
+                     self.other_channels, self.diversity_classes)
 
   @property
   def head(self) -> Dense:
