@@ -121,7 +121,7 @@ def _name_channels(record: Record, options: Options) -> list[str]:
 
 def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
   """The whole images of a mask's file, turned as the image is: `image` [*grid] of integers. Their mismatch with the
-  image is found by `masked`. Of a PNG with a palette they are the numbers of the colours.
+  image is found by `masked`. Of an image with a palette they are the numbers of the colours.
 
   Raises:
     ValueError: more than one value a pixel, or values that are no integers; and as readers.read does.
@@ -130,6 +130,8 @@ def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
                               slides='auto')
   try:
     found = _palette(path) if kind(path) == 'image' else []
+    if kind(path) == 'tiff':
+      found = list(_checked(_reader('tiff').read_indices(path, plain), plain, None))
     found = found or list(read(path, plain))
     return [r | {'image': labels(r['image'])} for r in found]
   except Exception as e:

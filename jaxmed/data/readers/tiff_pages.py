@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -39,12 +41,12 @@ def _beside(path, name: str) -> str:
   return os.path.join(os.path.dirname(os.path.abspath(path)), name)
 
 
-def channel_names(tif, index: int, count: int, rgb: bool) -> list[str]:
-  """OME's or ImageJ's channel names where their number fits, else R, G, B or numbers."""
+def channel_names(tif, index: int, count: int, otherwise: Sequence[str] = ()) -> list[str]:
+  """OME's or ImageJ's channel names where their number fits, else the other ones, else numbers."""
   names = _ome_names(tif, index) or _imagej_names(tif)
   if len(names) == count == len(set(names)) and all(names):
     return names
-  return ['R', 'G', 'B'] if rgb and count == 3 else numbered(count)
+  return list(otherwise) if len(otherwise) == count else numbered(count)
 
 
 def pixel_size(tif, index: int, page) -> list[float | None] | None:
@@ -130,4 +132,17 @@ class no_complaints(logging.Handler):
     logger.removeHandler(self)
     logger.propagate = self.propagate
     if kind is None and self.seen:
-      raise ValueError(self.seen[0])
+      raise ValueError(_plain(self.seen[0]))
+
+
+def _plain(complaint: str) -> str:
+  """A complaint about a tag with the tag's name and what it may hold."""
+  import tifffile
+
+  if not (found := re.match(r'<tifffile\.TiffTag (\d+) .*raised .*?[\'"(](-?\d+) is not a valid (\w+)', complaint)):
+    return complaint
+  code, value, values = found.groups()
+  name = tifffile.TIFF.TAGS.get(int(code)) or f'tag {code}'
+  valid = sorted(int(v) for v in getattr(tifffile, values, ()))
+  return f'{name} is {value}: expected one of {", ".join(map(str, valid))}'
+

@@ -118,6 +118,128 @@ def test_tiff_volume_and_colour_and_inversion(tmp_path, rng):
   assert np.array_equal(one(tmp_path / 'w.tif')['image'][..., 0], 255 - rgba[..., 0])
 
 
+@pytest.mark.parametrize('shape, dtype, how, channels', [
+  ((4, 9, 8), np.uint16, {}, 'c0 c1 c2 c3'), ((9, 8, 4), np.uint16, {}, 'c0 c1 c2 c3'),  # as tifffile writes stacks
+  ((4, 9, 8), np.uint8, {}, 'c0 c1 c2 c3'), ((9, 8, 4), np.uint8, {}, 'R G B'),
+  ((9, 8, 4), np.uint8, {'photometric': 'rgb', 'extrasamples': ['unspecified']}, 'c0 c1 c2 c3'),
+  ((9, 8, 4), np.uint16, {'photometric': 'rgb', 'extrasamples': ['assocalpha'], 'metadata': None, 'software': ''}, 'R G B'),
+  ((9, 8, 5), np.uint8, {'photometric': 'rgb', 'extrasamples': ['unspecified', 'unassalpha']}, 'c0 c1 c2 c3'),
+  ((9, 8, 2), np.uint8, {'photometric': 'minisblack', 'planarconfig': 'contig', 'extrasamples': ['unassalpha']}, 'gray'),
+  ((9, 8, 4), np.uint8, {'photometric': 'separated'}, 'C M Y K')])
+def test_only_alpha_is_left_out(tmp_path, rng, shape, dtype, how, channels):
+  pixels = rng.integers(0, 255, shape).astype(dtype)
+  tifffile.imwrite(tmp_path / 'a.tif', pixels, **how)
+  record = one(tmp_path / 'a.tif')
+  last = np.moveaxis(pixels, 0, -1) if shape[0] == 4 else pixels
+  assert record['channels'] == channels.split()
+  assert np.array_equal(record['image'], last[..., :len(record['channels'])])
+  assert next(readers.outline(tmp_path / 'a.tif'))['image'].shape == record['image'].shape
+  if shape[-1] == 4 and 'R' in channels:  # names for all samples say that none is alpha
+    assert np.array_equal(one(tmp_path / 'a.tif', channels=tuple('wxyz'))['image'], last)
+    assert record['meta']['notes'].startswith('sample 3 left out: alpha')
+
+
+def test_tiff_palettes_and_bilevel_are_as_pillow_reads_them(tmp_path, rng):
+  index = rng.integers(0, 16, (9, 8)).astype(np.uint8)
+  colours = rng.integers(0, 256, (3, 256)).astype(np.uint16)
+  for name, table in (('a', colours * 257), ('b', colours << 8), ('c', colours)):
+    tifffile.imwrite(tmp_path / f'{name}.tif', index, photometric='palette', colormap=table)
+    record = one(tmp_path / f'{name}.tif')
+    assert record['channels'] == ['R', 'G', 'B']
+    assert np.array_equal(record['image'], np.moveaxis(colours[:, index], 0, -1))
+    assert record['image'].dtype == np.uint8
+  assert np.array_equal(one(tmp_path / 'a.tif')['image'], np.asarray(Image.open(tmp_path / 'a.tif').convert('RGB')))
+  [mask] = readers.read_masks(tmp_path / 'a.tif', readers.DEFAULT)
+  assert np.array_equal(mask['image'], index)
+  bits = rng.random((9, 8)) > 0.5
+  for photometric, white in (('miniswhite', 0), ('minisblack', 1)):
+    tifffile.imwrite(tmp_path / 'w.tif', bits, photometric=photometric)
+    assert np.array_equal(one(tmp_path / 'w.tif')['image'][..., 0], np.where(bits == white, 255, 0))
+    assert np.array_equal(one(tmp_path / 'w.tif')['image'][..., 0], np.asarray(Image.open(tmp_path / 'w.tif').convert('L')))
+  deep = rng.integers(0, 4096, (8, 8)).astype(np.uint16)
+  tifffile.imwrite(tmp_path / 'd.tif', deep, photometric='miniswhite', bitspersample=12)
+  assert np.array_equal(one(tmp_path / 'd.tif')['image'][..., 0], 4095 - deep)
+  tifffile.imwrite(tmp_path / 's.tif', deep.astype(np.int16), photometric='miniswhite')
+  assert np.array_equal(one(tmp_path / 's.tif')['image'][..., 0], -1 - deep.astype(np.int16))
+
+
+@pytest.mark.parametrize('way', range(1, 9))
+def test_tiff_orientation(tmp_path, rng, way):
+  pixels = rng.integers(0, 255, (9, 8)).astype(np.uint8)
+  tifffile.imwrite(tmp_path / 'a.tif', pixels, extratags=[(274, 'H', 1, way)], resolution=(400, 250),
+                   resolutionunit='CENTIMETER')
+  record = one(tmp_path / 'a.tif')
+  exif = Image.Exif()
+  exif[0x0112] = way
+  Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
+  assert np.array_equal(record['image'], one(tmp_path / 'a.png')['image'])  # turned by Pillow
+  assert record['spacing'] == pytest.approx([0.04, 0.025] if way < 5 else [0.025, 0.04])
+
+
+def test_tiff_ycbcr_is_as_pillow_converts_it(tmp_path, rng):
+  pixels = rng.integers(0, 256, (9, 8, 3)).astype(np.uint8)
+  for how in ({}, {'planarconfig': 'separate'}):
+    shown = np.moveaxis(pixels, -1, 0) if how else pixels
+    tifffile.imwrite(tmp_path / 'a.tif', shown, photometric='ycbcr', subsampling=(1, 1), compression='zlib', **how)
+    record = one(tmp_path / 'a.tif')
+    expected = np.asarray(Image.fromarray(pixels, 'YCbCr').convert('RGB'), int)
+    assert np.abs(record['image'] - expected).max() <= 2  # its tables are of whole numbers
+    assert record['channels'] == ['R', 'G', 'B']
+
+
+def tiff(tags: dict[int, tuple[str, tuple]], pixels: bytes) -> bytes:
+  """A little-endian TIFF of one strip, written from the specification; values of more than 4 bytes follow the tags."""
+  tags = tags | {273: ('I', (0,)), 279: ('I', (len(pixels),))}
+  rest, entries, end = b'', b'', 8 + 2 + 12 * len(tags) + 4
+  for code, (kind, told) in sorted(tags.items()):
+    if code == 273:
+      told = (end + 100,)
+    data = struct.pack(f'<{len(told)}{kind}', *told)
+    data = data.ljust(4, b'\0') if len(data) <= 4 else struct.pack('<I', end + len(rest := rest + data) - len(data))
+    entries += struct.pack('<HHI', code, {'H': 3, 'I': 4}[kind], len(told)) + data
+  body = struct.pack('<2sHIH', b'II', 42, 8, len(tags)) + entries + bytes(4) + rest
+  return body.ljust(end + 100, b'\0') + pixels
+
+
+def test_tiff_bits_fill_order_and_what_is_refused(tmp_path, rng):
+  plain = {256: ('I', (16,)), 257: ('I', (4,)), 258: ('H', (1,)), 259: ('H', (1,)), 262: ('H', (1,)), 277: ('H', (1,)),
+           278: ('I', (4,))}
+  def read(pixels: bytes, **tags):
+    (tmp_path / 'a.tif').write_bytes(tiff(plain | {int(k[1:]): ('H', (v,)) for k, v in tags.items()}, pixels))
+    return one(tmp_path / 'a.tif')['image'][..., 0]
+  bits = rng.integers(0, 2, (4, 16))
+  assert np.array_equal(read(np.packbits(bits, axis=1).tobytes()), 255 * bits)
+  assert np.array_equal(read(np.packbits(bits, axis=1, bitorder='little').tobytes(), t266=2), 255 * bits)
+  for depth in (2, 4, 12):
+    stored = rng.integers(0, 2**depth, (4, 16))
+    packed = np.packbits((stored[..., None] >> np.arange(depth)[::-1] & 1).reshape(4, -1), axis=1).tobytes()
+    assert np.array_equal(read(packed, t258=depth), stored)
+    assert np.array_equal(read(packed, t258=depth, t262=0), 2**depth - 1 - stored)
+  for tags, said in (({'t262': 32803}, 'PhotometricInterpretation is 32803 .a colour filter array.: expected gray'),
+                     ({'t262': 8}, 'CIELab'), ({'t262': 7}, 'PhotometricInterpretation is 7: expected one of 0, 1'), ({'t262': 32845}, 'LogLuv'), ({'t274': 9}, 'Orientation is 9: expected one of 1, 2'),
+                     ({'t262': 3}, 'no ColorMap'), ({'t262': 2}, 'SamplesPerPixel is 1: expected at least 3'),
+                     ({'t258': 128, 't339': 1}, 'SampleFormat is 1 of 128 bits: expected')):
+    with pytest.raises(ValueError, match=said):
+      read(bytes(1024), **{'t258': 8} | tags)
+  tifffile.imwrite(tmp_path / 'f.tif', np.ones((4, 4), np.float32), photometric='miniswhite')
+  with pytest.raises(ValueError, match='min is white. of floating point'):
+    one(tmp_path / 'f.tif')
+  with tifffile.TiffWriter(tmp_path / 'w.tif') as w:
+    for way in (1, 6):
+      w.write(np.ones((4, 5), np.uint8), contiguous=False, extratags=[(274, 'H', 1, way)], metadata=None)
+  with pytest.raises(ValueError, match=r'Orientation differs between pages of one image: \[1, 6\]'):
+    one(tmp_path / 'w.tif')
+
+
+def test_tiff_masks_and_smaller_copies_are_left_out(tmp_path, rng):
+  pixels = rng.integers(0, 255, (8, 8)).astype(np.uint8)
+  for extra in ({'subfiletype': 1}, {'subfiletype': 4}, {'extratags': [(255, 'H', 1, 2)]}):
+    with tifffile.TiffWriter(tmp_path / 'a.tif') as w:
+      w.write(pixels, metadata=None)
+      w.write(pixels[::2, ::2] > 9, metadata=None, photometric='minisblack', **extra)
+    assert np.array_equal(one(tmp_path / 'a.tif')['image'][..., 0], pixels)
+
+
 def test_arrays(tmp_path, rng):
   def saved(shape, dtype=np.float32, **options):
     array = (rng.random(shape) * 100).astype(dtype)
