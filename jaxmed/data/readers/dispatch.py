@@ -106,7 +106,8 @@ def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLik
 
 def _named(records: Iterable[Record], options: Options) -> Iterator[Record]:
   for record in records:
-    yield record | {'image': check_pixels(record['image']), 'channels': _name_channels(record, options)}
+    image = check_pixels(record['image'], options.nan == 'refuse')
+    yield record | {'image': image, 'channels': _name_channels(record, options)}
 
 
 def _name_channels(record: Record, options: Options) -> list[str]:
@@ -127,7 +128,7 @@ def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
     ValueError: more than one value a pixel, or values that are no integers; and as readers.read does.
   """
   plain = dataclasses.replace(options, channels=None, volumes='whole', spacing=None, crop='none', min_content=0.0,
-                              slides='auto')
+                              slides='auto', nan='refuse' if options.nan == 'refuse' else '0')
   try:
     found = _palette(path) if kind(path) == 'image' else []
     if kind(path) == 'tiff':

@@ -30,7 +30,8 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   """Yields the volumes [D, H, W, C] of a file, turned to RAS as NIfTI is; a plane of a two-dimensional file is
   [H, W, C] as it lies.
 
-  The components of a pixel are channels; a fourth axis of at most MAX_CHANNELS is, too, a longer one is time.
+  The components of a pixel are channels; a fourth axis of at most MAX_CHANNELS is, too, a longer one is time, and so is
+  an axis whose kind is time by NRRD's header.
 
   Raises:
     ValueError: damaged, truncated, or its pixels lie in several files or in one outside the header's folder.
@@ -63,7 +64,7 @@ def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   else:
     array = array.T if rank == 4 else array.T[..., None]  # [(t,) z, y, x] -> [x, y, z, t or 1]
   volume, where = to_ras(array, _affine(image))
-  yield from _volumes(volume, record | where, parts)
+  yield from _volumes(volume, record | where, parts, _is_time(image))
 
 
 def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
@@ -88,14 +89,23 @@ def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
   return image, sitk.GetArrayFromImage(image), parts
 
 
-def _volumes(volume: np.ndarray, record: Record, parts: int) -> Iterator[Record]:
+def _volumes(volume: np.ndarray, record: Record, parts: int, is_time: bool) -> Iterator[Record]:
   count = volume.shape[-1]
-  if count <= MAX_CHANNELS:
+  if count == 1 or (count <= MAX_CHANNELS and not is_time):
     yield whole(volume, record | {'channels': _names(count) if parts > 1 else numbered(count)})
     return
   for t in range(count):
     meta = record['meta'] | {'notes': f'volume {t} of {count} in time'}
     yield whole(volume[..., t : t + 1], record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta})
+
+
+def _is_time(image) -> bool:
+  """Whether the last axis is time by NRRD's header; a ValueError where another one is."""
+  kinds = [image.GetMetaData(k) if image.HasMetaDataKey(k) else '' for k in (
+    f'NRRD_kinds[{i}]' for i in range(image.GetDimension()))]
+  if 'time' in kinds[:-1]:
+    raise ValueError(f'kinds are {", ".join(kinds)}: expected time, if there is such an axis, to be the last one')
+  return len(kinds) == 4 and kinds[-1] == 'time'
 
 
 def _names(parts: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the samples of a TIFF mean: which are colours, which are none, and how the rows lie (TIFF 6.0, sections 3 to 23)."""
+"""What the samples of a TIFF mean: which are colours, which are none, and how the rows lie (TIFF 6.0)."""
 
 import dataclasses
 from typing import Any
@@ -101,13 +101,14 @@ def _check(page) -> None:
   if kind == _PALETTE and (page.colormap is None or page.dtype.kind not in 'bu'):
     raise ValueError('PhotometricInterpretation is 3 (palette), but there is no ColorMap for its values')
   if _is_ycbcr(page) and (page.is_subsampled or page.dtype != np.uint8):
-    raise ValueError(f'YCbCr of {page.dtype}, YCbCrSubSampling {page.subsampling}, Compression {int(page.compression)}: '
-                     'expected uint8 without subsampling, or JPEG')
+    raise ValueError(f'YCbCr of {page.dtype}, YCbCrSubSampling {page.subsampling}, Compression '
+                     f'{int(page.compression)}: expected uint8 without subsampling, or JPEG')
 
 
 def _display_table(tif, page) -> str:
   """What is noted where a colour map only says how to show intensities, as programs of microscopes write it."""
-  shown = any(getattr(tif, f'is_{k}') for k in ('imagej', 'ome', 'fluoview', 'stk', 'lsm', 'micromanager', 'metaseries'))
+  kinds = ('imagej', 'ome', 'fluoview', 'stk', 'lsm', 'micromanager', 'metaseries')
+  shown = any(getattr(tif, f'is_{k}') for k in kinds)
   return 'ColorMap left out: it says how to show intensities' if shown else ''
 
 

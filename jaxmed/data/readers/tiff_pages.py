@@ -142,7 +142,7 @@ def _plain(complaint: str) -> str:
   if not (found := re.match(r'<tifffile\.TiffTag (\d+) .*raised .*?[\'"(](-?\d+) is not a valid (\w+)', complaint)):
     return complaint
   code, value, values = found.groups()
-  name = tifffile.TIFF.TAGS.get(int(code)) or f'tag {code}'
+  name = str(tifffile.TIFF.TAGS.get(int(code)) or f'tag {code}')  # type: ignore[call-overload]
   valid = sorted(int(v) for v in getattr(tifffile, values, ()))
   return f'{name} is {value}: expected one of {", ".join(map(str, valid))}'
 

@@ -31,6 +31,8 @@ SUFFIXES = {
 }
 # Kinds whose files are grouped before they are read.
 GROUPED = frozenset({'dicom'})
+# What lies on the grid of an image and changes with it.
+BESIDE = ('mask', 'filled')
 # `groups` gives files that hold no image at all (reports, structure sets) as rejects whose reason begins so.
 NO_IMAGE = 'no image: '
 # Images and planes below `Options.min_content` are listed with a reason that begins so.
@@ -46,12 +48,13 @@ NO_CONTENT = 'no content: '
 #   tile_xy        [x, y] of a tile's corner, in pixels of the slide's full resolution
 #   bits           bits stored
 #   site           salted hash of the institution's name
+#   nan_filled     pixels (in all channels) that were NaN or infinite and were filled, see Options.nan
 #   intensity      'hu' (CT, int16 Hounsfield units), 'mr', 'pet' or 'native'
 META: dict[str, pa.DataType] = {
   'modality': pa.string(), 'window': pa.list_(pa.float32()), 'orientation': pa.string(),
   'direction': pa.list_(pa.float32()), 'origin': pa.list_(pa.float32()), 'frame_seconds': pa.float64(),
   'level_mpp': pa.float32(), 'tile_xy': pa.list_(pa.int32()), 'bits': pa.int32(), 'notes': pa.string(),
-  'site': pa.string(), 'intensity': pa.string(),
+  'site': pa.string(), 'intensity': pa.string(), 'nan_filled': pa.int64(),
 }
 _MAGIC = (
   (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'),
@@ -63,6 +66,7 @@ VOLUMES = ('slices', 'whole')
 PLANES = ('axial', 'acquired')
 SLIDES = ('auto', 'tiles')
 CROPS = ('none', 'foreground')
+NAN = ('refuse', '0', 'mean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Options:
     crop: 'foreground' keeps the box around what is no background (see readers.content), not of tiles and clips.
     margin: pixels that the box is wider on each side.
     min_content: the share of pixels that are no background below which an image or plane is left out.
+    nan: pixels that are NaN, infinite or beyond float32: 'refuse' the file, or fill them with '0', or with the 'mean'
+      of the channel in that image (a volume is one).
   """
 
   channels: tuple[str, ...] | None = None
@@ -98,12 +104,14 @@ class Options:
   crop: str = 'none'
   margin: int = 4
   min_content: float = 0.0
+  nan: str = 'refuse'
 
   def __post_init__(self):
     choose('volumes', self.volumes, VOLUMES)
     choose('plane', self.plane, PLANES)
     choose('slides', self.slides, SLIDES)
     choose('crop', self.crop, CROPS)
+    choose('nan', self.nan, NAN)
     for name in ('mpp', 'tile', 'every'):
       if not 0 < getattr(self, name) < float('inf'):
         raise UserError(f'{name} is {getattr(self, name)}: expected a number above 0')
@@ -233,13 +241,13 @@ def _is_dicom(head: bytes) -> bool:
   return head[128:132] == b'DICM'
 
 
-def check_pixels(image: np.ndarray) -> np.ndarray:
+def check_pixels(image: np.ndarray, finite: bool = True) -> np.ndarray:
   """Returns pixels in a storable type: small integers as they are, every float as float32, C order.
 
   Booleans become 0 and 255; 64-bit integers become int32 when they fit, else float32.
 
   Raises:
-    ValueError: no pixels, NaN or infinity, or numbers that are not real.
+    ValueError: no pixels, numbers that are not real, or (`finite`) NaN, infinity or what float32 cannot hold.
   """
   if image.size == 0:
     raise ValueError(f'the image has no pixels (shape {list(image.shape)})')
@@ -248,9 +256,9 @@ def check_pixels(image: np.ndarray) -> np.ndarray:
   elif image.dtype.kind == 'f':
     with np.errstate(over='ignore'):
       image = image.astype(np.float32)
-    bad = int(image.size - np.isfinite(image).sum())
-    if bad:
-      raise ValueError(f'{bad} of {image.size} pixels are NaN, infinite or beyond float32')
+    if finite and (bad := int(image.size - np.isfinite(image).sum())):
+      raise ValueError(f'{bad} of {image.size} pixels are NaN ({int(np.isnan(image).sum())}), infinite or beyond '
+                       'float32: expected numbers, or --nan 0 or --nan mean, which fill them')
   elif image.dtype.kind in 'iu':
     if image.dtype.itemsize == 8:
       fits = image.min() >= -2**31 and image.max() < 2**31
