@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -181,7 +181,7 @@ def stem(path: str | os.PathLike) -> str:
 
 
 def known(path: str | os.PathLike) -> bool:
-  """Whether some reader takes this file: its suffix is known, or it is DICOM by its header (132 bytes are read).
+  """Whether some reader takes this file: its suffix is known, or it is DICOM by its first bytes (132 are read).
 
   DICOMDIR, the list of a medium's files, is not: the files themselves are found beside it.
   """
@@ -238,7 +238,27 @@ def _head(path: str | os.PathLike) -> bytes:
 
 
 def _is_dicom(head: bytes) -> bool:
-  return head[128:132] == b'DICM'
+  """Whether a file begins as DICOM: with its preamble, or without one by two elements of the groups 2 and 8."""
+  if head[128:132] == b'DICM':
+    return True
+  order: Literal['little', 'big'] = 'big' if head[:1] == b'\0' else 'little'
+  at, tags = 0, [(0, 0)]
+  while at + 8 <= len(head) and len(tags) < 4:
+    group, element = (int.from_bytes(head[at + i : at + i + 2], order) for i in (0, 2))
+    if group not in (2, 8) or (group, element) <= tags[-1]:
+      return False
+    tags.append((group, element))
+    vr = head[at + 4 : at + 6]
+    if vr in (b'OB', b'OW', b'UN', b'UT', b'SQ'):
+      size, start = int.from_bytes(head[at + 8 : at + 12], order), 12
+    elif vr.isalpha() and vr.isupper():
+      size, start = int.from_bytes(head[at + 6 : at + 8], order), 8
+    else:
+      size, start = int.from_bytes(head[at + 4 : at + 8], order), 8
+    if size % 2 or size > 1 << 16:
+      return False
+    at += start + size
+  return len(tags) > 2
 
 
 def check_pixels(image: np.ndarray, finite: bool = True) -> np.ndarray:
