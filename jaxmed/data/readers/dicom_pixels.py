@@ -162,7 +162,7 @@ def transform(data: Any, raw: np.ndarray, value: Callable[[str], Any]) -> Pixels
 def _half_told(value: Callable[[str], Any]) -> tuple[str, ...]:
   """What is noted where a header has one of both numbers of a rescale."""
   missing = [f'{name} is missing: {default} was taken'
-             for name, default in (('RescaleSlope', 1), ('RescaleIntercept', 0)) if value(name) is None]
+             for name, default in (('RescaleSlope', 1), ('RescaleIntercept', 0)) if value(name) in (None, '')]
   return tuple(missing) if len(missing) == 1 else ()
 
 
@@ -181,7 +181,7 @@ def _modality(data, raw, value, modality, ends):
 
     bits = int(data.ModalityLUTSequence[0].LUTDescriptor[2])
     return apply_modality_lut(raw, data), (0, (1 << bits) - 1), intensity
-  told = value('RescaleSlope'), value('RescaleIntercept')
+  told = tuple(None if v == '' else v for v in (value('RescaleSlope'), value('RescaleIntercept')))
   if told == (None, None):
     return raw, ends, intensity
   slope, intercept = (float(1 - i if v is None else v) for i, v in enumerate(told))
