@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmed.data.readers import tiff_colour
 from jaxmed.data.readers.tiff_pages import channel_names, no_complaints, open_tiff, pixel_size
-from jaxmed.data.readers.types import DEFAULT, SUFFIXES, Options, Record, check_size, stand_in, stem, suffix
+from jaxmed.data.readers.types import DEFAULT, SUFFIXES, Options, Record, check_size, number, stand_in, stem, suffix
 from jaxmed.data.resize import resize
 from jaxmed.errors import need
 
@@ -193,7 +193,7 @@ def open_openslide(path: str | os.PathLike) -> Iterator[Slide]:
   """A slide by OpenSlide; transparent pixels, which were not scanned, become white."""
   openslide = need('openslide', 'slides')
   with openslide.OpenSlide(pathlib.Path(path)) as handle:
-    mpp = [float(handle.properties.get(f'openslide.mpp-{a}') or 0) for a in 'yx']
+    mpp = [number(handle.properties.get(f'openslide.mpp-{a}'), f'openslide.mpp-{a}') for a in 'yx']
     if not all(mpp):
       raise ValueError('does not say how large its pixels are: no tiles of a stated resolution can be cut')
 

@@ -5,8 +5,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxmed.data.readers import slide, tiff_colour
-from jaxmed.data.readers.tiff_pages import channel_names, no_complaints, open_tiff, pixel_size, seconds
+from jaxmed.data.readers import ome_set, slide, tiff_colour
+from jaxmed.data.readers.tiff_pages import (
+  channel_names,
+  no_complaints,
+  ome_names,
+  ome_root,
+  ome_uuid,
+  open_tiff,
+  pixel_size,
+  seconds,
+)
 from jaxmed.data.readers.types import (
   DEFAULT,
   MAX_CHANNELS,
@@ -53,11 +62,13 @@ def _read(path: str | os.PathLike, options: Options, pixels: bool, palette: bool
     return
   with no_complaints():
     tif = open_tiff(path)
-    images = _images(tif)
+    images, note = _own(tif, path)
+    images = images or _images(tif)
   with tif:
     for part, index, series in images:
       with no_complaints():
         volumes, axes, record = _load(tif, index, series, options.channels if palette else None, pixels, palette)
+      record['meta'] |= {'notes': '; '.join(filter(None, (record['meta'].get('notes'), note)))} if note else {}
       yield from records(volumes, axes, record | {'subject': stem(path), 'source': 'tiff', 'part': part}, options)
 
 
@@ -89,6 +100,19 @@ def _in_time(volumes: np.ndarray, record: Record, options: Options) -> Iterator[
 
 def _known(spacing: list | None) -> list[float] | None:
   return spacing if spacing and None not in spacing else None
+
+
+def _own(tif, path: str | os.PathLike) -> tuple[list[tuple[str, int, list]], str]:
+  """What `_images` gives of a file of an OME set, and a note on what is missing; nothing of another file."""
+  if tif.is_ome or (root := ome_root(tif)) is None:
+    return [], ''
+  if not (others := ome_set.others(root, ome_uuid(tif), path)) and not list(root.findall('.//{*}Image')):
+    return [], 'the file with its metadata (BinaryOnly) is missing: names and spacing are unknown'
+  missing = [n for n in others if not ome_set.is_there(path, n)]
+  note = f'{len(missing)} of {len(others) + 1} files of its OME set are missing: {", ".join(missing[:3])}'
+  planes = ome_set.own_planes(root, ome_uuid(tif), tif, os.path.basename(path))
+  several = len(planes) > 1
+  return [(f's{p.index:02d}' if several else '', p.index, [p]) for p in planes], note if missing else ''
 
 
 def _images(tif) -> list[tuple[str, int, list]]:
@@ -123,8 +147,17 @@ def _load(tif, index: int, series: list, names: Sequence[str] | None, pixels: bo
   meta = {'orientation': 'native'} | ({'frame_seconds': step} if (step := seconds(tif, index)) else {})
   meta |= {'notes': '; '.join(told.notes)} if told.notes else {}
   z, y, x = pixel_size(tif, index, first) or (None, None, None)
-  return volume, axes, {'channels': channel_names(tif, index, volume.shape[-1], told.names), 'meta': meta,
+  return volume, axes, {'channels': _names(tif, index, series[0], volume.shape[-1], told.names), 'meta': meta,
                         'spacing': None if y is None else [z, x, y] if way >= 5 else [z, y, x]}
+
+
+def _names(tif, index: int, series, count: int, otherwise: Sequence[str]) -> list[str]:
+  """The names of the channels; of a file of an OME set, of those that it holds."""
+  if isinstance(series, ome_set.Planes):
+    names = ome_names(tif, index)
+    own = [names[c] for c in series.channels if c < len(names)]
+    return own if len(own) == count == len(set(own)) and all(own) else channel_names(tif, -1, count, otherwise)
+  return channel_names(tif, index if tif.is_ome or ome_root(tif) is None else -1, count, otherwise)
 
 
 def _samples_last(array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:

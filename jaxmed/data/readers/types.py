@@ -300,6 +300,21 @@ def check_size(shape: Sequence[int], dtype: np.dtype) -> None:
                      f'{MAX_BYTES / 2**30:.0f} GiB is refused')
 
 
+def number(told: Any, field: str) -> float:
+  """A number of a header, 0 where there is none.
+
+  Raises:
+    ValueError: a text that is no finite number, such as one with a decimal comma.
+  """
+  try:
+    value = float(told or 0)
+  except (TypeError, ValueError):
+    value = float('nan')
+  if not np.isfinite(value):
+    raise ValueError(f'{field} is {told!r}: expected a number with a decimal point')
+  return value
+
+
 def numbered(count: int) -> list[str]:
   """Names for channels that nobody named: ['gray'] for one, else ['c0', 'c1', ...]."""
   return ['gray'] if count == 1 else [f'c{i}' for i in range(count)]

@@ -86,7 +86,8 @@ def _frames(av, path: str | os.PathLike, every: float) -> Iterator[tuple[float, 
       stream = container.streams.video[0]
       check_size((stream.height, stream.width, 4), np.dtype(np.uint8))
       stream.thread_type = 'AUTO'
-      first, last, taken, packets = None, 0.0, 0, []
+      first, last, taken = None, 0.0, 0
+      packets: list[tuple[float, float]] = []
       for frame in _decoded(container, stream, packets):
         first = frame.time if first is None else first
         if first is None or frame.time is None:
@@ -107,7 +108,8 @@ def _decoded(container, stream, packets: list[tuple[float, float]]) -> Iterator:
   for packet in container.demux(stream):
     if packet.dts is not None or packet.pts is not None or packet.size:  # the last packet is empty: it flushes
       start = packet.dts if packet.pts is None else packet.pts
-      packets.append(tuple(float((t or 0) * packet.time_base) for t in (start, (start or 0) + (packet.duration or 0))))
+      start, length = (float((t or 0) * packet.time_base) for t in (start, packet.duration))
+      packets.append((start, start + length))
     yield from packet.decode()
 
 

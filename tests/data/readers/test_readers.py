@@ -101,6 +101,72 @@ def test_tiff_channel_names(tmp_path, rng, kind):
   assert np.array_equal(record['image'], np.moveaxis(pixels, 0, -1))
 
 
+def ome_set(folder, names, pixels, missing=()):
+  """Files of one channel [Z, H, W] each, by the model of OME: every file lists the planes of all."""
+  depth, height, width = pixels.shape[1:]
+  uuids = [f'urn:uuid:{i}' for i in range(len(names))]
+  data = ''.join(f'<TiffData FirstC="{c}" FirstZ="{z}" FirstT="0" IFD="{z}" PlaneCount="1"><UUID FileName="{n}.ome.tif">'
+                 f'{uuids[c]}</UUID></TiffData>' for c, n in enumerate(names) for z in range(depth))
+  channels = ''.join(f'<Channel ID="Channel:0:{c}" Name="{n}"/>' for c, n in enumerate(names))
+  for c, name in enumerate(names):
+    told = (f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[c]}">'
+            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="{width}" '
+            f'SizeY="{height}" SizeZ="{depth}" SizeC="{len(names)}" SizeT="1" PhysicalSizeX="0.5" PhysicalSizeY="0.5">'
+            f'{channels}{data}</Pixels></Image></OME>')
+    if name not in missing:
+      tifffile.imwrite(folder / f'{name}.ome.tif', pixels[c], description=told, metadata=None, photometric='minisblack')
+
+
+@pytest.mark.parametrize('names', [['DAPI', 'actin'], ['DAPI', 'actin', 'tubulin']])
+@pytest.mark.parametrize('gone', [0, 1])
+def test_files_of_an_ome_set_are_read_without_the_missing_one(tmp_path, rng, names, gone):
+  pixels = rng.integers(0, 60000, (len(names), 2, 8, 9)).astype(np.uint16)
+  ome_set(tmp_path, names, pixels, missing=names[gone])
+  for c, name in enumerate(names):
+    if c == gone:
+      continue
+    record = one(tmp_path / f'{name}.ome.tif', volumes='whole')
+    assert record['channels'] == [name]
+    assert np.array_equal(record['image'][..., 0], pixels[c])
+    assert record['meta']['notes'] == f'1 of {len(names)} files of its OME set are missing: {names[gone]}.ome.tif'
+    assert next(readers.outline(tmp_path / f'{name}.ome.tif'))['image'].shape == record['image'].shape
+  ome_set(tmp_path, names, pixels)
+  record = one(tmp_path / 'actin.ome.tif', volumes='whole')
+  assert record['channels'] == ['actin']
+  assert 'notes' not in record['meta']
+  (tmp_path / 'actin.ome.tif').rename(tmp_path / 'renamed.ome.tif')  # still known by its UUID
+  assert one(tmp_path / 'renamed.ome.tif', volumes='whole')['channels'] == ['actin']
+
+
+def test_ome_metadata_beside_the_pixels(tmp_path, rng):
+  pixels = rng.integers(0, 60000, (2, 2, 8, 9)).astype(np.uint16)
+  ome_set(tmp_path, ['a', 'b'], pixels)
+  with tifffile.TiffFile(tmp_path / 'a.ome.tif') as tif:
+    (tmp_path / 'x.companion.ome').write_text(tif.pages[0].description)
+  told = ('<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+          '<BinaryOnly MetadataFile="x.companion.ome" UUID="urn:uuid:9"/></OME>')
+  tifffile.imwrite(tmp_path / 'b.ome.tif', pixels[1], description=told, metadata=None, photometric='minisblack')
+  record = one(tmp_path / 'b.ome.tif', volumes='whole')
+  assert record['channels'] == ['b']
+  assert np.array_equal(record['image'][..., 0], pixels[1])
+  (tmp_path / 'x.companion.ome').unlink()
+  record = one(tmp_path / 'b.ome.tif')
+  assert record['channels'] == ['c0', 'c1']
+  assert 'BinaryOnly' in record['meta']['notes']
+
+
+def test_metadata_that_do_not_hold_are_named(tmp_path):
+  pixels = np.ones((8, 9), np.uint16)
+  for told, said in (('<OME><Image></OME>', 'ImageDescription holds OME-XML that does not parse .mismatched tag'),
+                     ('<OME><Image ID="Image:0"><Pixels ID="P:0" DimensionOrder="XYZCT" Type="uint16" SizeX="9" SizeY="8" '
+                      'SizeZ="1" SizeC="1" SizeT="1" PhysicalSizeX="0,5" PhysicalSizeY="0.5"><TiffData/></Pixels></Image>'
+                      '</OME>', "PhysicalSizeX is '0,5': expected a number with a decimal point"),
+                     ('ImageJ=1.53\nimages=1\nunit=micron\nspacing=0,5\n', "spacing is '0,5'")):
+    tifffile.imwrite(tmp_path / 'a.tif', pixels, description=told, metadata=None)
+    with pytest.raises(ValueError, match=said):
+      one(tmp_path / 'a.tif')
+
+
 def test_tiff_volume_and_colour_and_inversion(tmp_path, rng):
   pixels = rng.integers(0, 255, (4, 2, 6, 7)).astype(np.uint8)
   tifffile.imwrite(tmp_path / 'v.tif', pixels, imagej=True, metadata={'axes': 'ZCYX'})
