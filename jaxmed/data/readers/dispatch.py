@@ -1,5 +1,6 @@
 """Which reader takes a file: reading a file, a group, parts or a mask, whatever its format."""
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -142,7 +143,10 @@ def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
 
 
 def _palette(path: str | os.PathLike) -> list[Record]:
-  from PIL import Image
+  from PIL import Image, UnidentifiedImageError
 
-  with Image.open(path) as handle:
+  from jaxmed.data.readers.image import FORMATS
+
+  with contextlib.suppress(UnidentifiedImageError), Image.open(path, formats=FORMATS) as handle:
     return [{'image': np.asarray(handle)[..., None], 'spacing': None}] if handle.mode == 'P' else []
+  return []

@@ -23,6 +23,9 @@ from jaxmed.errors import need
 
 _HEAD = 1 << 16  # bytes
 _AXES = re.compile(rb'^\s*(?:NDims|dimension)\s*[=:]\s*(\d{1,9})', re.MULTILINE | re.IGNORECASE)
+# Numbers with a comma in them, of fields that separate theirs by blanks.
+_DECIMALS = re.compile(rb'^\s*(ElementSpacing|ElementSize|Offset|Origin|Position|TransformMatrix|Rotation|Orientation|'
+                       rb'spacings|thicknesses)\s*[=:]([^\r\n]*\d,\d[^\r\n]*)', re.MULTILINE | re.IGNORECASE)
 _DATA_FILE = re.compile(rb'^\s*(?:ElementDataFile|data ?file)\s*[=:](.+)$', re.MULTILINE | re.IGNORECASE)
 
 
@@ -85,7 +88,9 @@ def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
   except RuntimeError as e:
     last = str(e).strip().splitlines()[-1].strip()
     # MetaImage gives the system's last error as the reason, whatever went wrong.
-    raise ValueError(f'SimpleITK: {"damaged or truncated" if last.startswith("Reason") else last}') from e
+    if last.startswith('Reason'):
+      last = f'damaged or truncated: expected pixels of size {list(reader.GetSize())}'
+    raise ValueError(f'SimpleITK: {last}') from e
   return image, sitk.GetArrayFromImage(image), parts
 
 
@@ -135,6 +140,8 @@ def _check_header(path: pathlib.Path) -> str:
   for axes in _AXES.findall(head):
     if not 2 <= int(axes) <= 4:
       raise ValueError(f'has {int(axes)} axes: expected 2, 3 or 4')
+  for field, told in _DECIMALS.findall(head):
+    raise ValueError(f'{field.decode()} is {told.strip().decode("latin1")!r}: expected numbers with a decimal point')
   for name in _DATA_FILE.findall(head):
     _check_data_file(path, name.decode('utf-8', 'replace').strip())
   return 'NrrdImageIO' if head.startswith(b'NRRD') else 'MetaImageIO'
@@ -146,5 +153,7 @@ def _check_data_file(path: pathlib.Path, name: str) -> None:
     raise ValueError(f'its pixels lie in {name}, outside the folder of the header')
   if name.upper().startswith('LIST') or '%' in name:
     raise ValueError('its pixels lie in several files: expected one')
+  if name != 'LOCAL' and not (path.parent / place).exists():
+    raise ValueError(f'its pixels lie in {name}, which is not there: expected that file beside the header')
   if (path.parent / place).is_symlink():
     raise ValueError(f'its pixels lie behind a link, {name}')

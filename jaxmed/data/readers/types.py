@@ -18,7 +18,11 @@ MAX_CHANNELS = 16
 # A header can claim any size: what would decode to more than this is refused before it is decoded.
 MAX_BYTES = 4 << 30
 SUFFIXES = {
-  '.png': 'image', '.jpg': 'image', '.jpeg': 'image',
+  '.png': 'image', '.jpg': 'image', '.jpeg': 'image', '.jpe': 'image', '.jfif': 'image',
+  '.bmp': 'image', '.dib': 'image', '.gif': 'image', '.webp': 'image', '.tga': 'image', '.pcx': 'image',
+  '.qoi': 'image',
+  '.pbm': 'image', '.pgm': 'image', '.ppm': 'image', '.pnm': 'image', '.pfm': 'image',
+  '.jp2': 'image', '.j2k': 'image', '.jpx': 'image', '.jpf': 'image', '.j2c': 'image', '.jpc': 'image',
   '.tif': 'tiff', '.tiff': 'tiff', '.lsm': 'tiff', '.stk': 'tiff',
   '.svs': 'slide', '.ndpi': 'slide', '.scn': 'slide', '.qptiff': 'slide', '.bif': 'slide', '.mrxs': 'slide',
   '.vms': 'slide', '.vmu': 'slide', '.svslide': 'slide',
@@ -57,7 +61,8 @@ META: dict[str, pa.DataType] = {
   'site': pa.string(), 'intensity': pa.string(), 'nan_filled': pa.int64(),
 }
 _MAGIC = (
-  (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'),
+  (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'), (b'GIF8', 'image'),
+  (b'\0\0\0\x0cjP  \r\n', 'image'), (b'\xff\x4f\xff\x51', 'image'),
   (b'II*\x00', 'tiff'), (b'MM\x00*', 'tiff'), (b'II+\x00', 'tiff'), (b'MM\x00+', 'tiff'),
   (b'\x93NUMPY', 'array'), (b'\x89HDF\r\n\x1a\n', 'array'), (b'NRRD000', 'itk'),
   (b'PK\x03\x04', 'array'), (b'ZISRAWFILE', 'czi'),
@@ -219,7 +224,8 @@ def kind(path: str | os.PathLike) -> str:
     return 'dicom'
   found = suffix(path)
   if found is None:
-    raise ValueError(f'no reader for this suffix; known: {", ".join(SUFFIXES)}')
+    named = pathlib.Path(path).suffix or 'a name without a suffix'
+    raise ValueError(f'no reader for {named}; known: {", ".join(SUFFIXES)}')
   if not head:
     raise ValueError('the file is empty (0 bytes)')
   if SUFFIXES[found] == 'slide':  # most are TIFF inside

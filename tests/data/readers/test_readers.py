@@ -71,6 +71,65 @@ def test_alpha_and_palette_and_orientation(tmp_path, rng):
   assert np.array_equal(one(tmp_path / 't.png')['image'][..., 0], np.rot90(gray, -1))
 
 
+@pytest.mark.parametrize('suffix', ['bmp', 'dib', 'webp', 'gif', 'tga', 'pcx', 'qoi', 'ppm', 'pnm', 'jp2', 'j2k', 'jfif'])
+def test_what_pillow_decodes_is_read(tmp_path, rng, suffix):
+  colour = rng.integers(0, 256, (8, 9, 3)).astype(np.uint8)
+  gray = colour[..., 0]
+  how = {'webp': {'lossless': True}, 'jp2': {'irreversible': False}}.get(suffix, {})
+  for name, pixels in (('c', colour), ('g', gray))[:1 if suffix in ('gif', 'qoi') else 2]:
+    path = tmp_path / f'{name}.{suffix}'
+    Image.fromarray(pixels).save(path, **how, **({'format': 'JPEG'} if suffix == 'jfif' else {}))
+    record = one(path)
+    with Image.open(path) as written:
+      expected = np.asarray(written.convert('RGB' if written.mode not in ('L', 'P') or name == 'c' else 'L'))
+    assert np.array_equal(record['image'], expected if expected.ndim == 3 else expected[..., None])
+    if suffix not in ('gif', 'jfif'):  # of few colours, or with loss
+      assert np.array_equal(record['image'].reshape(8, 9, -1)[..., :pixels.shape[-1] if name == 'c' else 1],
+                            pixels.reshape(8, 9, -1))
+    assert next(readers.outline(path))['image'].shape[:2] == (8, 9)
+
+
+@pytest.mark.parametrize('kind, top, dtype', [(2, 255, 'u1'), (5, 200, 'u1'), (5, 4095, '>u2'), (6, 65535, '>u2'), (3, 700, '>u2')])
+def test_pnm_keeps_the_values_that_it_stores(tmp_path, rng, kind, top, dtype):
+  pixels = rng.integers(0, top + 1, (5, 7, 3 if kind in (3, 6) else 1))
+  head = f'P{kind} # by hand\n# more\n7 5\n{top}\n'.encode()
+  body = pixels.astype(dtype).tobytes() if kind > 3 else ' '.join(map(str, pixels.ravel())).encode() + b'\n'
+  (tmp_path / 'a.pnm').write_bytes(head + body)
+  record = one(tmp_path / 'a.pnm')
+  assert np.array_equal(record['image'], pixels)
+  assert record['image'].dtype == (np.uint8 if top < 256 else np.uint16)
+  for broken in (head + body[:-2 if kind > 3 else -9], head + body + b'12 12', head.replace(b'7 5', b'7 0') + body):
+    (tmp_path / 'a.pnm').write_bytes(broken)
+    with pytest.raises(ValueError, match=r'values that its header tells of|header of P\d is'):
+      one(tmp_path / 'a.pnm')
+
+
+def test_bits_floats_deep_jpeg_2000_and_animations(tmp_path, rng):
+  bits = rng.random((5, 11)) > 0.5
+  Image.fromarray(bits).save(tmp_path / 'a.pbm')
+  assert np.array_equal(one(tmp_path / 'a.pbm')['image'][..., 0], bits * np.uint8(255))
+  (tmp_path / 'b.pbm').write_bytes(b'P1\n3 2\n010\n1 1 0\n')
+  assert one(tmp_path / 'b.pbm')['image'][..., 0].tolist() == [[255, 0, 255], [0, 0, 255]]
+  floats = rng.random((4, 5, 3)).astype('<f4')
+  (tmp_path / 'a.pfm').write_bytes(b'PF\n5 4\n-1.0\n' + floats[::-1].tobytes())
+  assert np.array_equal(one(tmp_path / 'a.pfm')['image'], floats)
+  imagecodecs = pytest.importorskip('imagecodecs')
+  deep = rng.integers(0, 65536, (16, 20, 3)).astype(np.uint16)
+  (tmp_path / 'a.jp2').write_bytes(imagecodecs.jpeg2k_encode(deep, level=0, reversible=True))
+  assert np.array_equal(one(tmp_path / 'a.jp2')['image'], deep)
+  frames = [Image.fromarray(rng.integers(0, 255, (8, 8)).astype(np.uint8)) for _ in range(3)]
+  for suffix in ('gif', 'webp', 'png'):
+    frames[0].save(tmp_path / f'a.{suffix}', save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match='animation of 3 frames .*expected one frame'):
+      one(tmp_path / f'a.{suffix}')
+  (tmp_path / 'x.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
+  with pytest.raises(OSError, match='cannot identify'):  # other formats run programs
+    one(tmp_path / 'x.png')
+  (tmp_path / 'x.heic').write_bytes(b'abc')
+  with pytest.raises(ValueError, match=r'no reader for .heic; known: .*\.webp'):
+    one(tmp_path / 'x.heic')
+
+
 def test_content_decides_over_suffix(tmp_path, rng):
   pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
   np.save(tmp_path / 'x.npy', pixels)

@@ -115,6 +115,19 @@ def test_pixels_outside_the_folder_are_refused(tmp_path, rng):
     list(readers.read(inner / 'a.mhd'))
 
 
+def test_itk_refusals_name_the_field(tmp_path, rng):
+  sitk.WriteImage(itk_image(rng.integers(0, 9, (2, 3, 4)).astype(np.uint8)), str(tmp_path / 'a.mhd'))
+  text = (tmp_path / 'a.mhd').read_text()
+  spacing = next(line for line in text.splitlines() if line.startswith('ElementSpacing'))
+  (tmp_path / 'a.mhd').write_text(text.replace(spacing, spacing.replace('.', ',')))
+  with pytest.raises(ValueError, match="ElementSpacing is '0,9.*expected numbers with a decimal point"):
+    list(readers.read(tmp_path / 'a.mhd'))
+  (tmp_path / 'a.mhd').write_text(text)
+  (tmp_path / 'a.raw').unlink()
+  with pytest.raises(ValueError, match='its pixels lie in a.raw, which is not there: expected that file beside'):
+    list(readers.read(tmp_path / 'a.mhd'))
+
+
 def test_nifti_time_is_frames_and_a_short_axis_channels(tmp_path, rng):
   array = rng.integers(0, 1000, (4, 5, 3, 20)).astype(np.int16)
   image = nibabel.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1]))
