@@ -57,7 +57,8 @@ def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   record = {'subject': stem(path), 'source': 'itk', 'part': ''}
   if rank == 2:
     spacing = [float(s) for s in image.GetSpacing()[::-1]]
-    yield record | {'image': array if parts > 1 else array[..., None], 'channels': _names(parts), 'spacing': spacing,
+    yield record | {'image': array if parts > 1 else array[..., None], 'channels': _names(image, parts),
+                    'spacing': spacing,
                     'meta': {'orientation': 'native'}}
     return
   if parts > 1 and rank == 4:
@@ -67,7 +68,7 @@ def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   else:
     array = array.T if rank == 4 else array.T[..., None]  # [(t,) z, y, x] -> [x, y, z, t or 1]
   volume, where = to_ras(array, _affine(image))
-  yield from _volumes(volume, record | where, parts, _is_time(image))
+  yield from _volumes(volume, record | where, parts, _names(image, parts), _is_time(image))
 
 
 def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
@@ -94,10 +95,10 @@ def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
   return image, sitk.GetArrayFromImage(image), parts
 
 
-def _volumes(volume: np.ndarray, record: Record, parts: int, is_time: bool) -> Iterator[Record]:
+def _volumes(volume: np.ndarray, record: Record, parts: int, names: list[str], is_time: bool) -> Iterator[Record]:
   count = volume.shape[-1]
   if count == 1 or (count <= MAX_CHANNELS and not is_time):
-    yield whole(volume, record | {'channels': _names(count) if parts > 1 else numbered(count)})
+    yield whole(volume, record | {'channels': names if parts > 1 else numbered(count)})
     return
   for t in range(count):
     meta = record['meta'] | {'notes': f'volume {t} of {count} in time'}
@@ -113,8 +114,18 @@ def _is_time(image) -> bool:
   return len(kinds) == 4 and kinds[-1] == 'time'
 
 
-def _names(parts: int) -> list[str]:
-  return ['R', 'G', 'B'] if parts == 3 else numbered(parts)
+def _names(image, parts: int) -> list[str]:
+  """R, G, B of three unsigned components; vectors, such as displacements, are no colours."""
+  colour = parts == 3 and 'unsigned' in _type(image)
+  return ['R', 'G', 'B'] if colour else numbered(parts)
+
+
+def _type(image) -> str:
+  """ITK's words for the type of a component, of an image or of a reader that has its header."""
+  import SimpleITK as sitk
+
+  kind = image.GetPixelIDValue() if hasattr(image, 'GetPixelIDValue') else image.GetPixelID()
+  return sitk.GetPixelIDValueAsString(kind)
 
 
 def _affine(image) -> np.ndarray:

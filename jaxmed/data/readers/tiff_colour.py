@@ -51,8 +51,8 @@ def samples(tif, page, wanted: int | None = None, palette: bool = True) -> Sampl
     return Samples((0,), ('gray',), (table,)) if table else Samples((0,), ('R', 'G', 'B'))
   alpha = [count - len(extra) + i for i, kind in enumerate(extra) if kind in _ALPHA and count > len(extra)]
   notes = [f'sample {i} left out: {_ALPHA[extra[i - count]]}' for i in alpha]
-  stack = page.photometric == _RGB and extra == (2,) and (int(page.planarconfig) == 2 or page.bitspersample > 8) and (
-    page.is_shaped or 'tifffile' in str(page.software))
+  deep = int(page.planarconfig) == 2 or page.dtype.itemsize > 1
+  stack = page.photometric == _RGB and extra == (2,) and deep and (page.is_shaped or 'tifffile' in str(page.software))
   if alpha and (wanted == count or stack):
     alpha, notes = [], ['sample 3 is a channel, not alpha, as tifffile writes stacks'] if stack else []
   kept = tuple(i for i in range(count) if i not in alpha)
@@ -95,6 +95,8 @@ def _check(page) -> None:
   if page.dtype is None:
     raise ValueError(f'SampleFormat is {page.sampleformat} of {page.bitspersample} bits: expected integers or floating '
                      'point of a usual size')
+  if isinstance(page.bitspersample, tuple) and kind != _RGB:
+    raise ValueError(f'BitsPerSample is {page.bitspersample}: expected one number for all samples')
   if (colours := _READ[kind]) and page.samplesperpixel < colours:
     raise ValueError(f'SamplesPerPixel is {page.samplesperpixel}: expected at least {colours} for '
                      f'PhotometricInterpretation {kind}')

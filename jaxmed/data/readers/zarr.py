@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem, whole
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, number, numbered, stand_in, stem, whole
 from jaxmed.errors import need
 
 _AXES = 'tczyx'
@@ -41,7 +41,10 @@ def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Rec
 
 def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   zarr = need('zarr', 'medical')
-  group = zarr.open_group(str(path), mode='r')
+  try:
+    group = zarr.open_group(str(path), mode='r')
+  except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    raise ValueError(f'its metadata (zarr.json or .zgroup, .zattrs) do not parse ({e}): expected JSON') from e
   missing: list[str] = []
   images = list(_images(group, missing))
   if not images:
@@ -161,7 +164,7 @@ def _scale(scales: dict, level: dict, rank: int) -> np.ndarray:
   scale = np.ones(rank)
   for transform in (level.get('coordinateTransformations') or []) + (scales.get('coordinateTransformations') or []):
     if transform.get('type') == 'scale':
-      scale = scale * np.array(transform['scale'], float)
+      scale = scale * [number(s, 'scale of coordinateTransformations') for s in transform['scale']]
   return scale
 
 

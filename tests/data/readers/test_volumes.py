@@ -115,6 +115,13 @@ def test_pixels_outside_the_folder_are_refused(tmp_path, rng):
     list(readers.read(inner / 'a.mhd'))
 
 
+def test_vectors_are_no_colours(tmp_path, rng):
+  field = rng.random((4, 5, 6, 3)).astype(np.float32)
+  sitk.WriteImage(itk_image(field, vector=True), str(tmp_path / 'a.mha'))
+  [record] = readers.read(tmp_path / 'a.mha', WHOLE)
+  assert record['channels'] == ['c0', 'c1', 'c2']
+
+
 def test_itk_refusals_name_the_field(tmp_path, rng):
   sitk.WriteImage(itk_image(rng.integers(0, 9, (2, 3, 4)).astype(np.uint8)), str(tmp_path / 'a.mhd'))
   text = (tmp_path / 'a.mhd').read_text()
