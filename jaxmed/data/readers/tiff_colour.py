@@ -32,7 +32,7 @@ def is_secondary(page) -> bool:
   """Whether a page is a smaller copy or a transparency mask of another one (NewSubfileType, SubfileType)."""
   tags = getattr(page, 'tags', None)  # a page of a long series has none
   old = tags is not None and 254 not in tags and tags.valueof(_SUBFILE) == 2
-  return bool(page.is_reduced or page.is_mask or old)
+  return bool(page.is_reduced or page.is_mask or old or page.photometric == _MASK)
 
 
 def samples(tif, page, wanted: int | None = None, palette: bool = True) -> Samples:

@@ -317,7 +317,7 @@ def number(told: Any, field: str) -> float:
   except (TypeError, ValueError):
     value = float('nan')
   if not np.isfinite(value):
-    raise ValueError(f'{field} is {told!r}: expected a number with a decimal point')
+    raise ValueError(f'{field} is {str(told)!r}: expected a number with a decimal point')
   return value
 
 

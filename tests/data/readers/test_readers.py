@@ -358,10 +358,10 @@ def test_tiff_bits_fill_order_and_what_is_refused(tmp_path, rng):
 
 def test_tiff_masks_and_smaller_copies_are_left_out(tmp_path, rng):
   pixels = rng.integers(0, 255, (8, 8)).astype(np.uint8)
-  for extra in ({'subfiletype': 1}, {'subfiletype': 4}, {'extratags': [(255, 'H', 1, 2)]}):
+  for extra in ({'subfiletype': 1}, {'subfiletype': 4}, {'extratags': [(255, 'H', 1, 2)]}, {'photometric': 'mask'}):
     with tifffile.TiffWriter(tmp_path / 'a.tif') as w:
       w.write(pixels, metadata=None)
-      w.write(pixels[::2, ::2] > 9, metadata=None, photometric='minisblack', **extra)
+      w.write(pixels[::2, ::2] > 9, metadata=None, **{'photometric': 'minisblack'} | extra)
     assert np.array_equal(one(tmp_path / 'a.tif')['image'][..., 0], pixels)
 
 
@@ -401,6 +401,11 @@ def test_npz(tmp_path, rng):
   assert np.array_equal(record['image'], image)
   assert record['channels'] == ['x', 'y']
   assert record['spacing'] == [0.5, 0.25]
+  for spacing, said in (([np.nan, 1], "spacing is 'nan'"), ([0, 1], 'expected 2 numbers of mm above 0'),
+                        ([1, 1, 1], 'expected 2 numbers'), (['0,5', '1'], "spacing is '0,5': expected a number")):
+    np.savez(tmp_path / 's.npz', image=image, spacing=spacing)
+    with pytest.raises(ValueError, match=said):
+      one(tmp_path / 's.npz')
   np.savez(tmp_path / 'b.npz', left=image, right=image)
   with pytest.raises(ValueError, match=r'left.*right'):
     one(tmp_path / 'b.npz')
