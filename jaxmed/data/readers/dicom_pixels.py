@@ -63,19 +63,26 @@ def decode(data: Any, index: int | None = None) -> np.ndarray:
   if samples not in (1, 3) or (samples == 3 and kind not in _COLOUR):
     raise ValueError(f'{samples} samples a pixel of photometric interpretation {kind!r} are not read')
   count = frame_count(data) if index is None else 1
-  size = np.dtype(f'u{max(1, int(data.get("BitsAllocated") or 8) // 8)}')
+  bits = int(data.get('BitsAllocated') or 8)
+  size = np.dtype(f'u{max(1, bits // 8)}')
   check_size((count, int(data.Rows), int(data.Columns), 3 if kind == 'PALETTE COLOR' else samples), size)
+  if index is None and count > 1 and 'PixelData' in data and not syntax.is_encapsulated and kind != 'YBR_FULL_422':
+    one = max(1, int(data.Rows) * int(data.Columns) * samples * bits)
+    _check_frames(data, count, min(count, 8 * len(data.PixelData) / one))
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     array = _decoded(pixels, data, index)
-    if array.size != count * int(data.Rows) * int(data.Columns) * samples:
-      one = int(data.Rows) * int(data.Columns) * samples
-      raise ValueError(f'NumberOfFrames is {count}: the pixels are {array.size / one:g} frames of Rows {data.Rows}, '
-                       f'Columns {data.Columns} and SamplesPerPixel {samples}')
+    _check_frames(data, count, array.size / max(1, int(data.Rows) * int(data.Columns) * samples))
     if kind == 'PALETTE COLOR':
       array = pixels.apply_color_lut(array, data)[..., :3]
       samples = 3
   return np.asarray(array).reshape(count, int(data.Rows), int(data.Columns), samples)
+
+
+def _check_frames(data: Any, count: int, found: float) -> None:
+  if found != count:
+    raise ValueError(f'NumberOfFrames is {data.get("NumberOfFrames")}: the pixels are {found:g} frames of Rows '
+                     f'{data.Rows}, Columns {data.Columns} and SamplesPerPixel {data.get("SamplesPerPixel")}')
 
 
 def _decoded(pixels, data: Any, index: int | None) -> np.ndarray:
@@ -90,6 +97,8 @@ def _decoded(pixels, data: Any, index: int | None) -> np.ndarray:
     return _decode_frames(data, index, _BY_IMAGECODECS[syntax], stored)
   try:
     return pixels.pixel_array(data, index=index, decoding_plugin=_PLUGINS.get(syntax, ''))
+  except StopIteration as e:
+    raise ValueError(f'NumberOfFrames is {data.get("NumberOfFrames")}: the pixels are fewer frames') from e
   except RuntimeError as e:
     if 'missing dependencies' in str(e):
       raise UserError(f"{syntax.name} needs a decoder: pip install 'jaxmed[{EXTRA}]'") from e
@@ -113,7 +122,7 @@ def _decode_frames(data: Any, index: int | None, codec: str, stored: int) -> np.
       raise ValueError(f'a frame of {_jpeg_shape(frame)} rows, columns and samples is not as large as declared')
     frames.append(getattr(imagecodecs, codec)(frame, **rgb))
   if len(frames) != (count if index is None else 1):
-    raise ValueError(f'holds {len(frames)} of {count} frames')
+    raise ValueError(f'NumberOfFrames is {data.get("NumberOfFrames")}: the pixels are {len(frames)} frames')
   array = np.stack(frames)
   if str(data.PhotometricInterpretation).startswith('YBR_FULL'):
     array = convert_color_space(array, str(data.PhotometricInterpretation), 'RGB')

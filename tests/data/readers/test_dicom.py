@@ -488,6 +488,14 @@ def test_refusals_name_field_and_what_was_expected(tmp_path, rng):
   data = image(frames, sop_class=US)
   data.NumberOfFrames = 8
   refused(data, 'NumberOfFrames is 8: the pixels are 10 frames of Rows 12, Columns 14')
+  data.NumberOfFrames = 12
+  refused(data, 'NumberOfFrames is 12: the pixels are 10 frames of Rows 12, Columns 14')
+  for syntax, codec in ((pydicom.uid.JPEGLSLossless, 'jpegls_encode'), (pydicom.uid.JPEGBaseline8Bit, 'jpeg8_encode')):
+    coded = image(frames, sop_class=US, NumberOfFrames=12)
+    coded.PixelData = pydicom.encaps.encapsulate([getattr(imagecodecs, codec)(f) for f in frames])
+    coded['PixelData'].is_undefined_length = True
+    coded.file_meta.TransferSyntaxUID = syntax
+    refused(coded, 'NumberOfFrames is 12: the pixels are .*frames')
   data.NumberOfFrames = 10
   data.file_meta.TransferSyntaxUID = pydicom.uid.MPEG4HP41
   data.PixelData = pydicom.encaps.encapsulate([bytes(20)])
