@@ -107,7 +107,8 @@ def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLik
 
 def _named(records: Iterable[Record], options: Options) -> Iterator[Record]:
   for record in records:
-    image = check_pixels(record['image'], options.nan == 'refuse')
+    hint = ', or prepare --nan 0 or --nan mean, which fill them'
+    image = check_pixels(record['image'], options.nan == 'refuse', hint)
     yield record | {'image': image, 'channels': _name_channels(record, options)}
 
 

@@ -267,7 +267,7 @@ def _is_dicom(head: bytes) -> bool:
   return len(tags) > 2
 
 
-def check_pixels(image: np.ndarray, finite: bool = True) -> np.ndarray:
+def check_pixels(image: np.ndarray, finite: bool = True, hint: str = '') -> np.ndarray:
   """Returns pixels in a storable type: small integers as they are, every float as float32, C order.
 
   Booleans become 0 and 255; 64-bit integers become int32 when they fit, else float32.
@@ -284,7 +284,7 @@ def check_pixels(image: np.ndarray, finite: bool = True) -> np.ndarray:
       image = image.astype(np.float32)
     if finite and (bad := int(image.size - np.isfinite(image).sum())):
       raise ValueError(f'{bad} of {image.size} pixels are NaN ({int(np.isnan(image).sum())}), infinite or beyond '
-                       'float32: expected numbers, or --nan 0 or --nan mean, which fill them')
+                       f'float32: expected numbers{hint}')
   elif image.dtype.kind in 'iu':
     if image.dtype.itemsize == 8:
       fits = image.min() >= -2**31 and image.max() < 2**31
