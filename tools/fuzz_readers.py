@@ -60,6 +60,8 @@ def write_seeds(folder: pathlib.Path) -> None:
   for name in DICOMS:
     source = pathlib.Path(pydicom.__file__).parent / f'data/test_files/{name}.dcm'
     (folder / f'{name}.dcm').write_bytes(source.read_bytes())
+  source = pathlib.Path(pydicom.__file__).parent / 'data/test_files/CT_small.dcm'
+  (folder / 'bare.dcm').write_bytes(source.read_bytes()[132:])
 
 
 def _write_images(folder: pathlib.Path, volume: np.ndarray, colour: np.ndarray) -> None:
@@ -78,8 +80,41 @@ def _write_images(folder: pathlib.Path, volume: np.ndarray, colour: np.ndarray) 
     options = {'tile': (128, 128), 'photometric': 'rgb', 'compression': 'jpeg'}
     w.write(full, subifds=1, resolution=(20000, 20000), resolutionunit='CENTIMETER', **options)
     w.write(full[::2, ::2], subfiletype=1, **options)
+  _write_tiffs(folder, volume[0].astype(np.uint16), colour)
+  for suffix in ('bmp', 'gif', 'webp', 'ppm', 'jp2', 'tga'):
+    Image.fromarray(colour).save(folder / f'a.{suffix}')
   np.save(folder / 'a.npy', volume)
   np.savez_compressed(folder / 'a.npz', image=colour, channels=['R', 'G', 'B'], spacing=[1.0, 1.0])
+
+
+def _write_tiffs(folder: pathlib.Path, plane: np.ndarray, colour: np.ndarray) -> None:
+  """A file for each meaning that TIFF's tags give to samples."""
+  import tifffile
+
+  gray = colour[..., 0]
+  table = np.arange(768, dtype=np.uint16).reshape(3, 256)
+  stack = np.stack([plane, plane + 1, plane + 2, plane + 3])
+  kinds: dict[str, tuple[np.ndarray, dict]] = {
+    'palette': (gray, {'photometric': 'palette', 'colormap': table}),
+    'bilevel': (gray > 99, {'photometric': 'miniswhite'}),
+    'turned': (gray, {'photometric': 'minisblack', 'extratags': [(274, 'H', 1, 6)]}),
+    'stack': (stack, {'photometric': 'rgb', 'planarconfig': 'separate', 'extrasamples': ['unassalpha']}),
+    'ycbcr': (colour, {'photometric': 'ycbcr', 'subsampling': (1, 1), 'compression': 'zlib'}),
+    'inks': (np.concatenate([colour, colour[..., :1]], -1), {'photometric': 'separated'}),
+    'float': (plane.astype(np.float32), {'photometric': 'minisblack', 'predictor': 3, 'compression': 'zlib'})}
+  for name, (pixels, how) in kinds.items():
+    tifffile.imwrite(folder / f'{name}.tif', pixels, **how)
+  with tifffile.TiffWriter(folder / 'mask.tif') as w:
+    w.write(colour, photometric='rgb', metadata=None)
+    w.write(gray > 99, photometric='minisblack', subfiletype=4, metadata=None)
+  told = ('<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0">'
+          '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="32" SizeY="24" SizeZ="1" SizeC="2" '
+          'SizeT="1">'
+          '<Channel ID="Channel:0:0" Name="a"/><Channel ID="Channel:0:1" Name="b"/>'
+          '<TiffData FirstC="0" IFD="0" PlaneCount="1"><UUID FileName="set.tif">urn:uuid:1</UUID></TiffData>'
+          '<TiffData FirstC="1" IFD="0" PlaneCount="1"><UUID FileName="gone.tif">urn:uuid:2</UUID></TiffData>'
+          '</Pixels></Image></OME>')
+  tifffile.imwrite(folder / 'set.tif', gray, description=told, metadata=None)
 
 
 def _write_volumes(folder: pathlib.Path, volume: np.ndarray) -> None:
@@ -90,6 +125,11 @@ def _write_volumes(folder: pathlib.Path, volume: np.ndarray) -> None:
 
   for suffix in ('nii', 'nii.gz'):
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 2, 3, 1])), folder / f'a.{suffix}')
+  voxels = np.zeros((4, 5, 6), [(c, 'u1') for c in 'RGB'])
+  nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / 'colour.nii')
+  times = nibabel.Nifti2Image(volume[:16, :8, :8].reshape(8, 8, 1, 16), np.eye(4))
+  times.header.set_xyzt_units('mm', 'sec')
+  nibabel.save(times, folder / 'times.nii')
   image = sitk.GetImageFromArray(volume)
   for suffix in ('nrrd', 'mha'):
     sitk.WriteImage(image, str(folder / f'a.{suffix}'), useCompression=True)
@@ -175,7 +215,22 @@ def _digits(out: bytearray, rng) -> None:
     out[at:at] = b'0' * int(rng.integers(1, 9))
 
 
-_INJURIES: tuple[Callable, ...] = (_cut, _flip, _flip, _overwrite, _repeat_or_drop, _enlarge, _digits)
+def _tag(out: bytearray, rng) -> None:
+  """A tag of the first directory of a TIFF gets another value, type or number."""
+  if out[:4] not in (b'II*\0', b'MM\0*') or len(out) < 16:
+    return
+  order = '<' if out[:1] == b'I' else '>'
+  (at,) = struct.unpack_from(f'{order}I', out, 4)
+  count = struct.unpack_from(f'{order}H', out, at)[0] if at + 2 <= len(out) else 0
+  entry = at + 2 + 12 * int(rng.integers(max(1, count)))
+  if entry + 12 <= len(out):
+    known = (254, 255, 258, 259, 262, 266, 274, 277, 284, 317, 320, 332, 338, 339, 529, 530, 532)
+    code = struct.unpack_from(f'{order}H', out, entry)[0] if rng.random() < 0.7 else int(rng.choice(known))
+    value = int(rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 32, 65535, 32803]))
+    struct.pack_into(f'{order}HHIHH', out, entry, code, 3, 1, value, 0)
+
+
+_INJURIES: tuple[Callable, ...] = (_tag, _cut, _flip, _flip, _overwrite, _repeat_or_drop, _enlarge, _digits)
 
 
 def harmful(folder: pathlib.Path, marker: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -53,6 +53,8 @@ def _add_pixels(p: Any) -> None:
   p.add_argument('--margin', type=int, default=4, help='margin of the crop in pixels; default 4')
   p.add_argument('--min-content', type=float, default=0.0, help='smallest fraction of foreground of an image or slice '
                  'to keep; default 0')
+  p.add_argument('--nan', choices=('refuse', '0', 'mean'), default='refuse', help='pixels that are NaN or infinite: '
+                 'refuse the file, or fill them with 0 or the mean of the channel; default refuse')
   p.add_argument('--slides', choices=('auto', 'tiles'), default='auto', help='TIFF files to cut into tiles: all, or '
                  '(auto, the default) large ones with a pyramid')
   p.add_argument('--mpp', type=float, default=0.5, help="microns per pixel of a slide's tiles; default 0.5")
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                  channels=names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
                  spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
-                 layout=args.layout)
+                 layout=args.layout, nan=args.nan)
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:
@@ -104,6 +106,8 @@ def _told(summary: dict[str, Any], out: str, salted: bool) -> str:
   text = (f'{summary["records"]} records of {summary["subjects"]} subjects ({shares}) in {out}\n'
           f'channels: {", ".join(summary["channels"])}; {summary["rejected"]} files rejected, '
           f'{summary["ignored"] + summary["empty"]} ignored\ncard: {out}/card.md')
+  if summary['filled']:
+    text += f"\n{summary['filled']:,} pixels were NaN or infinite and were filled (column nan_filled)"
   if summary['groups'] and not salted:
     text += "\npatients are hashed without a salt, so who knows an identifier can look for it: --salt SECRET"
   return text

@@ -243,6 +243,21 @@ def test_bad_files_stop_or_are_listed(folder, tmp_path):
   assert all(reasons.values())
 
 
+def test_filled_pixels_are_counted_in_the_card(tmp_path):
+  (tmp_path / 'in').mkdir()
+  for i in range(3):
+    image = np.ones((20, 20), np.float32)
+    image[0, :i] = np.nan
+    np.save(tmp_path / f'in/{i}.npy', image)
+  with pytest.raises(UserError, match=r'2 of 3 files are unreadable .* 1 of 400 pixels are NaN .1., .*--nan 0'):
+    prepare([tmp_path / 'in'], tmp_path / 'out', progress=False)
+  summary = prepare([tmp_path / 'in'], tmp_path / 'out', progress=False, nan='0')
+  assert summary['filled'] == 3
+  assert '3 pixels of 2 records were NaN or infinite and were filled' in (tmp_path / 'out/card.md').read_text()
+  with pytest.raises(UserError, match='nan'):
+    prepare([tmp_path / 'in'], tmp_path / 'other', progress=False, nan='zero')
+
+
 def test_all_bad_is_an_error_whatever_is_allowed(tmp_path):
   (tmp_path / 'in').mkdir()
   (tmp_path / 'in' / 'a.png').write_bytes(b'')

@@ -40,6 +40,10 @@ def text(source: Source, rejected: int, carried: Mapping[str, str], note: str = 
     if name in table.column_names and not pa.types.is_nested(table[name].type):
       parts += [f'## {title}', _counts(table[name])]
   parts += ['## Channels', _channels(source), '## Pixels', _counts(table['dtype'])]
+  if 'nan_filled' in table.column_names:
+    own = table['nan_filled'].drop_null()
+    parts.append(f'{pc.sum(own).as_py():,} pixels of {len(own):,} records were NaN or infinite and were filled (column '
+                 '`nan_filled`).')
   grid, spacing = _axes(table['shape'], True), _axes(table['spacing'], False)
   parts += ['## Size of the longest side (pixels)', _histogram(grid.max(axis=1) if len(grid) else grid)]
   if len(spacing):

@@ -74,7 +74,8 @@ def prepare(
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images
     and planes below min_content), ignored,
     not_in_table, groups (of the plan), blocks, bytes, seconds; splits (records and subjects of each), channels, shapes
-    and dtypes (records of each), labels (values of each text column), carried (what may tell who somebody is).
+    and dtypes (records of each), filled (pixels that were not finite), labels (values of each text column), carried
+    (what may tell who somebody is).
 
   Raises:
     UserError: nothing to read, OUT in the way, a bad table or option, a subject in two splits, a full disk,
@@ -161,6 +162,7 @@ def _summary(out: pathlib.Path, work: Preparation, seconds: float) -> dict[str, 
     'channels': per(pc.list_flatten(table['channels']).to_pylist()),
     'shapes': per('x'.join(map(str, shape)) for shape in table['shape'].to_pylist()),
     'dtypes': per(table['dtype'].to_pylist()),
+    'filled': (pc.sum(table['nan_filled']).as_py() or 0) if 'nan_filled' in table.column_names else 0,
     'labels': {k: pc.count_distinct(table[k]).as_py() for k in text},
     'carried': {k: v for k, v in work.carried().items() if k in table.column_names},
     'bytes': sum(f.stat().st_size for f in out.iterdir()), 'seconds': round(seconds, 2),

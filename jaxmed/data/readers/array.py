@@ -11,6 +11,7 @@ from jaxmed.data.readers.types import (
   Options,
   Record,
   check_size,
+  number,
   numbered,
   stand_in,
   stem,
@@ -47,6 +48,9 @@ def _read(path: str | os.PathLike, options: Options, pixels: bool) -> Iterator[R
   array, names, spacing = _load(path, pixels)
   told = list(options.channels) if options.channels else names
   volume, is_volume = _arrange(array, told)
+  rank = volume.ndim - 1
+  if spacing is not None and (len(spacing) != rank or not all(0 < s < float('inf') for s in spacing)):
+    raise ValueError(f'spacing is {spacing}: expected {rank} numbers of mm above 0, of the axes of the grid')
   names = names if len(names) == volume.shape[-1] else numbered(volume.shape[-1])
   record = {'channels': names, 'spacing': spacing, 'subject': stem(path), 'source': 'array', 'part': ''}
   yield whole(volume, record) if is_volume else record | {'image': volume}
@@ -66,7 +70,7 @@ def _load(path: str | os.PathLike, pixels: bool) -> tuple[np.ndarray, list[str],
     key = _only([k for k in store.files if k not in ('channels', 'spacing')])
     shape = _check_npz(store, key)
     names = [str(s) for s in np.atleast_1d(store['channels'])] if 'channels' in store.files else []
-    spacing = [float(s) for s in store['spacing']] if 'spacing' in store.files else None
+    spacing = [number(s, 'spacing') for s in store['spacing']] if 'spacing' in store.files else None
     return store[key] if pixels else stand_in(*shape), names, spacing
 
 
@@ -91,7 +95,7 @@ def _load_hdf5(path: str | os.PathLike, pixels: bool) -> tuple[np.ndarray, list[
     check_size(image.shape, image.dtype)
     told = {k: found[k][()] if k in found else image.attrs.get(k) for k in ('channels', 'spacing')}
     names = [] if told['channels'] is None else [_text(s) for s in np.atleast_1d(told['channels'])]
-    spacing = None if told['spacing'] is None else [float(s) for s in np.atleast_1d(told['spacing'])]
+    spacing = None if told['spacing'] is None else [number(_text(s), 'spacing') for s in np.atleast_1d(told['spacing'])]
     return image[()] if pixels else stand_in(*image.shape), names, spacing
 
 

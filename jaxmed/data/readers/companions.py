@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmed.data.readers.types import Record, check_pixels, check_size
+from jaxmed.data.readers.types import Record, check_pixels, check_size, number
 
 SIGNALS = ('.npy', '.csv', '.parquet', '.pq', '.edf')
 _NEAR = 0.01  # share by which spacings may differ, and half of a voxel by which origins may
@@ -97,7 +97,8 @@ def _edf(path: pathlib.Path) -> tuple[np.ndarray, float]:
   stored = np.frombuffer(data, '<i2').reshape(records, -1)
   out = []
   for i in kept:
-    low, high, least, most = (float(columns[k][i]) for k in ('low', 'high', 'least', 'most'))
+    low, high, least, most = (number(columns[k][i].decode('latin1'), f'{k} of channel {i}')
+                              for k in ('low', 'high', 'least', 'most'))
     value = stored[:, ends[i] : ends[i + 1]].reshape(-1).astype(np.float64)
     out.append((value - least) * (high - low) / (most - least) + low)
   return np.stack(out, axis=1), samples[kept[0]] / seconds

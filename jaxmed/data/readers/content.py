@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmed.data.readers.geometry import shifted
 from jaxmed.data.readers.slide import otsu
-from jaxmed.data.readers.types import Record
+from jaxmed.data.readers.types import BESIDE, Record
 
 CT_AIR = -500  # HU
 BLACK, WHITE = 0.08, 0.86
@@ -60,7 +60,7 @@ def box(inside: np.ndarray, margin: int) -> Box | None:
 
 def cropped(record: Record, at: Box) -> Record:
   """The part of a record's image (and mask) in a box; `origin` moves with it."""
-  out = record | {'image': record['image'][at]} | ({'mask': record['mask'][at]} if 'mask' in record else {})
+  out = record | {k: record[k][at] for k in ('image', *BESIDE) if k in record}
   spacing = record['spacing']
   return shifted(out, [s.start * d for s, d in zip(at, spacing)] if spacing else None)
 

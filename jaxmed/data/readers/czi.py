@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmed.data.readers import slide
 from jaxmed.data.readers.tiff import records
-from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, number, numbered, stand_in, stem
 
 # Pixel type -> (type of a sample, samples). Colour is stored as B, G, R (and A).
 _PIXELS = {0: ('<u1', 1), 1: ('<u2', 1), 2: ('<f4', 1), 3: ('<u1', 3), 4: ('<u2', 3), 8: ('<f4', 3), 9: ('<u1', 4),
@@ -262,7 +262,7 @@ def _zstd1(data: bytes, expected: int, itemsize: int) -> bytes:
 
 def _spacing(told: ElementTree.Element | None) -> list[float | None] | None:
   """mm along z, y, x (z None where unknown)."""
-  metres = {e.get('Id'): float(e.findtext('Value') or 0) for e in _all(told, 'Distance')}
+  metres = {e.get('Id'): number(e.findtext('Value'), f'Distance {e.get("Id")}') for e in _all(told, 'Distance')}
   zyx = [metres.get(a, 0.0) * 1e3 or None for a in 'ZYX']
   return zyx if zyx[1] and zyx[2] else None
 

@@ -32,8 +32,18 @@ SPLITS = (
   'InversionTime', 'FlipAngle', 'ConvolutionKernel', 'StackID', 'NominalCardiacTriggerDelayTime', 'TriggerTime',
   'AcquisitionDateTime', 'FrameAcquisitionDateTime', 'FrameReferenceDateTime', 'AcquisitionTime', 'ContentTime',
 )
+# Elements whose text becomes numbers here.
+_NUMBERS = ('NumberOfFrames', 'InstanceNumber', 'PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing',
+            'SliceThickness', 'SpacingBetweenSlices', 'ImagePositionPatient', 'ImageOrientationPatient', 'RescaleSlope',
+            'RescaleIntercept', 'WindowCenter', 'WindowWidth', 'FrameTime', 'FrameTimeVector', 'CineRate',
+            'RecommendedDisplayFrameRate')
+_HEAD = 1 << 14  # bytes that the file meta information lies in
+_LONG = {b'OB', b'OW', b'OF', b'OD', b'OL', b'OV', b'SQ', b'UN', b'UT', b'UC', b'UR', b'SV', b'UV'}  # length of 4 bytes
 _MAX_INFLATED = 1 << 30  # bytes of a deflated file
 _SAME = 0.01  # mm, or 1/20 of a pixel where that is less: positions that are closer are one
+SAME_SPACING = 0.005  # share by which spacings in the plane may differ in one volume
+SAME_AXES = 0.002  # direction cosines likewise: 0.1 degrees
+_NEARLY = 10  # times these tolerances: what is further off was meant to be another volume
 _TILT = 0.2  # degrees between the slices' normal and the line of their positions that go unmentioned
 _GAP = 1.5  # times the median step: more is a gap
 
@@ -48,7 +58,7 @@ class Slice:
   series: str
   sop: str  # SOPInstanceUID
   patient: str
-  shape: tuple  # what must be equal in a volume: the values of _ALIKE, and spacing
+  shape: tuple  # what must be equal in a volume: the values of _ALIKE
   number: int | None
   spacing: tuple[float, float] | None  # between rows, between columns
   position: tuple[float, ...]  # of the centre of the first pixel; () where the header lacks this or the axes
@@ -80,6 +90,7 @@ def load(path: str | os.PathLike, pixels: bool = True) -> Any:
     data = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
   if 'SOPClassUID' not in data and 'Rows' not in data:
     raise ValueError('is not DICOM: it names no class of object')
+  _check_numbers(data)
   if 'TransferSyntaxUID' not in data.file_meta:
     implicit, little = data.original_encoding
     uid = pydicom.uid
@@ -91,17 +102,39 @@ def load(path: str | os.PathLike, pixels: bool = True) -> Any:
 def _check_deflated(pydicom, path: str | os.PathLike) -> None:
   """Refuses what would inflate to more than _MAX_INFLATED, before pydicom inflates it."""
   with open(path, 'rb') as f:
-    if f.read(132)[128:] != b'DICM':
+    head = f.read(_HEAD)
+    if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() not in head:
       return
-    meta = pydicom.filereader.read_file_meta_info(path)
-    if meta.get('TransferSyntaxUID') != pydicom.uid.DeflatedExplicitVRLittleEndian:
-      return
-    f.seek(144 + int(meta.FileMetaInformationGroupLength))  # preamble, 'DICM' and the element that holds this length
+    f.seek(_end_of_meta(head))
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while not inflate.eof and (chunk := inflate.unconsumed_tail or f.read(1 << 16)):
       size += len(inflate.decompress(chunk, 1 << 24))
       if size > _MAX_INFLATED:
         raise ValueError(f'inflates to more than {_MAX_INFLATED >> 30} GiB')
+
+
+def _end_of_meta(head: bytes) -> int:
+  """Where the elements of group 2 end (explicit little-endian, DICOM PS3.10), whether or not their length is told."""
+  at = 132 if head[128:132] == b'DICM' else 0
+  while head[at : at + 2] == b'\x02\0' and at + 12 <= len(head):
+    long = head[at + 4 : at + 6] in _LONG
+    at += 12 + int.from_bytes(head[at + 8 : at + 12], 'little') if long else (
+      8 + int.from_bytes(head[at + 6 : at + 8], 'little'))
+  return at
+
+
+def _check_numbers(data: Any) -> None:
+  """Raises a ValueError that names an element of _NUMBERS whose text is no number, such as one with a decimal comma."""
+  for name in _NUMBERS:
+    try:
+      value = data.get(name)
+      several = hasattr(value, '__len__') and not isinstance(value, str)
+      wrong = any(isinstance(v, str) and v.strip() for v in (value if several else [value]))
+    except Exception:  # pydicom raises anything at all for values that it cannot convert
+      wrong, value = True, getattr(data.get_item(name), 'value', b'')
+    if wrong:
+      text = value.decode('latin1').strip(' \0') if isinstance(value, bytes) else str(value)
+      raise ValueError(f'{name} is {text}: expected numbers with a decimal point')
 
 
 def hashed(salt: str, text: str) -> str:
@@ -141,6 +174,8 @@ def frame_count(data: Any) -> int:
 def _flat(items: Sequence[Any], depth: int = 0) -> dict[str, Any]:
   """{keyword: value} of functional groups: the first item of each sequence, and of those in it."""
   values: dict[str, Any] = {}
+  if items:
+    _check_numbers(items[0])
   for element in items[0] if items else ():
     if element.keyword and element.VR == 'SQ' and depth < 3:
       values |= {k: v for k, v in _flat(element.value or [], depth + 1).items() if k not in values}
@@ -176,7 +211,7 @@ def _slice(path: pathlib.Path, data: Any, index: int, value: Callable[[str], Any
     series=first('SeriesInstanceUID', 'SOPInstanceUID') or _digest(path),
     sop=first('SOPInstanceUID') or _digest(path),
     patient=first('PatientID', 'StudyInstanceUID', 'SeriesInstanceUID') or _digest(path),
-    shape=(*(first(n) for n in _ALIKE), spacing and tuple(float(f'{s:.4g}') for s in spacing)),
+    shape=tuple(first(n) for n in _ALIKE),
     number=None if number is None else int(number), spacing=spacing,
     position=position if axes else (), axes=axes if position else (),
     thickness=_positive(value('SpacingBetweenSlices')) or _positive(value('SliceThickness')),
@@ -227,7 +262,7 @@ def stacks(
     Stacks, and (frames, reason) for those of which no volume can be made.
   """
   found, refused = [], []
-  for key, alike in _alike(sorted(series, key=lambda s: (s.sop, s.index, s.number or 0))):
+  for key, alike, told in _alike(sorted(series, key=lambda s: (s.sop, s.index, s.number or 0))):
     alike, dropped = _drop_copies(alike, digest, same_sop=True)
     for label, part in _apart(alike, SPLITS):
       part, more = _drop_twins(part, digest)
@@ -238,24 +273,59 @@ def stacks(
           refused.append((list(members), str(e)))
           continue
         notes = ([f'{dropped + more} duplicate slices dropped'] if dropped + more else []) + notes
-        notes += ['volumes told apart by instance number only'] if rank else []
+        notes += told + (['volumes told apart by instance number only'] if rank else [])
         found.append(Stack(tuple(ordered), f'{key}{label}{rank}', tuple(notes)))
   return found, refused
 
 
-def _alike(series: Sequence[Slice]) -> list[tuple[str, list[Slice]]]:
-  """Frames of one shape and orientation; directions within 0.001 of each other are one."""
-  bundles: list[tuple[Slice, list[Slice]]] = []
-  for s in series:
-    for first, members in bundles:
-      same = first.shape == s.shape and len(first.axes) == len(s.axes)
-      if same and np.allclose(first.axes, s.axes, rtol=0, atol=1e-3):
-        members.append(s)
-        break
-    else:
-      bundles.append((s, [s]))
-  named = [(f'{first.shape}{[round(a, 2) + 0.0 for a in first.axes]}', m) for first, m in bundles]
-  return sorted(named, key=lambda bundle: bundle[0])
+def _alike(series: Sequence[Slice]) -> list[tuple[str, list[Slice], list[str]]]:
+  """(key, frames, notes) of frames of one shape, spacing and orientation.
+
+  A frame is like another one whose spacing differs by less than SAME_SPACING and whose direction cosines differ by less
+  than SAME_AXES, and like the frames that this one is like.
+  """
+  kind = lambda s: (s.shape, s.spacing or (), s.axes)
+  bundles: list[list[tuple]] = []
+  for one in dict.fromkeys(map(kind, series)):
+    near = [b for b in bundles if any(_near(one, other) for other in b)]
+    bundles = [b for b in bundles if not any(b is n for n in near)] + [[*(k for b in near for k in b), one]]
+  found, keys = [], set()
+  for members in ([s for s in series if kind(s) in set(b)] for b in bundles):
+    first = members[0]
+    shape = (*first.shape, first.spacing and tuple(float(f'{v:.4g}') for v in first.spacing))
+    key = f'{shape}{[round(a, 2) + 0.0 for a in first.axes]}'
+    while key in keys:
+      key += "'"
+    keys.add(key)
+    found.append((key, members, _spread(members) + _parted(first, [b[0] for b in bundles])))
+  return sorted(found, key=lambda bundle: bundle[0])
+
+
+def _near(one: tuple, other: tuple, times: float = 1.0) -> bool:
+  """Whether (shape, spacing, axes) of two frames are those of one volume; `times` widens the tolerances."""
+  if one[0] != other[0] or len(one[1]) != len(other[1]) or len(one[2]) != len(other[2]):
+    return False
+  return all(abs(a - b) <= times * SAME_SPACING * max(a, b) for a, b in zip(one[1], other[1])) and all(
+    abs(a - b) <= times * SAME_AXES for a, b in zip(one[2], other[2]))
+
+
+def _spread(members: Sequence[Slice]) -> list[str]:
+  """Notes on frames that differ by more than the tolerances and are alike only by what lies between them."""
+  notes = []
+  spacing = np.array([s.spacing or (1.0, 1.0) for s in members])
+  if (np.ptp(spacing, axis=0) > SAME_SPACING * spacing.max(axis=0)).any():
+    notes.append(f'spacing of slices drifts from {spacing.min():.6g} to {spacing.max():.6g} mm')
+  drift = float(np.ptp(np.array([s.axes for s in members]), axis=0).max(initial=0))
+  return [*notes, f'orientation of slices drifts by {drift:.4f}'] if drift > SAME_AXES else notes
+
+
+def _parted(first: Slice, bundles: Sequence[tuple]) -> list[str]:
+  """A note on frames of the series that nearly belong to this volume."""
+  own = first.shape, first.spacing or (), first.axes
+  if not any(_near(own, b, _NEARLY) and not _near(own, b) for b in bundles):
+    return []
+  return [f'other slices of its series differ by more than {100 * SAME_SPACING:g} % in spacing or {SAME_AXES:g} in '
+          'direction: they are another volume']
 
 
 def _drop_copies(members: list[Slice], digest, same_sop: bool) -> tuple[list[Slice], int]:

@@ -23,6 +23,9 @@ _PLUGINS = {
   '1.2.840.10008.1.2.4.50': 'pillow', _JPEG_EXTENDED: 'pillow', '1.2.840.10008.1.2.5': 'pydicom',
   **{f'1.2.840.10008.1.2.4.{n}': 'pylibjpeg' for n in (90, 91, 201, 202, 203)},  # JPEG 2000 and HTJ2K
 }
+# MPEG-2, MPEG-4 and HEVC, whose UIDs may have a fragmentable twin.
+_MPEG = '1.2.840.10008.1.2.4.10'
+_VIDEOS = {f'{_MPEG}{n}' for n in range(9)} | {f'{_MPEG}{n}.1' for n in range(9)}
 # Numbers with units: what is shown white for low values still is stored low for low.
 _QUANTITIES = ('CT', 'PT')
 
@@ -50,21 +53,36 @@ def decode(data: Any, index: int | None = None) -> np.ndarray:
     UserError: a decoder is not installed.
   """
   pixels = need('pydicom.pixels', EXTRA)
+  syntax = data.file_meta.TransferSyntaxUID
+  if syntax in _VIDEOS:
+    raise ValueError(f'TransferSyntaxUID is {syntax} ({syntax.name}): a video in DICOM is not read; expected images, '
+                     'or the video as a file of its own')
   if not any(k in data for k in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData')):
     raise ValueError('holds no pixels')
   kind, samples = str(data.get('PhotometricInterpretation') or ''), int(data.get('SamplesPerPixel') or 1)
   if samples not in (1, 3) or (samples == 3 and kind not in _COLOUR):
     raise ValueError(f'{samples} samples a pixel of photometric interpretation {kind!r} are not read')
   count = frame_count(data) if index is None else 1
-  size = np.dtype(f'u{max(1, int(data.get("BitsAllocated") or 8) // 8)}')
+  bits = int(data.get('BitsAllocated') or 8)
+  size = np.dtype(f'u{max(1, bits // 8)}')
   check_size((count, int(data.Rows), int(data.Columns), 3 if kind == 'PALETTE COLOR' else samples), size)
+  if index is None and count > 1 and 'PixelData' in data and not syntax.is_encapsulated and kind != 'YBR_FULL_422':
+    one = max(1, int(data.Rows) * int(data.Columns) * samples * bits)
+    _check_frames(data, count, min(count, 8 * len(data.PixelData) / one))
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     array = _decoded(pixels, data, index)
+    _check_frames(data, count, array.size / max(1, int(data.Rows) * int(data.Columns) * samples))
     if kind == 'PALETTE COLOR':
       array = pixels.apply_color_lut(array, data)[..., :3]
       samples = 3
   return np.asarray(array).reshape(count, int(data.Rows), int(data.Columns), samples)
+
+
+def _check_frames(data: Any, count: int, found: float) -> None:
+  if found != count:
+    raise ValueError(f'NumberOfFrames is {data.get("NumberOfFrames")}: the pixels are {found:g} frames of Rows '
+                     f'{data.Rows}, Columns {data.Columns} and SamplesPerPixel {data.get("SamplesPerPixel")}')
 
 
 def _decoded(pixels, data: Any, index: int | None) -> np.ndarray:
@@ -79,6 +97,8 @@ def _decoded(pixels, data: Any, index: int | None) -> np.ndarray:
     return _decode_frames(data, index, _BY_IMAGECODECS[syntax], stored)
   try:
     return pixels.pixel_array(data, index=index, decoding_plugin=_PLUGINS.get(syntax, ''))
+  except StopIteration as e:
+    raise ValueError(f'NumberOfFrames is {data.get("NumberOfFrames")}: the pixels are fewer frames') from e
   except RuntimeError as e:
     if 'missing dependencies' in str(e):
       raise UserError(f"{syntax.name} needs a decoder: pip install 'jaxmed[{EXTRA}]'") from e
@@ -102,7 +122,7 @@ def _decode_frames(data: Any, index: int | None, codec: str, stored: int) -> np.
       raise ValueError(f'a frame of {_jpeg_shape(frame)} rows, columns and samples is not as large as declared')
     frames.append(getattr(imagecodecs, codec)(frame, **rgb))
   if len(frames) != (count if index is None else 1):
-    raise ValueError(f'holds {len(frames)} of {count} frames')
+    raise ValueError(f'NumberOfFrames is {data.get("NumberOfFrames")}: the pixels are {len(frames)} frames')
   array = np.stack(frames)
   if str(data.PhotometricInterpretation).startswith('YBR_FULL'):
     array = convert_color_space(array, str(data.PhotometricInterpretation), 'RGB')
@@ -131,20 +151,28 @@ def transform(data: Any, raw: np.ndarray, value: Callable[[str], Any]) -> Pixels
   """The modality transform, then MONOCHROME1 inverted: low + high - x, with the ends of the range that the bits
   stored can hold, after the transform. Values with units (CT, PET) are not inverted.
 
-  A rescale of whole numbers gives integers (int16 for CT where they fit), any other float32. The window (the first
-  one) is in the same units and inverted alike; it is not applied.
+  Where one of slope and intercept is missing it is 1, or 0, which is noted. A rescale of whole numbers gives integers
+  (int16 for CT where they fit), any other float32. The window (the first one) is in the same units and inverted alike;
+  it is not applied.
   """
   modality = str(data.get('Modality') or '')
   window = _window(value)
   low, high = _range(data, raw)
   frames, ends, intensity = _modality(data, raw, value, modality, (low, high))
-  notes: tuple[str, ...] = ()
+  notes = _half_told(value) if raw.shape[-1] == 1 and not data.get('ModalityLUTSequence') else ()
   if str(data.get('PhotometricInterpretation')) == 'MONOCHROME1':
     if modality in _QUANTITIES:
-      notes = ('MONOCHROME1, not inverted: the values have units',)
+      notes += ('MONOCHROME1, not inverted: the values have units',)
     else:
       frames, window = _invert(frames, ends, window, str(value('VOILUTFunction') or 'LINEAR'))
   return Pixels(frames, window, intensity, notes)
+
+
+def _half_told(value: Callable[[str], Any]) -> tuple[str, ...]:
+  """What is noted where a header has one of both numbers of a rescale."""
+  missing = [f'{name} is missing: {default} was taken'
+             for name, default in (('RescaleSlope', 1), ('RescaleIntercept', 0)) if value(name) in (None, '')]
+  return tuple(missing) if len(missing) == 1 else ()
 
 
 def _range(data: Any, raw: np.ndarray) -> tuple[int, int]:
@@ -162,12 +190,13 @@ def _modality(data, raw, value, modality, ends):
 
     bits = int(data.ModalityLUTSequence[0].LUTDescriptor[2])
     return apply_modality_lut(raw, data), (0, (1 << bits) - 1), intensity
-  slope, intercept = value('RescaleSlope'), value('RescaleIntercept')
-  if slope is None or intercept is None:
+  told = tuple(None if v == '' else v for v in (value('RescaleSlope'), value('RescaleIntercept')))
+  if told == (None, None):
     return raw, ends, intensity
-  slope, intercept = float(slope), float(intercept)
+  slope, intercept = (float(1 - i if v is None else v) for i, v in enumerate(told))
   if not np.isfinite([slope, intercept]).all() or slope == 0:
-    raise ValueError(f'rescales by {slope:g} x + {intercept:g}')
+    raise ValueError(f'RescaleSlope is {slope:g}, RescaleIntercept {intercept:g}: expected finite numbers, the slope '
+                     'not 0')
   if modality == 'CT' and str(value('RescaleType') or 'HU').upper() in ('HU', 'US', 'HU_MOD'):
     intensity = 'hu'
   ends = tuple(sorted(e * slope + intercept for e in ends))

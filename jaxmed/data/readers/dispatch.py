@@ -1,5 +1,6 @@
 """Which reader takes a file: reading a file, a group, parts or a mask, whatever its format."""
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -106,7 +107,9 @@ def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLik
 
 def _named(records: Iterable[Record], options: Options) -> Iterator[Record]:
   for record in records:
-    yield record | {'image': check_pixels(record['image']), 'channels': _name_channels(record, options)}
+    hint = ', or prepare --nan 0 or --nan mean, which fill them'
+    image = check_pixels(record['image'], options.nan == 'refuse', hint)
+    yield record | {'image': image, 'channels': _name_channels(record, options)}
 
 
 def _name_channels(record: Record, options: Options) -> list[str]:
@@ -121,15 +124,17 @@ def _name_channels(record: Record, options: Options) -> list[str]:
 
 def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
   """The whole images of a mask's file, turned as the image is: `image` [*grid] of integers. Their mismatch with the
-  image is found by `masked`. Of a PNG with a palette they are the numbers of the colours.
+  image is found by `masked`. Of an image with a palette they are the numbers of the colours.
 
   Raises:
     ValueError: more than one value a pixel, or values that are no integers; and as readers.read does.
   """
   plain = dataclasses.replace(options, channels=None, volumes='whole', spacing=None, crop='none', min_content=0.0,
-                              slides='auto')
+                              slides='auto', nan='refuse' if options.nan == 'refuse' else '0')
   try:
     found = _palette(path) if kind(path) == 'image' else []
+    if kind(path) == 'tiff':
+      found = list(_checked(_reader('tiff').read_indices(path, plain), plain, None))
     found = found or list(read(path, plain))
     return [r | {'image': labels(r['image'])} for r in found]
   except Exception as e:
@@ -139,7 +144,10 @@ def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
 
 
 def _palette(path: str | os.PathLike) -> list[Record]:
-  from PIL import Image
+  from PIL import Image, UnidentifiedImageError
 
-  with Image.open(path) as handle:
+  from jaxmed.data.readers.image import FORMATS
+
+  with contextlib.suppress(UnidentifiedImageError), Image.open(path, formats=FORMATS) as handle:
     return [{'image': np.asarray(handle)[..., None], 'spacing': None}] if handle.mode == 'P' else []
+  return []

@@ -23,6 +23,9 @@ from jaxmed.errors import need
 
 _HEAD = 1 << 16  # bytes
 _AXES = re.compile(rb'^\s*(?:NDims|dimension)\s*[=:]\s*(\d{1,9})', re.MULTILINE | re.IGNORECASE)
+# Numbers with a comma in them, of fields that separate theirs by blanks.
+_DECIMALS = re.compile(rb'^\s*(ElementSpacing|ElementSize|Offset|Origin|Position|TransformMatrix|Rotation|Orientation|'
+                       rb'spacings|thicknesses)\s*[=:]([^\r\n]*\d,\d[^\r\n]*)', re.MULTILINE | re.IGNORECASE)
 _DATA_FILE = re.compile(rb'^\s*(?:ElementDataFile|data ?file)\s*[=:](.+)$', re.MULTILINE | re.IGNORECASE)
 
 
@@ -30,7 +33,8 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   """Yields the volumes [D, H, W, C] of a file, turned to RAS as NIfTI is; a plane of a two-dimensional file is
   [H, W, C] as it lies.
 
-  The components of a pixel are channels; a fourth axis of at most MAX_CHANNELS is, too, a longer one is time.
+  The components of a pixel are channels; a fourth axis of at most MAX_CHANNELS is, too, a longer one is time, and so is
+  an axis whose kind is time by NRRD's header.
 
   Raises:
     ValueError: damaged, truncated, or its pixels lie in several files or in one outside the header's folder.
@@ -53,7 +57,8 @@ def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   record = {'subject': stem(path), 'source': 'itk', 'part': ''}
   if rank == 2:
     spacing = [float(s) for s in image.GetSpacing()[::-1]]
-    yield record | {'image': array if parts > 1 else array[..., None], 'channels': _names(parts), 'spacing': spacing,
+    yield record | {'image': array if parts > 1 else array[..., None], 'channels': _names(image, parts),
+                    'spacing': spacing,
                     'meta': {'orientation': 'native'}}
     return
   if parts > 1 and rank == 4:
@@ -63,7 +68,7 @@ def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   else:
     array = array.T if rank == 4 else array.T[..., None]  # [(t,) z, y, x] -> [x, y, z, t or 1]
   volume, where = to_ras(array, _affine(image))
-  yield from _volumes(volume, record | where, parts)
+  yield from _volumes(volume, record | where, parts, _names(image, parts), _is_time(image))
 
 
 def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
@@ -84,22 +89,43 @@ def _load(sitk, path: str | os.PathLike, name: str, pixels: bool):
   except RuntimeError as e:
     last = str(e).strip().splitlines()[-1].strip()
     # MetaImage gives the system's last error as the reason, whatever went wrong.
-    raise ValueError(f'SimpleITK: {"damaged or truncated" if last.startswith("Reason") else last}') from e
+    if last.startswith('Reason'):
+      last = f'damaged or truncated: expected pixels of size {list(reader.GetSize())}'
+    raise ValueError(f'SimpleITK: {last}') from e
   return image, sitk.GetArrayFromImage(image), parts
 
 
-def _volumes(volume: np.ndarray, record: Record, parts: int) -> Iterator[Record]:
+def _volumes(volume: np.ndarray, record: Record, parts: int, names: list[str], is_time: bool) -> Iterator[Record]:
   count = volume.shape[-1]
-  if count <= MAX_CHANNELS:
-    yield whole(volume, record | {'channels': _names(count) if parts > 1 else numbered(count)})
+  if count == 1 or (count <= MAX_CHANNELS and not is_time):
+    yield whole(volume, record | {'channels': names if parts > 1 else numbered(count)})
     return
   for t in range(count):
     meta = record['meta'] | {'notes': f'volume {t} of {count} in time'}
     yield whole(volume[..., t : t + 1], record | {'channels': numbered(1), 'part': f't{t:03d}', 'meta': meta})
 
 
-def _names(parts: int) -> list[str]:
-  return ['R', 'G', 'B'] if parts == 3 else numbered(parts)
+def _is_time(image) -> bool:
+  """Whether the last axis is time by NRRD's header; a ValueError where another one is."""
+  kinds = [image.GetMetaData(k) if image.HasMetaDataKey(k) else '' for k in (
+    f'NRRD_kinds[{i}]' for i in range(image.GetDimension()))]
+  if 'time' in kinds[:-1]:
+    raise ValueError(f'kinds are {", ".join(kinds)}: expected time, if there is such an axis, to be the last one')
+  return len(kinds) == 4 and kinds[-1] == 'time'
+
+
+def _names(image, parts: int) -> list[str]:
+  """R, G, B of three unsigned components; vectors, such as displacements, are no colours."""
+  colour = parts == 3 and 'unsigned' in _type(image)
+  return ['R', 'G', 'B'] if colour else numbered(parts)
+
+
+def _type(image) -> str:
+  """ITK's words for the type of a component, of an image or of a reader that has its header."""
+  import SimpleITK as sitk
+
+  kind = image.GetPixelIDValue() if hasattr(image, 'GetPixelIDValue') else image.GetPixelID()
+  return sitk.GetPixelIDValueAsString(kind)
 
 
 def _affine(image) -> np.ndarray:
@@ -125,6 +151,8 @@ def _check_header(path: pathlib.Path) -> str:
   for axes in _AXES.findall(head):
     if not 2 <= int(axes) <= 4:
       raise ValueError(f'has {int(axes)} axes: expected 2, 3 or 4')
+  for field, told in _DECIMALS.findall(head):
+    raise ValueError(f'{field.decode()} is {told.strip().decode("latin1")!r}: expected numbers with a decimal point')
   for name in _DATA_FILE.findall(head):
     _check_data_file(path, name.decode('utf-8', 'replace').strip())
   return 'NrrdImageIO' if head.startswith(b'NRRD') else 'MetaImageIO'
@@ -136,5 +164,7 @@ def _check_data_file(path: pathlib.Path, name: str) -> None:
     raise ValueError(f'its pixels lie in {name}, outside the folder of the header')
   if name.upper().startswith('LIST') or '%' in name:
     raise ValueError('its pixels lie in several files: expected one')
+  if name != 'LOCAL' and not (path.parent / place).exists():
+    raise ValueError(f'its pixels lie in {name}, which is not there: expected that file beside the header')
   if (path.parent / place).is_symlink():
     raise ValueError(f'its pixels lie behind a link, {name}')

@@ -9,7 +9,7 @@ import numpy as np
 from jaxmed.data.readers.companions import masked
 from jaxmed.data.readers.content import Box, box, cropped, foreground
 from jaxmed.data.readers.spacing import for_axes, grid, resampled
-from jaxmed.data.readers.types import Options, Record
+from jaxmed.data.readers.types import BESIDE, Options, Record
 
 _TIME = re.compile(r't\d+$')  # of a part
 
@@ -17,12 +17,12 @@ _TIME = re.compile(r't\d+$')  # of a part
 def shaped(records: Iterable[Record], options: Options, masks: Sequence[Record] = ()) -> Iterator[Record]:
   """Yields records as a corpus stores them, from a reader's records (`volume` marks whole volumes).
 
-  First the mask is laid on (one for all, or one each); then the image is brought to `options.spacing`; then it is
-  cropped, all times of a series by the box of the first; then planes are cut. Tiles of slides and clips in time keep
-  their grid.
+  First the mask is laid on (one for all, or one each) and what is not finite filled; then the image is brought to
+  `options.spacing`; then it is cropped, all times of a series by the box of the first; then planes are cut. Tiles of
+  slides and clips in time keep their grid.
 
   Raises:
-    ValueError: a mask does not fit, or is missing.
+    ValueError: a mask does not fit, or is missing; a channel without a finite pixel has no mean.
   """
   boxes: dict[Any, Box | None] = {}
   for number, record in enumerate(records):
@@ -31,6 +31,7 @@ def shaped(records: Iterable[Record], options: Options, masks: Sequence[Record] 
     record = {k: v for k, v in record.items() if k != 'volume'}
     if masks:
       record = masked(record, masks, number)
+    record = _filled(record, options.nan)
     if free and options.spacing:
       record = resampled(record, options.spacing)
     inside = None
@@ -76,7 +77,7 @@ def _planes(record: Record, axis: int | None, inside: np.ndarray | None) -> Iter
   C] of y or [D, H, C] of x. A part that the record has already goes before: 't002z000'. `inside` is what is no
   background of the image, and `content` becomes its share."""
   if axis is None:
-    yield record | ({} if inside is None else {'content': float(inside.mean())})
+    yield _counted(record | ({} if inside is None else {'content': float(inside.mean())}))
     return
   spacing = record['spacing'] and [s for i, s in enumerate(record['spacing']) if i != axis]
   number = record['image'].shape[axis]
@@ -84,8 +85,30 @@ def _planes(record: Record, axis: int | None, inside: np.ndarray | None) -> Iter
   for i in range(number):
     out = record | {'image': record['image'].take(i, axis), 'spacing': spacing,
                     'part': f'{record["part"]}{"zyx"[axis]}{i:0{width}d}'}
-    if 'mask' in record:
-      out['mask'] = record['mask'].take(i, axis)
+    out |= {k: record[k].take(i, axis) for k in BESIDE if k in record}
     if inside is not None:
       out['content'] = float(inside.take(i, axis).mean())
-    yield out
+    yield _counted(out)
+
+
+def _filled(record: Record, how: str) -> Record:
+  """The record with finite pixels; `filled` [*grid, C] says which of them were not, where there are such."""
+  image = record['image']
+  if how == 'refuse' or image.dtype.kind != 'f' or np.isfinite(image).all():
+    return record
+  bad = ~np.isfinite(image)
+  image = np.where(bad, np.float32(0), image)
+  for c, name in enumerate(record['channels'] if how == 'mean' else ()):
+    here = bad[..., c]
+    if here.all():
+      raise ValueError(f'channel {name} has no finite pixel, so no mean: expected one, or --nan 0')
+    image[here, c] = image[..., c].sum(dtype=np.float64) / (here.size - int(here.sum()))
+  return record | {'image': image, 'filled': bad}
+
+
+def _counted(record: Record) -> Record:
+  """The record with the number of its pixels that were filled in `meta`."""
+  bad = record.pop('filled', None)
+  if bad is None or not bad.any():
+    return record
+  return record | {'meta': record.get('meta', {}) | {'nan_filled': int(bad.sum())}}

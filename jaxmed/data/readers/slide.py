@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.readers import tiff_colour
 from jaxmed.data.readers.tiff_pages import channel_names, no_complaints, open_tiff, pixel_size
-from jaxmed.data.readers.types import DEFAULT, SUFFIXES, Options, Record, check_size, stand_in, stem, suffix
+from jaxmed.data.readers.types import DEFAULT, SUFFIXES, Options, Record, check_size, number, stand_in, stem, suffix
 from jaxmed.data.resize import resize
 from jaxmed.errors import need
 
@@ -162,13 +163,16 @@ def _open(path: str | os.PathLike) -> Iterator[Slide]:
     size = (pixel_size(tif, 0, series.keyframe) or [None] * 3)[1:]
     if size[0] is None or size[1] is None:
       raise ValueError('does not say how large its pixels are: no tiles of a stated resolution can be cut')
-    levels = [_tiff_level(zarr, series, i) for i in range(len(series.levels))]
-    count = int(np.prod([n for a, n in zip(series.axes, series.shape) if a not in 'YX']))
-    names = channel_names(tif, 0, count, 'S' in series.axes and count == 3)
+    told = tiff_colour.samples(tif, series.keyframe)
+    if (way := tiff_colour.orientation(series.keyframe)) != 1:
+      raise ValueError(f'Orientation is {way}: expected 1 of a slide that is cut into tiles')
+    levels = [_tiff_level(zarr, series, i, told) for i in range(len(series.levels))]
+    count = len(told.names) * dict(zip(series.axes, series.shape)).get('C', 1)
+    names = channel_names(tif, 0, count, told.names)
     yield Slide(tuple(levels), (size[0] * 1e3, size[1] * 1e3), tuple(names))
 
 
-def _tiff_level(zarr, series, index: int) -> Level:
+def _tiff_level(zarr, series, index: int, told: tiff_colour.Samples) -> Level:
   level = series.levels[index]
   array = zarr.open_array(series.aszarr(level=index), mode='r')
   axes = level.axes
@@ -177,10 +181,10 @@ def _tiff_level(zarr, series, index: int) -> Level:
     box = {'Y': slice(y0, y1), 'X': slice(x0, x1), 'C': slice(None), 'S': slice(None)}
     part = np.asarray(array[tuple(box.get(a, 0) for a in axes)])
     left = [a for a in axes if a in box]
-    for axis in ('C', 'S'):
-      if axis in left:
-        return np.moveaxis(part, left.index(axis), -1)
-    return part[..., None]
+    part = np.moveaxis(part, left.index('S'), -1) if 'S' in left else part[..., None]
+    part = tiff_colour.values(part, series.keyframe, told)
+    left = [a for a in left if a != 'S']
+    return np.moveaxis(part, left.index('C'), 2)[..., 0] if 'C' in left else part
   return Level((level.shape[axes.index('Y')], level.shape[axes.index('X')]), read_box)
 
 
@@ -189,7 +193,7 @@ def open_openslide(path: str | os.PathLike) -> Iterator[Slide]:
   """A slide by OpenSlide; transparent pixels, which were not scanned, become white."""
   openslide = need('openslide', 'slides')
   with openslide.OpenSlide(pathlib.Path(path)) as handle:
-    mpp = [float(handle.properties.get(f'openslide.mpp-{a}') or 0) for a in 'yx']
+    mpp = [number(handle.properties.get(f'openslide.mpp-{a}'), f'openslide.mpp-{a}') for a in 'yx']
     if not all(mpp):
       raise ValueError('does not say how large its pixels are: no tiles of a stated resolution can be cut')
 

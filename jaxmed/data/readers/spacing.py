@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmed.data.readers.geometry import shifted
-from jaxmed.data.readers.types import Record, check_size
+from jaxmed.data.readers.types import BESIDE, Record, check_size
 from jaxmed.data.resize import resize
 
 _SAME = 1e-3  # an axis whose spacing is off by less than this share stays as it is
@@ -39,8 +39,7 @@ def resampled(record: Record, wanted: Sequence[float]) -> Record:
   new = [s if scale is None else w for s, w, scale in zip(spacing, wanted, scales)]
   start = [((n - 1) * s - (m - 1) * w) / 2 for n, s, m, w in zip(image.shape, spacing, size, new)]
   out = record | {'image': resize(image, size, scales), 'spacing': [float(w) for w in new]}
-  if 'mask' in record:
-    out['mask'] = _nearest(record['mask'], size, scales)
+  out |= {k: _nearest(record[k], size, scales) for k in BESIDE if k in record}
   return shifted(out, start)
 
 

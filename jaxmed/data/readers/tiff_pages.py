@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from jaxmed.data.readers.types import numbered
+from jaxmed.data.readers import ome_set
+from jaxmed.data.readers.types import number, numbered
 
 _TO_MM = {
   'm': 1e3, 'cm': 10.0, 'mm': 1.0, 'µm': 1e-3, 'μm': 1e-3, 'um': 1e-3, 'micron': 1e-3, 'microns': 1e-3,
@@ -18,38 +21,62 @@ _PRINT = (72, 96, 100, 150, 200, 300, 600, 1200)
 
 
 def open_tiff(path: str | os.PathLike):
-  """An open file. OME's metadata is left aside where they name other files: each file is read as what it holds.
+  """An open file. OME's metadata is left aside where they name other files: each file is read as what it holds, see
+  readers.ome_set.
 
   Raises:
-    ValueError: the first page's tags are damaged.
+    ValueError: the first page's tags are damaged, or the XML of OME is.
   """
   import tifffile
 
   with no_complaints():  # before anything is made of damaged tags: that may take for ever
     tif = tifffile.TiffFile(path)
-  if tif.is_ome:
-    named = {e.get('FileName') or '' for e in _ome(tif).iter() if e.tag.endswith('UUID')} - {'', os.path.basename(path)}
-    if len(named) > 1 or any('/' in n or '\\' in n or os.path.exists(_beside(path, n)) for n in named):
+  try:
+    if (root := ome_root(tif)) is not None and (ome_set.others(root, ome_uuid(tif), path) or _is_binary(tif)):
       tif.close()
       return tifffile.TiffFile(path, is_ome=False)
+  except ValueError:
+    tif.close()
+    raise
   return tif
 
 
-def _beside(path, name: str) -> str:
-  return os.path.join(os.path.dirname(os.path.abspath(path)), name)
+def ome_root(tif) -> ElementTree.Element | None:
+  """OME's metadata, of the file itself or, where it says so, of the one beside it that holds them; None without."""
+  root = _own_root(tif)
+  if root is None or (beside := ome_set.companion(root, tif.filehandle.path)) is None:
+    return root
+  with open(beside, 'rb') as f:
+    return ome_set.parse(f.read(), os.path.basename(beside))
 
 
-def channel_names(tif, index: int, count: int, rgb: bool) -> list[str]:
-  """OME's or ImageJ's channel names where their number fits, else R, G, B or numbers."""
-  names = _ome_names(tif, index) or _imagej_names(tif)
+def ome_uuid(tif) -> str | None:
+  """The UUID that the file has in its set."""
+  root = _own_root(tif)
+  return None if root is None else root.get('UUID')
+
+
+def _own_root(tif) -> ElementTree.Element | None:
+  text = tif.pages.first.description
+  return ome_set.parse(text, 'ImageDescription') if text[-10:].strip().endswith('OME>') else None
+
+
+def _is_binary(tif) -> bool:
+  root = _own_root(tif)
+  return root is not None and root.find('{*}BinaryOnly') is not None
+
+
+def channel_names(tif, index: int, count: int, otherwise: Sequence[str] = ()) -> list[str]:
+  """OME's or ImageJ's channel names where their number fits, else the other ones, else numbers."""
+  names = ome_names(tif, index) or _imagej_names(tif)
   if len(names) == count == len(set(names)) and all(names):
     return names
-  return ['R', 'G', 'B'] if rgb and count == 3 else numbered(count)
+  return list(otherwise) if len(otherwise) == count else numbered(count)
 
 
 def pixel_size(tif, index: int, page) -> list[float | None] | None:
   """Spacing in mm along z, y, x (z None where unknown), or None: of OME, ImageJ, Aperio's MPP or resolution tags."""
-  if tif.is_ome:
+  if ome_root(tif) is not None:
     pixels = _ome_pixels(tif, index)
     zyx = [_ome_length(pixels, a) for a in 'ZYX']
     return zyx if zyx[1] and zyx[2] else None
@@ -57,7 +84,7 @@ def pixel_size(tif, index: int, page) -> list[float | None] | None:
   if tif.is_imagej:
     told = tif.imagej_metadata or {}
     mm = _TO_MM.get(str(told.get('unit') or '').strip().lower())
-    depth = float(told.get('spacing') or 0)
+    depth = number(told.get('spacing'), 'spacing')
     return [depth * mm or None, *(mm / r for r in resolution)] if mm and min(resolution) > 0 else None
   if tif.is_svs and (mpp := _aperio_mpp(page)):
     return [None, mpp / 1e3, mpp / 1e3]
@@ -70,25 +97,22 @@ def pixel_size(tif, index: int, page) -> list[float | None] | None:
 def _aperio_mpp(page) -> float:
   import tifffile
 
-  return float(tifffile.tifffile.svs_description_metadata(page.description).get('MPP') or 0)
+  return number(tifffile.tifffile.svs_description_metadata(page.description).get('MPP'), 'MPP')
 
 
 def seconds(tif, index: int) -> float | None:
   """Seconds between frames, by OME or ImageJ."""
-  if tif.is_ome:
+  if ome_root(tif) is not None:
     pixels = _ome_pixels(tif, index)
     unit = _TO_SECONDS.get(pixels.get('TimeIncrementUnit') or 's', 0.0)
-    return float(pixels.get('TimeIncrement') or 0) * unit or None
-  return float((tif.imagej_metadata or {}).get('finterval') or 0) or None if tif.is_imagej else None
-
-
-def _ome(tif) -> ElementTree.Element:
-  return ElementTree.fromstring(tif.ome_metadata)
+    return number(pixels.get('TimeIncrement'), 'TimeIncrement') * unit or None
+  return number((tif.imagej_metadata or {}).get('finterval'), 'finterval') or None if tif.is_imagej else None
 
 
 def _ome_image(tif, index: int) -> Any:
-  images = [e for e in _ome(tif).iter() if e.tag.split('}')[-1] == 'Image'] if tif.ome_metadata else []
-  return images[index] if index < len(images) else None
+  root = ome_root(tif)
+  images = [] if root is None else list(root.findall('.//{*}Image'))
+  return images[index] if 0 <= index < len(images) else None
 
 
 def _ome_pixels(tif, index: int) -> dict[str, str]:
@@ -99,10 +123,11 @@ def _ome_pixels(tif, index: int) -> dict[str, str]:
 
 def _ome_length(pixels: dict[str, str], axis: str) -> float | None:
   mm = _TO_MM.get((pixels.get(f'PhysicalSize{axis}Unit') or 'µm').lower(), 0.0)
-  return float(pixels.get(f'PhysicalSize{axis}') or 0) * mm or None
+  return number(pixels.get(f'PhysicalSize{axis}'), f'PhysicalSize{axis}') * mm or None
 
 
-def _ome_names(tif, index: int) -> list[str]:
+def ome_names(tif, index: int) -> list[str]:
+  """The names of an image's channels, '' where one has none."""
   image = _ome_image(tif, index)
   channels = [] if image is None else [e for e in image.iter() if e.tag.endswith('Channel')]
   return [e.get('Name') or '' for e in channels if e.get('Name') or e.get('ID')]
@@ -130,4 +155,17 @@ class no_complaints(logging.Handler):
     logger.removeHandler(self)
     logger.propagate = self.propagate
     if kind is None and self.seen:
-      raise ValueError(self.seen[0])
+      raise ValueError(_plain(self.seen[0]))
+
+
+def _plain(complaint: str) -> str:
+  """A complaint about a tag with the tag's name and what it may hold."""
+  import tifffile
+
+  if not (found := re.match(r'<tifffile\.TiffTag (\d+) .*raised .*?[\'"(](-?\d+) is not a valid (\w+)', complaint)):
+    return complaint
+  code, value, values = found.groups()
+  name = str(tifffile.TIFF.TAGS.get(int(code)) or f'tag {code}')  # type: ignore[call-overload]
+  valid = sorted(int(v) for v in getattr(tifffile, values, ()))
+  return f'{name} is {value}: expected one of {", ".join(map(str, valid))}'
+

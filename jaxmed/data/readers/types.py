@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,11 @@ MAX_CHANNELS = 16
 # A header can claim any size: what would decode to more than this is refused before it is decoded.
 MAX_BYTES = 4 << 30
 SUFFIXES = {
-  '.png': 'image', '.jpg': 'image', '.jpeg': 'image',
+  '.png': 'image', '.jpg': 'image', '.jpeg': 'image', '.jpe': 'image', '.jfif': 'image',
+  '.bmp': 'image', '.dib': 'image', '.gif': 'image', '.webp': 'image', '.tga': 'image', '.pcx': 'image',
+  '.qoi': 'image',
+  '.pbm': 'image', '.pgm': 'image', '.ppm': 'image', '.pnm': 'image', '.pfm': 'image',
+  '.jp2': 'image', '.j2k': 'image', '.jpx': 'image', '.jpf': 'image', '.j2c': 'image', '.jpc': 'image',
   '.tif': 'tiff', '.tiff': 'tiff', '.lsm': 'tiff', '.stk': 'tiff',
   '.svs': 'slide', '.ndpi': 'slide', '.scn': 'slide', '.qptiff': 'slide', '.bif': 'slide', '.mrxs': 'slide',
   '.vms': 'slide', '.vmu': 'slide', '.svslide': 'slide',
@@ -31,6 +35,8 @@ SUFFIXES = {
 }
 # Kinds whose files are grouped before they are read.
 GROUPED = frozenset({'dicom'})
+# What lies on the grid of an image and changes with it.
+BESIDE = ('mask', 'filled')
 # `groups` gives files that hold no image at all (reports, structure sets) as rejects whose reason begins so.
 NO_IMAGE = 'no image: '
 # Images and planes below `Options.min_content` are listed with a reason that begins so.
@@ -46,15 +52,17 @@ NO_CONTENT = 'no content: '
 #   tile_xy        [x, y] of a tile's corner, in pixels of the slide's full resolution
 #   bits           bits stored
 #   site           salted hash of the institution's name
+#   nan_filled     pixels (in all channels) that were NaN or infinite and were filled, see Options.nan
 #   intensity      'hu' (CT, int16 Hounsfield units), 'mr', 'pet' or 'native'
 META: dict[str, pa.DataType] = {
   'modality': pa.string(), 'window': pa.list_(pa.float32()), 'orientation': pa.string(),
   'direction': pa.list_(pa.float32()), 'origin': pa.list_(pa.float32()), 'frame_seconds': pa.float64(),
   'level_mpp': pa.float32(), 'tile_xy': pa.list_(pa.int32()), 'bits': pa.int32(), 'notes': pa.string(),
-  'site': pa.string(), 'intensity': pa.string(),
+  'site': pa.string(), 'intensity': pa.string(), 'nan_filled': pa.int64(),
 }
 _MAGIC = (
-  (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'),
+  (b'\x89PNG\r\n\x1a\n', 'image'), (b'\xff\xd8\xff', 'image'), (b'GIF8', 'image'),
+  (b'\0\0\0\x0cjP  \r\n', 'image'), (b'\xff\x4f\xff\x51', 'image'),
   (b'II*\x00', 'tiff'), (b'MM\x00*', 'tiff'), (b'II+\x00', 'tiff'), (b'MM\x00+', 'tiff'),
   (b'\x93NUMPY', 'array'), (b'\x89HDF\r\n\x1a\n', 'array'), (b'NRRD000', 'itk'),
   (b'PK\x03\x04', 'array'), (b'ZISRAWFILE', 'czi'),
@@ -63,6 +71,7 @@ VOLUMES = ('slices', 'whole')
 PLANES = ('axial', 'acquired')
 SLIDES = ('auto', 'tiles')
 CROPS = ('none', 'foreground')
+NAN = ('refuse', '0', 'mean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +93,8 @@ class Options:
     crop: 'foreground' keeps the box around what is no background (see readers.content), not of tiles and clips.
     margin: pixels that the box is wider on each side.
     min_content: the share of pixels that are no background below which an image or plane is left out.
+    nan: pixels that are NaN, infinite or beyond float32: 'refuse' the file, or fill them with '0', or with the 'mean'
+      of the channel in that image (a volume is one).
   """
 
   channels: tuple[str, ...] | None = None
@@ -98,12 +109,14 @@ class Options:
   crop: str = 'none'
   margin: int = 4
   min_content: float = 0.0
+  nan: str = 'refuse'
 
   def __post_init__(self):
     choose('volumes', self.volumes, VOLUMES)
     choose('plane', self.plane, PLANES)
     choose('slides', self.slides, SLIDES)
     choose('crop', self.crop, CROPS)
+    choose('nan', self.nan, NAN)
     for name in ('mpp', 'tile', 'every'):
       if not 0 < getattr(self, name) < float('inf'):
         raise UserError(f'{name} is {getattr(self, name)}: expected a number above 0')
@@ -173,7 +186,7 @@ def stem(path: str | os.PathLike) -> str:
 
 
 def known(path: str | os.PathLike) -> bool:
-  """Whether some reader takes this file: its suffix is known, or it is DICOM by its header (132 bytes are read).
+  """Whether some reader takes this file: its suffix is known, or it is DICOM by its first bytes (132 are read).
 
   DICOMDIR, the list of a medium's files, is not: the files themselves are found beside it.
   """
@@ -211,7 +224,8 @@ def kind(path: str | os.PathLike) -> str:
     return 'dicom'
   found = suffix(path)
   if found is None:
-    raise ValueError(f'no reader for this suffix; known: {", ".join(SUFFIXES)}')
+    named = pathlib.Path(path).suffix or 'a name without a suffix'
+    raise ValueError(f'no reader for {named}; known: {", ".join(SUFFIXES)}')
   if not head:
     raise ValueError('the file is empty (0 bytes)')
   if SUFFIXES[found] == 'slide':  # most are TIFF inside
@@ -230,16 +244,36 @@ def _head(path: str | os.PathLike) -> bytes:
 
 
 def _is_dicom(head: bytes) -> bool:
-  return head[128:132] == b'DICM'
+  """Whether a file begins as DICOM: with its preamble, or without one by two elements of the groups 2 and 8."""
+  if head[128:132] == b'DICM':
+    return True
+  order: Literal['little', 'big'] = 'big' if head[:1] == b'\0' else 'little'
+  at, tags = 0, [(0, 0)]
+  while at + 8 <= len(head) and len(tags) < 4:
+    group, element = (int.from_bytes(head[at + i : at + i + 2], order) for i in (0, 2))
+    if group not in (2, 8) or (group, element) <= tags[-1]:
+      return False
+    tags.append((group, element))
+    vr = head[at + 4 : at + 6]
+    if vr in (b'OB', b'OW', b'UN', b'UT', b'SQ'):
+      size, start = int.from_bytes(head[at + 8 : at + 12], order), 12
+    elif vr.isalpha() and vr.isupper():
+      size, start = int.from_bytes(head[at + 6 : at + 8], order), 8
+    else:
+      size, start = int.from_bytes(head[at + 4 : at + 8], order), 8
+    if size % 2 or size > 1 << 16:
+      return False
+    at += start + size
+  return len(tags) > 2
 
 
-def check_pixels(image: np.ndarray) -> np.ndarray:
+def check_pixels(image: np.ndarray, finite: bool = True, hint: str = '') -> np.ndarray:
   """Returns pixels in a storable type: small integers as they are, every float as float32, C order.
 
   Booleans become 0 and 255; 64-bit integers become int32 when they fit, else float32.
 
   Raises:
-    ValueError: no pixels, NaN or infinity, or numbers that are not real.
+    ValueError: no pixels, numbers that are not real, or (`finite`) NaN, infinity or what float32 cannot hold.
   """
   if image.size == 0:
     raise ValueError(f'the image has no pixels (shape {list(image.shape)})')
@@ -248,9 +282,9 @@ def check_pixels(image: np.ndarray) -> np.ndarray:
   elif image.dtype.kind == 'f':
     with np.errstate(over='ignore'):
       image = image.astype(np.float32)
-    bad = int(image.size - np.isfinite(image).sum())
-    if bad:
-      raise ValueError(f'{bad} of {image.size} pixels are NaN, infinite or beyond float32')
+    if finite and (bad := int(image.size - np.isfinite(image).sum())):
+      raise ValueError(f'{bad} of {image.size} pixels are NaN ({int(np.isnan(image).sum())}), infinite or beyond '
+                       f'float32: expected numbers{hint}')
   elif image.dtype.kind in 'iu':
     if image.dtype.itemsize == 8:
       fits = image.min() >= -2**31 and image.max() < 2**31
@@ -270,6 +304,21 @@ def check_size(shape: Sequence[int], dtype: np.dtype) -> None:
   if size > MAX_BYTES:
     raise ValueError(f'declares {size / 2**30:.0f} GiB of pixels {list(shape)}: more than '
                      f'{MAX_BYTES / 2**30:.0f} GiB is refused')
+
+
+def number(told: Any, field: str) -> float:
+  """A number of a header, 0 where there is none.
+
+  Raises:
+    ValueError: a text that is no finite number, such as one with a decimal comma.
+  """
+  try:
+    value = float(told or 0)
+  except (TypeError, ValueError):
+    value = float('nan')
+  if not np.isfinite(value):
+    raise ValueError(f'{field} is {str(told)!r}: expected a number with a decimal point')
+  return value
 
 
 def numbered(count: int) -> list[str]:

@@ -21,7 +21,8 @@ def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record
   of a frame since the first is meta's `frame_seconds`.
 
   Raises:
-    ValueError: damaged, or it ends more than a second before the length that it declares.
+    ValueError: damaged, or cut: it lacks frames that its container counts; of containers that count none, bytes, or
+      more than a second of the length that they declare.
     UserError: PyAV is not installed.
   """
   av = need('av', 'video')
@@ -86,7 +87,8 @@ def _frames(av, path: str | os.PathLike, every: float) -> Iterator[tuple[float, 
       check_size((stream.height, stream.width, 4), np.dtype(np.uint8))
       stream.thread_type = 'AUTO'
       first, last, taken = None, 0.0, 0
-      for frame in container.decode(stream):
+      packets: list[tuple[float, float]] = []
+      for frame in _decoded(container, stream, packets):
         first = frame.time if first is None else first
         if first is None or frame.time is None:
           raise ValueError('its frames have no times')
@@ -94,9 +96,21 @@ def _frames(av, path: str | os.PathLike, every: float) -> Iterator[tuple[float, 
         if last >= taken * every - 1e-6:
           taken = _next(last, every)
           yield last, _pixels(frame)
-      _check_whole(container, stream, first, last)
+      if first is None:
+        raise ValueError('holds no frame')
+      _check_whole(path, container, stream, packets, first)
   except av.error.FFmpegError as e:
     raise ValueError(f'FFmpeg: {e.strerror}') from e
+
+
+def _decoded(container, stream, packets: list[tuple[float, float]]) -> Iterator:
+  """The frames; `packets` gets (start, end) in seconds of what the file holds, decoded or not."""
+  for packet in container.demux(stream):
+    if packet.dts is not None or packet.pts is not None or packet.size:  # the last packet is empty: it flushes
+      start = packet.dts if packet.pts is None else packet.pts
+      start, length = (float((t or 0) * packet.time_base) for t in (start, packet.duration))
+      packets.append((start, start + length))
+    yield from packet.decode()
 
 
 def _pixels(frame) -> np.ndarray:
@@ -109,15 +123,46 @@ def _pixels(frame) -> np.ndarray:
   return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))  # degrees against the clock
 
 
-def _check_whole(container, stream, first: float | None, last: float) -> None:
-  """Where the file says how long the video is, it must be."""
+def _check_whole(path: str | os.PathLike, container, stream, packets: list[tuple[float, float]], first: float) -> None:
+  """Raises a ValueError where the file lacks what its container tells of: frames, else bytes, else seconds."""
+  if stream.frames:
+    if len(packets) < stream.frames:
+      raise ValueError(f'is cut: holds {len(packets)} of {stream.frames} frames')
+    return
+  with open(path, 'rb') as f:
+    end = _matroska_end(f.read(4096))
+  if end is not None:
+    if end > os.path.getsize(path):
+      raise ValueError(f'is cut: holds {os.path.getsize(path)} of {end} bytes')
+    return
   declared = float(stream.duration * stream.time_base) if stream.duration else None
   if declared is None and container.duration and not container.streams.audio:
     declared = container.duration / 1e6
-  if first is None:
-    raise ValueError('holds no frame')
-  if declared is not None and last + _SLACK < declared - 1 / float(stream.average_rate or 1):
-    raise ValueError(f'ends after {last:.1f} of {declared:.1f} s')
+  if declared is None:
+    return
+  last = max(end for _, end in packets)
+  held = last if declared > first else last - first  # some containers give the end, some the length
+  if held + _SLACK < declared - 1 / float(stream.average_rate or 1):
+    raise ValueError(f'is cut: ends after {held:.1f} of {declared:.1f} s')
+
+
+def _matroska_end(head: bytes) -> int | None:
+  """Where the segment of a Matroska file ends (RFC 9559), None for another file and for a stream of unknown length."""
+  if not head.startswith(b'\x1a\x45\xdf\xa3'):
+    return None
+  size, at = _ebml_size(head, 4)
+  at += max(0, size)
+  if head[at : at + 4] != b'\x18\x53\x80\x67':
+    return None
+  size, at = _ebml_size(head, at + 4)
+  return None if size < 0 else at + size
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
+  """A size of EBML (RFC 8794) and the place behind it; -1 where it is unknown."""
+  width = 9 - data[at].bit_length() if at < len(data) and data[at] else 9
+  value = int.from_bytes(data[at : at + width]) & ((1 << 7 * width) - 1)
+  return -1 if width > 8 or value == (1 << 7 * width) - 1 else value, at + width
 
 
 def _format(path: str | os.PathLike) -> str:

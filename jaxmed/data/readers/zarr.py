@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, numbered, stand_in, stem, whole
+from jaxmed.data.readers.types import DEFAULT, Options, Record, check_size, number, numbered, stand_in, stem, whole
 from jaxmed.errors import need
 
 _AXES = 'tczyx'
@@ -20,7 +20,8 @@ _TO_SECONDS = {'second': 1.0, 'millisecond': 1e-3, 'microsecond': 1e-6, 'minute'
 def read(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
   """Yields the image of a folder as [H, W, C], or its volumes: one record for each time (part 't000').
 
-  A plate (0.4 and 0.5) and a bioformats2raw folder give the records of all their images (part 'A/1/0t000' ...).
+  A plate (0.4 and 0.5) and a bioformats2raw folder give the records of all their images (part 'A/1/0t000' ...); wells
+  and images that a plate lists and that are not there are noted.
   Channel names are those of `omero`, spacing that of the axes' units and scales. Chunks that are missing hold the
   fill value, as Zarr wants it, and are noted.
 
@@ -40,13 +41,22 @@ def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Rec
 
 def _read(path: str | os.PathLike, pixels: bool) -> Iterator[Record]:
   zarr = need('zarr', 'medical')
-  group = zarr.open_group(str(path), mode='r')
-  found = False
-  for inner, image in _images(group):
-    found = True
-    yield from _read_image(image, inner, stem(path), pixels)
-  if not found:
-    raise ValueError('is not OME-Zarr: its metadata lists no multiscales')
+  try:
+    group = zarr.open_group(str(path), mode='r')
+  except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    raise ValueError(f'its metadata (zarr.json or .zgroup, .zattrs) do not parse ({e}): expected JSON') from e
+  missing: list[str] = []
+  images = list(_images(group, missing))
+  if not images:
+    raise ValueError(f'none of the images of its plate is there: {_listed(missing)}' if missing else
+                     'is not OME-Zarr: its metadata lists no multiscales')
+  note = f'the plate lists what is not there: {_listed(missing)}' if missing else ''
+  for inner, image in images:
+    yield from _read_image(image, inner, stem(path), pixels, note)
+
+
+def _listed(names: list[str]) -> str:
+  return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def _attributes(group) -> dict[str, Any]:
@@ -55,19 +65,39 @@ def _attributes(group) -> dict[str, Any]:
   return attributes.get('ome') or attributes
 
 
-def _images(group) -> Iterator[tuple[str, Any]]:
-  """(path, group) of every image: the group itself, the wells of a plate, or bioformats2raw's numbered groups."""
+def _images(group, missing: list[str]) -> Iterator[tuple[str, Any]]:
+  """(path, group) of every image: the group itself, the wells of a plate, or bioformats2raw's numbered groups. What a
+  plate lists and lacks goes into `missing`."""
   told = _attributes(group)
   if 'multiscales' in told:
     yield '', group
   elif 'plate' in told:
-    for well in told['plate']['wells']:
-      inner = group[_inside(well['path'])]
-      for image in _attributes(inner)['well']['images']:
-        yield f'{well["path"]}/{image["path"]}', inner[_inside(image['path'])]
+    for well in _field(told['plate'], 'plate', 'wells'):
+      place = _inside(_field(well, 'plate.wells', 'path'))
+      if (inner := group.get(place)) is None:
+        missing.append(place)
+        continue
+      for image in _field(_field(_attributes(inner), place, 'well'), f'{place}: well', 'images'):
+        name = _inside(_field(image, f'{place}: well.images', 'path'))
+        if (found := inner.get(name)) is None or _lacks_level(found):
+          missing.append(f'{place}/{name}')
+        else:
+          yield f'{place}/{name}', found
   elif 'bioformats2raw.layout' in told:
     for name in sorted((k for k in group.group_keys() if k.isdigit()), key=int):
       yield name, group[name]
+
+
+def _field(told: Any, where: str, name: str) -> Any:
+  if not isinstance(told, dict) or name not in told:
+    raise ValueError(f'{where} has no {name}: expected the metadata of an OME-Zarr plate')
+  return told[name]
+
+
+def _lacks_level(group) -> bool:
+  """Whether the image's finest level is not there."""
+  scales: Any = _attributes(group).get('multiscales')
+  return bool(scales) and group.get(_inside(scales[0]['datasets'][0]['path'])) is None
 
 
 def _inside(path: str) -> str:
@@ -77,11 +107,13 @@ def _inside(path: str) -> str:
   return str(path)
 
 
-def _read_image(group, inner: str, subject: str, pixels: bool) -> Iterator[Record]:
+def _read_image(group, inner: str, subject: str, pixels: bool, note: str) -> Iterator[Record]:
   told = _attributes(group)
-  scales = told['multiscales'][0]
+  if not (scales := (told.get('multiscales') or [{}])[0]).get('datasets'):
+    raise ValueError(f'{inner or "its metadata"}: multiscales has no datasets: expected the paths of its levels')
   level = scales['datasets'][0]
-  array = group[_inside(level['path'])]
+  if (array := group.get(_inside(level['path']))) is None:
+    raise ValueError(f'multiscales.datasets[0].path is {level["path"]!r}: expected an array of that name in the folder')
   _check_array(array)
   names, units = _axes(scales, array.ndim)
   scale = _scale(scales, level, array.ndim)
@@ -92,8 +124,9 @@ def _read_image(group, inner: str, subject: str, pixels: bool) -> Iterator[Recor
   missing = array.nchunks - array.nchunks_initialized
   if array.nchunks > _MANY and missing > 0.999 * array.nchunks:
     raise ValueError(f'only {array.nchunks - missing} of {array.nchunks} chunks are there')
-  if missing > 0:
-    meta['notes'] = f'{missing} of {array.nchunks} chunks are missing: their pixels are the fill value'
+  notes = [f'{missing} of {array.nchunks} chunks are missing: their pixels are the fill value'] if missing > 0 else []
+  if notes := [*filter(None, (note,)), *notes]:
+    meta['notes'] = '; '.join(notes)
   record = {'subject': subject, 'source': 'zarr', 'channels': _channels(told, size.get('c', 1)), 'meta': meta}
   for t in range(size.get('t', 1)):
     when = {'frame_seconds': t * scale[names.index('t')] * _TO_SECONDS[units['t']]} if (
@@ -131,7 +164,7 @@ def _scale(scales: dict, level: dict, rank: int) -> np.ndarray:
   scale = np.ones(rank)
   for transform in (level.get('coordinateTransformations') or []) + (scales.get('coordinateTransformations') or []):
     if transform.get('type') == 'scale':
-      scale = scale * np.array(transform['scale'], float)
+      scale = scale * [number(s, 'scale of coordinateTransformations') for s in transform['scale']]
   return scale
 
 

@@ -411,3 +411,107 @@ def test_series_are_as_itk_reads_them(tmp_path, rng, name):
   np.testing.assert_allclose(record['spacing'], twin['spacing'], rtol=1e-5)
   np.testing.assert_allclose(record['meta']['direction'], twin['meta']['direction'], atol=1e-5)
   np.testing.assert_allclose(record['meta']['origin'], twin['meta']['origin'], atol=1e-3)
+
+
+@pytest.mark.parametrize('missing, slope, intercept', [('RescaleSlope', 1, -1024), ('RescaleIntercept', 2, 0)])
+@pytest.mark.parametrize('empty', [False, True])
+def test_half_a_rescale_is_a_rescale(tmp_path, rng, missing, slope, intercept, empty):
+  stored = rng.integers(0, 2000, (3, 6, 7)).astype(np.uint16)
+  slices = series(stored, AXES['axial'], [0, 0, 1.0], BitsStored=12, RescaleSlope=slope, RescaleIntercept=intercept)
+  for data in slices:
+    if empty:
+      data[missing].value = None
+    else:
+      del data[missing]
+  [[record]] = volumes(write(tmp_path / 'd', slices, rng))
+  assert np.array_equal(record['image'][..., 0], stored[:, ::-1, ::-1].astype(int) * slope + intercept)
+  assert record['image'].dtype == np.int16
+  assert record['meta']['intensity'] == 'hu'
+  assert record['meta']['notes'] == f'{missing} is missing: {int(missing == "RescaleSlope")} was taken'
+
+
+@pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', 'ExplicitVRLittleEndian', 'ExplicitVRBigEndian'])
+def test_files_without_preamble_are_known_by_their_first_bytes(tmp_path, rng, syntax):
+  stored = rng.integers(0, 4096, (6, 7)).astype(np.uint16)
+  data = image(stored, sop_class=DX)
+  uid = data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+  if not uid.is_little_endian:
+    data.PixelData = stored.astype('>u2').tobytes()
+  pydicom.dcmwrite(tmp_path / 'whole', data, enforce_file_format=True)
+  content = (tmp_path / 'whole').read_bytes()
+  length = int.from_bytes(content[140:144], 'little')
+  (tmp_path / 'IM0').write_bytes(content[132:])
+  (tmp_path / 'IM1').write_bytes(content[144 + length:])  # no group 2 either
+  for name in ('IM0', 'IM1'):
+    assert readers.known(tmp_path / name)
+    assert readers.kind(tmp_path / name) == 'dicom'
+    [record] = readers.read(tmp_path / name)
+    assert np.array_equal(record['image'][..., 0], stored)
+
+
+@pytest.mark.parametrize('head', [b'\x02\0' + bytes(130), b'\x08\0\0\0' * 33, b'\x08\0\x05\0CS\n\0short', b'\0\x08\0\x05',
+                                  b'\x02\0\x01\0\xff\xff\xff\xff' + bytes(100)])
+def test_other_files_are_not_taken_for_dicom(tmp_path, head):
+  (tmp_path / 'x').write_bytes(head)
+  assert not readers.known(tmp_path / 'x')
+
+
+def test_slices_that_differ_within_the_tolerances_are_one_volume(tmp_path, rng):
+  volume = phantom(rng, (6, 6, 7))
+  spaced = series(volume, AXES['axial'], [0, 0, 3.0])
+  for k, data in enumerate(spaced):
+    data.PixelSpacing = [0.7 + 0.0009 * (k % 2)] * 2
+  drifting = series(volume, AXES['axial'], [0, 0, 3.0], series='t')
+  for k, data in enumerate(drifting):
+    angle = 0.0009 * k
+    data.ImageOrientationPatient = [round(float(v), 9) for v in (np.cos(angle), np.sin(angle), 0, -np.sin(angle),
+                                                                 np.cos(angle), 0)]
+  for slices, note in ((spaced, None), (drifting, 'orientation of slices drifts by 0.0045')):
+    for _ in range(2):
+      [[record]] = volumes(write(tmp_path / 'd', slices, rng))
+      assert np.array_equal(record['image'][..., 0], volume[:, ::-1, ::-1])
+      assert record['spacing'][0] == pytest.approx(3.0)
+      assert record['meta'].get('notes') == note
+  for k, data in enumerate(spaced):
+    data.PixelSpacing = [0.7 + 0.007 * (k % 2)] * 2
+  found = groups(write(tmp_path / 'e', spaced, rng))
+  assert len({g.name for g in found}) == 2
+  assert all('differ by more than 0.5 % in spacing or 0.002 in direction' in g.notes[-1] for g in found)
+
+
+def test_refusals_name_field_and_what_was_expected(tmp_path, rng):
+  def refused(data, match):
+    [path] = write(tmp_path / 'd', [data], rng)
+    with pytest.raises(ValueError, match=match):
+      list(readers.read(path, WHOLE))
+  frames = rng.integers(0, 9, (10, 12, 14)).astype(np.uint8)
+  data = image(frames, sop_class=US)
+  data.NumberOfFrames = 8
+  refused(data, 'NumberOfFrames is 8: the pixels are 10 frames of Rows 12, Columns 14')
+  data.NumberOfFrames = 12
+  refused(data, 'NumberOfFrames is 12: the pixels are 10 frames of Rows 12, Columns 14')
+  for syntax, codec in ((pydicom.uid.JPEGLSLossless, 'jpegls_encode'), (pydicom.uid.JPEGBaseline8Bit, 'jpeg8_encode')):
+    coded = image(frames, sop_class=US, NumberOfFrames=12)
+    coded.PixelData = pydicom.encaps.encapsulate([getattr(imagecodecs, codec)(f) for f in frames])
+    coded['PixelData'].is_undefined_length = True
+    coded.file_meta.TransferSyntaxUID = syntax
+    refused(coded, 'NumberOfFrames is 12: the pixels are .*frames')
+  data.NumberOfFrames = 10
+  data.file_meta.TransferSyntaxUID = pydicom.uid.MPEG4HP41
+  data.PixelData = pydicom.encaps.encapsulate([bytes(20)])
+  data['PixelData'].is_undefined_length = True
+  refused(data, r'TransferSyntaxUID is 1.2.840.10008.1.2.4.102 .MPEG-4 .*a video in DICOM is not read; expected')
+  for name, value in (('PixelSpacing', b'0,7\\0,7 '), ('RescaleSlope', b'1,5 '), ('SliceThickness', b'2,5 ')):
+    data = image(frames[0], RescaleIntercept=0)
+    data[name] = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(name), 'DS', len(value), value, 0, False, True)
+    refused(data, f'{name} is .*{value.decode().strip()[:3]}.*: expected numbers with a decimal point')
+
+
+def test_deflated_without_the_length_of_its_group(tmp_path):
+  source = next(p for p in FILES if p.stem == 'image_dfl').read_bytes()
+  [twin] = readers.read(next(p for p in FILES if p.stem == 'image_dfl'))
+  assert source[132:138] == b'\x02\0\0\0UL'
+  for name, data in (('a.dcm', source[:132] + source[144:]), ('b', source[132:])):
+    (tmp_path / name).write_bytes(data)
+    [record] = readers.read(tmp_path / name)
+    assert np.array_equal(record['image'], twin['image'])

@@ -75,6 +75,33 @@ def test_a_turned_video_is_turned(tmp_path):
   np.testing.assert_allclose(image.astype(int), np.rot90(value(30), -1), atol=12)
 
 
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
+def test_a_held_last_frame_and_a_late_first_one_are_no_cut(tmp_path, suffix):
+  from fractions import Fraction
+
+  for name, starts, held in (('held', [0, 40, 80, 120, 5000], 5000), ('late', [100_000 + 40 * i for i in range(60)], 40)):
+    path = tmp_path / f'{name}.{suffix}'
+    with av.open(str(path), 'w') as out:
+      stream = out.add_stream('mpeg4', rate=25)
+      stream.width, stream.height, stream.pix_fmt, stream.time_base = 64, 48, 'yuv420p', Fraction(1, 1000)
+      stream.codec_context.time_base = Fraction(1, 1000)
+      packets = []
+      for i, start in enumerate(starts):
+        frame = av.VideoFrame.from_ndarray(value(i % 30), format='rgb24')
+        frame.pts, frame.time_base = start, Fraction(1, 1000)
+        packets += stream.encode(frame)
+      for packet in packets + stream.encode():
+        packet.duration = held if packet.pts == starts[-1] else 40
+        out.mux(packet)
+    found = list(readers.read(path, readers.Options(every=0.001)))
+    assert [r['meta']['frame_seconds'] for r in found] == pytest.approx([(s - starts[0]) / 1e3 for s in starts])
+    assert len(list(readers.outline(path, readers.Options(every=0.001)))) == len(starts)
+    if suffix == 'mkv':
+      path.write_bytes(path.read_bytes()[:-100])
+      with pytest.raises(ValueError, match=r'is cut: holds \d+ of \d+ bytes|FFmpeg'):
+        list(readers.read(path))
+
+
 def test_cut_and_disguised_files_are_refused(tmp_path):
   for suffix, codec, pix_fmt in CODECS:
     path = encode(tmp_path / f'a.{suffix}', codec, pix_fmt)

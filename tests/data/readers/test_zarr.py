@@ -1,6 +1,7 @@
 """OME-Zarr of both layouts: axes, units, names, plates, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -78,6 +79,32 @@ def test_a_plate_gives_all_its_images(tmp_path, rng):
   found = {r['part']: r['image'] for r in readers.read(root)}
   assert found.keys() == images.keys()
   assert all(np.array_equal(found[k], images[k].transpose(1, 2, 0)) for k in images)
+
+
+def test_a_plate_is_read_without_what_is_not_there(tmp_path, rng):
+  root = tmp_path / 'plate.zarr'
+  wells = ['A/1', 'A/2', 'B/1']
+  zarr.open_group(str(root), mode='w').attrs['ome'] = {'plate': {'wells': [{'path': w} for w in wells]}}
+  pixels = rng.integers(1, 255, (2, 6, 7)).astype(np.uint8)
+  for well, fields in (('A/1', '01'), ('B/1', '0')):  # A/2 is missing, and so are the second fields
+    zarr.open_group(str(root / well), mode='w').attrs['ome'] = {'well': {'images': [{'path': p} for p in '01']}}
+    for field in fields:
+      write(root / well / field, pixels, 'cyx', [1, 1, 1], labels=['DAPI', 'actin'])
+  shutil.rmtree(root / 'A/1/1/0')  # the finest level
+  found = list(readers.read(root))
+  assert [r['part'] for r in found] == ['A/1/0', 'B/1/0']
+  assert all(np.array_equal(r['image'], pixels.transpose(1, 2, 0)) for r in found)
+  assert all(r['channels'] == ['DAPI', 'actin'] for r in found)
+  assert found[0]['meta']['notes'] == 'the plate lists what is not there: A/1/1, A/2, B/1/1'
+  assert len(list(readers.outline(root))) == 2
+  for well in ('A', 'B'):
+    shutil.rmtree(root / well)
+  with pytest.raises(ValueError, match='none of the images of its plate is there: A/1, A/2, B/1'):
+    list(readers.read(root))
+  path = write(tmp_path / 'a.zarr', pixels, 'cyx', [1, 1, 1])
+  shutil.rmtree(path / '0')
+  with pytest.raises(ValueError, match=r"multiscales.datasets\[0\].path is '0': expected an array"):
+    list(readers.read(path))
 
 
 def test_refusals_and_missing_chunks(tmp_path, rng):
