@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from jaxmed.data.prepare.building import Place, building, check_free
 from jaxmed.data.prepare.card import write_card
 from jaxmed.data.prepare.cluster import Slurm
 from jaxmed.data.prepare.preparation import Preparation, make_preparation, split_of
+from jaxmed.data.prepare.walk import folders
 from jaxmed.errors import UserError
 
 __all__ = ['check_small', 'prepare', 'split_of']
@@ -102,15 +103,21 @@ def prepare(
 def check_small(folder: str | os.PathLike) -> None:
   """Raises a UserError where a folder holds more than is prepared without being asked."""
   size, count = 0, 0
-  for parent, _, names in os.walk(os.fspath(folder), followlinks=True):
-    for name in names:
-      count += 1
-      if os.path.exists(path := os.path.join(parent, name)):
-        size += os.path.getsize(path)
-      if size > SMALL_BYTES or count > SMALL_FILES:
-        raise UserError(f'{folder} is no corpus and too large to be prepared on the way (more than '
-                        f'{SMALL_BYTES >> 30} GB or {SMALL_FILES:,} files): jaxmed prepare {folder} --out CORPUS '
-                        'makes one')
+  for path in _files(folder):
+    count += 1
+    size += os.path.getsize(path) if os.path.exists(path) else 0
+    if size > SMALL_BYTES or count > SMALL_FILES:
+      raise UserError(f'{folder} is no corpus and too large to be prepared on the way (more than '
+                      f'{SMALL_BYTES >> 30} GB or {SMALL_FILES:,} files): jaxmed prepare {folder} --out CORPUS '
+                      'makes one')
+
+
+def _files(folder: str | os.PathLike) -> Iterator[str]:
+  """The files under a folder, those of folder formats included."""
+  for found in folders(folder):
+    yield from (os.path.join(found.path, name) for name in found.files)
+    for whole in found.whole:
+      yield from (os.path.join(at, n) for at, _, names in os.walk(os.path.join(found.path, whole)) for n in names)
 
 
 def _finish(work: Preparation, place: Place, out, max_bad: float) -> None:

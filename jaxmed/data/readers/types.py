@@ -191,7 +191,7 @@ def is_folder_format(path: str | os.PathLike) -> bool:
     return True
   for name in ('zarr.json', '.zattrs'):
     with contextlib.suppress(OSError):
-      if b'"multiscales"' in (path / name).read_bytes():
+      if (path / name).is_file() and b'"multiscales"' in (path / name).read_bytes():
         return True
   return False
 
