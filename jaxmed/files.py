@@ -21,7 +21,7 @@ def check_place(path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   if path.is_dir():
     raise UserError(f'cannot write {path}: it is a folder')
-  _part(path).unlink()
+  _part(pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path).unlink()
 
 
 def _part(path: pathlib.Path) -> pathlib.Path:
@@ -38,12 +38,13 @@ def _part(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a temporary path beside `path`; on success it is renamed onto `path`, on failure removed.
+  """Yields a temporary path beside `path`; on success it is renamed onto `path`, on failure removed. A link stays, and
+  the file that it leads to is written.
 
   Raises:
     UserError: the place cannot be written (missing permission, full disk, a folder in the way).
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(os.path.realpath(path) if os.path.islink(path) else path)
   part = _part(path)
   try:
     yield part

@@ -16,6 +16,14 @@ def names(text: str | None) -> tuple[str, ...] | None:
   return tuple(n.strip() for n in text.split(',')) if text else None
 
 
+def left_out(summary: dict[str, Any], data: str) -> None:
+  """Says on standard error what `prepare` left out of a folder of images, and why; nothing where it read all."""
+  parts = [f'{summary[key]} {what}' for key, what in (('ignored', 'of kinds that no reader takes'), (
+    'empty', 'without an image or content'), ('rejected', 'unreadable')) if summary[key]]
+  if parts:
+    print(f'jaxmed: left out files of {data}: {", ".join(parts)}', file=sys.stderr, flush=True)
+
+
 def which(p: argparse.ArgumentParser) -> None:
   p.add_argument('path', metavar='RUN|FILE', help='run directory or exported file')
   p.add_argument('--checkpoint', default='latest', help='checkpoint of a run: latest, best or a step; default latest')

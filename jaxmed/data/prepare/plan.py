@@ -20,7 +20,7 @@ from jaxmed.files import text_of, unique_names
 
 _SPLIT_FOLDERS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
                   'test': 'test', 'testing': 'test'}
-REPEATED = 'leads to a file that is read already'
+REPEATED = 'leads to what is read already'
 
 
 def make_plan(
@@ -90,11 +90,10 @@ def _walk(inputs, out: pathlib.Path) -> Plan:
   plan.rejects += [(rel, why) for rel, why in left if why.startswith('is a link to nothing') and readers.suffix(rel)]
   odd = [(rel, why) for rel, why in left if why != REPEATED and (rel, why) not in plan.rejects]
   plan.ignored += len(odd)
-  for names_left in (odd, [pair for pair in left if pair[1] == REPEATED]):
-    if names_left:
-      rel, why = names_left[0]
-      print(f'jaxmed: left out {len(names_left)} names that are no files of their own; first {rel}: {why}',
-            file=sys.stderr, flush=True)
+  for what, pairs in (('not opened', odd), ('each file is read once', [p for p in left if p[1] == REPEATED])):
+    if pairs:
+      more = f', and {len(pairs) - 1} more' if len(pairs) > 1 else ''
+      print(f'jaxmed: {what}: {" ".join(pairs[0])}{more}', file=sys.stderr, flush=True)
   return plan
 
 

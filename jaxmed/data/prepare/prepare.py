@@ -102,9 +102,8 @@ def prepare(
 
 def check_small(folder: str | os.PathLike) -> None:
   """Raises a UserError where a folder holds more than is prepared without being asked."""
-  size, count = 0, 0
-  for path in _files(folder):
-    count += 1
+  size = 0
+  for count, path in enumerate(_files(folder) if os.path.isdir(folder) else (), 1):
     size += os.path.getsize(path) if os.path.exists(path) else 0
     if size > SMALL_BYTES or count > SMALL_FILES:
       raise UserError(f'{folder} is no corpus and too large to be prepared on the way (more than '

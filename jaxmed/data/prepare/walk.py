@@ -23,7 +23,7 @@ class Folder:
     whole: names of folders that are one image.
     targets: {name: real path} of files and whole folders that are links.
     odd: {name: what it is} of whatever else lies there: a FIFO, a link to nothing. It is never opened.
-    repeats: links to folders that hold the link or the root: they are not followed.
+    repeats: links to folders that are read already, or that hold the link or the root: they are not followed.
   """
 
   path: pathlib.Path
@@ -76,7 +76,11 @@ def folders(root: str | os.PathLike, own: frozenset[str] = frozenset()) -> Itera
   top = os.path.realpath(root)
   later, seen = [(pathlib.Path(root), top)], set(own)
   while later:
-    stack = [later.pop(0)]
+    path, real = later.pop(0)
+    if real in seen:
+      yield Folder(path.parent, os.path.dirname(real), repeats=[path.name] if real not in own else [])
+      continue
+    stack = [(path, real)]
     while stack:
       path, real = stack.pop()
       if real in seen:
