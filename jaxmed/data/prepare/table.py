@@ -97,8 +97,9 @@ def _read_table(path: pathlib.Path) -> tuple[pa.Table, str]:
   data, encoding = raw_bytes(path), 'utf-8'
   try:
     if path.suffix.lower() in ('.parquet', '.pq') or data[:4] == b'PAR1':
-      rows = pq.read_table(io.BytesIO(data))
-      named(path, rows.column_names)
+      source = pq.ParquetFile(io.BytesIO(data))
+      named(path, source.schema_arrow.names)
+      rows = source.read()
     else:
       rows, encoding = read_text(path, data, 'path', dict.fromkeys(_TABLE_COLUMNS, pa.string()) | _TEXTS)
   except (pa.ArrowException, OSError) as e:

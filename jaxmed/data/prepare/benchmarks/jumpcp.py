@@ -63,7 +63,7 @@ def plan(root: pathlib.Path) -> Plan:
   lacking: Counter[str] = Counter()
   each(out, root, _load_data(root), lambda table: _fields(out, root, table, labels, taken, lacking))
   for name, count in lacking.items():
-    print(f'jaxmed: no row of {count} tables names a file for {name}: their images lack this channel', file=sys.stderr,
+    print(f'jaxmed: tables that name no file for {name}: {count}; their images lack this channel', file=sys.stderr,
           flush=True)
   return out
 

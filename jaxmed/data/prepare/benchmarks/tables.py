@@ -51,11 +51,11 @@ def each(plan: Plan, root: pathlib.Path, tables: Iterable[pathlib.Path], add: Ca
 
 
 def _parquet(path: pathlib.Path, data: bytes) -> tuple[list[str], list[Row]]:
-  table = pq.read_table(io.BytesIO(data))
-  named(path, table.column_names)
-  simple = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
+  source = pq.ParquetFile(io.BytesIO(data))
+  named(path, source.schema_arrow.names)
+  simple = [f.name for f in source.schema_arrow if not pa.types.is_nested(f.type)]
   as_text = lambda value: None if value is None or value != value else str(value)  # NaN is pandas' word for nothing
-  return simple, [{k: as_text(v) for k, v in row.items()} for row in table.select(simple).to_pylist()]
+  return simple, [{k: as_text(v) for k, v in row.items()} for row in source.read(simple).to_pylist()]
 
 
 def _text(path: pathlib.Path, data: bytes, needed: str) -> tuple[list[str], list[Row]]:
