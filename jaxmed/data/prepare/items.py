@@ -58,6 +58,7 @@ class Plan:
   Attributes:
     items: files, folder formats and groups.
     ignored: number of files found that no reader takes.
+    others: {suffix: number} of these, '' for names without one.
     not_in_table: number of readable files found that the table does not list.
     types: the manifest's other columns.
     rejects: (path, reason) of files that are already known to be bad.
@@ -68,6 +69,7 @@ class Plan:
 
   items: list[Item]
   ignored: int = 0
+  others: dict[str, int] = dataclasses.field(default_factory=dict)
   not_in_table: int = 0
   types: dict[str, pa.DataType] = dataclasses.field(default_factory=dict)
   rejects: list[tuple[str, str]] = dataclasses.field(default_factory=list)

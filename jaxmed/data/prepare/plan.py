@@ -128,7 +128,9 @@ def _sort_in(plan: Plan, item: Item) -> None:
   if known:
     plan.items.append(item)
   else:
+    suffix = pathlib.PurePosixPath(item.rel).suffix.lower()
     plan.ignored += 1
+    plan.others[suffix] = plan.others.get(suffix, 0) + 1
 
 
 def _folder_splits(items: list[Item]) -> list[Item]:

@@ -73,7 +73,7 @@ def prepare(
 
   Returns:
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images
-    and planes below min_content), ignored,
+    and planes below min_content), ignored, others (of these, those of each suffix),
     not_in_table, groups (of the plan), blocks, bytes, seconds; splits (records and subjects of each), channels, shapes
     and dtypes (records of each), labels (values of each text column), carried (what may tell who somebody is).
 
@@ -161,6 +161,7 @@ def _summary(out: pathlib.Path, work: Preparation, seconds: float) -> dict[str, 
   return {
     'out': str(out), 'files': pc.count_distinct(table['path']).as_py(), 'records': len(table),
     'subjects': sum(subjects.values()), 'rejected': len(reasons) - empty, 'empty': empty, 'ignored': plan.ignored,
+    'others': per(Counter(plan.others).elements()),
     'groups': sum(i.group is not None for i in plan.items),
     'not_in_table': plan.not_in_table, 'blocks': len(work.tasks),
     'splits': {s: {'records': n, 'subjects': subjects[s]} for s, n in per(table['split'].to_pylist()).items()},

@@ -34,7 +34,7 @@ def from_table(path: pathlib.Path, found: Plan, inputs: Sequence[str | os.PathLi
   rows, encoding = _read_table(path)
   types = {f.name: f.type for f in rows.schema if f.name not in _TABLE_COLUMNS}
   by_file = {os.path.realpath(i.file): i for i in found.items}
-  plan = Plan([], types=types, ignored=found.ignored + len(found.rejects))
+  plan = Plan([], types=types, ignored=found.ignored + len(found.rejects), others=found.others)
   seen: set[str] = set()
   beside: set[str] = set()
   for row in rows.to_pylist():
