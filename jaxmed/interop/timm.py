@@ -81,8 +81,7 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
   fields: dict[str, Any] = {'pos': 'none', 'no_embed_class': False}
   if 'pos_embed' in state:
     table = p['pos_embed'] = state.take('pos_embed', 1, -1, dim)[0]
-    prefix = class_token + registers
-    fields = {'pos': 'learned'} | _embedded_prefix(len(table), prefix, tuple(patch), image_size)
+    fields = {'pos': 'learned'} | _embedded_prefix(table, class_token, registers, tuple(patch), image_size)
   elif image_size is None:
     raise UserError('the weights have no pos_embed, which would tell the image size: pass --image-size')
   else:
@@ -108,9 +107,14 @@ def position_table(model: ViT, params: Params) -> np.ndarray:
   return np.concatenate([np.zeros((prefix, model.embed_dim), np.float32), table])
 
 
-def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
+def _embedded_prefix(table: np.ndarray, class_token: bool, registers: int, patch: tuple[int, ...],
                      image_size: tuple[int, ...] | None) -> dict[str, Any]:
-  """Whether the table of `rows` has rows for the prefix tokens, and the image size that is left."""
+  """Whether a table [rows, D] has rows for the prefix tokens, and the image size that is left.
+
+  A square of patches alone may as well be n x (n + 2) patches and a class token, which only the image size tells. With
+  registers a square of patches is meant, as timm's models with registers have it, unless the table has their rows.
+  """
+  rows, prefix = len(table), class_token + registers
   fits: list[dict[str, Any]] = []
   for no_embed_class in (False, True) if prefix else (False,):
     count = rows if no_embed_class else rows - prefix
@@ -119,6 +123,14 @@ def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
     except UserError:
       continue
     fits.append({'no_embed_class': no_embed_class, 'image_size': size})
+  square = len(fits) == 1 and fits[0]['no_embed_class'] and image_size is None
+  zeros = registers and not table[int(class_token):prefix].any()  # as DINOv2's table is read, see `aliases`
+  if square and (zeros or (class_token and not registers)):
+    side = math.isqrt(rows)
+    sizes = [f'{a * patch[0]} {b * patch[1]}' for a, b in ((side - 1, side + 1), (side + 1, side - 1), (side, side))]
+    other = f'--image-size {sizes[0]} or {sizes[1]}, or {sizes[2]}' if not zeros else '--image-size'
+    raise UserError(f'pos_embed has {rows} rows: those of {side} x {side} patches, or of other patches and '
+                    f'{prefix} token{"s" if prefix > 1 else ""} before them: pass {other}')
   if not fits:
     state_dict.infer_size('pos_embed', rows - prefix, patch, image_size)  # raises
   if len(fits) > 1:
