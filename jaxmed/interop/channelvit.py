@@ -18,6 +18,7 @@ from jaxmed.interop.state_dict import Params, StateDict
 from jaxmed.interop.timm import position_table
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import ViT
+from jaxmed.models.layers.transformer import NORM_EPSILON
 
 
 def to_channelvit(model: ViT, params: Params) -> dict[str, np.ndarray]:
@@ -57,6 +58,8 @@ def check_channelvit(model: ViT) -> None:
   wrong = None
   if len(model.image_size) != 2 or len(size) != 1 or len(patch) != 1:
     wrong = f'square 2D images and patches only, not {tuple(model.image_size)} with {tuple(model.patch_size)}'
+  elif model.norm_epsilon != NORM_EPSILON:
+    wrong = f'layer norms of epsilon {NORM_EPSILON:g} only, not {model.norm_epsilon:g}'
   elif model.pos == 'rope':
     wrong = "no rotary positions (pos='rope')"
   elif model.pos != 'none' and model.pos_interpolation != 'offset':

@@ -155,6 +155,8 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   assert fmt is not None  # or there was no telling what it is
   if isinstance(model, ViT) and model.pos == 'learned' and not model.per_channel and (positions or not info):
     model = model.clone(pos_interpolation=positions or positions_of(tensors))
+  if isinstance(model, ViT) and model.pos == 'rope':
+    fmt = 'jaxmed'  # no class of the other formats has rotary positions
   if kind is not None and kind != ('channel_vit' if model.per_channel else 'vit'):
     convert = {'vit': inflate.to_vit, 'channel_vit': inflate.to_channel_vit}[choose('--to', kind, inflate.KINDS)]
     model, params = convert(model, params)

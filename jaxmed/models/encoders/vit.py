@@ -39,6 +39,7 @@ class ViT(EncoderDefaults, nn.Module):
     remat: what the backward pass computes again: 'none' or a policy, to save memory.
     num_registers, no_embed_class: as timm's `reg_tokens` and `no_embed_class`.
     layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
+    norm_epsilon: of the layer norms; 1e-5 in DINOv3's published models.
     pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.
     pos_interpolation: how a learned or fixed table follows other sizes, see `positions.resample`.
     mask_token: whether there is a learned token that `hidden` patches are replaced by; methods that hide patches
@@ -66,6 +67,7 @@ class ViT(EncoderDefaults, nn.Module):
   num_registers: int = 0
   no_embed_class: bool = False
   layer_scale: float = 0.0
+  norm_epsilon: float = 1e-6
   drop_path: float = 0.0
   drop_path_law: str = 'linear'
   pos: str = 'learned'
@@ -103,10 +105,10 @@ class ViT(EncoderDefaults, nn.Module):
     self.transformer = Transformer(
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
         self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens,
-        self.drop_path_law)
-    self.norm = LayerNorm(compute)
+        self.drop_path_law, self.norm_epsilon)
+    self.norm = LayerNorm(compute, self.norm_epsilon)
     if self.local_norm:
-      self.norm_local = LayerNorm(compute)
+      self.norm_local = LayerNorm(compute, self.norm_epsilon)
 
   @property
   def num_levels(self) -> int:

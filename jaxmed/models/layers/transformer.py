@@ -96,16 +96,17 @@ _gathering.defvjp(lambda axes, x, kernel: (_gathering(axes, x, kernel), (x, kern
 
 
 class LayerNorm(nn.Module):
-  """Layer normalisation over the last axis, statistics in float32, epsilon 1e-6."""
+  """Layer normalisation over the last axis, statistics in float32."""
 
   dtype: Any = jnp.float32
+  epsilon: float = NORM_EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     name = nn.with_logical_partitioning
     scale = self.param('scale', name(nn.initializers.ones_init(), ('embed',)), (x.shape[-1],), jnp.float32)
     bias = self.param('bias', name(nn.initializers.zeros_init(), ('embed',)), (x.shape[-1],), jnp.float32)
-    return kernels.layer_norm(x, scale, bias, NORM_EPSILON).astype(self.dtype)
+    return kernels.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -217,6 +218,7 @@ class Block(nn.Module):
   crops: Crops = ()
   order: channel_attention.TokenOrder | None = None
   collect: bool = False
+  norm_epsilon: float = NORM_EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array, keep: jax.Array | None = None, masks: Each = (None,), angles: Each = (None,)):
@@ -225,11 +227,11 @@ class Block(nn.Module):
     keep: [2, B, V or N] factors of the two branches of each crop or token (see `stochastic_depth`); None for 1.
     """
     dim = x.shape[-1]
-    y = LayerNorm(self.dtype, name='norm1')(x)
+    y = LayerNorm(self.dtype, self.norm_epsilon, name='norm1')(x)
     y = Attention(self.num_heads, self.qkv_bias, self.kernel_init, self.dtype, self.attention, self.crops,
                   self.order, name='attn')(y, masks, angles)
     x = x + self._residual(y, None if keep is None else keep[0], 'ls1')
-    y = LayerNorm(self.dtype, name='norm2')(x)
+    y = LayerNorm(self.dtype, self.norm_epsilon, name='norm2')(x)
     y = MLP(int(dim * self.mlp_ratio), self.mlp, self.kernel_init, self.dtype, name='mlp')(y)
     out = constrain(x + self._residual(y, None if keep is None else keep[1], 'ls2'), 'batch', 'tokens', None)
     return out, (out, y) if self.collect else None
@@ -293,6 +295,7 @@ class Transformer(nn.Module):
   packing: float = 0.0
   prefix: int = 0
   drop_path_law: str = 'linear'
+  norm_epsilon: float = NORM_EPSILON
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False, order: channel_attention.TokenOrder | None = None) -> jax.Array:
@@ -387,7 +390,7 @@ class Transformer(nn.Module):
         variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
-                     self.dtype, self.attention, crops, order, collect, name='blocks')
+                     self.dtype, self.attention, crops, order, collect, self.norm_epsilon, name='blocks')
     return blocks(constrain(x, 'batch', 'tokens', None), keep, masks, angles)
 
 
