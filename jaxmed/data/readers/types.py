@@ -225,6 +225,9 @@ def stand_in(*shape: int) -> np.ndarray:
 
 
 def _head(path: str | os.PathLike) -> bytes:
+  """The first bytes of a regular file; nothing else is opened, for a FIFO would be waited for."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise ValueError('is no regular file')
   with open(path, 'rb') as f:
     return f.read(132)
 
