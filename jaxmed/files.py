@@ -5,11 +5,15 @@ import csv
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxmed.errors import UserError
+
+# A byte that os.fsdecode could not decode; a backslash that would be read as the begin of one.
+_UNTOLD = re.compile('[\udc80-\udcff]|\\\\(?=x[0-9a-f]{2})')
 
 
 def check_place(path: str | os.PathLike) -> None:
@@ -17,7 +21,7 @@ def check_place(path: str | os.PathLike) -> None:
   path = pathlib.Path(path)
   if path.is_dir():
     raise UserError(f'cannot write {path}: it is a folder')
-  _part(path).unlink()
+  _part(pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path).unlink()
 
 
 def _part(path: pathlib.Path) -> pathlib.Path:
@@ -34,12 +38,13 @@ def _part(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a temporary path beside `path`; on success it is renamed onto `path`, on failure removed.
+  """Yields a temporary path beside `path`; on success it is renamed onto `path`, on failure removed. A link stays, and
+  the file that it leads to is written.
 
   Raises:
     UserError: the place cannot be written (missing permission, full disk, a folder in the way).
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(os.path.realpath(path) if os.path.islink(path) else path)
   part = _part(path)
   try:
     yield part
@@ -105,6 +110,24 @@ def _umask() -> int:
   os.umask(mask)
   return mask
 
+
+def text_of(name: str) -> str:
+  r"""A file name as text that UTF-8 can hold: bytes that are not UTF-8 become \xNN; `name_of` gives the name back.
+
+  The backslash of a name that holds such a sequence itself becomes \x5c.
+  """
+  return _UNTOLD.sub(lambda m: f'\\x{ord(m[0]) & 0xff:02x}', name)
+
+
+def name_of(text: str) -> str:
+  """The file name that `text_of` made a text of."""
+  raw = re.sub(rb'\\x([0-9a-f]{2})', lambda m: bytes.fromhex(m[1].decode()), text.encode('utf-8', 'surrogateescape'))
+  return raw.decode('utf-8', 'surrogateescape')
+
+
+def shown(text: str) -> str:
+  r"""Text for a person: bytes of file names that are not UTF-8 become \xNN, all else stays."""
+  return re.sub('[\udc80-\udcff]', lambda m: f'\\x{ord(m[0]) & 0xff:02x}', text)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

@@ -2,10 +2,12 @@
 
 import ctypes
 import errno
+import io
 import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from PIL import Image
 
 import jaxmed
 from jaxmed import cli
+from jaxmed.cli import common, streams, train
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Unavailable
 from jaxmed.interop import weight_formats
@@ -269,6 +272,52 @@ def test_a_reader_that_goes_away():
   assert b'Traceback' not in process.stderr.read()
 
 
+def test_a_reader_that_goes_away_ends_no_work(monkeypatch):
+  """The rest of what is printed goes nowhere, and the command goes on."""
+  reading, writing = os.pipe()
+  with open(writing, 'w') as stream:
+    monkeypatch.setattr(sys, 'stdout', stream)
+    with streams.kept():
+      os.close(reading)
+      for _ in range(3):
+        print('x' * 100_000, flush=True)
+    assert sys.stdout is stream
+
+
+def test_output_that_is_closed(monkeypatch):
+  monkeypatch.setattr(sys, 'stdout', None)
+  monkeypatch.setattr(sys, 'stderr', None)
+  assert cli.main(['list', 'methods']) == 0
+  assert cli.main(['lst']) == 2
+
+
+def test_a_closed_descriptor_is_no_place_for_a_file(tmp_path):
+  """A process whose standard output is closed opens files as any other: none takes the number of its output."""
+  code = ('import sys\nfrom jaxmed.cli import streams\n'
+          'with streams.kept():\n  f = open(sys.argv[1], "w")\n  assert f.fileno() > 2\n  print("x", flush=True)')
+  argv = [sys.executable, '-c', code, str(tmp_path / 'f')]
+  assert subprocess.run(['sh', '-c', 'exec "$@" >&- 2>&-', 'sh', *argv]).returncode == 0
+  assert (tmp_path / 'f').read_text() == ''
+
+
+def test_names_of_any_bytes_are_printed(monkeypatch):
+  latin = io.TextIOWrapper(io.BytesIO(), encoding='latin-1')
+  monkeypatch.setattr(sys, 'stdout', latin)
+  with streams.kept():
+    print('a\udcff \xe4 \u03b1', end='', flush=True)
+  assert latin.buffer.getvalue() == b'a\\xff \xe4 \\u03b1'
+
+
+@pytest.mark.parametrize('words, name', [
+    ("prepare '' --out x", 'FOLDER'), ("prepare . '' --out x", 'FOLDER'), ("prepare . --out x --table=", '--table'),
+    ("prepare . --out ''", '--out'), ("train --data ''", '--data'), ("train ''", 'CONFIG key=value'),
+    ("train --resume ''", '--resume'), ("embed '' --data x --out y", 'RUN|FILE'), ("curate ''", 'CORPUS'),
+    ("evaluate . --data '' --label y", '--data'), ("import '' --out x", 'FILE'), ("import x --out ''", '--out')])
+def test_an_empty_argument(words, name, fails, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  fails(shlex.split(words), f'jaxmed: {name} is empty: expected a value')
+
+
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('argv, expected', [
@@ -395,6 +444,18 @@ def test_a_mistake_after_preparing_leaves_the_place_free(tiles, tmp_path, capfd)
   err = capfd.readouterr().err
   assert err.splitlines()[-1] == "jaxmed: unknown method 'mea': did you mean 'mae'?"
   assert not (tmp_path / 'run').exists()
+
+
+def test_what_is_left_out_of_a_folder_is_told(tiles, tmp_path, capfd):
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  for i, path in enumerate(sorted(tiles.glob('*.png'))[:4]):
+    shutil.copy(path, folder)
+    Image.open(path).save(folder / f'{i}.bmp')
+  with train._corpus(str(folder), tmp_path / 'run'):
+    assert f'jaxmed: left out files of {folder}: 4 of kinds that no reader takes (.bmp 4)' in capfd.readouterr().err
+  common.left_out({'ignored': 0, 'empty': 0, 'rejected': 0, 'others': {}}, 'x')
+  assert capfd.readouterr().err == ''
 
 
 def test_a_corpus_in_the_way(tiles, corpus, fails, tmp_path):

@@ -4,6 +4,7 @@
 
 Files are cut, bits of them flipped, pieces overwritten, repeated, left out, and numbers in their headers made large;
 some are made to harm: declared sizes of terabytes, compressed zeros, pickles, links and names that lead elsewhere.
+A tenth as many folders have names of any bytes, links, FIFOs and tables: what would be read of them is planned.
 Each file is read in a process of its own with 2 GiB beyond what the programs take, for 10 seconds at most. Prints what
 became of them by format; files that crashed a reader, ran on, or ran their code are kept, and the exit code is then 1.
 """
@@ -13,6 +14,7 @@ import collections
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -341,6 +343,78 @@ def cases(work: pathlib.Path, count: int, seed: int) -> Iterator[tuple[str, path
     yield source.name.split('.', 1)[1], target
 
 
+def folders(work: pathlib.Path, count: int, seed: int) -> Iterator[tuple[str, pathlib.Path]]:
+  """(kind, folder) of folders with odd names, links, FIFOs and a table, of which `prepare` plans what it would read."""
+  rng = np.random.default_rng(seed)
+  for i in range(count):
+    folder = work / f'{i:05d}.folder'
+    (folder / 'in').mkdir(parents=True)
+    places = [folder / 'in']
+    for _ in range(rng.integers(3, 12)):
+      _entry(places, places[rng.integers(len(places))] / _name(rng), folder, rng)
+    if rng.random() < 0.7:
+      _table(folder, rng)
+    yield 'folder with table' if (folder / 't.csv').exists() else 'folder', folder
+
+
+def _name(rng) -> str:
+  """A name of one to six bytes of any kind, maybe with an image's suffix."""
+  letters = bytes(set(range(1, 256)) - set(b'/.')) if rng.random() < 0.5 else b'ab\\xf'
+  name = bytes(rng.choice(list(letters), rng.integers(1, 7)).astype(np.uint8))
+  return os.fsdecode(name + [b'.png', b'', b'.txt', b'.zarr'][rng.choice(4, p=[0.6, 0.2, 0.1, 0.1])])
+
+
+def _entry(places: list[pathlib.Path], path: pathlib.Path, top: pathlib.Path, rng) -> None:
+  """A file, folder, link or FIFO at a path, where nothing is yet."""
+  targets = [path, path.parent, top / 'in', top, pathlib.Path('..'), pathlib.Path('none'), pathlib.Path('/dev/zero'),
+             *places, *(p for place in places for p in sorted(place.iterdir()))]
+  with contextlib.suppress(FileExistsError):
+    match rng.choice(['file', 'folder', 'link', 'hard', 'fifo'], p=[0.4, 0.15, 0.3, 0.05, 0.1]):
+      case 'file':
+        path.write_bytes(b'\x89PNG\r\n\x1a\n')
+      case 'folder':
+        path.mkdir()
+        places.append(path)
+      case 'link':
+        path.symlink_to(targets[rng.integers(len(targets))])
+      case 'hard':
+        files = [t for t in targets if t.is_file() and not t.is_symlink()]
+        if files:
+          os.link(files[rng.integers(len(files))], path)
+      case 'fifo':
+        os.mkfifo(path)
+
+
+def _table(folder: pathlib.Path, rng) -> None:
+  """A table of some names in the folder, in any encoding and with any delimiter, often damaged."""
+  names = [str(p.relative_to(folder / 'in')) for p in sorted((folder / 'in').rglob('*'))]
+  cells = ['007', '7', '', '1E5', '0,7', 'Tum\xf6r', '9' * 25, '"a"', 'NaN']
+  head = ['path', *rng.choice(['label', 'score', '', 'subject', 'mask', 'site'], 2)]
+  lines = [head, *([name, *rng.choice(cells, 2)] for name in names)]
+  delimiter = str(rng.choice([',', ';', '\t', '|']))
+  encoding = str(rng.choice(['utf-8', 'utf-8-sig', 'utf-16', 'cp1252']))
+  data = '\n'.join(delimiter.join(line) for line in lines).encode('utf-8', 'surrogateescape')
+  data = data.decode('utf-8', 'replace').encode(encoding, 'replace') if encoding != 'utf-8' else data
+  (folder / 't.csv').write_bytes(damage(data, rng) if rng.random() < 0.5 else data)
+
+
+def _planned(folder: pathlib.Path) -> str:
+  """Plans a folder, and looks whether each file is read once, is a regular one, and comes back from its name."""
+  from jaxmed.data.prepare.plan import make_plan
+  from jaxmed.files import name_of
+
+  table = folder / 't.csv'
+  items = make_plan([folder / 'in'], folder / 'out', table if table.exists() else None).items
+  real = [os.path.realpath(item.file) for item in items]
+  for item in items:
+    item.rel.encode()
+    if not item.file.is_file() and not item.file.is_dir():
+      return f'wrong: {item.rel} is no regular file'
+    if not table.exists() and not os.path.exists(folder / 'in' / name_of(item.rel)):
+      return f'wrong: {item.rel} does not come back'
+  return 'read' if len(set(real)) == len(real) else 'wrong: a file twice'
+
+
 def attempt(path: pathlib.Path) -> tuple[str, str]:
   """Reads a file in a process of its own: 'read', 'refused', or what went wrong; and the reason of a refusal."""
   ours, theirs = os.pipe()
@@ -377,16 +451,21 @@ def _child(path: pathlib.Path, pipe: int) -> None:
   from jaxmed.data import readers
 
   told = 'read'
-  with contextlib.suppress(Exception):  # of a dry run; reading will find the same
+  with contextlib.suppress(Exception):  # of a dry run; a folder of images has none; reading will find the same
     collections.deque(readers.outline(path), maxlen=0)
   try:
+    if path.suffix == '.folder':
+      os.write(pipe, _planned(path).encode('utf-8', 'replace'))
+      os._exit(0)
     for record in readers.read(path, readers.Options(volumes='whole')):
       if record['image'].size == 0 or len(record['channels']) != record['image'].shape[-1]:
         told = 'wrong: a record without pixels, or with another number of names'
   except Exception as e:
     said = ' '.join(str(e).split())
     told = f'{"refused" if said else "no words"}: {type(e).__name__}: {said[:300]}'
-  os.write(pipe, told.encode())
+    if path.suffix == '.folder' and type(e).__name__ != 'UserError':
+      told = f'wrong: {type(e).__name__}: {said[:300]}'
+  os.write(pipe, told.encode('utf-8', 'replace'))
   os._exit(0)
 
 
@@ -408,7 +487,7 @@ def import_all() -> None:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--count', type=int, default=2000, help='damaged files, beside those made to harm')
+  parser.add_argument('--count', type=int, default=2000, help='damaged files, beside those made to harm and folders')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--keep', type=pathlib.Path, help='folder for files that a reader failed on')
   parser.add_argument('--reasons', action='store_true', help='print what became of each file')
@@ -425,7 +504,7 @@ def main() -> int:
     unread = [f'{p.name}: {told}' for p in (work / 'seeds').iterdir() if (told := attempt(p))[0] != 'read']
     if unread:
       raise SystemExit(f'undamaged files are not read: {"; ".join(unread)}')
-    for kind, path in cases(work, args.count, args.seed):
+    for kind, path in itertools.chain(cases(work, args.count, args.seed), folders(work, args.count // 10, args.seed)):
       told, reason = attempt(path)
       told = 'ran its code' if (work / 'marker').exists() else told
       if args.reasons:

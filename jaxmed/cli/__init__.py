@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from jaxmed import __version__, owner
 from jaxmed.cli import (
@@ -30,15 +31,18 @@ from jaxmed.cli import (
   shrink,
   status,
   stop,
+  streams,
   train,
 )
 from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
+from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
 _MODULES = (prepare, curate, train, launch, status, stop, compare, evaluate, embed, export, shrink, import_, report,
             demo_data, list_, plan, doctor)
 VERBS: dict[str, ModuleType] = {m.__name__.rpartition('.')[2].strip('_').replace('_', '-'): m for m in _MODULES}
+_RAW = ('inputs', 'data', 'table')  # arguments whose names may have bytes that are not UTF-8
 EXIT_CODES = {
     0: 'done',
     EXIT_USER: "the user's mistake: one line says what",
@@ -57,7 +61,13 @@ def command() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit code."""
+  """Runs the command; returns its exit code. A reader of its output that goes away does not end its work."""
+  with streams.kept():
+    return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+  """`main`, with streams that can be written."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   _quiet_libraries()
   tpu.leave_out()
@@ -67,9 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UserError as e:
     print(f'jaxmed: {" ".join(str(e).split())}', file=sys.stderr)
     return EXIT_USER
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
   except OSError as e:
     if e.errno not in DISK:
       raise
@@ -94,7 +101,8 @@ def _run(argv: list[str]) -> int:
   args = _parse(argv)
   with raising_on_sigterm(), _owned(args):
     result = VERBS[args.verb].run(args)
-  sys.stdout.write(json.dumps(result['json']) + '\n' if args.json else result.get('text', '') + '\n')
+  sys.stdout.write(json.dumps(_texts(result['json'])) + '\n' if args.json else result.get('text', '') + '\n')
+  sys.stdout.flush()
   return int(result.get('code', 0))
 
 
@@ -107,6 +115,15 @@ def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
   if args.verb in ('embed', 'evaluate', 'export', 'import', 'shrink') and args.out:
     return owner.of_file(args.out)
   return contextlib.nullcontext()
+
+
+def _texts(value: Any) -> Any:
+  """A value for JSON whose texts are UTF-8, whatever file names they hold."""
+  if isinstance(value, dict):
+    return {_texts(k): _texts(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_texts(v) for v in value]
+  return shown(value) if isinstance(value, str) else value
 
 
 def _quiet_libraries() -> None:
@@ -137,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=module.DOES, description=module.DOES[0].upper() + module.DOES[1:] + '.',
                             epilog=f'example:\n  {module.EXAMPLE}', formatter_class=_wide)
     module.options(verb)
+    verb.set_defaults(parser=verb)
     verb.add_argument('--json', action='store_true', help='print one JSON object on stdout')
   return whole
 
@@ -149,7 +167,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     rest = [word for word in rest if word.startswith('-')]
   if rest:
     raise UserError(f'{args.verb} does not know {" ".join(rest)} (see jaxmed {args.verb} --help)')
+  _check_words(args)
   return args
+
+
+def _check_words(args: argparse.Namespace) -> None:
+  """Raises a UserError for an argument that is empty, as an unset variable is, or no UTF-8 where more than raw files is
+  meant."""
+  for action in args.parser._actions:
+    given = getattr(args, action.dest, None)
+    name = '/'.join(action.option_strings) or action.metavar
+    for value in given if isinstance(given, list) else [given]:
+      if value == '' and action.default != '':
+        raise UserError(f'{name} is empty: expected a value (is a variable unset?)')
+      if isinstance(value, str) and action.dest not in _RAW and shown(value) != value:
+        raise UserError(f'{name} {value} is no UTF-8: choose another name')
 
 
 if __name__ == '__main__':

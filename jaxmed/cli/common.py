@@ -16,6 +16,16 @@ def names(text: str | None) -> tuple[str, ...] | None:
   return tuple(n.strip() for n in text.split(',')) if text else None
 
 
+def left_out(summary: dict[str, Any], data: str) -> None:
+  """Says on standard error what `prepare` left out of a folder of images, and why; nothing where it read all."""
+  suffixes = ', '.join(f'{suffix or "no suffix"} {count}' for suffix, count in summary['others'].items())
+  why = {'ignored': f'of kinds that no reader takes ({suffixes})' if suffixes else 'that are no images',
+         'empty': 'without an image or content', 'rejected': 'unreadable'}
+  parts = [f'{summary[key]} {what}' for key, what in why.items() if summary[key]]
+  if parts:
+    print(f'jaxmed: left out files of {data}: {", ".join(parts)}', file=sys.stderr, flush=True)
+
+
 def which(p: argparse.ArgumentParser) -> None:
   p.add_argument('path', metavar='RUN|FILE', help='run directory or exported file')
   p.add_argument('--checkpoint', default='latest', help='checkpoint of a run: latest, best or a step; default latest')

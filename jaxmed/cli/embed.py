@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 from jaxmed import files
-from jaxmed.cli.common import for_channels, names, positive, tower, unseen, which
+from jaxmed.cli.common import for_channels, left_out, names, positive, tower, unseen, which
 from jaxmed.errors import UserError
 
 DOES = 'write features of images'
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if pathlib.Path(data).exists() and not is_corpus(data):
       from jaxmed.data.prepare.prepare import prepare
       data = str(pathlib.Path(scratch) / 'corpus')
-      prepare([args.data], data, channels=names(args.channels), splits=(1.0, 0.0, 0.0), progress=False)
+      summary = prepare([args.data], data, channels=names(args.channels), splits=(1.0, 0.0, 0.0), progress=False)
+      left_out(summary, args.data)
     source = open_source(data)
     source = source.select(split=args.split) if args.split else source
     found = for_channels(encoder, args, source).embed_source(source, args.batch_size, feature == 'map')

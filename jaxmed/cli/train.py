@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmed import config, owner
+from jaxmed.cli.common import left_out
 from jaxmed.errors import UserError
 
 DOES = 'pretrain an encoder'
@@ -103,6 +104,7 @@ def _corpus(data: str, run: pathlib.Path) -> Iterator[str]:
     try:
       summary = prepare_([data], target, progress=sys.stderr.isatty(), workers=cores())
       print(f'prepared {summary["records"]} records of {data} in {target}', file=sys.stderr)
+      left_out(summary, data)
       yield str(target)
     finally:
       if not (run / 'config.json').exists():

@@ -14,7 +14,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -32,15 +32,36 @@ _STORAGES: dict[str, np.dtype | None] = {
     'ShortStorage': np.dtype('<i2'), 'CharStorage': np.dtype('<i1'), 'ByteStorage': np.dtype('<u1'),
     'BoolStorage': np.dtype('?'),
 }
-# What may lie beside weights and holds none: settings, scalars, dates. It becomes an `Inert`.
+# What may lie beside weights and holds none: settings, scalars, dates, random states. It becomes an `Inert`, so these
+# names are never imported.
 _INERT = {
-    'argparse.Namespace', 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar', 'numpy.dtype',
-    'datetime.datetime', 'datetime.timedelta', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Size', 'torch.device',
-    'omegaconf.dictconfig.DictConfig', 'omegaconf.listconfig.ListConfig', 'omegaconf.base.ContainerMetadata',
-    'omegaconf.base.Metadata', 'omegaconf.nodes.AnyNode', 'typing.Any', 'builtins.dict', 'builtins.list',
-    'collections.defaultdict', '__builtin__.dict', '__builtin__.list', 'builtins.set', '__builtin__.set',
-    '_codecs.encode', 'torch.nn.parameter.UninitializedParameter',
+    'argparse.Namespace', 'types.SimpleNamespace', 'typing.Any', 'collections.deque', '_codecs.encode',
+    'decimal.Decimal', 'fractions.Fraction', 'uuid.UUID', 'builtins.set', 'builtins.frozenset', 'builtins.bytearray',
+    'builtins.complex', 'builtins.range', 'builtins.slice', 'builtins.bytes', 'builtins.object', '__builtin__.set',
+    '__builtin__.frozenset', '__builtin__.bytearray', '__builtin__.complex', '__builtin__.object', 'torch.Size',
+    'torch.device', 'torch.strided', 'torch.nn.parameter.UninitializedParameter', 'copy_reg._reconstructor',
+    'copyreg._reconstructor',
 }
+_INERT_MODULES = ('numpy', 'pathlib', 'datetime', 'omegaconf')  # all names of these
+_DTYPES = {'float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool', 'half',
+           'float', 'double', 'long', 'int', 'complex64', 'complex128'}
+# Factories of a defaultdict, which are never called.
+_FACTORIES = {f'{module}.{name}' for module in ('builtins', '__builtin__')
+              for name in ('dict', 'list', 'tuple', 'int', 'long', 'float', 'str', 'unicode', 'bool')}
+
+
+class _Dict(dict):
+  """Stands for a dictionary of another class: keeps what a pickle puts in, and takes no argument but a dictionary."""
+
+  def __new__(cls, *args: Any, **kwargs: Any) -> '_Dict':
+    del args, kwargs
+    return super().__new__(cls)
+
+  def __init__(self, *args: Any):
+    super().__init__(*(a for a in args if isinstance(a, dict)))
+
+  def __setstate__(self, state: Any) -> None:
+    del state
 
 
 class Inert:
@@ -118,24 +139,28 @@ def read_pickle(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows the names in this module and no others."""
+  """Knows the names in this module and no others; `storages` are those that the pickle refers to, by their keys."""
 
   def __init__(self, file: BinaryIO, path: str | os.PathLike):
     super().__init__(file, encoding='utf-8')
     self._path = path
+    self.storages: dict[str, _Storage] = {}
 
   def find_class(self, module: str, name: str) -> Any:
     """The stand-in for a name."""
     full = f'{module}.{name}'
     if full == 'collections.OrderedDict':
       return collections.OrderedDict
+    if full in ('collections.defaultdict', 'collections.Counter'):
+      return _Dict
     if full == 'torch._utils._rebuild_tensor_v2':
       return _rebuild_tensor
     if full == 'torch._utils._rebuild_parameter':
       return lambda data, *_: data
     if module in ('torch', 'torch.cuda') and name in _STORAGES:
       return _Storages(name)
-    if full in _INERT or (module == 'torch' and name in ('float32', 'float16', 'bfloat16', 'float64', 'int64')):
+    if full in _INERT or full in _FACTORIES or module.partition('.')[0] in _INERT_MODULES or (
+        module == 'torch' and name in _DTYPES):
       return Inert
     raise UserError(f'{self._path} names {full}, which is not read from a checkpoint (it could run code): expected '
                     'tensors in dictionaries. If you trust the file, save its state_dict alone with torch')
@@ -146,7 +171,9 @@ class _Unpickler(pickle.Unpickler):
       raise UserError(f'{self._path} refers to something that is no storage: expected a checkpoint of tensors')
     if len(pid) > 5 and pid[5] is not None:
       raise UserError(f'{self._path} has storages that are parts of others, as before PyTorch 0.4: save it again')
-    return _Storage(str(pid[2]), pid[1].kind, int(pid[4]))
+    storage = _Storage(str(pid[2]), pid[1].kind, int(pid[4]))
+    self.storages[storage.key] = storage
+    return storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +215,14 @@ def _read_zip(path: str | os.PathLike, file: BinaryIO) -> dict[str, np.ndarray]:
 def _read_legacy(path: str | os.PathLike, file: BinaryIO) -> dict[str, np.ndarray]:
   """Five pickles (magic, protocol, system, content, keys of storages), then each storage: its length, its elements."""
   size = os.fstat(file.fileno()).st_size
-  parts = [_Unpickler(file, path).load() for _ in range(5)]
+  known: dict[str, _Storage] = {}
+  parts = []
+  for _ in range(5):
+    unpickler = _Unpickler(file, path)
+    parts.append(unpickler.load())
+    known |= unpickler.storages
   if parts[0] != _LEGACY_MAGIC:
     raise UserError(f'{path} is a pickle but no PyTorch checkpoint')
-  storages = {t.storage.key: t.storage for t in _tensors(parts[3]).values()}
-  known = {s.key: s for s in _all_storages(parts[3])} | storages
   data: dict[str, bytes] = {}
   for key in parts[4]:
     count = int.from_bytes(file.read(8), 'little')
@@ -203,17 +233,6 @@ def _read_legacy(path: str | os.PathLike, file: BinaryIO) -> dict[str, np.ndarra
       raise UserError(f'{path} is damaged: storage {key!r} has {count} elements, expected {known[key].count}')
     data[key] = file.read(count * width)
   return _arrays(path, parts[3], lambda s: data[s.key])
-
-
-def _all_storages(value: Any, seen: set[int] | None = None) -> Iterator[_Storage]:
-  """The storages of all tensors anywhere in dictionaries and lists."""
-  seen = set() if seen is None else seen
-  if isinstance(value, _Tensor):
-    yield value.storage
-  elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-    seen.add(id(value))
-    for item in value.values() if isinstance(value, dict) else value:
-      yield from _all_storages(item, seen)
 
 
 def _tensors(content: Any, prefix: str = '', depth: int = 0) -> dict[str, _Tensor]:

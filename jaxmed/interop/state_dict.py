@@ -8,6 +8,7 @@ there and [in, *out] here.
 import functools
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.interop.aliases import timm_names
 from jaxmed.models.registry import SIZES
 
 logger = logging.getLogger('jaxmed.interop')
 
 ANCHOR = 'patch_embed.proj.weight'
+WEIGHTS = ('ema', 'plain')
+# timm's names (timm/models/_helpers.py: state_dict_ema, model_ema), other trainers', teachers of self-distillation.
+_AVERAGE = re.compile(r'(^|[._])(ema|teacher)[._]')
 Params = dict[str, Any]
 
 
@@ -63,18 +67,41 @@ class StateDict:
       logger.warning('left out the classifier: %s', ', '.join(heads))
 
 
+def is_average(name: str) -> bool:
+  """Whether a tensor is of averaged weights (EMA), by the words before its own name, as in state_dict_ema."""
+  return bool(_AVERAGE.search(name))
+
+
+def of_weights(tensors: Mapping[str, np.ndarray], weights: str | None) -> dict[str, np.ndarray]:
+  """The averaged ('ema') or other ('plain') tensors of a checkpoint; all for None, of which `strip_prefix` chooses.
+
+  Raises:
+    UserError: an unknown word, or there are none of these.
+  """
+  if weights is None:
+    return dict(tensors)
+  wanted = choose('weights', weights, WEIGHTS) == 'ema'
+  found = {k: v for k, v in tensors.items() if is_average(k) == wanted}
+  if not found:
+    raise UserError(f'has no {weights} weights: it has {"plain" if wanted else "EMA"} ones alone, leave --weights out')
+  return found
+
+
 def strip_prefix(tensors: Mapping[str, np.ndarray], layout: str, anchor: str = ANCHOR) -> dict[str, np.ndarray]:
   """The encoder's tensors without what wraps it: 'module.', 'backbone.', 'teacher.backbone.', 'model.', ...
 
-  Of a student and a teacher, the teacher is taken. What lies outside the encoder is left out with a note.
+  Of plain and averaged weights (EMA) the averaged ones are taken, as timm's load_state_dict(use_ema=True) does; the
+  teacher is the average of a student. What lies outside the encoder is left out with a note.
   """
   prefixes = [k[: -len(anchor)] for k in tensors if k == anchor or k.endswith('.' + anchor)]
   if not prefixes:
     raise UserError(f'not weights in the {layout} layout: tensor {anchor!r} is missing')
-  prefixes.sort(key=lambda p: (p != '', 'teacher' not in p, len(p), p))
+  prefixes.sort(key=lambda p: (not is_average(p), p != '', len(p), p))
   prefix = prefixes[0]
   if len(prefixes) > 1:
-    logger.warning('several encoders (%s): took %r', ', '.join(map(repr, prefixes)), prefix)
+    both = {is_average(p) for p in prefixes} == {True, False}
+    logger.warning('several encoders (%s): took %r%s', ', '.join(map(repr, prefixes)), prefix,
+                   ', the EMA weights (--weights plain takes the others)' if both else '')
   outside = sum(not k.startswith(prefix) for k in tensors)
   if outside:
     logger.warning('left out %d tensors outside %r', outside, prefix)

@@ -61,7 +61,7 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
   Args:
     num_heads: None for the registered size of this width and depth, else width // 64 (tiny, small, base,
       large agree).
-    image_size: native size [H, W]; None for a square.
+    image_size: native size [H, W]; None for a square, for rotary positions of 14 patches.
   Raises:
     UserError: a tensor is missing, has another shape, or belongs to a model that this is not (q_norm,
       norm_pre, fc_norm, attn_pool, ...).
@@ -81,19 +81,47 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
   fields: dict[str, Any] = {'pos': 'none', 'no_embed_class': False}
   if 'pos_embed' in state:
     table = p['pos_embed'] = state.take('pos_embed', 1, -1, dim)[0]
-    prefix = class_token + registers
-    fields = {'pos': 'learned'} | _embedded_prefix(len(table), prefix, tuple(patch), image_size)
-  elif image_size is None:
-    raise UserError('the weights have no pos_embed, which would tell the image size: pass --image-size')
-  else:
+    fields = {'pos': 'learned'} | _embedded_prefix(table, class_token, registers, tuple(patch), image_size)
+  elif 'rope_embed.periods' in state:
+    periods = state.take('rope_embed.periods', -1)
+    num_heads = _heads_of(periods, dim, num_heads)
+    fields |= {'pos': 'rope', 'rope_base': _base_of(periods), 'norm_epsilon': 1e-5}
+    fields['image_size'] = tuple(image_size or (14 * n for n in patch))
+  elif image_size is not None:
     fields['image_size'] = tuple(image_size)
   blocks, block_fields = state_dict.read_blocks(state, dim, num_heads)
   p['norm'] = {'scale': state.take('norm.weight', dim), 'bias': state.take('norm.bias', dim)}
   p['transformer'] = {'blocks': blocks}
   state.finish()
+  if 'image_size' not in fields:
+    raise UserError('the weights have no pos_embed, which would tell the image size: pass --image-size')
   model = ViT(patch_size=tuple(patch), in_channels=channels, embed_dim=dim, class_token=class_token,
               num_registers=registers, **fields, **block_fields)
   return model, p
+
+
+def _heads_of(periods: np.ndarray, dim: int, num_heads: int | None) -> int:
+  """The number of heads of rotary positions: each of the two axes has a quarter of a head's features as periods."""
+  heads = dim // (4 * max(len(periods), 1))
+  if 4 * len(periods) * heads != dim or num_heads not in (None, heads):
+    raise UserError(f'rope_embed.periods has {len(periods)} periods, of {heads} heads in a width of {dim}: '
+                    f'{"expected a quarter of the width of a head" if num_heads is None else "leave --num-heads out"}')
+  return heads
+
+
+def _base_of(periods: np.ndarray) -> float:
+  """The base of rotary periods base**(i / N), i = 0 .. N - 1, which DINOv3 keeps in low precision.
+
+  Raises:
+    UserError: the periods follow another law, such as DINOv3's option of a least and a largest period.
+  """
+  count = len(periods)
+  own = float(periods[-1]) ** (count / (count - 1)) if count > 1 and periods[-1] > 0 else 100.0
+  for base in (100.0, own):  # 100 in all published models
+    if np.allclose(periods, base ** (np.arange(count) / count), rtol=0.01):
+      return base
+  raise UserError(f'rope_embed.periods are {", ".join(f"{p:.4g}" for p in periods[:3])} ...: expected powers of one '
+                  'base')
 
 
 def position_table(model: ViT, params: Params) -> np.ndarray:
@@ -108,9 +136,14 @@ def position_table(model: ViT, params: Params) -> np.ndarray:
   return np.concatenate([np.zeros((prefix, model.embed_dim), np.float32), table])
 
 
-def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
+def _embedded_prefix(table: np.ndarray, class_token: bool, registers: int, patch: tuple[int, ...],
                      image_size: tuple[int, ...] | None) -> dict[str, Any]:
-  """Whether the table of `rows` has rows for the prefix tokens, and the image size that is left."""
+  """Whether a table [rows, D] has rows for the prefix tokens, and the image size that is left.
+
+  A square of patches alone may as well be n x (n + 2) patches and a class token, which only the image size tells. With
+  registers a square of patches is meant, as timm's models with registers have it, unless the table has their rows.
+  """
+  rows, prefix = len(table), class_token + registers
   fits: list[dict[str, Any]] = []
   for no_embed_class in (False, True) if prefix else (False,):
     count = rows if no_embed_class else rows - prefix
@@ -119,6 +152,14 @@ def _embedded_prefix(rows: int, prefix: int, patch: tuple[int, ...],
     except UserError:
       continue
     fits.append({'no_embed_class': no_embed_class, 'image_size': size})
+  square = len(fits) == 1 and fits[0]['no_embed_class'] and image_size is None
+  zeros = registers and not table[int(class_token):prefix].any()  # as DINOv2's table is read, see `aliases`
+  if square and (zeros or (class_token and not registers)):
+    side = math.isqrt(rows)
+    likely = ((side - 1, side + 1), (side + 1, side - 1)) if not registers else ()
+    words = [f'--image-size {a * patch[0]} {b * patch[1]}' for a, b in (*likely, (side, side))]
+    raise UserError(f'pos_embed has {rows} rows: positions of {side} x {side} patches, or of other patches and '
+                    f'{prefix} tokens before them: pass --image-size, such as {", ".join(words)}')
   if not fits:
     state_dict.infer_size('pos_embed', rows - prefix, patch, image_size)  # raises
   if len(fits) > 1:

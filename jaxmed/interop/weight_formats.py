@@ -128,7 +128,8 @@ def _loaded(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: d
 
 def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike, num_heads: int | None = None,
                 image_size: tuple[int, ...] | None = None, channels: Sequence[Any] | None = None,
-                how: str | None = None, kind: str | None = None, positions: str | None = None) -> Encoder:
+                how: str | None = None, kind: str | None = None, positions: str | None = None,
+                weights: str | None = None) -> Encoder:
   """Rewrites a foreign file with the metadata that makes it load without arguments.
 
   Args:
@@ -137,6 +138,7 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
     how: makes a model of the `channels`, which may be others and another number, see `inflate.inflate`; None where
       they name those of the file. Three unnamed channels are R, G and B.
     kind: 'vit' or 'channel_vit', which the model becomes, see `inflate`; None leaves it.
+    weights: of a checkpoint that holds both, 'ema' (which None takes, too) or 'plain'.
     positions: how a table of positions is resampled to other sizes, 'antialias' or 'offset'; None for `positions_of`.
   Returns:
     The model.
@@ -144,11 +146,17 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   if fmt is not None:
     choose('format', fmt, FORMATS)
   tensors, metadata = read_tensors(src)
+  try:
+    tensors = state_dict.of_weights(tensors, weights)
+  except UserError as e:
+    raise UserError(f'{src}: {e}') from e
   fmt = fmt or (json.loads(metadata[METADATA])['format'] if METADATA in metadata else guess_format(tensors))
   model, params, info = _loaded(src, tensors, metadata, fmt, num_heads, image_size)
   assert fmt is not None  # or there was no telling what it is
   if isinstance(model, ViT) and model.pos == 'learned' and not model.per_channel and (positions or not info):
     model = model.clone(pos_interpolation=positions or positions_of(tensors))
+  if isinstance(model, ViT) and model.pos == 'rope':
+    fmt = 'jaxmed'  # no class of the other formats has rotary positions
   if kind is not None and kind != ('channel_vit' if model.per_channel else 'vit'):
     convert = {'vit': inflate.to_vit, 'channel_vit': inflate.to_channel_vit}[choose('--to', kind, inflate.KINDS)]
     model, params = convert(model, params)

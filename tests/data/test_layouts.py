@@ -400,3 +400,92 @@ def test_another_way_of_reading_begins_afresh(tmp_path, rng):
             [[p, w, 'Train', 'x'] for p, w in widths.items() if p.startswith('HPA')])
   assert make_preparation([tmp_path / 'in'], tmp_path / 'c', layout='chammi').fingerprint() != first
   assert readers.Parts((tmp_path,), ('a',), 'named').rows is None
+
+
+# Tables that are not whole
+
+def fields(root, rng, plate, names=('AGP', 'DNA', 'Mito'), sites=2):
+  """Fields of view of a plate; returns the head of its table and its rows, which are written."""
+  head = ['Metadata_Plate', 'Metadata_Well', 'Metadata_Site'] + [
+    f'{k}_Orig{c}' for c in names for k in ('FileName', 'PathName')]
+  lines = []
+  for site in range(1, sites + 1):
+    line = [plate, 'A01', site]
+    for c in names:
+      file = root / 'images' / plate / f'A01_{site}-{c}.tiff'
+      file.parent.mkdir(parents=True, exist_ok=True)
+      tifffile.imwrite(file, rng.integers(0, 65536, (6, 5)).astype(np.uint16))
+      line += [file.name, f'/cpg/images/{plate}/']
+    lines.append(line)
+  write_csv(root / plate / 'load_data.csv', head, lines)
+  return head, lines
+
+
+@pytest.mark.parametrize('data, reason', [(b'', 'it is empty'), (b'Metadata_Plate,Metadata_Well\n', "did you mean"),
+                                          (None, 'lists no image')])
+def test_a_plate_whose_table_is_empty_is_a_reject_and_the_others_stay(data, reason, tmp_path, rng):
+  root = tmp_path / 'in'
+  fields(root, rng, 'P1')
+  head, _ = fields(root, rng, 'P2')
+  if data is None:
+    write_csv(root / 'P2/load_data.csv', head, [])
+  else:
+    (root / 'P2/load_data.csv').write_bytes(data)
+  summary = run(root, tmp_path / 'c', layout='jumpcp', max_bad=0.5)
+  assert (summary['records'], summary['rejected']) == (2, 1)
+  (_, (path, told)) = csv.reader((tmp_path / 'c/rejects.csv').read_text().splitlines())
+  assert path == 'P2/load_data.csv' and reason in told
+  with pytest.raises(UserError, match='1 of 3 files are unreadable.*first P2/load_data.csv'):
+    run(root, tmp_path / 'd', layout='jumpcp')
+
+
+def test_one_file_for_two_channels_or_fields_is_no_field(tmp_path, rng):
+  root = tmp_path / 'in'
+  head, lines = fields(root, rng, 'P1', sites=4)
+  lines[0][head.index('FileName_OrigMito')] = lines[0][head.index('FileName_OrigAGP')]
+  lines[1][head.index('FileName_OrigDNA')] = lines[2][head.index('FileName_OrigDNA')]
+  (root / 'images/P1/A01_4-DNA.tiff').unlink()
+  (root / 'images/P1/A01_4-DNA.tiff').symlink_to('A01_4-AGP.tiff')
+  write_csv(root / 'P1/load_data.csv', head, lines)
+  plan = benchmarks.plan('jumpcp', root)
+  assert [i.rel for i in plan.items] == ['P1/A01/2']
+  assert dict(plan.rejects) == {
+    'P1/A01/1': 'load_data.csv names A01_1-AGP.tiff for both AGP and Mito: expected a file for each',
+    'P1/A01/3': 'load_data.csv names A01_3-DNA.tiff for DNA, which is DNA of P1/A01/2 already: expected a file for each',
+    'P1/A01/4': 'load_data.csv names A01_4-DNA.tiff for both AGP and DNA: expected a file for each'}
+
+
+def test_a_channel_that_no_row_names_is_left_out(tmp_path, rng, capsys):
+  root = tmp_path / 'in'
+  head, lines = fields(root, rng, 'P1', ('AGP', 'DNA', 'Brightfield'))
+  fields(root, rng, 'P2', ('AGP', 'DNA', 'Brightfield'))
+  for line in lines:
+    line[-2:] = ['', '']
+  write_csv(root / 'P1/load_data.csv', head, lines, ';')
+  run(root, tmp_path / 'c', layout='jumpcp')
+  rows = by_path(tmp_path / 'c')
+  assert [rows[f'{p}/A01/1']['channels'] for p in ('P1', 'P2')] == [['AGP', 'DNA'], ['AGP', 'DNA', 'Brightfield']]
+  assert 'tables that name no file for Brightfield: 1; their images' in capsys.readouterr().err
+
+
+def test_an_empty_table_of_chammi_is_a_reject(tmp_path, rng):
+  chammi(tmp_path / 'in', rng)
+  (tmp_path / 'in/HPA/enriched_meta.csv').write_bytes(b'')
+  plan = benchmarks.plan('chammi', tmp_path / 'in')
+  assert len(plan.items) == 6
+  assert [path for path, _ in plan.rejects] == ['HPA/enriched_meta.csv']
+
+
+def test_brats_by_links(tmp_path, rng):
+  root = tmp_path / 'in'
+  brats(root, rng, 'BraTS2021_00000', OLD, '_')
+  brats(root, rng, 'BraTS2021_00001', OLD, '_')
+  (root / 'alias').symlink_to('BraTS2021_00000')
+  (root / 'loop').symlink_to('.')
+  case = root / 'BraTS2021_00001'
+  (case / f'{case.name}_t1ce.nii.gz').unlink()
+  (case / f'{case.name}_t1ce.nii.gz').symlink_to(f'{case.name}_t1.nii.gz')
+  plan = benchmarks.plan('brats', root)
+  assert [i.rel for i in plan.items] == ['BraTS2021_00000']
+  assert [path for path, _ in plan.rejects] == ['BraTS2021_00001']
+  assert 'leads to the file that is T1' in plan.rejects[0][1]

@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jaxmed import cli
+from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format
 from jaxmed.data.corpus.stats import CAPACITY, Channel
 from jaxmed.data.prepare.preparation import splits_of
-from jaxmed.data.prepare.prepare import prepare, split_of
+from jaxmed.data.prepare.prepare import check_small, prepare, split_of
 from jaxmed.errors import UserError
+from jaxmed.files import name_of
 
 
 def save(path, pixels):
@@ -424,3 +427,132 @@ found = [m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')]
 assert not found, found
 '''
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# Names and links
+
+def png(path, value=0):
+  return save(path, np.full((4, 5), value, np.uint8))
+
+
+def test_names_that_are_no_utf8_are_kept_and_come_back(tmp_path, capsys):
+  names = [b'bad\xff\xfe.png', b'plain.png', rb'text\xff.png', b'back\\slash.png', b'caf\xe9/a.png']
+  for i, name in enumerate(names):
+    png(tmp_path / 'in' / os.fsdecode(name), i)
+  with open(tmp_path / 'in' / os.fsdecode(b'cut\xf0.png'), 'wb'):
+    pass
+  out = tmp_path / 'c'
+  assert cli.main(['prepare', str(tmp_path / 'in'), '--out', str(out), '--max-bad', '0.5', '--json']) == 0
+  paths = [row['path'] for row in rows(out)]
+  assert set(paths) == {r'bad\xff\xfe.png', 'plain.png', r'text\x5cxff.png', r'back\slash.png', r'caf\xe9/a.png'}
+  assert {os.fsencode(name_of(p)) for p in paths} == set(names)
+  assert {row['path']: row['id'] for row in rows(out)} == {p: p for p in paths}
+  assert {row['subject'] for row in rows(out)} == {p[:-4] for p in paths}
+  with open(out / 'rejects.csv', encoding='utf-8') as f:
+    assert [line[0] for line in csv.reader(f)] == ['path', r'cut\xf0.png']
+  (out / 'card.md').read_text(encoding='utf-8')
+  assert json.loads(capsys.readouterr().out)['records'] == 5
+  cli.main(['prepare', os.fsdecode(bytes(tmp_path) + b'/none\xff'), '--out', str(tmp_path / 'd')])
+  assert capsys.readouterr().err == f'jaxmed: {tmp_path}/none\\xff does not exist\n'
+
+
+def test_folders_and_inputs_that_are_no_utf8_give_sources_and_labels(tmp_path):
+  root = tmp_path / os.fsdecode(b'klinik\xfc')
+  for label in (b'tum\xf6r', b'ok'):
+    png(root / os.fsdecode(label) / 'a.png')
+  run([root], tmp_path / 'c', labels_from_folders=True)
+  assert {(r['source'], r['label']) for r in rows(tmp_path / 'c')} == {(r'klinik\xfc', r'tum\xf6r'), (r'klinik\xfc', 'ok')}
+
+
+def test_a_mha_whose_name_or_folder_is_no_utf8(tmp_path):
+  sitk = pytest.importorskip('SimpleITK')
+  volume = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
+  sitk.WriteImage(sitk.GetImageFromArray(volume), str(tmp_path / 'a.mhd'))
+  sitk.WriteImage(sitk.GetImageFromArray(volume), str(tmp_path / 'a.mha'))
+  folder = tmp_path / 'in' / os.fsdecode(b'x\xff')
+  folder.mkdir(parents=True)
+  for name, new in ((b'a.mha', b'b\xff.mha'), (b'a.mhd', b'a.mhd'), (b'a.raw', b'a.raw')):
+    os.rename(tmp_path / os.fsdecode(name), folder / os.fsdecode(new))
+  assert run([tmp_path / 'in'], tmp_path / 'c', volumes='whole')['records'] == 2
+
+
+def test_each_file_is_read_once_whatever_links_lead_to_it(tmp_path, capsys):
+  outside = tmp_path / 'outside'
+  for path in (tmp_path / 'in/real/a.png', tmp_path / 'in/real/b.png', outside / 'c.png', outside / 'deep/d.png'):
+    png(path)
+  for link, target in (('alias', 'real'), ('loop', '.'), ('up', '..'), ('x', outside), ('y', outside / 'deep'),
+                       ('b.png', 'real/b.png'), ('c2.png', outside / 'c.png'), ('self.png', 'self.png')):
+    os.symlink(target, tmp_path / 'in' / link)
+  os.symlink(tmp_path, outside / 'back')
+  os.link(tmp_path / 'in/real/a.png', tmp_path / 'in/hard.png')
+  run([tmp_path / 'in'], tmp_path / 'c', max_bad=0.5)
+  assert [row['path'] for row in rows(tmp_path / 'c')] == ['hard.png', 'real/a.png', 'real/b.png', 'x/c.png', 'x/deep/d.png']
+  with open(tmp_path / 'c/rejects.csv') as f:
+    assert [line[0] for line in csv.reader(f)][1:] == ['self.png']
+  assert 'each file is read once: ' in capsys.readouterr().err
+  run([tmp_path / 'in', tmp_path / 'in/real', outside], tmp_path / 'd', max_bad=0.5)
+  assert sorted(row['path'] for row in rows(tmp_path / 'd')) == [
+    'in/hard.png', 'in/real/a.png', 'in/real/b.png', 'in/x/c.png', 'in/x/deep/d.png']
+  check_small(tmp_path / 'in')
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path, capsys):
+  zarr = pytest.importorskip('zarr')
+  png(tmp_path / 'in/a.png')
+  png(tmp_path / 'in/m.png')
+  folder = tmp_path / 'in/b.zarr'
+  zarr.create_array(str(folder), shape=(4, 5), dtype='u1', chunks=(4, 5))[...] = 1
+  for pipe in ('in/pipe.png', 'in/plain', 'in/z/zarr.json', 'in/b.zarr/pipe', 't.csv'):
+    (tmp_path / pipe).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / pipe)
+  os.symlink('/dev/zero', tmp_path / 'in/zero.png')
+  summary = run([tmp_path / 'in'], tmp_path / 'c', max_bad=0.5)
+  assert (summary['records'], summary['rejected'], summary['ignored']) == (2, 1, 4)
+  assert 'b.zarr,pipe is no regular file' in (tmp_path / 'c/rejects.csv').read_text()
+  assert 'jaxmed: not opened: pipe.png is a FIFO, and 3 more\n' in capsys.readouterr().err
+  for inputs, options, match in (([tmp_path / 'in/pipe.png'], {}, 'pipe.png is a FIFO: expected a folder or a regular'),
+                                 ([tmp_path / 'in'], {'table': tmp_path / 't.csv'}, 't.csv is a FIFO: expected a table')):
+    with pytest.raises(UserError, match=match):
+      run(inputs, tmp_path / 'd', **options)
+  (tmp_path / 'u.csv').write_text('path,mask\na.png,m.png\nm.png,plain\npipe.png,\n')
+  summary = run([tmp_path / 'in'], tmp_path / 'e', table=tmp_path / 'u.csv', max_bad=0.9)
+  assert (summary['records'], summary['rejected']) == (1, 2)
+  assert 'the table names it, but it is a FIFO' in (tmp_path / 'e/rejects.csv').read_text()
+
+
+def test_a_file_without_suffix_that_cannot_be_opened_is_a_reject(tmp_path, monkeypatch):
+  png(tmp_path / 'in/a.png')
+  (tmp_path / 'in/IM0').write_bytes(b'')
+  known = readers.known
+  def denied(path):
+    if path.name == 'IM0':
+      raise PermissionError(13, 'Permission denied', str(path))
+    return known(path)
+
+  monkeypatch.setattr(readers, 'known', denied)
+  with pytest.raises(UserError, match='first IM0: cannot be opened: Permission denied'):
+    run([tmp_path / 'in'], tmp_path / 'c')
+
+
+def test_out_that_is_a_link_is_the_place_that_it_leads_to(tmp_path):
+  png(tmp_path / 'in/a.png')
+  run([tmp_path / 'in'], tmp_path / 'disk/c', splits=(1, 0, 0))
+  os.symlink(tmp_path / 'disk/c', tmp_path / 'c')
+  with pytest.raises(UserError, match='exists: choose another'):
+    run([tmp_path / 'in'], tmp_path / 'c', splits=(1, 0, 0))
+  png(tmp_path / 'in/b.png')
+  run([tmp_path / 'in'], tmp_path / 'c', splits=(1, 0, 0), overwrite=True)
+  assert os.path.islink(tmp_path / 'c')
+  assert len(rows(tmp_path / 'disk/c')) == 2
+  assert sorted(os.listdir(tmp_path / 'disk')) == ['c']
+  os.symlink(tmp_path / 'new/disk', tmp_path / 'd')
+  run([tmp_path / 'in'], tmp_path / 'd', splits=(1, 0, 0))
+  assert len(rows(tmp_path / 'new/disk')) == 2
+
+
+@pytest.mark.parametrize('inputs, out', [([''], 'c'), (['in', ''], 'c'), (['in'], '')])
+def test_an_empty_name_is_no_folder(inputs, out, tmp_path, monkeypatch):
+  png(tmp_path / 'in/a.png')
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match='is empty: expected'):
+    run(inputs, out)

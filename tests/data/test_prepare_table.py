@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import gzip
+import os
 
 import nibabel
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from jaxmed.data import readers
 from jaxmed.data.corpus import store
 from jaxmed.data.corpus.open import open_source
-from jaxmed.data.prepare import blocks
+from jaxmed.data.prepare import blocks, spreadsheet
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.data.prepare.survey import survey
 from jaxmed.data.readers.companions import read_signal
@@ -330,3 +332,97 @@ def test_card_and_summary_say_what_is_kept_of_persons(folder, tmp_path, rng):
   assert not [v for v in dicoms.PATIENT.values() if v.encode() in whole]
   other = prepare([tmp_path / 's'], tmp_path / 'e', splits=(1, 0, 0), progress=False)
   assert 'not salted: who knows an identifier can look for it' in other['carried']['subject']
+
+
+# Tables as people's programs write them
+
+def labelled(tmp_path, data, name='t.csv', images='ab'):
+  """The rows of a corpus of images that a table of these bytes lists, by path."""
+  for i, image in enumerate(images):
+    (tmp_path / 'in').mkdir(exist_ok=True)
+    Image.fromarray(np.full((4, 5), i, np.uint8)).save(tmp_path / 'in' / f'{image}.png')
+  (tmp_path / name).write_bytes(data)
+  prepare([tmp_path / 'in'], tmp_path / 'c', table=tmp_path / name, progress=False, overwrite=True)
+  return pq.read_table(tmp_path / 'c/manifest.parquet')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32', 'cp1252', 'latin-1'])
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_encodings_and_delimiters(encoding, delimiter, tmp_path, capsys):
+  word = 'Tum\x81ör' if encoding == 'latin-1' else 'Tumör'  # a byte that cp1252 does not know
+  text = f'path,label,n\r\na.png,{word},1\r\nb.png,ok,2\r\n'.replace(',', delimiter)
+  table = labelled(tmp_path, text.encode(encoding))
+  assert table['label'].to_pylist() == [word, 'ok']
+  assert (table.schema.field('label').type, table['n'].to_pylist()) == (pa.string(), [1, 2])
+  said = f'jaxmed: {tmp_path}/t.csv is no UTF-8 (byte 0x'
+  err = capsys.readouterr().err
+  assert (f'read as {encoding};' in err and said in err) if encoding in ('cp1252', 'latin-1') else said not in err
+
+
+def test_a_name_in_the_encoding_of_the_table_is_found(tmp_path):
+  (tmp_path / 'in').mkdir()
+  for i, name in enumerate((b'Tum\xf6r.png', 'a\u0308.png'.encode())):
+    Image.fromarray(np.full((4, 5), i, np.uint8)).save(tmp_path / 'in' / os.fsdecode(name))
+  table = labelled(tmp_path, 'path,label\nTumör.png,x\nä.png,y\n'.encode('cp1252'))
+  assert dict(zip(table['path'].to_pylist(), table['label'].to_pylist())) == {r'Tum\xf6r.png': 'x', 'a\u0308.png': 'y'}
+  again = labelled(tmp_path, table.select(['path']).to_pandas().to_csv(index=False).encode())
+  assert again['path'].to_pylist() == table['path'].to_pylist()  # as the manifest writes it
+
+
+def test_what_a_column_holds_survives(tmp_path):
+  cells = {'site': ('007', '7'), 'uid': (str(10**25), str(10**25 + 1)), 'well': ('1E5', '2E05'), 'comma': ('0,7', '1,25'),
+           'long': ('9007199254740993', '1.5'), 'zero': ('0', '0.5'), 'whole': ('9007199254740993', '-3'),
+           'float': ('1e-05', '0.25'), 'day': ('2020-01-02', '2020-01-03'), 'code': ('00', '01')}
+  lines = [['path', *cells], *([f'{"ab"[i]}.png', *(c[i] for c in cells.values())] for i in range(2))]
+  table = labelled(tmp_path, '\n'.join(';'.join(line) for line in lines).encode())
+  for name in ('site', 'uid', 'well', 'comma', 'long', 'code'):
+    assert table[name].to_pylist() == list(cells[name]), name
+  assert table['zero'].to_pylist() == [0.0, 0.5]
+  assert table['whole'].to_pylist() == [9007199254740993, -3]
+  assert table['float'].to_pylist() == [1e-05, 0.25]
+  assert [str(day) for day in table['day'].to_pylist()] == list(cells['day'])
+
+
+def test_a_column_whose_last_cell_is_a_word_is_text(tmp_path):
+  head = 'path,label\na.png,1\n' + 'nowhere.png,1\n' * 100_000
+  (tmp_path / 'in').mkdir()
+  Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / 'in/a.png')
+  data = (head + 'b.png,x\n').encode()
+  assert spreadsheet.read_text(tmp_path / 't.csv', data, 'path', {})[0].schema.field('label').type == pa.string()
+
+
+def test_columns_without_a_name(tmp_path, capsys):
+  table = labelled(tmp_path, b',path,label,\n0,a.png,x,\n1,b.png,y,\n')
+  assert {'unnamed_1', 'label'} < set(table.column_names)
+  assert 'unnamed_4' not in table.column_names
+  assert table['unnamed_1'].to_pylist() == [0, 1]
+  assert 'has no name: it is called unnamed_1' in capsys.readouterr().err
+  assert labelled(tmp_path, b'sep=;\r\npath;label\r\na.png;x\r\n')['label'].to_pylist() == ['x']
+
+
+@pytest.mark.parametrize('name, data, match', [
+    ('t.csv', b'path,label,label\na.png,1,2\n', r"t.csv has two columns 'label' \(columns 2 and 3\): rename one"),
+    ('t.csv', 'path,label\na.png,x\n'.encode('utf-16-le'), 'holds NUL bytes.*UTF-16 needs its byte order mark'),
+    ('t.csv', b'\xff\xfe' + b'path,label\na.png,xx', 'first bytes say UTF-16'),
+    ('t.xlsx', b'PK\x03\x04....', 'is a workbook or an archive, save the sheet as CSV'),
+    ('t.csv', b' \n', 'cannot read .*t.csv as a table: it is empty'),
+    ('t.csv', b'Path;label\na.png;1\n', r"unknown column \(needed in .*t.csv\) 'path'"),
+    ('t.csv', b'path;signal_rate\na.png;0,7\n', "column 'signal_rate' holds '0,7', expected a number with a point, not"),
+    ('t.csv.gz', b'path\na.png\n', 'cannot read .*t.csv.gz as a table'),
+    ('none/', b'', 'is a folder: expected a table')])
+def test_tables_that_are_refused(name, data, match, tmp_path):
+  if name.endswith('/'):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=match):
+      spreadsheet.raw_bytes(tmp_path / name)
+    return
+  with pytest.raises(UserError, match=match):
+    labelled(tmp_path, data, name)
+
+
+def test_a_parquet_table_with_a_column_twice_and_one_that_is_packed(tmp_path):
+  pq.write_table(pa.table([['a.png'], ['x'], ['y']], names=['path', 'label', 'label']), tmp_path / 'p.parquet')
+  with pytest.raises(UserError, match="two columns 'label'"):
+    labelled(tmp_path, (tmp_path / 'p.parquet').read_bytes(), 't.parquet')
+  table = labelled(tmp_path, gzip.compress(b'path,site\na.png,007\n'), 't.csv.gz')
+  assert table['site'].to_pylist() == ['007']

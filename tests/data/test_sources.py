@@ -129,3 +129,8 @@ def test_damaged_metadata_and_shards(copy):
   shard.unlink()
   with pytest.raises(UserError, match=f'lacks the shard {shard.name}'):
     open_source(copy)
+
+
+def test_a_corpus_whose_place_is_no_utf8_is_one_line(tmp_path):
+  with pytest.raises(UserError, match='is no UTF-8.*: move it'):
+    open_source(tmp_path / 'd\udcfc')

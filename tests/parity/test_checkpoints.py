@@ -120,6 +120,42 @@ def test_dinov2_with_registers_is_timms(tmp_path):
   assert_same(tokens(model, params, x), want)
 
 
+@pytest.mark.parametrize('swiglu', [False, True])
+def test_dinov3_is_timms(swiglu, tmp_path):
+  """The official names, as timm's own filter of them has it: rotary positions, storage tokens, masked biases of keys."""
+  import functools
+
+  import timm
+  import torch
+  from timm.models import eva
+
+  torch.manual_seed(0)
+  reference = eva.Eva(
+      img_size=32, patch_size=8, embed_dim=64, depth=3, num_heads=2, qkv_bias=True, init_values=0.1, rope_type='dinov3',
+      rope_temperature=100, rope_rotate_half=True, use_rot_pos_emb=True, use_abs_pos_emb=False, num_reg_tokens=4,
+      use_fc_norm=False, swiglu_mlp=swiglu, swiglu_align_to=8, norm_layer=functools.partial(timm.layers.LayerNorm, eps=1e-5),
+      num_classes=0, global_pool='', dynamic_img_size=True).eval()
+  official = {}
+  for name, value in reference.state_dict().items():
+    name = name.replace('reg_token', 'storage_tokens').replace('gamma_', 'ls').replace('.fc1_g.', '.w1.').replace(
+        '.fc1_x.', '.w2.')
+    name = name.replace('.fc2.', '.w3.') if swiglu else name
+    official[name.replace('.ls1', '.ls1.gamma').replace('.ls2', '.ls2.gamma')] = torch.randn_like(value) * 0.2
+  for i in range(3):
+    parts = [official.pop(f'blocks.{i}.attn.{k}_bias', torch.ones(64)) for k in 'qkv']
+    official[f'blocks.{i}.attn.qkv.bias'] = torch.cat(parts)
+    official[f'blocks.{i}.attn.qkv.bias_mask'] = torch.tensor([1.0, 0, 1]).repeat_interleave(64)
+  official |= {'mask_token': torch.zeros(1, 64), 'rope_embed.periods': (100 ** (torch.arange(8) / 8)).bfloat16()}
+  torch.save(official, tmp_path / 'dinov3.pth')
+  missing, unexpected = reference.load_state_dict(eva.checkpoint_filter_fn(dict(official), reference), strict=False)
+  assert not unexpected and all('k_bias' in name for name in missing)
+  model, params, _ = interop.load_file(tmp_path / 'dinov3.pth', 'timm')
+  x = image((2, 32, 48, 3))
+  with torch.no_grad():
+    want = reference(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+  assert_same(tokens(model, params, x), want)
+
+
 @pytest.mark.parametrize('zipped', [True, False])
 def test_a_pickle_that_runs_code_is_refused_by_name(zipped, tmp_path):
   import torch

@@ -235,7 +235,7 @@ def write_metadata(folder: pathlib.Path, shards: Mapping[str, Sequence[Sequence[
 
 def write_rejects(path: pathlib.Path, rejects: Sequence[Sequence[str]]) -> None:
   """Writes a CSV with the columns path and reason."""
-  files.write_csv(path, [('path', 'reason'), *rejects])
+  files.write_csv(path, [('path', 'reason'), *([files.shown(word) for word in pair] for pair in rejects)])
 
 
 def _little(array: np.ndarray) -> bytes:

@@ -42,6 +42,8 @@ def _open(uri: str | os.PathLike) -> Source:
     scheme, _, place = os.fspath(uri).partition('://')
     return _open(place) if scheme == 'file' else open_remote(os.fspath(uri))
   path, name = selection.split_uri(uri)
+  if files.shown(str(path)) != str(path):
+    raise UserError(f'{path} is no UTF-8, which the libraries of a corpus want: move it to a place with another name')
   if not path.exists():
     raise UserError(f'{path} does not exist: expected a corpus (a folder that `jaxmed prepare` writes)')
   if not is_corpus(path):

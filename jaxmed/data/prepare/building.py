@@ -14,6 +14,7 @@ from typing import IO
 from jaxmed import files
 from jaxmed.data.corpus.corpus_format import is_corpus
 from jaxmed.errors import Stopped, Unavailable, UserError
+from jaxmed.files import shown
 
 _PLAN, _LOCK, _WHOLE = 'plan.json', 'lock', 'whole'
 
@@ -42,7 +43,7 @@ class Place:
 
 
 def check_free(out: str | os.PathLike, overwrite: bool) -> None:
-  """Raises a UserError where OUT exists (with `overwrite`: and is no corpus)."""
+  """Raises a UserError where OUT exists (with `overwrite`: and is no corpus); a link counts as what it leads to."""
   out = _absolute(out)
   if not os.path.lexists(out) or _swapped(_part(out)):
     return
@@ -107,7 +108,13 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def _absolute(out: str | os.PathLike) -> pathlib.Path:
-  return pathlib.Path(os.path.abspath(out))
+  """Where OUT lies; of a link, where it leads: the link stays."""
+  if not os.fspath(out):
+    raise UserError('out is empty: expected a folder to write')
+  found = os.path.realpath(out) if os.path.islink(out) else os.path.abspath(out)
+  if shown(found) != found:
+    raise UserError(f'cannot write {found}: the name is no UTF-8, choose another place')
+  return pathlib.Path(found)
 
 
 def _part(out: pathlib.Path) -> pathlib.Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from jaxmed.data.readers import Group, Parts
 from jaxmed.errors import UserError
+from jaxmed.files import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Item:
 
   Attributes:
     file: where it lies: a file, a folder that is one image, or the first file of a group.
-    rel: its name in the corpus (manifest column `path`), unique.
+    rel: its name in the corpus (manifest column `path`), unique; bytes that are not UTF-8 as files.text_of has them.
     inner: its path below its input.
     source: the name of the input folder, or what the table says.
     subject: None while nothing was said.
@@ -56,6 +58,7 @@ class Plan:
   Attributes:
     items: files, folder formats and groups.
     ignored: number of files found that no reader takes.
+    others: {suffix: number} of these, '' for names without one.
     not_in_table: number of readable files found that the table does not list.
     types: the manifest's other columns.
     rejects: (path, reason) of files that are already known to be bad.
@@ -66,6 +69,7 @@ class Plan:
 
   items: list[Item]
   ignored: int = 0
+  others: dict[str, int] = dataclasses.field(default_factory=dict)
   not_in_table: int = 0
   types: dict[str, pa.DataType] = dataclasses.field(default_factory=dict)
   rejects: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -85,19 +89,27 @@ def paths(item: Item) -> list[pathlib.Path]:
   return [item.file]
 
 
-def sized(item: Item) -> Item:
-  """The item with its size and stamp, mask and signal included; a file that went away has none, a size that is known
-  already stays."""
-  if item.size:
-    return item
-  stats = []
-  for path in [*paths(item), *filter(None, (item.mask, item.signal))]:
-    try:
-      stats.append(path.stat())
-    except OSError:  # reading it will tell
-      continue
-  return dataclasses.replace(item, size=sum(s.st_size for s in stats),
-                             stamp=max((s.st_mtime_ns for s in stats), default=0))
+def measured(plan: Plan) -> Plan:
+  """The plan whose items have size and stamp, mask and signal included; a file that went away has none, a size that is
+  known already stays. An item of which a part is no regular file, such as a FIFO, becomes a reject: it is not opened.
+  """
+  items = []
+  for item in plan.items:
+    stats, odd = [], None
+    for path in [*paths(item), *filter(None, (item.mask, item.signal))] if not item.size else ():
+      try:
+        found = path.stat()
+      except OSError:  # reading it will tell
+        continue
+      odd = odd or (None if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else path)
+      stats.append(found)
+    if odd:
+      plan.rejects.append((item.rel, one_line(ValueError(f'{odd.name} is no regular file'))))
+    else:
+      items.append(dataclasses.replace(item, size=item.size or sum(s.st_size for s in stats), stamp=item.stamp or max(
+        (s.st_mtime_ns for s in stats), default=0)))
+  plan.items = items
+  return plan
 
 
 def one_split(seen: dict[str, tuple[str, str]], subject: str, split: str, rel: str) -> None:
@@ -127,5 +139,5 @@ def joined(inputs: Sequence[str | os.PathLike]) -> str:
 
 def one_line(error: BaseException) -> str:
   """An error as one line, with its kind unless it is a plain ValueError."""
-  text = ' '.join(str(error).split()) or type(error).__name__
+  text = shown(' '.join(str(error).split())) or type(error).__name__
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'

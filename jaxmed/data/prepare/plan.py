@@ -4,20 +4,23 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from jaxmed.data import readers
 from jaxmed.data.prepare import benchmarks
 from jaxmed.data.prepare.grouping import grouped
-from jaxmed.data.prepare.items import Item, Plan, joined, sized
+from jaxmed.data.prepare.items import Item, Plan, joined, measured
 from jaxmed.data.prepare.table import from_table
+from jaxmed.data.prepare.walk import files_under, kind_of
 from jaxmed.errors import UserError
-from jaxmed.files import unique_names
+from jaxmed.files import text_of, unique_names
 
 _SPLIT_FOLDERS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
                   'test': 'test', 'testing': 'test'}
+REPEATED = 'leads to what is read already'
 
 
 def make_plan(
@@ -30,20 +33,24 @@ def make_plan(
   Raises:
     UserError: nothing to read, a damaged table, contradictory splits, labels or subjects.
   """
+  if not inputs or not all(os.fspath(i) for i in inputs):
+    raise UserError(f'{"an input is empty" if inputs else "no input"}: expected folders or files')
   pattern = _compile(subject_pattern)
   told = {'--table': table, '--labels-from-folders': labels_from_folders, '--channels': options.channels}
   name = benchmarks.find(layout, inputs, [k for k, v in told.items() if v])
   if name:
     return _laid_out(name, inputs[0], pattern)
-  found, ignored = _walk(inputs, pathlib.Path(os.path.abspath(out)))
+  plan = _walk(inputs, pathlib.Path(out))
   if table is not None:
-    plan = from_table(pathlib.Path(table), found, inputs)
-  elif found:
-    plan = Plan(_folder_splits(found))
+    plan = from_table(pathlib.Path(table), plan, inputs)
+  elif plan.items:
+    plan.items = _folder_splits(plan.items)
+  elif plan.rejects:
+    rel, reason = plan.rejects[0]
+    raise UserError(f'no readable file in {joined(inputs)}; first {rel}: {reason}')
   else:
-    raise UserError(f'no readable file in {joined(inputs)} ({ignored} of other kinds): '
+    raise UserError(f'no readable file in {joined(inputs)} ({plan.ignored} of other kinds): '
                     f'expected {", ".join(readers.SUFFIXES)}')
-  plan.ignored = ignored
   if labels_from_folders:
     if 'label' in plan.types:
       raise UserError(f"{table} has a column 'label': drop it, or do not take labels from folders")
@@ -52,8 +59,8 @@ def make_plan(
   if pattern is not None:
     plan.items = [i if i.subject else dataclasses.replace(i, subject=_matched(i, pattern)) for i in plan.items]
   plan = grouped(plan, options)
-  plan.items = [sized(i if i.subject else dataclasses.replace(i, subject=_subject(i))) for i in plan.items]
-  return plan
+  plan.items = [i if i.subject else dataclasses.replace(i, subject=_subject(i)) for i in plan.items]
+  return measured(plan)
 
 
 def _laid_out(name: str, root: str | os.PathLike, pattern: re.Pattern | None) -> Plan:
@@ -61,49 +68,69 @@ def _laid_out(name: str, root: str | os.PathLike, pattern: re.Pattern | None) ->
   plan = benchmarks.plan(name, root)
   if pattern is not None:
     plan.items = [dataclasses.replace(i, subject=_matched(i, pattern) or i.subject, split=None) for i in plan.items]
-  plan.items = [sized(i) for i in plan.items]
+  return measured(plan)
+
+
+def _walk(inputs, out: pathlib.Path) -> Plan:
+  """All that some reader takes, sorted within each input, each file once; other files are counted as ignored.
+
+  Rejects are files that cannot be opened and links to nothing. What is left out beside them is told on standard error.
+  """
+  own = frozenset(os.path.realpath(f'{out}{end}') for end in ('', '.part', '.old'))
+  names = unique_names([text_of(os.path.basename(os.path.abspath(i))) for i in inputs])
+  plan, taken = Plan([]), set()
+  left: list[tuple[str, str]] = []  # (name, why)
+  for root, name in zip((pathlib.Path(i) for i in inputs), names):
+    for real, item in _items(root, name, len(names) > 1, own, left).items():
+      if real in taken:
+        left.append((item.rel, REPEATED))
+      else:
+        taken.add(real)
+        _sort_in(plan, item)
+  plan.rejects += [(rel, why) for rel, why in left if why.startswith('is a link to nothing') and readers.suffix(rel)]
+  odd = [(rel, why) for rel, why in left if why != REPEATED and (rel, why) not in plan.rejects]
+  plan.ignored += len(odd)
+  for what, pairs in (('not opened', odd), ('each file is read once', [p for p in left if p[1] == REPEATED])):
+    if pairs:
+      more = f', and {len(pairs) - 1} more' if len(pairs) > 1 else ''
+      print(f'jaxmed: {what}: {" ".join(pairs[0])}{more}', file=sys.stderr, flush=True)
   return plan
 
 
-def _walk(inputs, out: pathlib.Path) -> tuple[list[Item], int]:
-  """All that some reader takes, sorted within each input, and the number of other files."""
-  if not inputs:
-    raise UserError('no input: expected folders or files')
-  names = unique_names([pathlib.Path(os.path.abspath(i)).name for i in inputs])
-  found: list[Item] = []
-  ignored = 0
-  for root, name in zip((pathlib.Path(i) for i in inputs), names):
-    if not root.exists():
-      raise UserError(f'{root} does not exist')
-    if root.is_file() or readers.is_folder_format(root):
-      if not root.is_dir() and not readers.known(root):
-        raise UserError(f'{root} has no known suffix: expected {", ".join(readers.SUFFIXES)}')
-      found.append(Item(root, name, root.name, pathlib.Path(os.path.abspath(root)).parent.name, input=name))
-      continue
-    before = len(found) + ignored
-    for file in _files(root, out):
-      inner = file.relative_to(root).as_posix()
-      if file.is_dir() or readers.known(file):
-        found.append(Item(file, f'{name}/{inner}' if len(names) > 1 else inner, inner, name, input=name))
-      else:
-        ignored += 1
-    if len(found) + ignored == before:
-      raise UserError(f'{root} is empty: expected images in it')
-  return found, ignored
+def _items(root: pathlib.Path, name: str, several: bool, own: frozenset[str], left: list[tuple[str, str]],
+           ) -> dict[str, Item]:
+  """{real path: item} of an input, whatever its kind; `left` gets (name, why) of what is never opened."""
+  if kind := kind_of(root):
+    raise UserError(f'{root} is {kind}: expected a folder or a regular file' if os.path.lexists(root) else
+                    f'{root} does not exist')
+  if root.is_file() or readers.is_folder_format(root):
+    if not root.is_dir() and not readers.known(root):
+      raise UserError(f'{root} has no known suffix: expected {", ".join(readers.SUFFIXES)}')
+    source = text_of(os.path.basename(os.path.dirname(os.path.abspath(root))))
+    return {os.path.realpath(root): Item(root, name, text_of(root.name), source, input=name)}
+  found = files_under(root, own)
+  if not (found.files or found.odd or found.repeats):
+    raise UserError(f'{root} is empty: expected images in it')
+  inner = lambda path: text_of(path.relative_to(root).as_posix())
+  rel = lambda path: f'{name}/{inner(path)}' if several else inner(path)
+  left += [(rel(path), f'is {kind}') for path, kind in found.odd.items()]
+  left += [(rel(path), REPEATED) for path in found.repeats]
+  return {real: Item(path, rel(path), inner(path), name, input=name) for real, path in found.files.items()}
 
 
-def _files(root: pathlib.Path, out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Files and folder formats under a folder, sorted; hidden ones and the corpus itself (inside) are left out."""
-  own = (str(out), f'{out}.part', f'{out}.old')
-  for folder, dirs, names in os.walk(root, onerror=_unlisted, followlinks=True):
-    shown = [d for d in dirs if not d.startswith('.') and os.path.abspath(os.path.join(folder, d)) not in own]
-    whole = {d for d in shown if readers.is_folder_format(os.path.join(folder, d))}
-    dirs[:] = sorted(set(shown) - whole)
-    yield from (pathlib.Path(folder, n) for n in sorted({n for n in names if not n.startswith('.')} | whole))
-
-
-def _unlisted(error: OSError) -> None:
-  raise UserError(f'cannot list {error.filename}: {error.strerror}')
+def _sort_in(plan: Plan, item: Item) -> None:
+  """Adds an item that some reader takes; counts any other."""
+  try:
+    known = item.file.is_dir() or readers.known(item.file)
+  except OSError as e:  # without a suffix the first bytes tell, and they are not to be had
+    plan.rejects.append((item.rel, f'cannot be opened: {e.strerror}'))
+    return
+  if known:
+    plan.items.append(item)
+  else:
+    suffix = pathlib.PurePosixPath(item.rel).suffix.lower()
+    plan.ignored += 1
+    plan.others[suffix] = plan.others.get(suffix, 0) + 1
 
 
 def _folder_splits(items: list[Item]) -> list[Item]:
@@ -150,5 +177,5 @@ def _matched(item: Item, pattern: re.Pattern) -> str | None:
 
 def _subject(item: Item) -> str:
   if readers.SUFFIXES.get(readers.suffix(item.file) or '') == 'nifti':
-    return readers.stem(item.file)
-  return item.rel[:len(item.rel) - len(readers.suffix(item.file) or '')]
+    return readers.stem(item.rel)
+  return item.rel[:len(item.rel) - len(readers.suffix(item.rel) or '')]

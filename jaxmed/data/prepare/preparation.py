@@ -139,7 +139,7 @@ def splits_of(subjects: Iterable[str], seed: int, splits: Sequence[float], fill:
 
 def _number(subject: str, seed: int) -> float:
   """A number in [0, 1), uniform over subjects."""
-  digest = hashlib.sha256(f'{seed}:{subject}'.encode()).digest()
+  digest = hashlib.sha256(f'{seed}:{subject}'.encode('utf-8', 'surrogateescape')).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from jaxmed.data.prepare.building import Place, building, check_free
 from jaxmed.data.prepare.card import write_card
 from jaxmed.data.prepare.cluster import Slurm
 from jaxmed.data.prepare.preparation import Preparation, make_preparation, split_of
+from jaxmed.data.prepare.walk import folders
 from jaxmed.errors import UserError
 
 __all__ = ['check_small', 'prepare', 'split_of']
@@ -72,7 +73,7 @@ def prepare(
 
   Returns:
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images
-    and planes below min_content), ignored,
+    and planes below min_content), ignored, others (of these, those of each suffix),
     not_in_table, groups (of the plan), blocks, bytes, seconds; splits (records and subjects of each), channels, shapes
     and dtypes (records of each), filled (pixels that were not finite), labels (values of each text column), carried
     (what may tell who somebody is).
@@ -102,16 +103,21 @@ def prepare(
 
 def check_small(folder: str | os.PathLike) -> None:
   """Raises a UserError where a folder holds more than is prepared without being asked."""
-  size, count = 0, 0
-  for parent, _, names in os.walk(os.fspath(folder), followlinks=True):
-    for name in names:
-      count += 1
-      if os.path.exists(path := os.path.join(parent, name)):
-        size += os.path.getsize(path)
-      if size > SMALL_BYTES or count > SMALL_FILES:
-        raise UserError(f'{folder} is no corpus and too large to be prepared on the way (more than '
-                        f'{SMALL_BYTES >> 30} GB or {SMALL_FILES:,} files): jaxmed prepare {folder} --out CORPUS '
-                        'makes one')
+  size = 0
+  for count, path in enumerate(_files(folder) if os.path.isdir(folder) else (), 1):
+    size += os.path.getsize(path) if os.path.exists(path) else 0
+    if size > SMALL_BYTES or count > SMALL_FILES:
+      raise UserError(f'{folder} is no corpus and too large to be prepared on the way (more than '
+                      f'{SMALL_BYTES >> 30} GB or {SMALL_FILES:,} files): jaxmed prepare {folder} --out CORPUS '
+                      'makes one')
+
+
+def _files(folder: str | os.PathLike) -> Iterator[str]:
+  """The files under a folder, those of folder formats included."""
+  for found in folders(folder):
+    yield from (os.path.join(found.path, name) for name in found.files)
+    for whole in found.whole:
+      yield from (os.path.join(at, n) for at, _, names in os.walk(os.path.join(found.path, whole)) for n in names)
 
 
 def _finish(work: Preparation, place: Place, out, max_bad: float) -> None:
@@ -156,6 +162,7 @@ def _summary(out: pathlib.Path, work: Preparation, seconds: float) -> dict[str, 
   return {
     'out': str(out), 'files': pc.count_distinct(table['path']).as_py(), 'records': len(table),
     'subjects': sum(subjects.values()), 'rejected': len(reasons) - empty, 'empty': empty, 'ignored': plan.ignored,
+    'others': per(Counter(plan.others).elements()),
     'groups': sum(i.group is not None for i in plan.items),
     'not_in_table': plan.not_in_table, 'blocks': len(work.tasks),
     'splits': {s: {'records': n, 'subjects': subjects[s]} for s, n in per(table['split'].to_pylist()).items()},

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 
 from jaxmed.data.readers import shaping
 from jaxmed.data.readers.companions import labels
-from jaxmed.data.readers.types import DEFAULT, Group, Options, Parts, Record, check_pixels, kind
+from jaxmed.data.readers.types import DEFAULT, Group, Options, Parts, Record, check_pixels, kind, suffix
 from jaxmed.errors import UserError
+from jaxmed.files import shown
 
 
 def read(path: str | os.PathLike, options: Options = DEFAULT, mask: str | os.PathLike | None = None,
@@ -27,14 +29,18 @@ def read(path: str | os.PathLike, options: Options = DEFAULT, mask: str | os.Pat
       channels than `options.channels` names; the mask does not fit. Decoders raise their own errors for damaged files.
     UserError: the package that decodes this format is not installed.
   """
-  yield from _checked(_reader(kind(path)).read(path, options), options, mask)
+  name = kind(path)
+  with _taken(path, name) as place:
+    yield from _checked(_reader(name).read(place, options), options, mask)
 
 
 def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
   """Yields what the reader of a file would, from its header: images are stand-ins (see `stand_in`), not yet cut.
 
   Raises as `read` does, for a damaged header."""
-  yield from _reader(kind(path)).outline(path, options)
+  name = kind(path)
+  with _taken(path, name) as place:
+    yield from _reader(name).outline(place, options)
 
 
 def outline_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
@@ -87,6 +93,26 @@ def digest_rows(parts: Parts) -> str:
 def reader_of(path: str | os.PathLike) -> ModuleType:
   """The module that reads a file."""
   return _reader(kind(path))
+
+
+@contextlib.contextmanager
+def _taken(path: str | os.PathLike, kind: str) -> Iterator[str | os.PathLike]:
+  """A name of a file that its reader takes: SimpleITK ends the process for one that is no UTF-8, so a link stands for
+  it, or for its folder where the name of the file itself is UTF-8 (pixels may lie beside it)."""
+  text = os.path.abspath(path)
+  if kind != 'itk' or shown(text) == text:
+    yield path
+    return
+  folder, name = os.path.split(text)
+  with tempfile.TemporaryDirectory() as scratch:
+    link = os.path.join(scratch, 'link')
+    if shown(name) == name:
+      os.symlink(folder, link)
+      yield os.path.join(link, name)
+    else:
+      link += suffix(path) or ''
+      os.symlink(text, link)
+      yield link
 
 
 def _reader(kind: str) -> ModuleType:

@@ -168,3 +168,5 @@ def _check_data_file(path: pathlib.Path, name: str) -> None:
     raise ValueError(f'its pixels lie in {name}, which is not there: expected that file beside the header')
   if (path.parent / place).is_symlink():
     raise ValueError(f'its pixels lie behind a link, {name}')
+  if (path.parent / place).exists() and not (path.parent / place).is_file():
+    raise ValueError(f'its pixels lie in {name}, which is no regular file')

@@ -204,7 +204,7 @@ def is_folder_format(path: str | os.PathLike) -> bool:
     return True
   for name in ('zarr.json', '.zattrs'):
     with contextlib.suppress(OSError):
-      if b'"multiscales"' in (path / name).read_bytes():
+      if (path / name).is_file() and b'"multiscales"' in (path / name).read_bytes():
         return True
   return False
 
@@ -239,6 +239,9 @@ def stand_in(*shape: int) -> np.ndarray:
 
 
 def _head(path: str | os.PathLike) -> bytes:
+  """The first bytes of a regular file; nothing else is opened, for a FIFO would be waited for."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise ValueError('is no regular file')
   with open(path, 'rb') as f:
     return f.read(132)
 

@@ -8,14 +8,16 @@ lies in another split; splits are drawn, for the segmentations of the official v
 `grade` is HGG or LGG where a folder says so (2018, 2019).
 """
 
-import os
 import pathlib
 import re
+from collections.abc import Mapping
 
 import pyarrow as pa
 
 from jaxmed.data.prepare.items import Item, Plan
+from jaxmed.data.prepare.walk import Folder, folders
 from jaxmed.data.readers import Parts
+from jaxmed.files import text_of
 
 EXPECTED = 'folders such as BraTS2021_00000 or BraTS-GLI-00000-000 with files that end in _t1ce.nii.gz or -t1c.nii.gz'
 CHANNELS = ('T1', 'T1c', 'T2', 'FLAIR')
@@ -30,9 +32,8 @@ _LOOKED_AT = 200  # folders in which `here` looks for a file
 
 def here(root: pathlib.Path) -> bool:
   """Whether one of the first folders holds a file with a name as above."""
-  for number, (_, dirs, names) in enumerate(os.walk(root, followlinks=True)):
-    dirs.sort()
-    if any(_FILE.fullmatch(name) for name in names):
+  for number, folder in enumerate(folders(root)):
+    if any(_FILE.fullmatch(name) for name in folder.files):
       return True
     if number >= _LOOKED_AT:
       return False
@@ -42,15 +43,17 @@ def here(root: pathlib.Path) -> bool:
 def plan(root: pathlib.Path) -> Plan:
   """An item a case; one that lacks a sequence is a reject."""
   out = Plan([], types={'grade': pa.string(), 'visit': pa.string(), 'mask': pa.string()})
-  for folder, dirs, names in os.walk(root, followlinks=True):
-    dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
-    for case, files in _cases(pathlib.Path(folder), sorted(names)).items():
-      rel = files[next(iter(files))].parent.relative_to(root).as_posix()
+  taken: dict[str, str] = {}
+  for folder in folders(root):
+    for case, files in _cases(folder.path, folder.files).items():
+      rel = text_of(folder.path.relative_to(root).as_posix())
       rel = case if rel == '.' else rel if rel.split('/')[-1] == case else f'{rel}/{case}'
       lost = [c for c in CHANNELS if c not in files]
       if lost:
         words = ' or '.join(f'{case}_{w}' for w, c in _WORDS.items() if c == lost[0])
         out.rejects.append((rel, f'has no {lost[0]}: expected {words} .nii.gz beside its other sequences'))
+      elif twice := _twice(files, folder, rel, taken):
+        out.rejects.append((rel, twice))
       else:
         out.items.append(_item(root, rel, case, files))
   for name in [k for k in out.types if all(i.extra[k] is None for i in out.items)]:
@@ -58,6 +61,16 @@ def plan(root: pathlib.Path) -> Plan:
     for item in out.items:
       del item.extra[name]
   return out
+
+
+def _twice(files: Mapping[str, pathlib.Path], folder: Folder, rel: str, taken: dict[str, str]) -> str:
+  """The file that two sequences or cases would share by links, in words; '' for none."""
+  for word, file in files.items():
+    what = f'{word} of {rel}'
+    other = taken.setdefault(folder.real_of(file.name), what)
+    if other != what:
+      return f'{file.name} leads to the file that is {other} already'
+  return ''
 
 
 def _cases(folder: pathlib.Path, names: list[str]) -> dict[str, dict[str, pathlib.Path]]:
@@ -76,7 +89,8 @@ def _item(root: pathlib.Path, rel: str, case: str, files: dict[str, pathlib.Path
   visit = _VISIT.fullmatch(case)
   mask = files.get('mask')
   grade = next((part for part in pathlib.PurePosixPath(rel).parts if part in ('HGG', 'LGG')), None)
-  extra = {'grade': grade, 'visit': visit[2] if visit else None, 'mask': mask and mask.relative_to(root).as_posix()}
+  extra = {'grade': grade, 'visit': visit[2] if visit else None,
+           'mask': mask and text_of(mask.relative_to(root).as_posix())}
   release = _RELEASE.match(case)
   order = tuple(files[c] for c in CHANNELS)
   return Item(order[0], rel, rel, release[0] if release else 'brats', subject=visit[1] if visit else case, extra=extra,

@@ -13,10 +13,11 @@ import pathlib
 
 import pyarrow as pa
 
-from jaxmed.data.prepare.benchmarks.tables import Row, rows
+from jaxmed.data.prepare.benchmarks.tables import Row, each, rows
 from jaxmed.data.prepare.items import Item, Plan
 from jaxmed.data.readers import Parts
 from jaxmed.errors import UserError, choose
+from jaxmed.files import name_of, text_of
 
 EXPECTED = 'Allen, HPA or CP with enriched_meta.csv, or morphem70k_v2.csv'
 CHANNELS = {'Allen': ('nucleus', 'membrane', 'protein'), 'HPA': ('microtubules', 'protein', 'nucleus', 'er'),
@@ -33,17 +34,17 @@ def here(root: pathlib.Path) -> bool:
 
 
 def plan(root: pathlib.Path) -> Plan:
-  """An item a cell; a file that is missing is a reject.
+  """An item a cell; rejects are a file that is missing and the table of one data set that cannot be read.
 
   Raises:
-    UserError: a table is damaged, or says of a row what cannot be.
+    UserError: the table of all data sets is damaged, or says of a row what cannot be.
   """
   out = Plan([], types=dict.fromkeys(COLUMNS, pa.string()))
-  for name in CHANNELS:
-    path = root / name / META
-    if path.is_file():
-      for row in rows(path, ('file_path', 'channel_width', 'train_test_split')):
-        _add(out, root, name, row, path)
+  def add(path: pathlib.Path) -> None:
+    for row in rows(path, ('file_path', 'channel_width', 'train_test_split')):
+      _add(out, root, path.parent.name, row, path)
+
+  each(out, root, (path for name in CHANNELS if (path := root / name / META).is_file()), add)
   if not out.items and not out.rejects and (root / MERGED).is_file():
     for row in rows(root / MERGED, ('file_path', 'channel_width', 'train_test_split', 'chunk')):
       _add(out, root, choose(f'chunk in {root / MERGED}', str(row['chunk']), CHANNELS), row, root / MERGED)
@@ -56,11 +57,11 @@ def _add(out: Plan, root: pathlib.Path, name: str, row: Row, table: pathlib.Path
     raise UserError(f'{table}: a row has no file_path')
   if not width.removesuffix('.0').isdigit():
     raise UserError(f'{table}: channel_width of {path} is {width!r}: expected a number of pixels')
-  file = next((f for f in (root / path, root / name / path) if f.is_file()), None)
+  file = next((f for f in (root / name_of(path), root / name / name_of(path)) if f.is_file()), None)
   if file is None:
     out.rejects.append((path, f'{table.name} names it, but no such file exists'))
     return
-  rel = file.relative_to(root).as_posix()
+  rel = text_of(file.relative_to(root).as_posix())
   extra = {k: next((row[c] for c in columns if row.get(c)), None) for k, columns in COLUMNS.items()}
   split = 'train' if row['train_test_split'] == 'Train' else 'test'
   parts = Parts((file,), CHANNELS[name], 'tape', width=int(width.removesuffix('.0')))

@@ -18,16 +18,20 @@ Metadata_Site, and FileName_Orig*, PathName_Orig* for each channel, whose files 
 well of a plate is a subject; labels come from a map of wells as above, where there is one.
 """
 
+import os
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 
-from jaxmed.data.prepare.benchmarks.tables import Row, rows
+from jaxmed.data.prepare.benchmarks.tables import Row, each, rows
 from jaxmed.data.prepare.items import Item, Plan
 from jaxmed.data.readers import Parts
 from jaxmed.errors import UserError
+from jaxmed.files import name_of
 
 EXPECTED = 'a plate such as BR00116991.pq beside platemap_and_metadata, or load_data.csv'
 CHANNELS = ('AGP', 'DNA', 'ER', 'Mito', 'RNA', 'brightfield high', 'brightfield low', 'brightfield')
@@ -43,18 +47,24 @@ def here(root: pathlib.Path) -> bool:
 
 
 def plan(root: pathlib.Path) -> Plan:
-  """An item a cell, or a field of view; a file that is missing is a reject.
+  """An item a cell, or a field of view. Rejects are files that are missing or named twice, and tables of plates that
+  are empty or damaged.
 
   Raises:
-    UserError: a table is missing or damaged.
+    UserError: the map of the wells is missing or damaged.
   """
   labels = _labels(_home(root) / MAPS)
   out = Plan([], types=dict.fromkeys(('label', 'plate', 'well', 'field'), pa.string()))
   plates = _plates(root) if (_home(root) / MAPS).is_dir() else []
-  for table in plates:
-    _cells(out, table, labels)
-  for table in () if plates else _load_data(root):
-    _fields(out, root, table, labels)
+  if plates:
+    each(out, root, plates, lambda table: _cells(out, table, labels))
+    return out
+  taken: dict[pathlib.Path, str] = {}
+  lacking: Counter[str] = Counter()
+  each(out, root, _load_data(root), lambda table: _fields(out, root, table, labels, taken, lacking))
+  for name, count in lacking.items():
+    print(f'jaxmed: tables that name no file for {name}: {count}; their images lack this channel', file=sys.stderr,
+          flush=True)
   return out
 
 
@@ -91,14 +101,17 @@ def _labels(maps: pathlib.Path) -> dict[str, str]:
 
 def _cells(out: Plan, table: pathlib.Path, labels: dict[str, str]) -> None:
   found = rows(table, ('ID', 'well_loc', 'path', 'plate_id'))
+  seen: set[str] = set()
   for row, split in zip(found, _official(len(found)), strict=True):
     if not row['path'] or not row['ID']:
       raise UserError(f'{table}: a row has no path or ID')
     rel = '/'.join(row['path'].split('/')[-2:])
     file = table.parent / rel
-    if not file.is_file():
-      out.rejects.append((rel, f'{table.name} names it, but no such file exists'))
+    if not file.is_file() or rel in seen:
+      reason = 'names it twice' if rel in seen else 'names it, but no such file exists'
+      out.rejects.append((rel, f'{table.name} {reason}'))
       continue
+    seen.add(rel)
     words = row['ID'].split('_')
     extra = {'label': labels.get(row['well_loc'] or ''), 'plate': row['plate_id'], 'well': row['well_loc'],
              'field': words[2] if len(words) == 4 else None}
@@ -116,9 +129,14 @@ def _official(count: int) -> Iterator[str]:
   return ('train' if i < train else 'val' if i < val else 'test' for i in place)
 
 
-def _fields(out: Plan, root: pathlib.Path, table: pathlib.Path, labels: dict[str, str]) -> None:
+def _fields(out: Plan, root: pathlib.Path, table: pathlib.Path, labels: dict[str, str],
+            taken: dict[pathlib.Path, str], lacking: Counter[str]) -> None:
+  """The fields of a table. `taken` holds {file: what it is of} over all tables, `lacking` counts channels without file.
+  """
   found = rows(table, ('Metadata_Plate', 'Metadata_Well', 'Metadata_Site', 'FileName_OrigDNA', 'PathName_OrigDNA'))
-  names = [key.removeprefix('FileName_Orig') for key in found[0] if key.startswith('FileName_Orig')] if found else []
+  listed = [key.removeprefix('FileName_Orig') for key in found[0] if key.startswith('FileName_Orig')] if found else []
+  names = [name for name in listed if any(row[f'FileName_Orig{name}'] for row in found)]
+  lacking.update(set(listed) - set(names))
   for row in found:
     plate, well, site = (row[f'Metadata_{k}'] or '' for k in ('Plate', 'Well', 'Site'))
     rel = f'{plate}/{well}/{site}'
@@ -129,16 +147,36 @@ def _fields(out: Plan, root: pathlib.Path, table: pathlib.Path, labels: dict[str
       out.rejects.append((rel, f'{table.name} names {row[f"FileName_Orig{lost}"] or "nothing"} for {lost}, but no such '
                                'file exists'))
       continue
+    twice = _twice(files, rel, taken)
+    if twice:
+      out.rejects.append((rel, f'{table.name} names {twice}'))
+      continue
     order = tuple(file for file in files.values() if file is not None)
     extra = {'label': labels.get(well), 'plate': plate, 'well': well, 'field': site}
     out.items.append(Item(order[0], rel, rel, 'jumpcp', subject=f'{plate}_{well}', extra=extra,
                           parts=Parts(order, tuple(names), 'stack')))
 
 
+def _twice(files: Mapping[str, pathlib.Path | None], rel: str, taken: dict[pathlib.Path, str]) -> str:
+  """The file that two channels or fields would share, in words; '' and a note of all files in `taken` for none."""
+  own: dict[pathlib.Path, str] = {}
+  for name, file in files.items():
+    assert file is not None
+    real = pathlib.Path(os.path.realpath(file)) if file.is_symlink() else file
+    if real in own:
+      return f'{file.name} for both {own[real]} and {name}: expected a file for each'
+    if real in taken:
+      return f'{file.name} for {name}, which is {taken[real]} already: expected a file for each'
+    own[real] = name
+  taken |= {real: f'{name} of {rel}' for real, name in own.items()}
+  return ''
+
+
 def _file(root: pathlib.Path, table: pathlib.Path, folder: str, name: str) -> pathlib.Path | None:
   """A channel's file: at its path, or at as much of the end of its path as there is below the folder."""
   if not name:
     return None
+  folder, name = name_of(folder), name_of(name)
   parts = [part for part in folder.split('/') if part not in ('', '.', '..')]
   places = [pathlib.Path(folder, name)] if folder.startswith('/') else []
   for base in (table.parent, root):

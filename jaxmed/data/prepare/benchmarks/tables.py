@@ -1,15 +1,18 @@
 """Tables that lie beside the images of a benchmark, as rows of text."""
 
 import csv
-import gzip
+import io
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxmed.data.prepare.items import one_line
+from jaxmed.data.prepare.items import Plan, one_line
+from jaxmed.data.prepare.spreadsheet import first_line, named, raw_bytes, text
 from jaxmed.errors import UserError, choose
+from jaxmed.files import text_of
 
 Row = dict[str, str | None]
 
@@ -19,31 +22,53 @@ def rows(path: pathlib.Path, needed: Sequence[str]) -> list[Row]:
   suffix: there is Parquet that is called .tsv.
 
   Raises:
-    UserError: the file is missing or damaged, or lacks a column; the nearest one is named.
+    UserError: the file is missing, empty or damaged, has a column twice, or lacks one; the nearest one is named.
   """
-  if not path.is_file():
+  if not os.path.lexists(path):
     raise UserError(f'{path} does not exist: expected a table with the columns {", ".join(needed)}')
+  data = raw_bytes(path)
   try:
-    with open(path, 'rb') as f:
-      parquet = f.read(4) == b'PAR1'
-    names, found = _parquet(path) if parquet else _text(path)
-  except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as e:
+    names, found = _parquet(path, data) if data[:4] == b'PAR1' else _text(path, data, needed[0])
+  except (pa.ArrowException, OSError, csv.Error) as e:
     raise UserError(f'cannot read {path} as a table: {one_line(e)}') from e
   for name in needed:
     choose(f'column (needed in {path})', name, names)
   return found
 
 
-def _parquet(path: pathlib.Path) -> tuple[list[str], list[Row]]:
-  table = pq.read_table(path)
-  simple = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
-  text = lambda value: None if value is None or value != value else str(value)  # NaN is pandas' word for nothing
-  return simple, [{k: text(v) for k, v in row.items()} for row in table.select(simple).to_pylist()]
+def each(plan: Plan, root: pathlib.Path, tables: Iterable[pathlib.Path], add: Callable[[pathlib.Path], None]) -> None:
+  """Adds what each table lists to a plan; one that cannot be read, or lists nothing, is a reject: the others stay."""
+  for table in tables:
+    items, rejects = len(plan.items), len(plan.rejects)
+    rel = text_of(table.relative_to(root).as_posix())
+    try:
+      add(table)
+      if (items, rejects) == (len(plan.items), len(plan.rejects)):
+        raise UserError('lists no image')
+    except UserError as e:
+      del plan.items[items:], plan.rejects[rejects:]
+      plan.rejects.append((rel, one_line(ValueError(str(e)))))
 
 
-def _text(path: pathlib.Path) -> tuple[list[str], list[Row]]:
-  unpack = gzip.open if path.suffix == '.gz' else open
-  with unpack(path, 'rt', newline='', encoding='utf-8-sig') as f:
-    reader = csv.DictReader(f, delimiter='\t' if '.tsv' in path.suffixes else ',')
-    found: list[Row] = [{k: v or None for k, v in row.items() if isinstance(k, str)} for row in reader]
-  return list(reader.fieldnames or ()), found
+def _parquet(path: pathlib.Path, data: bytes) -> tuple[list[str], list[Row]]:
+  source = pq.ParquetFile(io.BytesIO(data))
+  named(path, source.schema_arrow.names)
+  simple = [f.name for f in source.schema_arrow if not pa.types.is_nested(f.type)]
+  as_text = lambda value: None if value is None or value != value else str(value)  # NaN is pandas' word for nothing
+  return simple, [{k: as_text(v) for k, v in row.items()} for row in source.read(simple).to_pylist()]
+
+
+def _text(path: pathlib.Path, data: bytes, needed: str) -> tuple[list[str], list[Row]]:
+  found, _ = text(path, data)
+  header, delimiter, skipped = first_line(found, needed)
+  names = named(path, header)
+  lines = csv.reader(io.StringIO(found, newline=''), delimiter=delimiter)
+  for _ in range(skipped + 1):
+    next(lines)
+  out: list[Row] = []
+  for line in filter(None, lines):
+    if any(line[len(names):]):
+      raise UserError(f'cannot read {path} as a table: line {lines.line_num} has {len(line)} cells, expected '
+                      f'{len(names)}')
+    out.append(dict.fromkeys(names) | dict(zip(names, (cell or None for cell in line))))
+  return names, out
