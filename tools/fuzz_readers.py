@@ -289,7 +289,7 @@ def cases(work: pathlib.Path, count: int, seed: int) -> Iterator[tuple[str, path
 
 
 def folders(work: pathlib.Path, count: int, seed: int) -> Iterator[tuple[str, pathlib.Path]]:
-  """(kind, folder) of folders with odd names, links, FIFOs and a table; what `prepare` would read of them is planned."""
+  """(kind, folder) of folders with odd names, links, FIFOs and a table, of which it is planned what to read."""
   rng = np.random.default_rng(seed)
   for i in range(count):
     folder = work / f'{i:05d}.folder'
@@ -336,7 +336,8 @@ def _table(folder: pathlib.Path, rng) -> None:
   cells = ['007', '7', '', '1E5', '0,7', 'Tum\xf6r', '9' * 25, '"a"', 'NaN']
   head = ['path', *rng.choice(['label', 'score', '', 'subject', 'mask', 'site'], 2)]
   lines = [head, *([name, *rng.choice(cells, 2)] for name in names)]
-  delimiter, encoding = str(rng.choice([',', ';', '\t', '|'])), str(rng.choice(['utf-8', 'utf-8-sig', 'utf-16', 'cp1252']))
+  delimiter = str(rng.choice([',', ';', '\t', '|']))
+  encoding = str(rng.choice(['utf-8', 'utf-8-sig', 'utf-16', 'cp1252']))
   data = '\n'.join(delimiter.join(line) for line in lines).encode('utf-8', 'surrogateescape')
   data = data.decode('utf-8', 'replace').encode(encoding, 'replace') if encoding != 'utf-8' else data
   (folder / 't.csv').write_bytes(damage(data, rng) if rng.random() < 0.5 else data)
