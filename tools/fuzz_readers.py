@@ -344,7 +344,7 @@ def cases(work: pathlib.Path, count: int, seed: int) -> Iterator[tuple[str, path
 
 
 def folders(work: pathlib.Path, count: int, seed: int) -> Iterator[tuple[str, pathlib.Path]]:
-  """(kind, folder) of folders with odd names, links, FIFOs and a table, of which `prepare` plans what it would read."""
+  """(kind, folder) of folders with odd names, links, FIFOs and a table, of which it is planned what to read."""
   rng = np.random.default_rng(seed)
   for i in range(count):
     folder = work / f'{i:05d}.folder'

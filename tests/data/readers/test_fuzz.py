@@ -1,5 +1,6 @@
 """Damaged and hostile files never crash a reader, run on, or run their code."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -10,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 def test_two_hundred_damaged_files():
   done = subprocess.run([sys.executable, ROOT / 'tools/fuzz_readers.py', '--count', '200', '--seed', '1'], cwd=ROOT,
-                        capture_output=True, text=True, timeout=250)
+                        capture_output=True, text=True, timeout=250, env=os.environ | {'PYTHONPATH': str(ROOT)})
   assert done.returncode == 0, done.stdout + done.stderr
   assert re.search(r'^251 files, 0 failures$', done.stdout, re.MULTILINE)
   assert 'dcm made to harm         10 refused' in done.stdout
