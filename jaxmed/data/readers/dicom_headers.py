@@ -40,6 +40,7 @@ _NUMBERS = ('NumberOfFrames', 'InstanceNumber', 'PixelSpacing', 'ImagerPixelSpac
 _HEAD = 1 << 14  # bytes that the file meta information lies in
 _LONG = {b'OB', b'OW', b'OF', b'OD', b'OL', b'OV', b'SQ', b'UN', b'UT', b'UC', b'UR', b'SV', b'UV'}  # length of 4 bytes
 _MAX_INFLATED = 1 << 30  # bytes of a deflated file
+_BOMB = 1 << 28, 500  # bytes from which on a file that inflates so many times is made for harm
 _SAME = 0.01  # mm, or 1/20 of a pixel where that is less: positions that are closer are one
 SAME_SPACING = 0.005  # share by which spacings in the plane may differ in one volume
 SAME_AXES = 0.002  # direction cosines likewise: 0.1 degrees
@@ -100,7 +101,7 @@ def load(path: str | os.PathLike, pixels: bool = True) -> Any:
 
 
 def _check_deflated(pydicom, path: str | os.PathLike) -> None:
-  """Refuses what would inflate to more than _MAX_INFLATED, before pydicom inflates it."""
+  """Refuses what would inflate to more than _MAX_INFLATED, or is a _BOMB, before pydicom inflates it."""
   with open(path, 'rb') as f:
     head = f.read(_HEAD)
     if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() not in head:
@@ -111,6 +112,8 @@ def _check_deflated(pydicom, path: str | os.PathLike) -> None:
       size += len(inflate.decompress(chunk, 1 << 24))
       if size > _MAX_INFLATED:
         raise ValueError(f'inflates to more than {_MAX_INFLATED >> 30} GiB')
+      if size > _BOMB[0] and size > _BOMB[1] * f.tell():
+        raise ValueError(f'inflates to more than {_BOMB[0] >> 20} MiB and {_BOMB[1]} times its length')
 
 
 def _end_of_meta(head: bytes) -> int:
