@@ -1,0 +1,33 @@
+"""What the scripts of this folder share: how they end where a package is missing, or by a mistake that the user can mend."""
+
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from jaxmed.errors import EXIT_USER, UserError  # noqa: E402
+
+
+def need(extra: str, *modules: str) -> None:
+  """Ends the script with 2 and one line that names the extra, where one of the modules cannot be found."""
+  lost = [name for name in modules if importlib.util.find_spec(name) is None]
+  if lost:
+    print(f"{_script()}: {', '.join(lost)} not installed: pip install -e '.[{extra}]'", file=sys.stderr)
+    raise SystemExit(EXIT_USER)
+
+
+def run_script(main: Callable[[], Any]) -> None:
+  """Runs a script's `main` and ends with what it returns (nothing: 0); a UserError is one line and 2."""
+  try:
+    code = main()
+  except UserError as e:
+    print(f'{_script()}: {" ".join(str(e).split())}', file=sys.stderr)
+    code = EXIT_USER
+  sys.exit(code or 0)
+
+
+def _script() -> str:
+  return pathlib.Path(sys.argv[0]).name
