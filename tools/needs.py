@@ -1,4 +1,7 @@
-"""What the scripts of this folder share: how they end where a package is missing, or by a mistake that the user can mend."""
+"""What scripts of this folder share: how they end where a package is missing, or by a mistake of the user.
+
+It imports nothing of jaxmed by itself: tools/mutate.py runs beside copies of the package.
+"""
 
 import importlib.util
 import pathlib
@@ -6,9 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
-from jaxmed.errors import EXIT_USER, UserError  # noqa: E402
+EXIT_USER = 2
 
 
 def need(extra: str, *modules: str) -> None:
@@ -21,6 +22,7 @@ def need(extra: str, *modules: str) -> None:
 
 def run_script(main: Callable[[], Any]) -> None:
   """Runs a script's `main` and ends with what it returns (nothing: 0); a UserError is one line and 2."""
+  from jaxmed.errors import UserError
   try:
     code = main()
   except UserError as e:
