@@ -46,7 +46,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed.errors import UserError  # noqa: E402
-from tools.needs import need, run_script  # noqa: E402
+from tools.needs import measured_on, need, run_script  # noqa: E402
 
 SIZE_2D, SIZE_3D = 224, 96
 TILE = 256
@@ -440,6 +440,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   if args.quick:
     args.rounds, args.seconds = 1, 0.5
+  print(f'on {measured_on()}', flush=True)
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
     if args.index:
@@ -449,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       parts = {'flat': flat, 'volumes': volumes}
       out = {name: part(root / name, args) for name, part in parts.items() if args.only in (None, name)}
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(out, indent=2) + '\n')
+    pathlib.Path(args.json).write_text(json.dumps(out | {'on': measured_on()}, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ from jaxmed.data.feed import sampling  # noqa: E402
 from jaxmed.models import create_model  # noqa: E402
 from jaxmed.models.layers import packing  # noqa: E402
 from jaxmed.objectives.supervised.supervised import Supervised  # noqa: E402
-from tools.needs import run_script  # noqa: E402
+from tools.needs import measured_on, run_script  # noqa: E402
 
 MOST, RECORDS = 8, 5000
 MIXTURES = {'uniform': (1,) * MOST, 'mostly few': (4, 1, 3, 2, 1, 2, 1, 2)}  # records of 1, 2, ... channels
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = 'balanced' if r['balanced'] else 'shuffled'
     print(f'{r["mixture"]:12} {kind:9} {r["rows"]:4} {r["share"]:6.3f} {r["waste"]:7.1%} {r["overflow"]:8.1%} '
           f'{r["total"]:7.1%} {r["padded"]:7.1%}', flush=True)
-  out = {'waste': table, 'device': jax.devices()[0].device_kind}
+  out = {'waste': table, 'device': jax.devices()[0].device_kind, 'on': measured_on()}
   if args.rounds:
     out['speed'] = found = speed(args, int(np.ceil(args.share * args.batch)))
     rates = ', '.join(f'{name} {rate:,.0f}' for name, rate in found['tokens_per_second'].items())

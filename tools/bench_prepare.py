@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxmed.errors import UserError, choose  # noqa: E402
-from tools.needs import need, run_script  # noqa: E402
+from tools.needs import measured_on, need, run_script  # noqa: E402
 
 
 def volumes(megabytes: float) -> list[np.ndarray]:
@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       write(folder, parts)
       found[kind] = told = measure(folder, pathlib.Path(place) / 'out', counts, args.rounds, words)
     if not args.json:
+      print(f'on {measured_on()}')
       first = told['seconds'][counts[0]]
       print(f'{kind}: {told["bytes"] / 1e6:.0f} MB, {told["records"]} records in {told["blocks"]} blocks, same bytes')
       for n, seconds in told['seconds'].items():

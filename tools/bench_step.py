@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from tools.needs import need, run_script  # noqa: E402
+from tools.needs import measured_on, need, run_script  # noqa: E402
 
 CLASSES = 1000
 LABEL_SMOOTHING = 0.1
@@ -613,7 +613,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   sides = [Worker(side, options.threads, options.huge_pages) for side in ('jax', 'torch')]
   pages = ', huge pages' if options.huge_pages else ''
   print(f'float32, {options.threads} threads a side, {options.rounds} alternating rounds{pages}; '
-        'ratio > 1: jaxmed is faster')
+        f'ratio > 1: jaxmed is faster; {measured_on()}')
   print(f'{"case":20} {"batch":>5} {"ratio":>6} {"(range)":>13} {"jaxmed s":>9} {"torch s":>8} '
         f'{"jaxmed/s":>9} {"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
   rows = []
@@ -629,7 +629,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if options.json:
     from jaxmed.files import write_json
 
-    settings = {'threads': options.threads, 'rounds': options.rounds, 'huge_pages': options.huge_pages}
+    settings = {'on': measured_on(), 'threads': options.threads, 'rounds': options.rounds, 'huge_pages': options.huge_pages}
     write_json(options.json, settings | {'cases': rows})
 
 

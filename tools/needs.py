@@ -5,7 +5,9 @@ It imports nothing of jaxmed by itself: tools/mutate.py runs beside copies of th
 
 import importlib.util
 import pathlib
+import platform
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,17 @@ def run_script(main: Callable[[], Any]) -> None:
     print(f'{_script()}: {" ".join(str(e).split())}', file=sys.stderr)
     code = EXIT_USER
   sys.exit(code or 0)
+
+
+def measured_on() -> str:
+  """The processor of this machine and today's date, which stand beside every figure."""
+  name, info = platform.processor() or platform.machine(), pathlib.Path('/proc/cpuinfo')
+  if info.exists():
+    found = dict(line.partition(':')[::2] for line in info.read_text(encoding='utf-8').splitlines() if ':' in line)
+    known = {key.strip(): value.strip() for key, value in found.items()}
+    name = known.get('model name', name)
+    name += ''.join(f', {flag}' for flag in ('avx2', 'avx512f') if flag in known.get('flags', '').split())
+  return f'{name}; {time.strftime("%Y-%m-%d")}'
 
 
 def _script() -> str:

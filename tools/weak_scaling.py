@@ -28,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed import files  # noqa: E402
 from jaxmed.errors import UserError  # noqa: E402
-from tools.needs import run_script  # noqa: E402
+from tools.needs import measured_on, run_script  # noqa: E402
 
 FIRST = 5  # steps that are left out
 CONFIG = ('model=channel_vit_micro/16', 'method=mae', 'image_size=96', 'log_every=1', 'loader.threads=1')
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
           seconds = step_seconds(args.data, folder, processes, devices, args.batch, args.steps)
           seen.setdefault((devices, processes), []).append(seconds)
           print(f'{devices} devices, {processes} processes: {seconds:.3f} s', file=sys.stderr, flush=True)
-  lines = [f'`tools/weak_scaling.py` on {os.cpu_count()} cores, {args.batch} images a device, medians of {args.rounds} '
-           'rounds:', '', '| processes | step, s | one process with as many devices, s | ratio | efficiency |',
+  lines = [f'`tools/weak_scaling.py` on {os.cpu_count()} cores ({measured_on()}), {args.batch} images a device, medians of '
+           f'{args.rounds} rounds:', '', '| processes | step, s | one process with as many devices, s | ratio | efficiency |',
            '|---|---|---|---|---|']
   for n in counts:
     many, one = (np.array(seen[n, p]) for p in (n, 1))
