@@ -629,7 +629,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   if options.json:
     from jaxmed.files import write_json
 
-    settings = {'on': measured_on(), 'threads': options.threads, 'rounds': options.rounds, 'huge_pages': options.huge_pages}
+    settings = {'on': measured_on(), 'threads': options.threads, 'rounds': options.rounds,
+                'huge_pages': options.huge_pages}
     write_json(options.json, settings | {'cases': rows})
 
 

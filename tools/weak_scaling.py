@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
           seconds = step_seconds(args.data, folder, processes, devices, args.batch, args.steps)
           seen.setdefault((devices, processes), []).append(seconds)
           print(f'{devices} devices, {processes} processes: {seconds:.3f} s', file=sys.stderr, flush=True)
-  lines = [f'`tools/weak_scaling.py` on {os.cpu_count()} cores ({measured_on()}), {args.batch} images a device, medians of '
-           f'{args.rounds} rounds:', '', '| processes | step, s | one process with as many devices, s | ratio | efficiency |',
+  lines = [f'`tools/weak_scaling.py` on {os.cpu_count()} cores ({measured_on()}), {args.batch} images a device, '
+           f'medians of {args.rounds} rounds:', '',
+           '| processes | step, s | one process with as many devices, s | ratio | efficiency |',
            '|---|---|---|---|---|']
   for n in counts:
     many, one = (np.array(seen[n, p]) for p in (n, 1))
