@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from jaxmed.errors import UserError  # noqa: E402
 from tools.needs import need, run_script  # noqa: E402
 
-PARTS = ('banner', 'first step', 'end')
+PARTS, KINDS = ('banner', 'first step', 'end'), ('cold', 'warm')
 
 
 def start(tree: pathlib.Path, corpus: pathlib.Path, run: pathlib.Path, cache: pathlib.Path, steps: int,
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--data', type=pathlib.Path, help='a corpus; without it the demo corpus is prepared')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--steps', type=int, default=5)
+  parser.add_argument('--cold', action='store_true', help='cold starts alone')
   parser.add_argument('--also', type=pathlib.Path, help='another checkout to compare with')
   parser.add_argument('--json', action='store_true')
   args = parser.parse_args(argv)
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(args.rounds):
       for tree in trees:
         shutil.rmtree(place / 'cache', ignore_errors=True)
-        for kind in ('cold', 'warm'):
+        for kind in KINDS[:1] if args.cold else KINDS:
           took = start(tree, corpus, place / 'run', place / 'cache', args.steps, args.words)
           found.setdefault(f'{tree.name} {kind}', []).append(took)
   if args.json:
