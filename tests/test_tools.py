@@ -12,6 +12,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -23,9 +24,17 @@ from tools import needs
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted(p.stem for p in (ROOT / 'tools').glob('*.py') if p.stem not in ('needs', 'mutations'))
-SMALL = {key: TINY[key] for key in ('image_size', 'batch_size')} | {'loader': {'threads': 1}}
+SMALL = {key: TINY[key] for key in ('image_size', 'batch_size')} | {'loader': {'threads': 1}, 'evaluators': ''}
 ENCODER = words({'encoder': TINY['encoder']})
 BRAIN, RGB = ('T1', 'GM', 'WM'), ('R', 'G', 'B')
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+  """No figures of runs in this process: they are tested elsewhere."""
+  from jaxmed.train import pictures
+  for name in ('views', 'end'):
+    monkeypatch.setattr(pictures, name, lambda run, state: None)
 
 
 def main(name, *argv):
@@ -64,7 +73,7 @@ def test_a_script_says_which_installation_it_needs(name):
   found = re.search(r'Needs `(make install|pip install -e \'\.\[([a-z,-]+)\]\')`', text.split('"""')[1])
   assert found, 'a line "Needs `make install`" or "Needs `pip install -e ...`" in the docstring'
   assert 'run_script(main)' in text
-  extras = importlib.import_module('tomllib').loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
+  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
   assert set((found[2] or 'demo').split(',')) <= set(extras)
   assert {e for e in re.findall(r"need\('([a-z-]+)'", text)} <= set(extras)
 
@@ -159,8 +168,7 @@ def test_bench_records(capsys):
 
 def test_bench_start(corpus, capsys):
   main('bench_start', '--data', corpus, '--rounds', 1, '--steps', 2, '--cold', '--json', *words(SMALL), 'model=channel_vit_micro/8',
-       *ENCODER, 'objective.decoder_dim=32', 'objective.decoder_depth=1', 'objective.decoder_heads=2', 'loader.label=',
-       'evaluators=')
+       *ENCODER, 'objective.decoder_dim=32', 'objective.decoder_depth=1', 'objective.decoder_heads=2', 'loader.label=')
   found = json.loads(capsys.readouterr().out)
   assert [kind.split()[-1] for kind in found] == ['cold']
   for (banner, first, end), in found.values():
