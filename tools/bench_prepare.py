@@ -7,7 +7,7 @@ NIfTI, gzipped; as DICOM series; and its slices as PNG), then prepares each kind
 a command each time. Prints for each kind the best wall time, what is read a second, and the ratio to the first number.
 The time is that of the whole command, its start included; --json prints the numbers. Nothing else should run meanwhile.
 
-Needs `make install` (DICOM: `pip install -e '.[test]'`).
+Needs `make install` alone.
 """
 
 import argparse
