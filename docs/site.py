@@ -19,7 +19,7 @@ def on_files(files, config):
     name = f'{FOLDER}/{path.relative_to(ROOT).as_posix()}'
     files.append(File.generated(config, name, abs_src_path=str(path)))
   recipes = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'experiments').rglob('*.py'))
-  for name in ('LICENSE', 'CITATION.cff', *recipes):
+  for name in ('LICENSE', 'CITATION.cff', 'tests/slow.txt', *recipes):
     files.append(File.generated(config, f'{FOLDER}/{name}', abs_src_path=str(ROOT / name)))
   return files
 

@@ -2,6 +2,7 @@
 
 import collections
 import importlib
+import json
 import pathlib
 import sys
 
@@ -70,21 +71,43 @@ FAULT = mutations.Fault('fault', 'kind', 'jaxmed.room.sums', 'a', 'b', ('tests/t
 
 
 @pytest.fixture(scope='module')
-def toy(tmp_path_factory):
-  """A repository of one module and one file of tests, one of which fails, and what is found out about some faults."""
+def toy_root(tmp_path_factory):
+  """A repository of one module and one file of tests, one of which fails."""
   root = tmp_path_factory.mktemp('toy')
   for name, text in (('jaxmed/__init__.py', ''), ('jaxmed/room/__init__.py', ''), ('jaxmed/room/sums.py', MODULE),
                      ('tests/test_sums.py', TESTS)):
     (root / name).parent.mkdir(exist_ok=True)
     (root / name).write_text(text)
   (root / 'pytest.ini').write_text('[pytest]\nmarkers =\n  slow: takes long\n')
-  faults = [mutations.Fault(name, 'kind', 'jaxmed.room.sums', old, new, ('tests/test_sums.py',))
-            for name, old, new in TOY]
+  return root
+
+
+TOYS = [mutations.Fault(name, 'kind', 'jaxmed.room.sums', old, new, ('tests/test_sums.py',)) for name, old, new in TOY]
+
+
+@pytest.fixture(scope='module')
+def toy(toy_root):
+  """What is found out about the faults of a toy."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTEST_DISABLE_PLUGIN_AUTOLOAD', '1')  # starts sooner
-    results = mutate.measured(root, faults, root / 'cache')
-  assert (root / 'jaxmed/room/sums.py').read_text() == MODULE
+    results = mutate.measured(toy_root, TOYS, toy_root / 'cache')
+  assert (toy_root / 'jaxmed/room/sums.py').read_text() == MODULE
   return results
+
+
+def test_the_command(toy_root, tmp_path, monkeypatch, capsys):
+  """One fault, which no test sees: 1, the table in both files; a name that there is not is told."""
+  for name, value in (('ROOT', toy_root), ('FAULTS', TOYS)):
+    monkeypatch.setattr(mutate, name, value)
+  monkeypatch.setattr(mutate.signal, 'signal', lambda number, does: None)
+  monkeypatch.setenv('PYTEST_DISABLE_PLUGIN_AUTOLOAD', '1')
+  files = ['--json', str(tmp_path / 'out.json'), '--out', str(tmp_path / 'out.md')]
+  assert mutate.main(['--only', 'survivor', '--tier', 'fast', *files]) == 1
+  assert '| survivor | kind | room | NOT CAUGHT | no |' in capsys.readouterr().out
+  assert list(json.loads((tmp_path / 'out.json').read_text())) == ['survivor']
+  assert (tmp_path / 'out.md').read_text().startswith('# What the tests see')
+  with pytest.raises(SystemExit):
+    mutate.main(['--only', 'no_such'])
 
 
 @pytest.mark.parametrize(('fault', 'tests', 'fast'), [

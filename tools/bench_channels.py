@@ -11,6 +11,8 @@ on synthetic images whose two classes lie in the interaction of channels (data/p
 chance is 0.5, and one channel says nothing), on held-out ones; mean over seeds and Student's t interval. All kinds of a
 seed see the same images in the same order.
 
+Needs `make install`; PyTorch's row `pip install -e '.[parity]'` (--no-torch goes without).
+
 Example:
   python tools/bench_channels.py --channels 1,2,4,8,16,32 --rounds 5 --seeds 3 --plot channels.png
 """
@@ -21,6 +23,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +31,11 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed.data.prepare import synthetic  # noqa: E402
+from jaxmed.errors import choose  # noqa: E402
 from jaxmed.models.layers.channel_attention import KINDS  # noqa: E402
 from jaxmed.study.compare import cell, interval  # noqa: E402
 from tools.bench_step import Case, Worker, jax_program  # noqa: E402
+from tools.needs import need, run_script  # noqa: E402
 
 TORCH = 'PyTorch joint'
 FORMS = {'gflops': '.1f', 'scratch_mb': '.0f', 'seconds': '.3f'}
@@ -55,7 +60,7 @@ def described(case: Case) -> dict[str, float]:
 
 def measure(channels: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
   """{kind: gflops, scratch_mb, seconds} at one number of channels."""
-  kinds = [k for k in KINDS if channels * (args.size // 16) ** 2 <= args.most or k != 'joint']
+  kinds = [k for k in args.kinds if channels * (args.size // 16) ** 2 <= args.most or k != 'joint']
   out: dict[str, dict[str, Any]] = {k: described(case_of(k, channels, args.size, args.batch)) for k in kinds}
   sides = {k: Worker('jax', args.threads, False) for k in kinds}
   if 'joint' in kinds and not args.no_torch:
@@ -89,10 +94,10 @@ def images(channels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def accuracies(channels: int, args: argparse.Namespace) -> dict[str, list[float]]:
   """{kind: share of held-out images that a run of each seed gets right}."""
-  out: dict[str, list[float]] = {kind: [] for kind in KINDS}
+  out: dict[str, list[float]] = {kind: [] for kind in args.kinds}
   for seed in range(args.seeds):
     data = images(channels, seed)
-    for kind in KINDS:
+    for kind in args.kinds:
       out[kind].append(accuracy(kind, *data, seed, args.train_steps))
       print(f'{channels} channels, {kind}, seed {seed}: {out[kind][-1]:.3f}', file=sys.stderr, flush=True)
   return out
@@ -163,10 +168,11 @@ def plot(found: dict[int, dict[str, dict[str, Any]]], path: str) -> None:
   figure.savefig(path, dpi=120)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--channels', default='1,2,4,8,16,32')
+  parser.add_argument('--kinds', default=','.join(KINDS), help='of attention')
   parser.add_argument('--size', type=int, default=96, help='pixels along a side')
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--rounds', type=int, default=5)
@@ -178,13 +184,16 @@ def main() -> None:
   parser.add_argument('--no-torch', action='store_true')
   parser.add_argument('--plot', metavar='FILE.png')
   parser.add_argument('--json', metavar='FILE', help='keep what was measured here, and go on with what is missing')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
+  args.kinds = [choose('kind of attention', kind, KINDS) for kind in args.kinds.split(',')]
+  if not args.no_torch:
+    need('parity', 'torch', 'timm')
   place = pathlib.Path(args.json) if args.json else None
   found = {int(k): v for k, v in json.loads(place.read_text()).items()} if place and place.exists() else {}
   for channels in map(int, args.channels.split(',')):
     if channels not in found:
       found[channels] = measure(channels, args)
-    if args.seeds and not all('accuracy' in found[channels].get(kind, {}) for kind in KINDS):
+    if args.seeds and not all('accuracy' in found[channels].get(kind, {}) for kind in args.kinds):
       for kind, right in accuracies(channels, args).items():
         found[channels].setdefault(kind, {})['accuracy'] = right
     print('\n'.join(rows({channels: found[channels]})[2:]), file=sys.stderr, flush=True)
@@ -197,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -6,6 +6,8 @@ Features lie in groups of about 20 around common centres, a tenth of them are co
 of jaxmed.data.curate, which for hashes keeps exactly what comparing all pairs would keep; with --check that is done
 for the first rows. Each size runs in a process of its own; its peak is that process's, with Python and NumPy.
 
+Needs `make install` alone.
+
 Example:
   python tools/bench_curate.py --large
   python tools/bench_curate.py --kind features --sizes 100000
@@ -18,12 +20,14 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed.data.curate import features, hashes  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 SLICES = 50
 
@@ -78,7 +82,7 @@ def one(kind: str, count: int, width: int, check: int) -> dict:
   return out
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Parses, runs each size in a process, prints a table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--kind', choices=('hashes', 'features'), default='hashes')
@@ -87,7 +91,7 @@ def main() -> None:
   parser.add_argument('--width', type=int, default=64, help='of features')
   parser.add_argument('--check', type=int, default=0, help='compare so many first rows with what comparing all keeps')
   parser.add_argument('--one', type=int, help=argparse.SUPPRESS)
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   if args.one:
     print(json.dumps(one(args.kind, args.one, args.width, args.check)))
     return
@@ -102,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -18,6 +18,8 @@ read ahead meanwhile, and counts for some seconds. What is printed are medians o
 rounds' ratios. A package that is missing is named and left out. With --index N: a corpus of N records whose manifest is
 real and whose shards are one shard under many names; the time from open_source to the first batch, in a fresh process.
 
+Needs `make install`; the others `pip install -e '.[bench]'`.
+
 Example:
   python tools/bench_data.py
   python tools/bench_data.py --quick
@@ -36,10 +38,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from jaxmed.errors import UserError  # noqa: E402
+from tools.needs import measured_on, need, run_script  # noqa: E402
 
 SIZE_2D, SIZE_3D = 224, 96
 TILE = 256
@@ -47,8 +54,7 @@ TILE = 256
 
 def _file(package: str, name: str) -> pathlib.Path:
   spec = importlib.util.find_spec(package)
-  if spec is None or spec.origin is None:
-    raise SystemExit(f'{package} is not installed')
+  assert spec is not None and spec.origin is not None
   return pathlib.Path(spec.origin).parent / name
 
 
@@ -409,7 +415,7 @@ def index(root: pathlib.Path, count: int) -> dict[str, Any]:
     done = subprocess.run([sys.executable, '-c', _OPEN.format(path=str(root / 'index'))], capture_output=True,
                           text=True, check=False)
     if done.returncode:
-      raise SystemExit(done.stderr)
+      raise UserError(done.stderr)
     runs.append(json.loads(done.stdout.splitlines()[-1]))
   out = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
   print(f'index of {out["records"]:,.0f} records: open {out["open_seconds"]:.2f} s, first batch '
@@ -419,7 +425,7 @@ def index(root: pathlib.Path, count: int) -> dict[str, Any]:
   return out
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   cores = len(os.sched_getaffinity(0))
   parser.add_argument('--index', type=int, default=0, metavar='N', help='time to the first of N records, nothing else')
@@ -431,21 +437,22 @@ def main() -> None:
   parser.add_argument('--threads', type=int, default=cores, help="jaxmed's threads")
   parser.add_argument('--only', choices=('flat', 'volumes'))
   parser.add_argument('--json', metavar='FILE')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   if args.quick:
     args.rounds, args.seconds = 1, 0.5
+  print(f'on {measured_on()}', flush=True)
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
     if args.index:
       out: dict[str, Any] = {'index': index(root, args.index)}
     else:
+      need('demo', 'nilearn', 'skimage')
       parts = {'flat': flat, 'volumes': volumes}
       out = {name: part(root / name, args) for name, part in parts.items() if args.only in (None, name)}
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(out, indent=2) + '\n')
+    pathlib.Path(args.json).write_text(json.dumps(out | {'on': measured_on()}, indent=2) + '\n')
 
 
 if __name__ == '__main__':
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-  main()
+  run_script(main)

@@ -8,24 +8,32 @@ The second part times the gradient of supervised training in float32 with both l
 of one compiled program each; then the packed program on a batch that does not fit. "Expected" is the ratio of the
 matrix products of the blocks. Bytes are the compiler's, of temporary memory.
 
+Needs `make install` alone.
+
 Example:
   python tools/bench_packing.py --rounds 7 --json packing.json
 """
 
 import argparse
 import json
+import pathlib
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.data.feed import sampling
-from jaxmed.models import create_model
-from jaxmed.models.layers import packing
-from jaxmed.objectives.supervised.supervised import Supervised
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from jaxmed.data.feed import sampling  # noqa: E402
+from jaxmed.models import create_model  # noqa: E402
+from jaxmed.models.layers import packing  # noqa: E402
+from jaxmed.objectives.supervised.supervised import Supervised  # noqa: E402
+from tools.needs import measured_on, run_script  # noqa: E402
 
 MOST, RECORDS = 8, 5000
 MIXTURES = {'uniform': (1,) * MOST, 'mostly few': (4, 1, 3, 2, 1, 2, 1, 2)}  # records of 1, 2, ... channels
@@ -156,7 +164,7 @@ def speed(args: argparse.Namespace, rows: int) -> dict:
       'bytes': {name: f.memory_analysis().temp_size_in_bytes for name, f in found.items()}}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Prints both parts."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--model', default='channel_vit_micro')
@@ -167,14 +175,14 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--share', type=float, default=0.57, help='encoder.packing of the second part')
   parser.add_argument('--json', default='', help='write the numbers here too')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   table = waste_table((args.size // args.patch) ** 2, 1, args.batches, args.batch)
   print(f'{"mixture":12} {"drawn":9} {"rows":>4} {"share":>6} {"waste":>7} {"overflow":>8} {"in all":>7} {"padded":>7}')
   for r in table:
     kind = 'balanced' if r['balanced'] else 'shuffled'
     print(f'{r["mixture"]:12} {kind:9} {r["rows"]:4} {r["share"]:6.3f} {r["waste"]:7.1%} {r["overflow"]:8.1%} '
           f'{r["total"]:7.1%} {r["padded"]:7.1%}', flush=True)
-  out = {'waste': table, 'device': jax.devices()[0].device_kind}
+  out = {'waste': table, 'device': jax.devices()[0].device_kind, 'on': measured_on()}
   if args.rounds:
     out['speed'] = found = speed(args, int(np.ceil(args.share * args.batch)))
     rates = ', '.join(f'{name} {rate:,.0f}' for name, rate in found['tokens_per_second'].items())
@@ -187,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

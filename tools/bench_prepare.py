@@ -6,6 +6,8 @@ Writes real volumes to a temporary folder (the ICBM152 T1 template of nilearn, e
 NIfTI, gzipped; as DICOM series; and its slices as PNG), then prepares each kind in turn with each number of processes,
 a command each time. Prints for each kind the best wall time, what is read a second, and the ratio to the first number.
 The time is that of the whole command, its start included; --json prints the numbers. Nothing else should run meanwhile.
+
+Needs `make install` alone.
 """
 
 import argparse
@@ -18,11 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxmed.errors import UserError, choose  # noqa: E402
+from tools.needs import measured_on, need, run_script  # noqa: E402
 
 
 def volumes(megabytes: float) -> list[np.ndarray]:
@@ -33,8 +39,7 @@ def volumes(megabytes: float) -> list[np.ndarray]:
   from scipy.ndimage import zoom
 
   spec = importlib.util.find_spec('nilearn')
-  if spec is None or spec.origin is None:
-    raise SystemExit("nilearn is not installed: pip install 'jaxmed[demo]'")
+  assert spec is not None and spec.origin is not None
   path = pathlib.Path(spec.origin).parent / 'datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz'
   t1 = np.asanyarray(nibabel.nifti1.load(path).dataobj).T[:, 20:212, 2:194].astype(np.float32)
   fine = zoom(t1, 4 / 3, order=1)[:192]  # [192, 256, 256], 25 MB as int16
@@ -56,7 +61,6 @@ def write_nifti(folder: pathlib.Path, parts: list[np.ndarray]) -> None:
 
 
 def write_dicom(folder: pathlib.Path, parts: list[np.ndarray]) -> None:
-  sys.path.insert(0, str(ROOT))
   from tests.data.readers import dicoms
 
   for i, part in enumerate(parts):
@@ -90,7 +94,7 @@ def prepare(folder: pathlib.Path, out: pathlib.Path, workers: int, words: list[s
                         env=os.environ | {'JAX_PLATFORMS': 'cpu'})
   seconds = time.perf_counter() - begin
   if done.returncode:
-    raise SystemExit(done.stderr)
+    raise UserError(done.stderr)
   digest = hashlib.sha256()
   for path in sorted(out.iterdir()):
     digest.update(path.name.encode() + path.read_bytes())
@@ -107,24 +111,26 @@ def measure(folder: pathlib.Path, out: pathlib.Path, counts: list[int], rounds: 
       best[workers] = min(seconds, best.get(workers, seconds))
       digests.add(digest)
   if len(digests) > 1:
-    raise SystemExit(f'{folder}: not the same bytes by {counts} processes')
+    raise UserError(f'{folder}: not the same bytes by {counts} processes')
   size = sum(p.stat().st_size for p in folder.iterdir())
   return {'records': summary['records'], 'blocks': summary['blocks'], 'bytes': size, 'corpus': summary['bytes'],
           'seconds': best}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--megabytes', type=float, default=400, help='of int16 voxels')
   parser.add_argument('--workers', default='1,2', help='numbers of processes, comma-separated')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--kinds', default=','.join(KINDS), help='of files, comma-separated')
   parser.add_argument('--json', action='store_true')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   counts = [int(n) for n in args.workers.split(',')]
+  kinds = [choose('kind of file', kind, KINDS) for kind in args.kinds.split(',')]
+  need('demo', 'nilearn')
   parts = volumes(args.megabytes)
   found = {}
-  for kind in args.kinds.split(','):
+  for kind in kinds:
     write, words = KINDS[kind]
     with tempfile.TemporaryDirectory() as place:
       folder = pathlib.Path(place) / 'in'
@@ -132,6 +138,7 @@ def main() -> None:
       write(folder, parts)
       found[kind] = told = measure(folder, pathlib.Path(place) / 'out', counts, args.rounds, words)
     if not args.json:
+      print(f'on {measured_on()}')
       first = told['seconds'][counts[0]]
       print(f'{kind}: {told["bytes"] / 1e6:.0f} MB, {told["records"]} records in {told["blocks"]} blocks, same bytes')
       for n, seconds in told['seconds'].items():
@@ -142,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

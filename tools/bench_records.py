@@ -4,6 +4,8 @@ Three samples: bricks of 64^3 voxels of the ICBM152 T1 template (nilearn; uint8)
 with noise of the strength of a scanner (one voxel in 20 of the white matter's value), and the colour fundus of
 scikit-image in tiles of 256 x 256. Rates are of one thread, in MB of pixels a second, the best of several rounds.
 
+Needs `make install` alone.
+
 Example:
   python tools/bench_records.py --rounds 3
 """
@@ -11,19 +13,23 @@ Example:
 import argparse
 import importlib.util
 import pathlib
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import imagecodecs as ic
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from tools.needs import need, run_script  # noqa: E402
 
 Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes, np.ndarray], np.ndarray]]
 
 
 def _file(package: str, name: str) -> pathlib.Path:
   spec = importlib.util.find_spec(package)
-  if spec is None or spec.origin is None:
-    raise SystemExit(f'{package} is not installed')
+  assert spec is not None and spec.origin is not None
   return pathlib.Path(spec.origin).parent / name
 
 
@@ -114,17 +120,20 @@ def measure(arrays: list[np.ndarray], codec: Codec, rounds: int) -> tuple[float,
   return sum(map(len, packed)) / size, size / min(slow) / 1e6, size / min(fast) / 1e6
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+  need('demo', 'nilearn', 'skimage')
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--rounds', type=int, default=3)
-  rounds = parser.parse_args().rounds
+  parser.add_argument('--most', type=int, default=0, help='arrays of each sample; 0: all')
+  args = parser.parse_args(argv)
   for name, arrays in samples().items():
+    arrays = arrays[:args.most or None]
     print(f'\n{name}: {len(arrays)} arrays, {sum(a.nbytes for a in arrays) / 1e6:.1f} MB')
     print(f'{"codec":28} {"size":>6} {"encode MB/s":>12} {"decode MB/s":>12}')
     for label, codec in codecs().items():
-      ratio, slow, fast = measure(arrays, codec, rounds)
+      ratio, slow, fast = measure(arrays, codec, args.rounds)
       print(f'{label:28} {ratio:6.3f} {slow:12.0f} {fast:12.0f}', flush=True)
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -16,6 +16,8 @@ XLA asks for its scratch memory anew at each step, and Linux hands it over page 
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for both sides, which makes the pages 512 times fewer. The setting works
 for training too, put before the command.
 
+Needs `pip install -e '.[parity]'` (after `make install`; `make bench` does both).
+
 Example:
   python tools/bench_step.py --cases vit_tiny,vit_tiny_mae --rounds 7 --json bench.json
 """
@@ -24,12 +26,17 @@ import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from tools.needs import measured_on, need, run_script  # noqa: E402
 
 CLASSES = 1000
 LABEL_SMOOTHING = 0.1
@@ -208,20 +215,23 @@ def _jax_views(case: Case) -> tuple[Any, Any, dict]:
 
   if case.method == 'simclr':
     objective = SimCLR(create_model(case.model, case.size, case.channels), out_dim=PROJECTION)
-    return objective, AsGiven(), {'global': group(views(case, 2, case.size))}
+    return objective, _as_given(case), {'global': group(views(case, 2, case.size))}
   encoder = create_model(case.model, case.size, case.channels, layer_scale=1e-5, mask_token=True)
   objective = DINOv2(encoder, mask_ratio=HIDDEN, **HEAD)
-  return objective, AsGiven(), {'global': group(views(case, 2, case.size)),
+  return objective, _as_given(case), {'global': group(views(case, 2, case.size)),
                                 'local': group(views(case, LOCAL['crops'], LOCAL['size']))}
 
 
-class AsGiven:
-  """The view maker of batches that are groups of views already."""
+def _as_given(case: Case) -> Any:
+  """A view maker of batches that are groups of views already; to the step it is one like any other."""
+  from jaxmed.augment.views import ViewMaker
 
-  def __call__(self, rng: Any, batch: dict) -> dict:
-    """The batch."""
-    del rng
-    return batch
+  class AsGiven(ViewMaker):
+    def __call__(self, rng, batch):
+      del rng
+      return batch
+
+  return AsGiven((case.size, case.size), (0.0,) * case.channels, (1.0,) * case.channels)
 
 
 def torch_step(case: Case) -> Callable[[], None]:
@@ -488,8 +498,8 @@ def torch_gemm() -> Callable[[], None]:
 # The protocol: the parent writes one JSON line, the worker answers with one.
 
 
-def worker(side: str, threads: int, batch: int) -> None:
-  """Serves 'load NAME' and 'run N' until its input ends."""
+def worker(side: str, threads: int) -> None:
+  """Serves 'load CASE' (its fields as JSON, or 'gemm') and 'run N' until its input ends."""
   answers, sys.stdout = sys.stdout, sys.stderr
   _limit(threads)
   if side == 'torch':
@@ -504,7 +514,7 @@ def worker(side: str, threads: int, batch: int) -> None:
     begun = time.perf_counter()
     if verb == 'load':
       run = gemm  # lets go of the case before
-      run = gemm if value == 'gemm' else steps(_sized(value, batch))
+      run = gemm if value == 'gemm' else steps(Case(**json.loads(value)))
       run(), run()
       times = [time.perf_counter() - begun]
     else:
@@ -516,13 +526,6 @@ def worker(side: str, threads: int, batch: int) -> None:
     print(json.dumps(times), file=answers, flush=True)
 
 
-def _sized(name: str, batch: int) -> Case:
-  """The case, with another batch unless that is 0; one that is not in CASES is its fields as JSON."""
-  if name.startswith('{'):
-    return Case(**json.loads(name))
-  return dataclasses.replace(CASES[name], batch=batch) if batch else CASES[name]
-
-
 def _limit(threads: int) -> None:
   """Keeps this process on `threads` cores; XLA sizes its pool by them."""
   if hasattr(os, 'sched_setaffinity'):
@@ -532,15 +535,14 @@ def _limit(threads: int) -> None:
 class Worker:
   """One side's process."""
 
-  def __init__(self, side: str, threads: int, huge_pages: bool, batch: int = 0):
+  def __init__(self, side: str, threads: int, huge_pages: bool):
     names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
     env = dict(os.environ, JAX_PLATFORMS='cpu', OMP_WAIT_POLICY='PASSIVE', **{n: str(threads) for n in names})
     if huge_pages:
       env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env['PYTHONPATH'] = os.pathsep.join(filter(None, [root, env.get('PYTHONPATH')]))
-    command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads),
-               '--batch', str(batch)]
+    command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads)]
     self.side = side
     self.process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -565,12 +567,12 @@ class Worker:
 
 def compare(name: str, sides: list[Worker], rounds: int, each: int, batch: int) -> dict[str, Any]:
   """Alternates the sides for `rounds` rounds of `each` steps; which goes first alternates too."""
-  case = _sized(name, batch)
+  case = dataclasses.replace(CASES[name], batch=batch) if batch else CASES[name]
   rates = {s.side: 0.0 for s in sides}
   for s in sides:
     s.ask('load', 'gemm')
     rates[s.side] = 2e-9 * GEMM**3 / min(s.ask('run', 3))
-  compile_seconds = {s.side: s.ask('load', name)[0] for s in sides}
+  compile_seconds = {s.side: s.ask('load', json.dumps(dataclasses.asdict(case)))[0] for s in sides}
   seconds: dict[str, list[float]] = {s.side: [] for s in sides}
   for r in range(rounds):
     for s in sides if r % 2 == 0 else sides[::-1]:
@@ -588,7 +590,7 @@ def compare(name: str, sides: list[Worker], rounds: int, each: int, batch: int) 
   }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Runs the chosen cases and prints a table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--cases', default=','.join(CASES), help='comma-separated, of: ' + ', '.join(CASES))
@@ -599,18 +601,19 @@ def main() -> None:
   parser.add_argument('--huge-pages', action='store_true', help='both sides use huge pages (Linux, glibc)')
   parser.add_argument('--json', default='', help='write the results here')
   parser.add_argument('--worker', choices=('jax', 'torch'), help=argparse.SUPPRESS)
-  options = parser.parse_args()
+  options = parser.parse_args(argv)
   if options.worker:
-    worker(options.worker, options.threads, options.batch)
+    worker(options.worker, options.threads)
     return
+  need('parity', 'torch', 'timm', 'lightly')
   names = options.cases.split(',')
   unknown = [n for n in names if n not in CASES]
   if unknown:
     parser.error(f'unknown case {unknown[0]!r}: choose of {", ".join(CASES)}')
-  sides = [Worker(side, options.threads, options.huge_pages, options.batch) for side in ('jax', 'torch')]
+  sides = [Worker(side, options.threads, options.huge_pages) for side in ('jax', 'torch')]
   pages = ', huge pages' if options.huge_pages else ''
   print(f'float32, {options.threads} threads a side, {options.rounds} alternating rounds{pages}; '
-        'ratio > 1: jaxmed is faster')
+        f'ratio > 1: jaxmed is faster; {measured_on()}')
   print(f'{"case":20} {"batch":>5} {"ratio":>6} {"(range)":>13} {"jaxmed s":>9} {"torch s":>8} '
         f'{"jaxmed/s":>9} {"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
   rows = []
@@ -626,9 +629,10 @@ def main() -> None:
   if options.json:
     from jaxmed.files import write_json
 
-    settings = {'threads': options.threads, 'rounds': options.rounds, 'huge_pages': options.huge_pages}
+    settings = {'on': measured_on(), 'threads': options.threads, 'rounds': options.rounds,
+                'huge_pages': options.huge_pages}
     write_json(options.json, settings | {'cases': rows})
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -13,6 +13,8 @@ Differences are paired: two encoders of a seed answer for the same test images. 
 and test subjects together; a claim is reproduced where it lies above 0, not where below, else undecided. Beside it
 stand Student's t over seeds and in how many seeds the difference is above 0. Stopped, it goes on where it was.
 
+Needs `make install` alone.
+
 Example:
   jaxmed prepare demo --out runs/demo/corpus
   python tools/channel_claims.py --data runs/demo/corpus --label region --out runs/claims_demo
@@ -36,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
 from jaxmed.data.corpus.open import open_source  # noqa: E402
-from jaxmed.errors import EXIT_STOPPED, EXIT_USER, Stopped, UserError  # noqa: E402
+from jaxmed.errors import EXIT_STOPPED, Stopped, UserError  # noqa: E402
 from jaxmed.evaluate import metrics  # noqa: E402
 from jaxmed.evaluate.protocols.channels import chosen_subsets, common_rows  # noqa: E402
 from jaxmed.evaluate.protocols.tasks import make_task  # noqa: E402
@@ -44,6 +46,7 @@ from jaxmed.evaluate.report import figures  # noqa: E402
 from jaxmed.study.compare import cell, interval  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
 from jaxmed.train.build.rundir import encoder_of, load_state  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 SIZES = ('laptop', 'published')
 # An arm: recipe and what its variant's name ends with.
@@ -250,9 +253,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in range(args.seeds):
       for arm in right:
         right[arm].append(study.right(arm, seed))
-  except UserError as e:
-    print(f'channel_claims: {" ".join(str(e).split())}', file=sys.stderr)
-    return EXIT_USER
   except Stopped as e:
     print(f'channel_claims: stopped by {e}; the same command goes on', file=sys.stderr, flush=True)
     os._exit(EXIT_STOPPED)  # a compilation may still be running in a thread that nothing can end
@@ -268,4 +268,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  run_script(main)

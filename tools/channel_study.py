@@ -12,6 +12,8 @@ The number of steps, batch, views and everything else are alike. Intervals are S
 paired: the two encoders of a seed answer for the same test slices. Their second interval is a bootstrap
 over seeds and blocks of the brain together, and n/n says in how many seeds the difference is above 0.
 
+Needs `make install` alone.
+
 Example:
   jaxmed prepare demo --out runs/demo/corpus
   python tools/channel_study.py --data runs/demo/corpus --out runs/channels --steps 400 --seeds 3
@@ -21,6 +23,7 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +33,13 @@ sys.path.insert(0, str(ROOT))
 
 from jaxmed import config, files  # noqa: E402
 from jaxmed.data.corpus.open import open_source  # noqa: E402
+from jaxmed.errors import UserError  # noqa: E402
 from jaxmed.evaluate.metrics import difference_over_runs, score  # noqa: E402
 from jaxmed.evaluate.protocols.classify import answers_of  # noqa: E402
 from jaxmed.study.compare import cell, interval, judged  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
 from jaxmed.train.build.rundir import load_encoder  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 RGB, BRAIN = ('R', 'G', 'B'), ('T1', 'GM', 'WM')
 ARMS = {
@@ -53,30 +58,33 @@ def as_colours(encoder, source):
   return dataclasses.replace(encoder, channels=tuple(stats(names[c['name']]) for c in encoder.channels))
 
 
-def trained(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> dict[str, Any]:
+def trained(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
   """The encoders of one run, by arm; a run of `hcs` gives its encoder before training too."""
-  folder = out / f'{arm}_{seed}'
-  fixed = {'data': data, 'seed': seed, 'steps': steps, 'eval_every': steps, 'checkpoint_every': steps}
-  user = config.merge(config.load_file(f'{ROOT}/experiments/channel_vit_dino.py:laptop'), fixed, ARMS[arm])
+  folder = pathlib.Path(args.out) / f'{arm}_{seed}'
+  fixed = {'data': args.data, 'seed': seed, 'steps': args.steps, 'eval_every': args.steps,
+           'checkpoint_every': args.steps}
+  user = config.merge(config.load_file(f'{ROOT}/experiments/channel_vit_dino.py:laptop'), fixed, ARMS[arm],
+                      config.parse_overrides(args.words))
   if (folder / 'config.json').exists():
     loop.resume(folder, quiet=True)
   else:
     loop.train(user, folder, quiet=True)
   encoder = load_encoder(folder)
   if arm == 'rgb':
-    return {arm: as_colours(encoder, open_source(data))}
+    return {arm: as_colours(encoder, open_source(args.data))}
   return {arm: encoder} | ({'untrained': encoder.untrained(seed)} if arm == 'hcs' else {})
 
 
-def run(arm: str, seed: int, data: str, out: pathlib.Path, steps: int) -> tuple[dict[str, dict], dict[str, dict]]:
+def run(arm: str, seed: int, args: argparse.Namespace) -> tuple[dict[str, dict], dict[str, dict]]:
   """Scores of one run, and what its probes say of each test slice, both by arm; read where they were written before."""
+  out = pathlib.Path(args.out)
   place, answers = out / f'{arm}_{seed}.json', {}
   names = (arm, 'untrained') if arm == 'hcs' else (arm,)
   paths = {name: out / f'{name}_{seed}.npz' for name in names}
   if not place.exists() or not all(path.exists() for path in paths.values()):
     print(f'{arm}, seed {seed}', file=sys.stderr, flush=True)
-    source, scores = open_source(data), {}
-    for name, encoder in trained(arm, seed, data, out, steps).items():
+    source, scores = open_source(args.data), {}
+    for name, encoder in trained(arm, seed, args).items():
       scores[name] = judged(encoder, source, 'region', seed)
       np.savez(paths[name], **answers_of(encoder, source, 'region', feature=encoder.feature, seed=seed))
     files.write_json(place, scores)
@@ -93,7 +101,7 @@ def difference(pairs: list[tuple[dict, dict]], name: str) -> str:
   for pair in pairs:
     for answer in pair:
       if not np.array_equal(answer['y'], one['y']) or not np.array_equal(answer['subjects'], one['subjects']):
-        raise SystemExit('the runs were judged on other test slices: begin again with another --out')
+        raise UserError('the runs were judged on other test slices: begin again with another --out')
   known = [int(c) for c in one['known']]
   value = lambda answer: score(one['y'], answer[probe], known)[metric]
   each = [value(a) - value(b) for a, b in pairs]
@@ -102,21 +110,22 @@ def difference(pairs: list[tuple[dict, dict]], name: str) -> str:
   return f'{np.mean(each):+.3f}{text(interval(each))}{text(both[metric])} {sum(d > 0 for d in each)}/{len(each)}'
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Parses, trains, prints a Markdown table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('words', nargs='*', metavar='key=value', help='config values for all runs')
   parser.add_argument('--data', required=True, help='the demo corpus')
   parser.add_argument('--out', required=True, help='folder of all runs and of table.md')
   parser.add_argument('--steps', type=int, default=400, help='of 32 images each')
   parser.add_argument('--seeds', type=int, default=3)
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
   found: dict[str, list[dict]] = {'untrained': []}
   answers: dict[str, list[dict]] = {}
   for seed in range(args.seeds):
     for arm in ARMS:
-      scores, answered = run(arm, seed, args.data, out, args.steps)
+      scores, answered = run(arm, seed, args)
       for name in scores:
         found.setdefault(name, []).append(scores[name])
         answers.setdefault(name, []).append(answered[name])
@@ -132,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

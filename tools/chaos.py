@@ -1,12 +1,16 @@
 """Trains tiny runs of real processes, does harm to them at random moments, resumes them, and compares the ends.
 
-    nice python tools/chaos.py --rounds 100 [--seed 0] [--out chaos.jsonl]
+  nice python tools/chaos.py --corpus CORPUS --rounds 100 --seed 0 --out chaos.jsonl
+
+Needs `pip install -e '.[test]'`: the processes are started as the tests start them.
 
 A round is one disaster: a kill of one process or all (SIGKILL, SIGTERM, in start-up, compilation or training), a full
-disk, a damaged newest checkpoint, a process that is stopped for a while, a damaged record shard. Each part of a run has
-1, 2 or 4 processes over 4 devices in all, so that the mesh stays and only the wires between devices change, or 3
-over 3. What launches processes is played here: when one of them ends in an error, the others have PATIENCE seconds.
-Mostly they end at once; now and then gloo does not notice that the other end is gone, and JAX's heartbeat ends them.
+disk, a damaged newest checkpoint, a process that is stopped for a while, a damaged record shard; a second owner, which
+resumes a run that goes on and must be refused with 2 and one line; a dead owner, whose run is resumed after a kill of
+all and must be taken over with a note. Each part of a run has 1, 2 or 4 processes over 4 devices in all, so that the
+mesh stays and only the wires between devices change, or 3 over 3. What launches processes is played here: when one of
+them ends in an error, the others have PATIENCE seconds. Mostly they end at once; now and then gloo does not notice that
+the other end is gone, and JAX's heartbeat ends them.
 """
 
 import argparse
@@ -21,11 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from jaxmed.data.corpus.open import open_source  # noqa: E402
+from jaxmed.errors import choose  # noqa: E402
+from tools.needs import need, run_script  # noqa: E402
+
+need('test', 'pytest')
 
 from tests.parallel import crew  # noqa: E402
 
@@ -35,7 +46,19 @@ STEPS = 12
 # Codes after which a launcher starts a run again; JAX itself aborts the others when process 0 is killed. 2 only where
 # there is a mistake to mend.
 AGAIN, MISTAKES = (0, 69, 75, -signal.SIGKILL, -signal.SIGABRT), ('full disk', 'shard')
-DISASTERS = ('kill one', 'kill all', 'term one', 'term all', 'full disk', 'damage', 'pause', 'shard')
+DISASTERS = ('kill one', 'kill all', 'term one', 'term all', 'full disk', 'damage', 'pause', 'shard', 'second owner',
+             'dead owner')
+# A run of two owners goes slowly, so that the second one finds it at work.
+SLOW = """
+import time as _time
+_fast = loop._batches
+def _slowly(run, first):
+  for batch in _fast(run, first):
+    _time.sleep(0.5)
+    yield batch
+loop._batches = _slowly
+"""
+HELD, TAKEN = 'is being written by process', 'which is gone: taken over'  # what the two are told
 DISK = 64 << 20
 # As root the disk is a small file system; otherwise no file may grow beyond a few kilobytes.
 LIMIT = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, resource.RLIM_INFINITY))\n'
@@ -79,27 +102,48 @@ class Chaos:
       data[len(data) // 3: 2 * len(data) // 3] = self.rng.bytes(2 * len(data) // 3 - len(data) // 3)
       shard.write_bytes(bytes(data))
     try:
-      forks = self.start(argv, count, LIMIT if what == 'full disk' and not self.mounted else '')
+      hook = LIMIT if what == 'full disk' and not self.mounted else SLOW if what.endswith('owner') else ''
+      forks = self.start(argv, count, hook)
       self._harm(what, forks)
+      other = self._second() if what == 'second owner' else {}
       codes, left = outcome(forks)
+      done, kept = last_row(self.run), checkpoints(self.run)
+      other |= self._taken_over() if what == 'dead owner' else {}
     finally:
       shard.write_bytes(whole)
       (self.run.parent / 'ballast').unlink(missing_ok=True)
-    done, kept = last_row(self.run), checkpoints(self.run)
+    codes_fit = all(c in AGAIN or (c == 2 and what in MISTAKES) for c in codes)
+    at_peace = what != 'second owner' or set(codes) == {0}
     return {'what': what, 'processes': count, 'codes': codes, 'left': left, 'from': max(begun, default=0),
             'reached': done, 'lost': done - max(kept, default=0), 'ended': finished(self.run),
-            'as_expected': not left and all(c in AGAIN or (c == 2 and what in MISTAKES) for c in codes)}
+            'as_expected': not left and codes_fit and at_peace and other.get('told', True)} | other
+
+  def _second(self) -> dict[str, Any]:
+    """Resumes the run that goes on, by one or two processes; their codes, and whether each had 2 and its one line."""
+    forks = self.start(['train', '--resume', self.run], int(self.rng.choice([1, 2])))
+    codes, _ = outcome(forks)
+    said = [fork.err.read_text().splitlines() for fork in forks]
+    one_line = all(len(lines) == 1 and HELD in lines[0] for lines in said if lines)
+    return {'second': codes, 'told': set(codes) == {2} and bool(said[0]) and one_line}
+
+  def _taken_over(self) -> dict[str, Any]:
+    """Resumes the run of killed processes to its end; its codes, and whether the first one took it over with a note."""
+    forks = self.start(['train', '--resume', self.run], self.processes or 1)
+    codes, _ = outcome(forks)
+    notes = sum(TAKEN in line for line in forks[0].err.read_text().splitlines())
+    return {'next': codes, 'told': set(codes) == {0} and notes == 1 and not list(self.run.glob('.owner*'))}
 
   def _fresh(self) -> list:
     shutil.rmtree(self.run, ignore_errors=True)
     return crew.begin(self.corpus, self.run, steps=STEPS, mesh={'fsdp': 1})
 
   def _harm(self, what: str, forks: list) -> None:
-    moment = 'device(s)' if self.rng.random() < 0.25 else f'step {int(self.rng.integers(1, STEPS))}/{STEPS}'
+    last = STEPS // 2 if what.endswith('owner') else STEPS
+    moment = 'device(s)' if self.rng.random() < 0.25 else f'step {int(self.rng.integers(1, last))}/{STEPS}'
     wait(forks, moment)
     time.sleep(float(self.rng.uniform(0, 0.2)))
     some = [forks[int(self.rng.integers(len(forks)))]] if what.endswith('one') or what == 'pause' else forks
-    if what.startswith(('kill', 'term')) or what == 'damage':
+    if what.startswith(('kill', 'term')) or what in ('damage', 'dead owner'):
       send(some, signal.SIGTERM if what.startswith('term') else signal.SIGKILL)
     if what == 'pause':
       send(some, signal.SIGSTOP)
@@ -237,7 +281,7 @@ def summary(results: list[dict[str, Any]]) -> str:
   """A few lines for people."""
   parts, ends = [r for r in results if 'what' in r], [r for r in results if 'differ' in r]
   good = sum(r['rows'] and r['loss_off'] < 1e-5 and r['codes'] == [0] for r in ends)
-  lost = [r['lost'] for r in parts if r['what'] not in ('term one', 'term all', 'pause')]
+  lost = [r['lost'] for r in parts if r['what'] not in ('term one', 'term all', 'pause', 'second owner')]
   most = lambda key: max((r[key] for r in ends), default=0)
   total = lambda key: sum(r[key] for r in ends)
   return (f'{len(parts)} disasters, {sum(r["as_expected"] for r in parts)} ended as they should\n'
@@ -248,19 +292,23 @@ def summary(results: list[dict[str, Any]]) -> str:
           f'\nlosses differ by at most {most("loss_off"):.2g} of themselves')
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+  """Parses, does the rounds, prints what came of them."""
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument('--only', default=','.join(DISASTERS), help='these disasters, in this order: ' + ', '.join(DISASTERS))
   p.add_argument('--rounds', type=int, default=100)
   p.add_argument('--processes', type=int, default=0, help='always as many, so that all bits must be the same')
   p.add_argument('--seed', type=int, default=0)
-  p.add_argument('--corpus', type=pathlib.Path, required=True)
-  p.add_argument('--out', type=pathlib.Path)
+  p.add_argument('--corpus', type=pathlib.Path, required=True, help='of 24 training records or more')
+  p.add_argument('--out', type=pathlib.Path, help='a file for what came of each, JSON lines')
   p.add_argument('--keep', action='store_true', help='leave the runs where they are')
-  args = p.parse_args()
+  args = p.parse_args(argv)
+  chosen = tuple(choose('disaster', what.strip(), DISASTERS) for what in args.only.split(','))
+  open_source(args.corpus)
   place = pathlib.Path(tempfile.mkdtemp(prefix='chaos-'))
   try:
     results = rounds(args.corpus, place, args.rounds, args.seed, lambda line: print(line, flush=True),
-                     processes=args.processes)
+                     chosen, args.processes)
   finally:
     if args.keep:
       print(f'everything is in {place}', file=sys.stderr)
@@ -273,4 +321,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  run_script(main)

@@ -9,6 +9,8 @@ Four trainings a seed, of one model and method, judged by frozen features on the
 
 Intervals are Student's t over seeds; differences are from full, seed by seed.
 
+Needs `make install` alone.
+
 Example:
   jaxmed prepare demo --out runs/demo/corpus
   python tools/curation_study.py --data runs/demo/corpus --out runs/curation --steps 400 --seeds 3
@@ -17,6 +19,7 @@ Example:
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ from jaxmed.data.curate import curate  # noqa: E402
 from jaxmed.study.compare import cell, interval, judged  # noqa: E402
 from jaxmed.train import loop  # noqa: E402
 from jaxmed.train.build.rundir import load_encoder  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 NAMES = ('logistic accuracy', 'knn accuracy', 'logistic auroc')
 REDUCED, RANDOM = 'study-reduced', 'study-random'
@@ -118,7 +122,7 @@ def draw(results: dict[str, list[dict]], path: pathlib.Path) -> None:
     figure.savefig(part, format='png', dpi=120)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Parses, selects, trains, writes OUT/table.md and OUT/curation.png."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('words', nargs='*', metavar='key=value', help='config values for all runs')
@@ -128,7 +132,7 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=800, help='of the full set')
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--radius', type=int, default=6, help='most bits in which near-duplicates differ')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
   counts = select(args.data, args.radius, seed=0)
@@ -143,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -7,6 +7,8 @@ some are made to harm: declared sizes of terabytes, compressed zeros, pickles, l
 A tenth as many folders have names of any bytes, links, FIFOs and tables: what would be read of them is planned.
 Each file is read in a process of its own with 2 GiB beyond what the programs take, for 10 seconds at most. Prints what
 became of them by format; files that crashed a reader, ran on, or ran their code are kept, and the exit code is then 1.
+
+Needs `pip install -e '.[test]'`.
 """
 
 import argparse
@@ -27,11 +29,15 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # threads do not survive a fork
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from tools.needs import need, run_script  # noqa: E402
 
 SECONDS, MEMORY = 10, 2 << 30
 DICOMS = ('CT_small', 'MR_small_RLE', 'MR_small_jp2klossless', 'MR_small_jpeg_ls_lossless', 'SC_rgb_jpeg_dcmtk',
@@ -161,7 +167,6 @@ def _write_video(folder: pathlib.Path) -> None:
 
 
 def _write_microscopes(folder: pathlib.Path, colour: np.ndarray) -> None:
-  sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
   from tests.data.readers import czis, nd2s
 
   for name in ('tczyx', 'rgb', 'zstd'):
@@ -485,13 +490,14 @@ def import_all() -> None:
   from jaxmed.data.readers import array, czi, dicom, image, itk, nifti, slide, tiff, video  # noqa: F401
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=2000, help='damaged files, beside those made to harm and folders')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--keep', type=pathlib.Path, help='folder for files that a reader failed on')
   parser.add_argument('--reasons', action='store_true', help='print what became of each file')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
+  need('test', 'av', 'h5py', 'nd2', 'openjpeg', 'pydicom', 'SimpleITK', 'zarr')
   table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
   with tempfile.TemporaryDirectory() as place:
     work = pathlib.Path(place)
@@ -525,4 +531,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  run_script(main)

@@ -5,6 +5,8 @@ all. The score is of a frozen encoder on unseen slabs of the demo brain (see the
 encoder untrained (initial weights and the vector that is looked at differ by method) and raw pixels. A table that was
 stopped goes on where it was.
 
+Needs `make install` alone.
+
 Example:
   jaxmed prepare demo --out runs/demo/corpus
   python tools/method_table.py --data runs/demo/corpus --out runs/methods --steps 300
@@ -13,11 +15,13 @@ Example:
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed import config, files, objectives  # noqa: E402
 from jaxmed.study.compare import Plan, compare  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 MODELS = ('vit_micro/16', 'channel_vit_micro/16', 'convnextv2_micro')
 SHARED = ('method', 'model', 'steps', 'epochs', 'batch_size', 'data', 'eval_every', 'seed')
@@ -53,26 +57,27 @@ def table(wholes: list[dict]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Parses, trains, writes."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('words', nargs='*', metavar='key=value', help='config values for all runs')
   parser.add_argument('--data', required=True, help='the demo corpus')
   parser.add_argument('--out', required=True, help='folder of all runs and of table.md')
   parser.add_argument('--steps', type=int, default=300, help='of 32 images each')
   parser.add_argument('--seeds', type=int, default=1)
   parser.add_argument('--models', default=','.join(MODELS))
   parser.add_argument('--methods', default=','.join(objectives.METHODS))
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   wholes = []
   for model in args.models.split(','):
     methods = tuple(args.methods.split(','))
     user = {'batch_size': 32, 'eval_every': args.steps, 'checkpoint_every': args.steps, 'log_every': 25}
     plan = Plan(args.data, methods, model, 'region', 32 * args.steps, args.seeds, user,
-                {m: laptop(m, model) for m in methods})
+                {m: config.merge(laptop(m, model), config.parse_overrides(args.words)) for m in methods})
     wholes.append(compare(plan, pathlib.Path(args.out) / model.replace('/', '_')))
     files.write_text(pathlib.Path(args.out) / 'table.md', table(wholes))
   print(table(wholes))
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

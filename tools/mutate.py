@@ -5,6 +5,8 @@ They run once without a fault before: what fails then does not count. A run that
 `fast` says whether a test without the marker `slow` is among those that failed; these run first, so that one failure
 (--most 1, the quickest) tells it. Compiled programs are kept from one run to the next, as most of them are equal.
 
+Needs `pip install -e '.[test]'`.
+
 Example:
   python tools/mutate.py --only centre_added,rotary_sign
   python tools/mutate.py --jobs 2 --json /tmp/mutations.json --out docs/develop/mutations.md
@@ -30,11 +32,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psutil
-import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from mutations import FAULTS, Fault, room  # noqa: E402
+from needs import need, run_script  # noqa: E402
+
+need('test', 'pytest')
+
+import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 600.0  # that the tests of a fault may take
@@ -312,7 +318,7 @@ def _known(path: str, faults: Sequence[Fault]) -> dict[str, dict[str, Any]]:
   return {f.name: values[f.name] for f in faults if values.get(f.name, {}).get('change') == digest(f)}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns its exit code."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--only', default='', metavar='NAME,NAME', help='these faults alone')
@@ -324,7 +330,7 @@ def main() -> int:
   parser.add_argument('--json', default='', metavar='FILE', help='keeps the results; those of other faults stay in it')
   parser.add_argument('--out', default='', metavar='FILE.md', help='writes the table')
   parser.add_argument('--cache', default='', metavar='DIR', help='keeps compiled programs for the next time')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   names = [name for name in args.only.split(',') if name]
   unknown = set(names) - {fault.name for fault in FAULTS}
   if unknown:
@@ -361,4 +367,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  run_script(main)

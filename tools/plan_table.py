@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Compiles the targets for TPU pods and writes docs/results/scaling.md and its figure (scaling.json keeps plans).
 
+Needs `pip install -e '.[tpu-plan]'`; --write-only `make install` alone.
+
 Each target takes minutes to compile; one that docs/results/scaling.json has is not compiled again, unless --again.
 
   python tools/plan_table.py [--only vitl] [--again] [--write-only] [--hlo FOLDER]
@@ -11,16 +13,16 @@ import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from jaxmed import config, files  # noqa: E402
-from jaxmed.parallel import (
-  chips,  # noqa: E402
-  sharding_table,
-)
+from jaxmed.parallel import chips, sharding_table  # noqa: E402
 from jaxmed.plan import plan, roofline, tables  # noqa: E402
+from tools.needs import need, run_script  # noqa: E402
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'results'
 RECIPES = DOCS.parents[1] / 'experiments'
@@ -107,7 +109,7 @@ accelerator.
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Compiles what is missing and writes the pages."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--only', nargs='*', choices=TARGETS, default=list(TARGETS))
@@ -115,7 +117,9 @@ def main() -> None:
   parser.add_argument('--again', action='store_true', help='compile also what docs/results/scaling.json has')
   parser.add_argument('--write-only', action='store_true', help='compile nothing')
   parser.add_argument('--hlo', type=pathlib.Path, help='a folder for the optimised programs')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
+  if not args.write_only:
+    need('tpu-plan', 'libtpu')
   place = DOCS / 'scaling.json'
   have = lambda: files.read_json(place) if place.exists() else {}
   for name, pod in [] if args.write_only else [(n, p) for n in args.only for p in args.pods]:
@@ -252,4 +256,4 @@ def weak_text(curves: dict[str, list[tuple[int, float]]]) -> str:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -2,6 +2,8 @@
 
   python tools/reference.py           writes the pages
   python tools/reference.py --check   ends with 1 and names the pages that are stale
+
+Needs `make install` alone.
 """
 
 import argparse
@@ -13,11 +15,14 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxmed import cli, config, objectives
-from jaxmed.cli import list_
-from jaxmed.models import registry
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxmed import cli, config, objectives  # noqa: E402
+from jaxmed.cli import list_  # noqa: E402
+from jaxmed.models import registry  # noqa: E402
+from tools.needs import run_script  # noqa: E402
+
 PLACE = ROOT / 'docs' / 'reference'
 NOTE = '<!-- Written by tools/reference.py: change the code, then run it again. -->'
 
@@ -192,10 +197,10 @@ def stale() -> dict[str, str]:
   return {name: whole for name, whole in wanted.items() if read(PLACE / name) != whole}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--check', action='store_true', help='write nothing, end with 1 if a page is stale')
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   pages = stale()
   for name, whole in pages.items():
     if not args.check:
@@ -205,4 +210,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  run_script(main)

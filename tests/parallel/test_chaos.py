@@ -1,25 +1,37 @@
-"""Five disasters, and the run ends with the bits of one that was left in peace (tools/chaos.py does hundreds)."""
+"""Seven disasters, and each run ends with the bits of one that was left in peace (tools/chaos.py does hundreds)."""
 
-import importlib.util
-import pathlib
+import json
 
 import pytest
 
-FIVE = ('kill one', 'full disk', 'damage', 'term one', 'shard')
+from jaxmed.errors import UserError
+from tools import chaos
+
+SEVEN = ('kill one', 'full disk', 'damage', 'term one', 'shard', 'second owner', 'dead owner')
 
 
-@pytest.mark.timeout(900)  # on cores that others use
-def test_five_disasters(corpus, tmp_path):
-  file = pathlib.Path(__file__).parent.parent.parent / 'tools' / 'chaos.py'
-  spec = importlib.util.spec_from_file_location('chaos', file)
-  chaos = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(chaos)
-  results = chaos.rounds(corpus, tmp_path, 5, seed=1, say=lambda line: None, disasters=FIVE, processes=2)
+@pytest.mark.timeout(1200)  # on cores that others use
+def test_seven_disasters(corpus, tmp_path, capsys):
+  out = tmp_path / 'chaos.jsonl'
+  assert chaos.main(['--corpus', str(corpus), '--only', ','.join(SEVEN), '--rounds', '7', '--processes', '2', '--seed', '1',
+                     '--out', str(out)]) == 0
+  assert '7 disasters, 7 ended as they should' in capsys.readouterr().out
+  results = [json.loads(line) for line in out.read_text().splitlines()]
   parts, ends = [r for r in results if 'what' in r], [r for r in results if 'differ' in r]
-  assert [r['what'] for r in parts] == list(FIVE)
+  assert [r['what'] for r in parts] == list(SEVEN)
   assert all(r['as_expected'] for r in parts), parts
   assert all(r['lost'] <= chaos.most_lost() for r in parts), parts
+  second, dead = parts[-2:]
+  assert set(second['second']) == {2} and second['codes'] == [0, 0] and second['reached'] == chaos.STEPS
+  assert dead['next'] == [0, 0] and -9 in dead['codes']
   assert ends
   for end in ends:
     assert end['codes'] == [0, 0]
     assert end['rows'] and end['differ'] == 0 and end['values'] > 50_000, end
+
+
+def test_a_mistake_is_told_at_once(corpus):
+  with pytest.raises(UserError, match="unknown disaster 'kill two': did you mean 'kill one'"):
+    chaos.main(['--corpus', str(corpus), '--only', 'kill two'])
+  with pytest.raises(UserError, match='no-corpus'):
+    chaos.main(['--corpus', 'no-corpus'])

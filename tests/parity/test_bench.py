@@ -1,9 +1,14 @@
-"""The step benchmark runs: one short round of a case with both sides, through the script itself."""
+"""The step benchmark runs: one short round of a case through the script itself, and the steps of every case."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
+
+import pytest
+
+from tools import bench_step
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -19,3 +24,17 @@ def test_one_round(tmp_path):
   # 86 million multiply-adds a block of 197 tokens, 12 of them, forward and twice that backward.
   assert 6 < case['gflop'] < 9
   assert case['ratio'] > 0 and case['jax_seconds'] > 0 and case['torch_seconds'] > 0
+
+
+@pytest.mark.parametrize('name', bench_step.CASES)
+def test_every_case_at_its_smallest(name, monkeypatch):
+  """Each side takes its step, which ends it where a loss is not finite; 32 pixels, few and small crops and heads."""
+  monkeypatch.setattr(bench_step, 'LOCAL', {'size': 16, 'crops': 2})
+  monkeypatch.setattr(bench_step, 'HEAD', {'hidden_dim': 16, 'bottleneck_dim': 8, 'out_dim': 32})
+  monkeypatch.setattr(bench_step, 'DECODER', {'dim': 16, 'depth': 1, 'heads': 2})
+  case = dataclasses.replace(bench_step.CASES[name], batch=2, size=32)
+  assert case.flops > 0
+  for make in (bench_step.jax_step, bench_step.torch_step):
+    step = make(case)
+    step()
+    step()
