@@ -280,7 +280,7 @@ def rounds(corpus: pathlib.Path, place: pathlib.Path, count: int, seed: int, say
 def summary(results: list[dict[str, Any]]) -> str:
   """A few lines for people."""
   parts, ends = [r for r in results if 'what' in r], [r for r in results if 'differ' in r]
-  good = sum(r['rows'] and r['loss_off'] < 1e-5 and r['codes'] == [0] for r in ends)
+  good = sum(r['rows'] and r['loss_off'] < 1e-5 and set(r['codes']) == {0} for r in ends)
   lost = [r['lost'] for r in parts if r['what'] not in ('term one', 'term all', 'pause', 'second owner')]
   most = lambda key: max((r[key] for r in ends), default=0)
   total = lambda key: sum(r[key] for r in ends)
