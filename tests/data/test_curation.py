@@ -3,8 +3,10 @@
 import csv
 import json
 import shutil
+import types
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -405,3 +407,10 @@ def test_training_tells_leaks_by_an_encoder(studies, a, tmp_path, capfd):
   assert count and f'nearly the same features {count})' in err and f'--encoder {path} --drop-leaks' in err
   with pytest.raises(UserError, match='leak_encoder=nowhere does not exist'):
     opened({'data': str(a), 'evaluation': str(b), 'leak_encoder': 'nowhere'})
+
+
+def test_empty_text_is_no_ones():
+  """Records without a subject are not of one subject: neither null nor '' finds another."""
+  held = types.SimpleNamespace(table={'path': pa.chunked_array([['', 'b', None, 'b']])}, datasets=())
+  mine = types.SimpleNamespace(table={'path': pa.chunked_array([['a', '', None, 'b']])}, datasets=())
+  assert leakage._same(mine, held, 'path').tolist() == [-1, -1, -1, 1]

@@ -28,6 +28,7 @@ from jaxmed.data.readers.types import (
 
 _TO_MM = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}  # the three low bits of xyzt_units: unknown, m, mm, micron
 _TO_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # the next three: s, ms, us; what else there is counts no time
+_INFLATES = 1032  # bytes that a byte of deflated data can stand for, at most
 _COLOURS = {128: 3, 2304: 4}  # datatype: RGB24, RGBA32
 
 
@@ -125,8 +126,20 @@ def _header(f: Any, name: str) -> _Header:
   check_size((*shape, max(1, _COLOURS.get(int(raw['datatype']), 0))), np.dtype(np.uint8) if dtype.names else dtype)
   affine, zooms = _geometry(raw, notes)
   slope, inter = _scale(raw, notes)
-  proxy = ArrayProxy(f, (axes, dtype, _offset(raw, notes), slope, inter))
+  offset = _offset(raw, notes)
+  _check_length(f, offset, int(np.prod(axes, dtype=object)) * dtype.itemsize)
+  proxy = ArrayProxy(f, (axes, dtype, offset, slope, inter))
   return _Header(raw, shape, affine, zooms, _step(raw, axes, notes), notes, proxy)
+
+
+def _check_length(f: Any, offset: int, size: int) -> None:
+  """Raises a ValueError where the file cannot hold what its header counts: memory for it would be taken first."""
+  packed = isinstance(f, gzip.GzipFile)
+  length = os.fstat(f.fileno()).st_size * (_INFLATES if packed else 1)
+  if offset + size > length:
+    most = 'at most ' if packed else ''
+    raise ValueError(f'truncated: dim and datatype count {size} bytes of pixels from byte {offset} on, and the file '
+                     f'has {most}{length}')
 
 
 def _shape(raw: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """NRRD, MetaImage and NIfTI in time: the same phantom, the same records."""
 
+import gzip
 import re
 import struct
 
@@ -282,3 +283,15 @@ def test_a_channel_without_a_finite_pixel_has_no_mean(tmp_path):
     list(readers.read(tmp_path / 'a.npy', readers.Options(nan='mean')))
   [record] = readers.read(tmp_path / 'a.npy', readers.Options(nan='0'))
   assert record['image'][..., 1].max() == 0
+
+
+@pytest.mark.parametrize('end', ['', '.gz'])
+def test_a_nifti_that_counts_more_than_it_holds_takes_no_memory(tmp_path, end):
+  """A file of a kilobyte whose header says gigabytes is refused before they are asked for."""
+  image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4))
+  image.to_filename(tmp_path / 'x.nii')
+  data = bytearray((tmp_path / 'x.nii').read_bytes())
+  data[42:48] = np.array([512, 512, 512], '<i2').tobytes()
+  (tmp_path / f'y.nii{end}').write_bytes(gzip.compress(bytes(data)) if end else bytes(data))
+  with pytest.raises(ValueError, match=r'truncated: dim and datatype count 268435456 bytes of pixels from byte 352 on'):
+    next(iter(readers.read(tmp_path / f'y.nii{end}')))
