@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import jaxmed
-from jaxmed import cli
+from jaxmed import cli, owner
 from jaxmed.cli import common, streams, train
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Unavailable
@@ -577,3 +577,21 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, corpus,
   (tmp_path / 'folder').mkdir()
   fails(['evaluate', trained, '--data', corpus, '--label', 'tissue', '--out', tmp_path / 'folder'], 'it is a folder')
   fails(['embed', trained, '--data', corpus, '--out', tmp_path / 'folder'], 'it is a folder')
+
+
+def test_what_another_process_writes_is_left_alone(trained, corpus, fails, tmp_path):
+  """A file, a folder of runs and a selection: each verb tells the second one at once."""
+  held = owner._me() | {'token': 'another'}
+  selections = shutil.copytree(corpus, tmp_path / 'corpus') / 'selections'
+  selections.mkdir()
+  (tmp_path / 'compared').mkdir()
+  for lock in (tmp_path / '.f.npz.owner.json', tmp_path / '.e.safetensors.owner.json', tmp_path / '.v.json.owner.json',
+               tmp_path / 'compared' / '.owner.json', selections / '.lean.parquet.owner.json'):
+    lock.write_text(json.dumps(held), encoding='utf-8')
+  said = f'is being written by process {os.getpid()} on'
+  fails(['embed', trained, '--data', corpus, '--out', tmp_path / 'f.npz'], tmp_path / 'f.npz', said)
+  fails(['export', trained, '--format', 'jaxmed', '--out', tmp_path / 'e.safetensors'], said)
+  fails(['evaluate', trained, '--data', corpus, '--label', 'tissue', '--out', tmp_path / 'v.json'], said)
+  fails(['compare', '--methods', 'mae', '--model', 'vit_micro/8', '--data', corpus, '--label', 'tissue', '--samples', '8',
+         '--out', tmp_path / 'compared'], said)
+  fails(['curate', tmp_path / 'corpus', '--methods', 'hash', '--out', 'lean'], said)
