@@ -376,7 +376,8 @@ def _entry(places: list[pathlib.Path], path: pathlib.Path, top: pathlib.Path, rn
   with contextlib.suppress(FileExistsError):
     match rng.choice(['file', 'folder', 'link', 'hard', 'fifo'], p=[0.4, 0.15, 0.3, 0.05, 0.1]):
       case 'file':
-        path.write_bytes(b'\x89PNG\r\n\x1a\n')
+        with path.open('xb') as f:
+          f.write(b'\x89PNG\r\n\x1a\n')
       case 'folder':
         path.mkdir()
         places.append(path)
