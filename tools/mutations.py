@@ -741,7 +741,7 @@ FAULTS: tuple[Fault, ...] = (
           """  except OSError:
     pass
   finally:""",
-          ('tests/interop/test_bad_input.py',)),
+          ('tests/test_files.py',)),
     Fault('damaged_lines_are_not_counted', 'error', 'jaxmed.files',
           'damaged += 1',
           'damaged += 0',

@@ -75,6 +75,15 @@ def test_waits_for_data_belong_to_their_steps(pace):
   assert second['images_per_second'] < first['images_per_second'] / 2
 
 
+def test_a_wait_is_of_one_row_alone(pace):
+  device = Device(0.02)
+  pace.go()
+  for n in range(1, 11):
+    pace.step(n, device.step(), 0.02 if n <= 5 else 0.0)
+  first, second = pace.row(5), pace.row(10)
+  assert first['data_wait'] > 0.7 and second['data_wait'] == 0
+
+
 def test_a_failed_step_does_not_hang(pace):
   class Broken:
     def block_until_ready(self):

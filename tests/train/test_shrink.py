@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 import jaxmed
 from jaxmed import cli
@@ -25,6 +26,13 @@ def test_evolution_finds_what_is_wanted():
   assert min(judge(tuple(np.random.default_rng(s).integers(1, 33, 4))) for s in range(20)) > loss  # better than chance
   assert shrink.evolve(judge, 4, 32, 60, seed=0) == (best, loss)
   assert shrink.evolve(lambda w: 0.0, 2, 8, 20, seed=0)[0] == (1, 1)  # of equals the narrowest
+
+
+def test_a_mutation_keeps_most_of_its_parent():
+  """A tenth of the widths is drawn anew (OptEmbed's evolution)."""
+  rng = np.random.default_rng(0)
+  drawn = np.mean([shrink._mutated((0,) * 8, (1,) * 8, rng) for _ in range(2000)])
+  assert drawn == pytest.approx(0.1, abs=0.01)
 
 
 def test_narrowed_matrices_are_those_of_narrow_rows():
