@@ -142,7 +142,7 @@ def test_no_attention_maps(family):
 def views(wanted=('image',), **options):
   """Shapes of a view maker's output for a stored batch of 2 with 3 channels that may be missing, and what is `wanted`."""
   maker = ViewMaker((8, 8), (0.0,) * 3, (1.0,) * 3, **options)
-  found = fields.of(wanted, size=(12, 12), slots=3, dtype='uint8', signal=(7, 2), boxes=4)
+  found = fields.of(wanted, size=(12, 12), slots=3, dtype='uint8', signal=(7, 2), boxes=4, extent=len(wanted) > 1)
   stored = {name: SPEC(shape, dtype) for name, (shape, dtype) in fields.shapes(found, 2).items()}
   if options.get('channel_sampling') == 'diverse':
     stored['similarity'] = SPEC((3, 3), jnp.float32)
@@ -159,6 +159,7 @@ def test_a_batch_has_the_keys_that_are_listed():
   assert whole == set(contracts.Batch.__annotations__)
   groups = {key for _, out in cases for group in ('global', 'local', 'gram') for key in out.get(group, ())}
   assert groups == set(contracts.Views.__annotations__)
+  assert not any('extent' in out for _, out in cases)  # views have it no more
   shapes = cases[0][1]
   assert shapes['image'].shape == (2, 8, 8, 3) and shapes['sizes'].shape == (2, 2)
   assert shapes['channel_there'].shape == shapes['channel_mask'].shape == (2, 3)

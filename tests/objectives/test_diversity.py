@@ -85,7 +85,7 @@ def test_classes_are_all_channels_with_orthogonal_proxies():
   shapes = nn.unbox(jax.eval_shape(encoder.init, jax.random.key(0), batch['image'], batch['channels']))['params']
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes) | {'channel_embed': jnp.asarray(vectors, jnp.float32)}
   for classes, every in (('present', None), ('all', np.ones(4, bool))):
-    diversity = Diversity(1.0, 0.0, 0.3, 1.0, 4.0, classes)
+    diversity = Diversity(channel_diversity=1.0, diversity_temperature=0.3, diversity_classes=classes)
     proxies = nn.unbox(jax.jit(diversity.init_proxies, static_argnums=0)(encoder, jax.random.key(1)))
     x = np.asarray(proxies['proxies'], np.float64)
     assert np.allclose(x @ x.T, np.eye(4), atol=1e-5) == (classes == 'all')

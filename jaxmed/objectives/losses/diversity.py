@@ -18,27 +18,28 @@ from jaxmed.objectives.networks import own_cells
 CLASSES = ('present', 'all')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Diversity:
-  """Weights and constants of the two losses; the fields are options of the methods that add them.
+  """A base of methods that add the two losses, with their weights and constants as options.
 
   Attributes:
-    channel_diversity: weight of the first loss, 0 for none.
-    token_diversity: weight of the second, 0 for none.
+    channel_diversity: weight of the first of DiChaViT's losses, 0 for none; of a channel_vit.
+    token_diversity: weight of the second, 0 for none; of a channel_vit. Where a method hides tokens, of those that are
+      shown with all others.
     diversity_temperature: of the first.
     same_channel, other_channels: factors of the two parts of the second.
     diversity_classes: of the first: the channels that are 'present', whose proxies begin at random (DiChaViT), or
       'all', whose proxies begin orthogonal (cha_mae_vit, models/cha_mae_vit.py).
   """
 
-  channel_diversity: float
-  token_diversity: float
-  diversity_temperature: float
-  same_channel: float
-  other_channels: float
+  channel_diversity: float = 0.0
+  token_diversity: float = 0.0
+  diversity_temperature: float = 0.07
+  same_channel: float = 1.0
+  other_channels: float = 4.0
   diversity_classes: str = 'present'
 
-  def check(self, encoder: Encoder) -> None:
+  def check_diversity(self, encoder: Encoder) -> None:
     """Raises a UserError for an option out of range, or that the encoder does not go with."""
     choose('objective.diversity_classes', self.diversity_classes, CLASSES)
     if min(self.channel_diversity, self.token_diversity) < 0 or self.diversity_temperature <= 0:
@@ -57,7 +58,8 @@ class Diversity:
     draw = init(rng, (encoder.in_channels, encoder.embed_dim), jnp.float32)
     return {'proxies': nn.LogicallyPartitioned(draw, ('channels', 'embed'))}
 
-  def losses(self, encoder: Encoder, params: Any, batch: Batch, shown: jax.Array | None = None) -> dict[str, jax.Array]:
+  def diversity_losses(self, encoder: Encoder, params: Any, batch: Batch,
+                       shown: jax.Array | None = None) -> dict[str, jax.Array]:
     """The losses that have a weight, by the names of these; `shown` [B, C * N] as `token_diversity` wants it."""
     channels = batch['channels']
     there = batch.get('channel_mask', jnp.ones(channels.shape, bool))  # [B, C]
@@ -76,8 +78,8 @@ class Diversity:
                                                own_cells(encoder, batch))
     return out
 
-  def weighted(self, losses: dict[str, jax.Array]) -> jax.Array | float:
-    """The sum of what `losses` gave, by the weights."""
+  def weighted_diversity(self, losses: dict[str, jax.Array]) -> jax.Array | float:
+    """The sum of what `diversity_losses` gave, by the weights."""
     return sum(vars(self)[name] * value for name, value in losses.items())
 
 

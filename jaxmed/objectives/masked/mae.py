@@ -52,7 +52,7 @@ class Masking:
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE(Method):
+class MAE(Diversity, Method):
   """Hides most tokens of each sample and reconstructs their pixels.
 
   Attributes:
@@ -74,8 +74,6 @@ class MAE(Method):
     class_weight: w, the weight of a loss of classes beside those two, which have 1 - w; needs loader.label. class_loss,
       class_temperature: see `ClassHead`. feature: what it reads, 'cls' or 'mean' of the tokens shown.
     num_classes: filled in from the data.
-    channel_diversity, token_diversity, diversity_temperature, same_channel, other_channels, diversity_classes: as of
-      `Supervised`; the second one of tokens that are shown with all others.
   """
 
   encoder: Encoder
@@ -97,12 +95,7 @@ class MAE(Method):
   class_temperature: float = 1.0
   feature: str = 'mean'
   num_classes: int = 0
-  channel_diversity: float = 0.0
-  token_diversity: float = 0.0
-  diversity_temperature: float = 0.1
-  same_channel: float = 1.0
-  other_channels: float = 4.0
-  diversity_classes: str = 'present'
+  diversity_temperature: float = dataclasses.field(default=0.1, kw_only=True)
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # 1.5e-4 * B / 256 at the published batch of 4096
   FEATURE: ClassVar[str] = 'mean'
@@ -122,15 +115,9 @@ class MAE(Method):
                       'probabilities of two modes, together at most 1')
     if self.mask_channels == 'dynamic' and not self.encoder.per_channel:
       raise UserError('objective.mask_channels=dynamic hides channels: it needs a channel_vit')
-    self.diversity.check(self.encoder)
+    self.check_diversity(self.encoder)
     self._check_classes()
     self._check_decoder()
-
-  @property
-  def diversity(self) -> Diversity:
-    """DiChaViT's losses, with the options' weights."""
-    return Diversity(self.channel_diversity, self.token_diversity, self.diversity_temperature, self.same_channel,
-                     self.other_channels, self.diversity_classes)
 
   def _check_classes(self) -> None:
     choose('objective.class_loss', self.class_loss, CLASS_LOSSES)
@@ -192,7 +179,7 @@ class MAE(Method):
     decoder = self.decoder.init(decoder_key, prefix, latent, masking.visible, masking.ids_restore, channels,
                                 masking.decoder_valid, self._shared(nn.unbox(encoder), batch))['params']
     params = {'encoder': encoder, 'decoder': decoder}
-    params |= self.diversity.init_proxies(self.encoder, jax.random.fold_in(rng, 2))
+    params |= self.init_proxies(self.encoder, jax.random.fold_in(rng, 2))
     if self.class_weight:
       if self.num_classes < 2:
         raise UserError('objective.class_weight needs loader.label, a manifest column with at least two classes')
@@ -218,8 +205,8 @@ class MAE(Method):
       logits = self.head.apply({'params': params['head']}, latent.pooled(self.feature))  # [B, classes]
       metrics |= classified(logits, batch['label'])
       loss = (1 - self.class_weight) * loss + self.class_weight * metrics['class_loss']
-    apart = self.diversity.losses(self.encoder, params, batch, masking.shown) if train else {}
-    loss = loss + self.diversity.weighted(apart)
+    apart = self.diversity_losses(self.encoder, params, batch, masking.shown) if train else {}
+    loss = loss + self.weighted_diversity(apart)
     return loss, (with_stats(metrics | apart, train, encoder=stats), variables['extra'])
 
   def target(self, image: jax.Array, there: jax.Array | None = None) -> jax.Array:

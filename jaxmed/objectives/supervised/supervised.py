@@ -17,16 +17,13 @@ from jaxmed.objectives.networks import inputs, run, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
-class Supervised(Method):
+class Supervised(Diversity, Method):
   """Trains encoder and a linear head on the batch's `label` (-1 counts as no label).
 
   Attributes:
     num_classes: filled in from the data. feature: 'cls' or 'mean', what the head reads.
     label_smoothing: share of the target that is spread over all classes.
     mixup, cutmix: alpha of their Beta distributions, 0 for none.
-    channel_diversity, token_diversity: weights of DiChaViT's losses, see `diversity`; 0 for none. Of a channel_vit.
-    diversity_temperature: of the first. same_channel, other_channels: factors of the two parts of the second.
-    diversity_classes: of the first, the channels 'present' in a batch or 'all', see `Diversity`.
   """
 
   encoder: Encoder
@@ -35,12 +32,6 @@ class Supervised(Method):
   label_smoothing: float = 0.1
   mixup: float = 0.0
   cutmix: float = 0.0
-  channel_diversity: float = 0.0
-  token_diversity: float = 0.0
-  diversity_temperature: float = 0.07
-  same_channel: float = 1.0
-  other_channels: float = 4.0
-  diversity_classes: str = 'present'
 
   LEARNING_RATE: ClassVar = (5e-4, 256)  # insitro/ChannelViT: 5e-4 * B / 256 at a batch of 256
   FEATURE: ClassVar[str] = 'cls'
@@ -54,13 +45,7 @@ class Supervised(Method):
     choose('objective.feature', self.feature, ('cls', 'mean'))
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f'objective.label_smoothing {self.label_smoothing} must lie in [0, 1)')
-    self.diversity.check(self.encoder)
-
-  @property
-  def diversity(self) -> Diversity:
-    """DiChaViT's losses, with the options' weights."""
-    return Diversity(self.channel_diversity, self.token_diversity, self.diversity_temperature, self.same_channel,
-                     self.other_channels, self.diversity_classes)
+    self.check_diversity(self.encoder)
 
   @property
   def head(self) -> Dense:
@@ -75,7 +60,7 @@ class Supervised(Method):
     encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
     head = self.head.init(head_key, jnp.zeros((1, self.encoder.embed_dim)))['params']
     params = {'encoder': encoder, 'head': head}
-    params |= self.diversity.init_proxies(self.encoder, jax.random.fold_in(head_key, 1))
+    params |= self.init_proxies(self.encoder, jax.random.fold_in(head_key, 1))
     return {'params': params, 'target': {}, 'extra': {}}
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
@@ -98,6 +83,6 @@ class Supervised(Method):
     total = jnp.maximum(known.sum(), 1.0)
     loss = (entropy * known).sum() / total
     right = ((logits.argmax(axis=-1) == batch['label']) * known).sum() / total
-    apart = self.diversity.losses(self.encoder, variables['params'], batch) if train else {}
+    apart = self.diversity_losses(self.encoder, variables['params'], batch) if train else {}
     metrics = with_stats({'cross_entropy': loss, 'accuracy': right} | apart, train, encoder=stats)
-    return loss + self.diversity.weighted(apart), (metrics, variables['extra'])
+    return loss + self.weighted_diversity(apart), (metrics, variables['extra'])
