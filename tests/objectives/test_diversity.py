@@ -89,7 +89,7 @@ def test_classes_are_all_channels_with_orthogonal_proxies():
     proxies = nn.unbox(jax.jit(diversity.init_proxies, static_argnums=0)(encoder, jax.random.key(1)))
     x = np.asarray(proxies['proxies'], np.float64)
     assert np.allclose(x @ x.T, np.eye(4), atol=1e-5) == (classes == 'all')
-    have = jax.jit(diversity.losses, static_argnums=0)(encoder, {'encoder': params} | proxies, batch)
+    have = jax.jit(diversity.diversity_losses, static_argnums=0)(encoder, {'encoder': params} | proxies, batch)
     assert float(have['channel_diversity']) == pytest.approx(channel_reference(vectors, x, mask.any(axis=0), 0.3, every), rel=1e-5)
 
 
