@@ -64,7 +64,7 @@ class _Elements:
     fitted = {'image': lambda x: resize(x, size), 'mask': lambda x: nearest(x, size)}
     pixels = {name: fitted[name](record[name]) for name in self._pixels if name in record}
     if size != self.size:
-      pixels |= _cornered(pixels, [most - n for n, most in zip(size, self.size)])
+      pixels |= _framed(pixels, [(0, most - n) for n, most in zip(size, self.size)])
     element = self._filled(i, record | pixels, [0.0] * len(grid), [want / have for want, have in zip(size, grid)])
     return element | ({'extent': np.asarray(size, np.int32)} if self.fit == 'aspect' else {})
 
@@ -78,10 +78,7 @@ class _Elements:
     start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
     record = self.source.cut(i, start, self.size, self._pixels)
     if any(map(any, pad)):
-      if 'image' in record:
-        record['image'] = np.pad(record['image'], [*pad, (0, 0)])
-      if 'mask' in record:
-        record['mask'] = np.pad(record['mask'].astype(np.int32), pad, constant_values=-1)
+      record |= _framed(record, pad)
     return self._filled(i, record, [s - before for s, (before, _) in zip(start, pad)], [1.0] * len(pad))
 
   @property
@@ -129,9 +126,9 @@ class _Elements:
     return np.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, missing)]) if missing else image
 
 
-def _cornered(pixels: dict[str, Any], spare: Sequence[int]) -> dict[str, Any]:
-  """Image and mask with so many more pixels at the end of each axis, zeros and -1."""
-  pad, out = [(0, n) for n in spare], {}
+def _framed(pixels: Mapping[str, Any], pad: Sequence[tuple[int, int]]) -> dict[str, Any]:
+  """Image and mask with so many more pixels before and after each axis, zeros and -1."""
+  out = {}
   if 'image' in pixels:
     out['image'] = np.pad(pixels['image'], [*pad, (0, 0)])
   if 'mask' in pixels:
