@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
@@ -47,8 +47,7 @@ class BarlowTwins(Method):
   }
 
   def __post_init__(self):
-    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
-    siamese.check(self.feature, scale=self.scale)
+    siamese.check(self.feature, self.encoder_norm, scale=self.scale)
     if self.off_diagonal < 0:
       raise UserError(f'objective.off_diagonal {self.off_diagonal} must be at least 0')
 

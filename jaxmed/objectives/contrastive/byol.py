@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives import networks
 from jaxmed.objectives.base import Method
@@ -50,8 +50,7 @@ class BYOL(Method):
   }
 
   def __post_init__(self):
-    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
-    siamese.check(self.feature, out_dim=self.out_dim)
+    siamese.check(self.feature, self.encoder_norm, out_dim=self.out_dim)
     if not 0 <= self.momentum_start <= 1:
       raise UserError(f'objective.momentum_start {self.momentum_start} must lie in [0, 1]')
 

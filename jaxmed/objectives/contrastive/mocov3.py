@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.models.encoders.vit import ViT
 from jaxmed.objectives import networks
@@ -63,8 +63,7 @@ class MoCoV3(Method):
   }
 
   def __post_init__(self):
-    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
-    siamese.check(self.feature, temperature=self.temperature, out_dim=self.out_dim,
+    siamese.check(self.feature, self.encoder_norm, temperature=self.temperature, out_dim=self.out_dim,
                   projector_layers=self.projector_layers, predictor_layers=self.predictor_layers)
     if not 0 <= self.momentum_start <= 1:
       raise UserError(f'objective.momentum_start {self.momentum_start} must lie in [0, 1]')

@@ -18,9 +18,10 @@ def width(published: int, encoder: Encoder) -> int:
   return min(published, 12 * encoder.embed_dim)
 
 
-def check(feature: str, **positive: float) -> None:
-  """Raises a UserError for an unknown feature or an option that is not positive."""
+def check(feature: str, encoder_norm: str = 'together', **positive: float) -> None:
+  """Raises a UserError for an unknown feature or norm, or an option that is not positive."""
   choose('objective.feature', feature, ('cls', 'mean'))
+  choose('objective.encoder_norm', encoder_norm, NORMS)
   for name, value in positive.items():
     if value <= 0:
       raise UserError(f'objective.{name} {value} must be positive')

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Batch, Encoder, Variables
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import UserError
 from jaxmed.models.decoders.heads import MLPHead
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
@@ -49,8 +49,7 @@ class VICReg(Method):
   }
 
   def __post_init__(self):
-    choose('objective.encoder_norm', self.encoder_norm, siamese.NORMS)
-    siamese.check(self.feature)
+    siamese.check(self.feature, self.encoder_norm)
     for name in ('invariance', 'variance', 'covariance'):
       if vars(self)[name] < 0:
         raise UserError(f'objective.{name} {vars(self)[name]} must be at least 0')
