@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmed.study.laws import Law
 
-SAME = 1.1  # runs whose budgets differ by less lie on one isoflop curve
+SAME = 1.2  # runs whose budgets differ by less lie on one isoflop curve
 FEWEST = 4  # sizes on a curve: a parabola has three numbers
 
 
@@ -26,7 +26,7 @@ class Compute:
   def of(self, params: np.ndarray, samples: np.ndarray) -> np.ndarray:
     return self.k * params**self.u * samples**self.v
 
-  def samples(self, compute: np.ndarray, params: np.ndarray) -> np.ndarray:
+  def samples(self, compute: np.ndarray | float, params: np.ndarray) -> np.ndarray:
     return (compute / (self.k * params**self.u)) ** (1 / self.v)
 
 

@@ -58,8 +58,8 @@ def fit(path: str | pathlib.Path, out: str | pathlib.Path | None = None, **optio
 
   Returns:
     {'json', 'text'}; the first has E, A, alpha (A, B, alpha, beta of two axes; R of repeated samples), each
-    {'value', 'low', 'high'}, 'huber' (the sum), 'runs', 'cells', 'verdict' ('law' or 'undecided'), 'chance', 'frontier',
-    'isoflop', 'extrapolation', 'left_out', 'notes'.
+    {'value', 'low', 'high'}, 'huber' (the sum), 'runs', 'cells', 'verdict' ('law' or 'undecided'), 'chance',
+    'frontier', 'isoflop', 'extrapolation', 'left_out', 'notes'.
 
   Raises:
     UserError: see `law_table.read` and `Options`; a place that cannot be written.
@@ -114,10 +114,10 @@ def formula(table: law_table.Table) -> str:
 
 def _numbers(law: Law, numbers: np.ndarray) -> dict[str, Any]:
   """Each number of the law with its interval."""
-  names = ('E', 'A', 'alpha') if len(law.A) == 1 else ('E', 'A', 'B', 'alpha', 'beta')
-  values = (law.E, *law.A, *law.alpha)
-  if numbers.shape[1] > len(names):
-    names, values = (*names, 'R'), (*values, law.repeat)
+  names = ['E', 'A', 'alpha'] if len(law.A) == 1 else ['E', 'A', 'B', 'alpha', 'beta']
+  values = [law.E, *law.A, *law.alpha]
+  if numbers.shape[1] > len(names) and law.repeat is not None:
+    names, values = [*names, 'R'], [*values, law.repeat]
   return {name: interval(value, numbers[:, i]) for i, (name, value) in enumerate(zip(names, values, strict=True))}
 
 
@@ -137,8 +137,8 @@ def _frontier(table: law_table.Table, law: Law, numbers: np.ndarray, compute: Se
   return {'compute': {'k': rule.k, 'u': rule.u, 'v': rule.v, 'spread': rule.spread},
           'params_exponent': interval(exponents[0][0], exponents[0][1:]),
           'samples_exponent': interval(exponents[1][0], exponents[1][1:]),
-          'budgets': [{'compute': float(c), 'params': cell(params, j), 'samples': cell(samples, j), 'value': cell(best, j)}
-                      for j, c in enumerate(at)]}
+          'budgets': [{'compute': float(c), 'params': cell(params, j), 'samples': cell(samples, j),
+                       'value': cell(best, j)} for j, c in enumerate(at)]}
 
 
 def _extrapolation(table: law_table.Table, options: Options) -> dict[str, Any] | None:
@@ -148,9 +148,10 @@ def _extrapolation(table: law_table.Table, options: Options) -> dict[str, Any] |
   if found is None:
     return None
   seen = table.y[found['rows']]
-  runs = [{**{name: float(table.design.x[row, k]) for k, name in enumerate(table.axes)}, 'compute': float(table.compute[row]),
-           'seen': float(table.y[row]), 'predicted': float(found['predicted'][i]), 'low': float(found['low'][i]),
-           'high': float(found['high'][i]), 'error': float(found['predicted'][i] / table.y[row] - 1)}
+  runs = [{**{name: float(table.design.x[row, k]) for k, name in enumerate(table.axes)},
+           'compute': float(table.compute[row]), 'seen': float(table.y[row]),
+           'error': float(found['predicted'][i] / table.y[row] - 1),
+           **{name: float(found[name][i]) for name in ('predicted', 'low', 'high')}}
           for i, row in enumerate(found['rows'])]
   return {'cells': len(np.unique(table.cells[found['rows']])), 'fitted_runs': len(table.y) - len(seen), 'runs': runs,
           'mean_error': float(np.mean([abs(r['error']) for r in runs])),

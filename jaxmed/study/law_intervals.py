@@ -49,15 +49,16 @@ def redrawn(residual: np.ndarray, cells: np.ndarray, parameters: int, draws: int
   rng = np.random.default_rng(seed)
   names, cell = np.unique(cells, return_inverse=True)
   free = max(len(names) - parameters, 1)
-  members = [np.flatnonzero(cell == c) for c in range(len(names))]
+  count = np.bincount(cell)
+  member = np.full((len(names), count.max()), -1)  # rows of each cell
+  order = np.argsort(cell, kind='stable')
+  place = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)  # of a row in its cell
+  member[cell[order], place] = order
+  source = rng.integers(0, len(names), (draws, len(names)))  # the cell that gives residuals to each cell
+  shuffled = np.argsort(np.where(member[source] < 0, 2.0, rng.random((draws, *member.shape))), axis=2)
+  given = source[:, cell[order]]
   out = np.empty((draws, len(residual)))
-  source = rng.integers(0, len(names), (draws, len(names)))
-  for c, rows in enumerate(members):
-    for other in range(len(names)):
-      chosen, pool = np.flatnonzero(source[:, c] == other), members[other]
-      order = np.argsort(rng.random((len(chosen), len(pool))), axis=1)
-      repeats = -(-len(rows) // len(pool))
-      out[np.ix_(chosen, rows)] = residual[pool[np.tile(order, repeats)[:, :len(rows)]]]
+  out[:, order] = residual[member[given, shuffled[np.arange(draws)[:, None], cell[order], place % count[given]]]]
   spread = float(np.sqrt(np.mean(np.square(residual))))
   width = 0.5 * len(names) ** -0.2 * min(spread, float(np.median(np.abs(residual)) * 1.4826) or spread)
   out += width * rng.standard_normal(out.shape)

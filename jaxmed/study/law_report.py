@@ -71,7 +71,8 @@ def _frontier(result: Mapping[str, Any]) -> list[str]:
 def _isoflop(result: Mapping[str, Any]) -> list[str]:
   found = result['isoflop']
   if not found:
-    return ['no isoflop curves: no budget has runs of four sizes'] if result['frontier'] and not result['rising'] else []
+    asked = result['frontier'] and not result['rising']
+    return ['no isoflop curves: no budget has runs of four sizes'] if asked else []
   number = lambda v, form: 'none' if v is None else format(v, form)
   lines = [f'isoflop parabolas: {result["axes"][0]} ~ C^{number(found["exponent"], ".3f")}; on this grid a parabola of '
            f'the law without noise gives {number(found["biased_exponent"], ".3f")} (wide or off-centre grids bias it)',
@@ -90,12 +91,12 @@ def _extrapolation(result: Mapping[str, Any]) -> list[str]:
     return []
   runs = found['runs']
   lines = [f'the {found["cells"]} largest cells from the other {found["fitted_runs"]} runs: mean error '
-           f'{found["mean_error"]:.2%} (a constant: {found["mean_error_constant"]:.2%}), {found["inside"]} of {len(runs)} '
-           'inside their interval']
+           f'{found["mean_error"]:.2%} (a constant: {found["mean_error_constant"]:.2%}), {found["inside"]} of '
+           f'{len(runs)} inside their interval']
   for r in runs[:_SHOWN]:
     axes = ', '.join(f'{name} {r[name]:.3g}' for name in result['axes'])
-    lines.append(f'  {axes}: seen {r["seen"]:.4g}, predicted '
-                 f'{_interval({"value": r["predicted"], "low": r["low"], "high": r["high"]}, 4)}, error {r["error"]:+.2%}')
+    said = _interval({'value': r['predicted'], 'low': r['low'], 'high': r['high']}, 4)
+    lines.append(f'  {axes}: seen {r["seen"]:.4g}, predicted {said}, error {r["error"]:+.2%}')
   return lines + ([f'  and {len(runs) - _SHOWN} more'] if len(runs) > _SHOWN else [])
 
 
@@ -116,7 +117,8 @@ def csv_rows(table: Table, law: Law, result: Mapping[str, Any]) -> list[list[Any
   predicted = law.predict(table.design.x, table.design.distinct)
   held = {tuple(r[name] for name in table.axes) for r in (result['extrapolation'] or {'runs': []})['runs']}
   rows: list[list[Any]] = [[*table.axes, 'compute', table.value, 'predicted', 'residual', 'held_out']]
-  for x, c, y, p in zip(table.design.x.tolist(), table.compute.tolist(), table.y.tolist(), predicted.tolist(), strict=True):
+  columns = table.design.x, table.compute, table.y, predicted
+  for x, c, y, p in zip(*(column.tolist() for column in columns), strict=True):
     rows.append([*x, c, y, p, y - p, int(tuple(x) in held)])
   return rows
 
@@ -136,7 +138,8 @@ def figures(result: Mapping[str, Any], table: Table, law: Law, numbers: np.ndarr
   else:
     out['law'] = (f'{table.value} against {table.axes[0]}: runs, the law, and the 95 % interval of the law.',
                   lambda path: _draw_law(table, law, numbers, path))
-  out['residuals'] = ('Residuals of the fit, in the unit that it minimises.', lambda path: _draw_residuals(table, law, path))
+  out['residuals'] = ('Residuals of the fit, in the unit that it minimises.',
+                      lambda path: _draw_residuals(table, law, path))
   return out
 
 
@@ -157,6 +160,7 @@ def _saved(figure: Any, ax: Any, path: pathlib.Path, x: str, y: str) -> None:
 
 def _draw_compute(table: Table, law: Law, path: pathlib.Path) -> None:
   from matplotlib import colormaps
+  from matplotlib.ticker import FormatStrFormatter
   rule = table.rule or budgets.Compute()
   params, samples = table.design.x.T
   figure, ax = _axes()
@@ -177,6 +181,8 @@ def _draw_compute(table: Table, law: Law, path: pathlib.Path) -> None:
   ax.set_xscale('log')
   if not law.rising:
     ax.set_yscale('log')
+  for side in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+    side(FormatStrFormatter('%.3g'))
   ax.legend(title=table.axes[0], frameon=False, fontsize=7, title_fontsize=8)
   _saved(figure, ax, path, 'compute (FLOPs)', table.value)
 
@@ -217,7 +223,8 @@ def _draw_law(table: Table, law: Law, numbers: np.ndarray, path: pathlib.Path) -
 def _draw_residuals(table: Table, law: Law, path: pathlib.Path) -> None:
   figure, ax = _axes(height=3.2)
   ax.axhline(0, color='#666666', linewidth=0.8)
-  ax.plot(table.compute, link(table.design, table.y, law.predict(table.design.x, table.design.distinct)), '.', color=COLOURS[0])
+  residual = link(table.design, table.y, law.predict(table.design.x, table.design.distinct))
+  ax.plot(table.compute, residual, '.', color=COLOURS[0])
   ax.set_xscale('log')
   _saved(figure, ax, path, 'compute (FLOPs)' if table.rule else table.axes[0],
          'seen - predicted, over the median' if law.rising else 'log seen - log predicted')

@@ -30,9 +30,9 @@ class Columns:
   """Which columns of a table mean what; an empty name is looked for by ALIASES, or is not there.
 
   Attributes:
-    params, samples, loss, flops, cells, seeds: see ALIASES. score: what rises instead of a loss. axis: the only axis of a
-      law of one. unique: distinct samples, where `samples` counts all passes over them. epochs: passes over `samples`,
-      which are distinct then. where: values that a row must have, by column.
+    params, samples, loss, flops, cells, seeds: see ALIASES. score: what rises instead of a loss. axis: the only axis
+      of a law of one. unique: distinct samples, where `samples` counts all passes over them. epochs: passes over
+      `samples`, which are distinct then. where: values that a row must have, by column.
   """
 
   params: str = ''
@@ -53,8 +53,8 @@ class Table:
   """Runs that a law is fitted to.
 
   Attributes:
-    design, y, cells: [n], of the fit. axes, value: names of columns. compute: [n], FLOPs or what `rule` says; of one axis
-      its values. rule: how compute follows from two axes. left_out: names of runs that have no value. notes: what a
+    design, y, cells: [n], of the fit. axes, value: names of columns. compute: [n], FLOPs or what `rule` says; of one
+      axis its values. rule: how compute follows from two axes. left_out: names of runs that have no value. notes: what a
       reader must know.
   """
 
@@ -126,7 +126,8 @@ def _rows(path: pathlib.Path, columns: Columns) -> tuple[str, list[str], list[tu
   except (OSError, UnicodeDecodeError, csv.Error) as e:
     raise UserError(f'cannot read {path} as CSV: {e}') from e
   if len(set(header)) < len(header):
-    raise UserError(f'{path} has two columns of one name: {", ".join(sorted({h for h in header if header.count(h) > 1}))}')
+    twice = next(h for h in header if header.count(h) > 1)
+    raise UserError(f'{path} has two columns of the name {twice!r}, expected one')
   for column in columns.where:
     choose(f'column of {path}', column, header)
   rows = [(line, row) for line, row in rows

@@ -14,10 +14,8 @@ Axes are centred in the logarithm, so that A and alpha are not entangled.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,8 +105,8 @@ def effective(samples: np.ndarray, distinct: np.ndarray, repeat: Any) -> np.ndar
 def fit(design: Design, y: np.ndarray, delta: float = DELTA) -> Law:
   """The law of least Huber sum for y [n].
 
-  Every block of the grid of exponents gives a start, and the best end is polished by L-BFGS on a sum whose scale is that
-  of its bound: with the plain sum a stopping rule ends too early (Besiroglu et al. 2024, arXiv 2404.10102).
+  Every block of the grid of exponents gives a start, and the best ends are polished by L-BFGS on a sum whose scale is
+  that of its bound: with the plain sum a stopping rule ends too early (Besiroglu et al. 2024, arXiv 2404.10102).
   """
   problem = Problem(design, y, delta)
   starts = problem.starts()
@@ -147,7 +145,7 @@ class Problem:
     z = np.log(self.design.x)[None]
     distinct, slope = self.design.distinct, None
     if distinct is not None:
-      r = np.reshape(self.design.repeat if self.design.repeat is not None else repeat, (-1, 1))
+      r = np.reshape(np.asarray(repeat if self.design.repeat is None else self.design.repeat, np.float64), (-1, 1))
       samples = self.design.x[None, :, -1]
       worth = effective(samples, distinct[None], r)
       u = np.maximum(samples / np.minimum(distinct, samples) - 1, 0) / r
@@ -156,24 +154,31 @@ class Problem:
                           np.log(worth)[..., None]], axis=-1)
     return z - self.centre, slope if self.design.fits_repeat else None
 
-  def residuals(self, theta: np.ndarray, y: np.ndarray, slopes: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
-    """Residuals [M, n] of theta [M, p] for y [M, n], and their slopes [M, n, p]."""
+  def residuals(self, value: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What is left of y [M, n] by values of the law [M, n]."""
+    return (value - y) / self.scale if self.design.rising else np.log(value) - np.log(y)
+
+  def terms(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Signed terms [M, n, K] of theta [M, p], and what `logs` says."""
     k = self.axes
     z, along = self.logs(np.exp(theta[:, -1]))
-    floor, alpha = np.exp(theta[:, :1]), np.exp(theta[:, None, 1 + k:1 + 2 * k])
-    terms = self.sign * np.exp(np.clip(theta[:, None, 1:1 + k] - alpha * z, -700, 300))  # [M, n, K]
+    power = theta[:, None, 1:1 + k] - np.exp(theta[:, None, 1 + k:1 + 2 * k]) * z
+    return self.sign * np.exp(np.clip(power, -700, 300)), z, along
+
+  def slopes(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the law [M, n], and slopes of its residuals in theta [M, n, p]."""
+    terms, z, along = self.terms(theta)
+    floor, alpha = np.exp(theta[:, :1]), np.exp(theta[:, None, 1 + self.axes:1 + 2 * self.axes])
     value = floor + terms.sum(axis=2)
-    residual = (value - y) / self.scale if self.design.rising else np.log(value) - np.log(y)
-    if not slopes:
-      return residual, None
     parts = [np.broadcast_to(floor, value.shape)[..., None], terms, -alpha * z * terms]
     if along is not None:
       parts.append((-alpha[..., -1] * terms[..., -1] * along)[..., None])
-    return residual, np.concatenate(parts, axis=2) / (self.scale if self.design.rising else value[..., None])
+    return value, np.concatenate(parts, axis=2) / (self.scale if self.design.rising else value[..., None])
 
   def loss(self, theta: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Huber sums [M]."""
-    return huber(self.residuals(theta, y, slopes=False)[0], self.delta).sum(axis=1)
+    """Huber sums [M] of theta [M, p] for y [M, n]."""
+    value = np.exp(theta[:, :1]) + self.terms(theta)[0].sum(axis=2)
+    return huber(self.residuals(value, y), self.delta).sum(axis=1)
 
   def descend(self, theta: np.ndarray, y: np.ndarray, steps: int,
               newton: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +189,8 @@ class Problem:
     theta = np.clip(theta, self.low, self.high)
     loss, damping = self.loss(theta, y), np.full(len(theta), 1e-2)
     for _ in range(steps):
-      r, slopes = self.residuals(theta, y)
+      value, slopes = self.slopes(theta)
+      r = self.residuals(value, y)
       weight = np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
       down = np.swapaxes(slopes, 1, 2) @ (weight * r)[..., None]
       curved = (weight == 1).astype(float) if newton else weight
@@ -205,7 +211,8 @@ class Problem:
     from scipy.optimize import minimize
     y, best = self.y[None], (math.inf, theta[0])
     def sums(t: np.ndarray) -> tuple[float, np.ndarray]:
-      r, slopes = self.residuals(t[None], y)
+      value, slopes = self.slopes(t[None])
+      r = self.residuals(value, y)
       return (float(huber(r, self.delta).sum()) / self.delta**2,
               np.clip(r, -self.delta, self.delta)[0] @ slopes[0] / self.delta**2)
     order = np.argsort(self.loss(theta, np.broadcast_to(y, (len(theta), y.shape[1]))))[:count]
