@@ -85,7 +85,7 @@ def analysed(table: law_table.Table, options: Options) -> tuple[dict[str, Any], 
   design, y, seed = table.design, table.y, options.seed
   law = laws.fit(design, y, options.delta)
   numbers = law_intervals.bootstrap(design, y, law, table.cells, options.draws, seed, options.delta)
-  chance = law_intervals.chances(design, y, table.axes, seed)
+  chance = law_intervals.chances(design, y, table.axes, seed=seed)
   without = [name for name, p in chance.items() if p > LEVEL]
   result: dict[str, Any] = {
       'law': formula(table), 'axes': list(table.axes), 'value': table.value, 'rising': design.rising,

