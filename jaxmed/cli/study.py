@@ -236,7 +236,7 @@ def _tell(name: str, found: Mapping[str, Any] | None, trouble: str, count: int, 
     text = f'failed: {found["reason"]}'
   else:
     loss = f', loss {found["loss"]:.4g}' if found['loss'] is not None else ''
-    text = f'done{loss}, {found["seconds"]:.0f} s'
+    text = f'done{loss}, {found["seconds"]:.3g} s'
   print(f'cell {name}: {text} ({count} of {of})', file=sys.stderr, flush=True)
 
 

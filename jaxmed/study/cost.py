@@ -76,6 +76,10 @@ class Corpus:
       self._specs[key] = self._described(user) if self.source else self._assumed(user)
     return self._specs[key]
 
+  def channels_of(self, user: Mapping[str, Any]) -> tuple[str, ...]:
+    """The channels of the records that a config trains on."""
+    return records.rows(self.source, user).channels if self.source else self.channels
+
   def _described(self, user: Mapping[str, Any]) -> data_spec.DataSpec:
     rows = records.rows(self.source, user)
     loader = dict(user.get('loader', {}))
@@ -192,7 +196,8 @@ def _facts(user: Mapping[str, Any], corpus: Corpus, sizes: Sizes, more: Mapping[
 def _ready(study: Study, cell: Cell, base: Facts, corpus: Corpus, sizes: Sizes) -> Ready:
   user = dict(cell.config)
   if 'channels' in cell.axes:
-    user = config_lib.merge(user, {'loader': {'missing': grid.hidden(cell.axes['channels'], corpus.channels)}})
+    missing = grid.hidden(cell.axes['channels'], corpus.channels_of(user))
+    user = config_lib.merge(user, {'loader': {'missing': missing}} if missing else {})
   user = _ruled(study, cell, user, base, corpus, sizes)
   config, spec = _resolved(user, corpus)
   traced = sizes.of(config, spec)
