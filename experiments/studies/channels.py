@@ -10,8 +10,8 @@ embedding it never trained, a ViT inputs that were always zero.
   jaxmed prepare demo --out corpus
   jaxmed study experiments/studies/channels.py:laptop --data corpus --out study
 
-`published`: 1, 2, 4 and 8 channels of JUMP-CP, patch 16. Not run here at full size. `laptop`: T1, then tissue maps beside
-it, of the demo corpus; minutes on 2 CPU cores.
+`published`: 1, 2, 4 and 8 channels of JUMP-CP, patch 16. Not run here at full size. `laptop`: T1, then tissue maps
+beside it, of the demo corpus; minutes on 2 CPU cores.
 """
 
 from jaxmed.study.grid import Study

@@ -85,6 +85,7 @@ def _launcher(args: argparse.Namespace, topology: str) -> Any:
 def _ready(args: argparse.Namespace, file: str, changes: Mapping[str, Any]) -> tuple[Any, Any, list[Any]]:
   """The study, what is known of the corpus, and the cells."""
   from jaxmed.study import cost, grid
+  cost.stay_small()
   study = grid.read(file, changes)
   assumed = {k: v for k, v in (('rows', args.rows), ('channels', args.channels)) if v}
   corpus = cost.Corpus(args.data or '', **assumed)

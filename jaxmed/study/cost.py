@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,13 +40,14 @@ class Ready:
   """A cell that can run.
 
   Attributes:
-    name, axes: see `grid.Cell`. config: what it trains with, for `train.loop.train`. params: of all that is trained.
-    samples: records to train on. seen: samples that the training sees, with repetitions. flops: of the whole
+    name, group, axes: see `grid.Cell`. config: what it trains with, for `train.loop.train`. params: of all that is
+      trained. samples: records to train on. seen: samples that the training sees, with repetitions. flops: of the whole
       training, see `train.utilization.model_flops`. memory: bytes of a device, an estimate. state: of that the weights,
       moments and gradients, without which no step runs.
   """
 
   name: str
+  group: str
   axes: Mapping[str, Any]
   config: Mapping[str, Any]
   params: int
@@ -207,7 +209,7 @@ def _ready(study: Study, cell: Cell, base: Facts, corpus: Corpus, sizes: Sizes) 
   user = config_lib.merge(user, {k: config[k] for k in ('model', 'batch_size', 'steps', 'learning_rate')}, more,
                           {'image_size': list(config.image_size), 'data': corpus.data})
   state = sum(roofline.state_bytes(_alone(traced.boxed)).values()) + _bytes(traced.boxed.params)
-  return Ready(cell.name, cell.axes, user, _params(traced), spec.rows, config.batch_size, config.steps,
+  return Ready(cell.name, cell.group, cell.axes, user, _params(traced), spec.rows, config.batch_size, config.steps,
                config.steps * config.batch_size, config.epochs, float(traced.model * config.steps), state + traced.live,
                state)
 
@@ -283,6 +285,18 @@ def check_memory(cells: Sequence[Ready], jobs: int) -> list[str]:
   over = [c for c in cells if c.memory * jobs > has]
   return [f'{len(over)} cells may not fit in {has / 1e9:.3g} GB{at_once} (an estimate, without fusion), the largest '
           f'{max(over, key=lambda c: c.memory).name}'] if over else []
+
+
+def stay_small() -> None:
+  """Starts JAX so that this process leaves the memory of a GPU to those that train."""
+  name = 'XLA_PYTHON_CLIENT_PREALLOCATE'
+  if name in os.environ:
+    return
+  os.environ[name] = 'false'
+  try:
+    jax.devices()
+  finally:
+    del os.environ[name]  # processes that are started later take what they want
 
 
 def measured_rate(seconds: float = 1.0) -> float:

@@ -30,7 +30,7 @@ EQUAL = {
 }
 LOSS = 'loss'
 COLUMNS = ('cell', 'seed', 'params', 'samples', 'steps', 'flops', LOSS, 'batch_size', 'seen', 'epochs', 'seconds',
-           'status', 'reason')  # of STUDY/table.csv, beside axes and scores
+           'status', 'reason', 'name')  # of STUDY/table.csv, beside axes and scores
 _OPEN = ('encoder', 'objective', 'towers')  # their keys are those of the model and the method of a cell
 
 
@@ -75,9 +75,14 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A combination of values: its name, which is a folder's too; {axis: value as text or number}; config values."""
+  """A combination of values.
+
+  Attributes:
+    name: of it, and of its folder. group: the same without the seed. axes: {axis: value or label}. config: its values.
+  """
 
   name: str
+  group: str
   axes: Mapping[str, Any]
   config: Mapping[str, Any]
 
@@ -189,13 +194,14 @@ def cells(study: Study) -> list[Cell]:
   parts = [[(name, label, value) for label, value in _values(axis)] for name, axis in study.axes.items()]
   short = _short([*study.axes])
   for combination in itertools.product(*parts):
-    name = '_'.join(f'{short[axis]}={_word(label)}' for axis, label, _ in combination)
+    words = {axis: f'{short[axis]}={_word(label)}' for axis, label, _ in combination}
+    name, group = '_'.join(words.values()), '_'.join(w for axis, w in words.items() if axis != 'seed')
     if len(name.encode()) > 200:
       raise UserError(f'cell {name[:80]}... has a name of {len(name)} characters: give settings short labels')
     config = config_lib.merge(study.base, *(_config(axis, value) for axis, _, value in combination))
     if config.get('loader', {}).get('records'):
       config = config_lib.merge({'loader': {'records_seed': int(config.get('seed', 0))}}, config)
-    out.append(Cell(name, {axis: label for axis, label, _ in combination}, config))
+    out.append(Cell(name, group or 'all', {axis: label for axis, label, _ in combination}, config))
   twice = [c.name for i, c in enumerate(out) if c.name in {d.name for d in out[:i]}]
   if twice:
     raise UserError(f'two cells have the name {twice[0]}: an axis has a value twice, or two that are written alike')
@@ -216,7 +222,7 @@ def _short(names: Sequence[str]) -> dict[str, str]:
 def _word(label: Any) -> str:
   """A value as part of a file's name."""
   text = ','.join(map(str, label)) if isinstance(label, (tuple, list)) else str(label)
-  return re.sub(r'[^A-Za-z0-9.+=*-]+', '-', text).strip('-') or 'none'
+  return re.sub(r'[^A-Za-z0-9.+=*_-]+', '-', text).strip('-') or 'none'
 
 
 def _config(axis: str, value: Any) -> dict[str, Any]:

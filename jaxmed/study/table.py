@@ -15,12 +15,13 @@ from jaxmed.study.grid import COLUMNS
 def rows(out: str | pathlib.Path) -> list[dict[str, Any]]:
   """A row a cell: COLUMNS, a column an axis, a column a score. A cell that has not ended is 'waiting'.
 
-  `samples` are records to train on, `seen` steps x batch, `loss` that of held-out records.
+  Cells that differ in their seed alone have one name in `cell`; `name` is what --cell takes. `samples` are records to
+  train on, `seen` steps x batch, `loss` that of held-out records.
   """
   plan, found = cells_lib.read_plan(out), []
   for cell in plan['cells']:
     result = cells_lib.result(out, cell['name']) or {'status': cells_lib.WAITING}
-    row = {'cell': cell['name'], 'seed': cell['config'].get('seed', 0)}
+    row = {'cell': cell['group'], 'name': cell['name'], 'seed': cell['config'].get('seed', 0)}
     row |= {k: cell[k] for k in ('params', 'samples', 'steps', 'flops', 'batch_size', 'seen', 'epochs')}
     row |= {k: result.get(k) for k in ('loss', 'seconds', 'status', 'reason')}
     row |= {axis: _text(value) for axis, value in cell['axes'].items() if axis not in COLUMNS}
@@ -99,7 +100,7 @@ def markdown(table: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> str
                                                             for n in names)]) + ' |')
   lines += ['', 'A value of several seeds has its 95 % interval (Student\'s t over seeds).', '']
   failed = [r for r in table if r['status'] == FAILED]
-  lines += [*(f'- {r["cell"]} failed: {r["reason"]}' for r in failed), ''] if failed else []
+  lines += [*(f'- {r["name"]} failed: {r["reason"]}' for r in failed), ''] if failed else []
   return '\n'.join(lines)
 
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from jaxmed import cli
+from tests.conftest import TINY
 from tests.launch.schema import errors
 from tests.launch.test_slurm import jaxmed, takes_jobs, wait
-from tests.conftest import TINY
 
 HERE = pathlib.Path(__file__).parent
 

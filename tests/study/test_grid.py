@@ -25,6 +25,8 @@ def test_the_last_axis_changes_fastest():
   assert [c.name for c in cells] == ['depth=1_seed=0', 'depth=1_seed=7', 'depth=2_seed=0', 'depth=2_seed=7']
   assert cells[2].config == BASE | {'encoder': {'depth': 2}, 'seed': 0}
   assert cells[3].axes == {'encoder.depth': 2, 'seed': 7}
+  assert [c.group for c in cells] == ['depth=1', 'depth=1', 'depth=2', 'depth=2']
+  assert made({'seed': [0]})[0].group == 'all'
 
 
 def test_settings_have_labels():

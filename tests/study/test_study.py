@@ -52,16 +52,17 @@ def test_a_table_has_a_row_a_cell(finished):
   rows = read(out)
   assert [*rows[0]][:8] == ['cell', 'seed', 'params', 'samples', 'steps', 'flops', 'loss', 'encoder.embed_dim']
   assert [r['status'] for r in rows] == ['done'] * 8
+  assert [r['cell'] for r in rows[:4]] == ['embed_dim=32_samples=16'] * 2 + ['embed_dim=32_samples=all'] * 2
   assert [(int(r['encoder.embed_dim']), int(r['samples']), int(r['seed'])) for r in rows] == [
       (w, s, seed) for w in (32, 16) for s in (16, 64) for seed in (0, 1)]
   assert all(float(r['loss']) > 0 and float(r['seconds']) > 0 and int(r['seen']) == 160 for r in rows)
   assert len({r['loss'] for r in rows}) == 8
   for r in rows:
-    run_rows = read_rows(cells.folder(out, r['cell']) / 'run' / 'metrics.jsonl')
+    run_rows = read_rows(cells.folder(out, r['name']) / 'run' / 'metrics.jsonl')
     assert float(r['loss']) == [x['val_loss'] for x in run_rows if 'val_loss' in x][-1]
-    config = json.loads((cells.folder(out, r['cell']) / 'run' / 'config.json').read_text())
+    config = json.loads((cells.folder(out, r['name']) / 'run' / 'config.json').read_text())
     assert config['loader']['records_seed'] == (int(r['seed']) if int(r['samples']) < 64 else 0)
-    data = json.loads((cells.folder(out, r['cell']) / 'run' / 'data.json').read_text())
+    data = json.loads((cells.folder(out, r['name']) / 'run' / 'data.json').read_text())
     assert data['rows'] == int(r['samples'])
 
 
