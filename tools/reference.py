@@ -60,7 +60,8 @@ def commands() -> str:
   parser = cli.parser()
   verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
   lines = ['`jaxmed VERB ...`, or `python -m jaxmed VERB ...`. `jaxmed VERB --help` shows the same.', '']
-  lines += table(('verb', 'what it does'), ((f'[`{name}`](#{name.replace(" ", "-")})', text(cli.VERBS[name].DOES)) for name in verbs))
+  link = lambda name: f'[`{name}`](#{name.replace(" ", "-")})'
+  lines += table(('verb', 'what it does'), ((link(name), text(cli.VERBS[name].DOES)) for name in verbs))
   for name, verb in verbs.items():
     lines += [f'## {name}', '', text(verb.description), '', '```', cli.VERBS[name].EXAMPLE, '```', '']
     for title, actions in grouped(verb).items():

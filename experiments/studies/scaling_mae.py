@@ -11,9 +11,9 @@ reproduced here but the recipe. Subsets are whole subjects, each inside the next
   jaxmed study fit study
 
 `published`: ViT-Ti to ViT-H at the recipe's 800 epochs of ImageNet-1k, subsets for as many steps; not run here.
-`compute`: the same sizes, all records, at four budgets. `laptop`: four widths of a ChannelViT, four subsets, two seeds at equal
-steps; `laptop_compute`: four widths at four budgets. Both take minutes on 2 CPU cores, and say what cells of that size
-can: the demo corpus has one brain and a few pictures.
+`compute`: the same sizes, all records, at four budgets. `laptop`: four widths of a ChannelViT, four subsets, two seeds
+at equal steps; `laptop_compute`: four widths at four budgets. Both take minutes on 2 CPU cores, and say what cells of
+that size can: the demo corpus has one brain and a few pictures.
 """
 
 from jaxmed.study import rules
