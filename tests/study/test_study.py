@@ -175,7 +175,7 @@ def test_scores_of_any_result():
 
 @pytest.mark.parametrize('argv, said', [
     ([], 'give a study file'), (['steps=3'], 'give a study file'), (['none.py'], 'none.py does not exist'),
-    (['FILE', '--cell', 'seed=9'], "unknown cell 'seed=9': did you mean 'seed=0'"),
+    (['FILE', '--cell', 'seed=9'], "unknown cell 'seed=9': did you mean 'seed="),
     (['FILE', '--cell-index', '7'], '--cell-index 7: expected a number from 0 to 1'),
     (['FILE', '--cell-index', 'auto'], 'neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set'),
     (['FILE', '--launcher', 'slrum'], "did you mean 'slurm'"), (['FILE', '--nodes', '2'], '--nodes is an option of'),
