@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxmed.errors import UserError, choose
 
 RECIPES = 'experiments'  # a folder of the package in a wheel, and beside the package in a checkout
+STUDIES = f'{RECIPES}/studies'  # grids of runs, which are no config files
 SHIPPED = next((p for p in (pathlib.Path(__file__).parent / RECIPES, pathlib.Path(__file__).parents[1] / RECIPES)
                 if p.is_dir()), pathlib.Path(__file__).parent / RECIPES)
 
@@ -143,6 +144,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'split': Key('train', 'split to train on'),
         'sources': Key('', 'sources to train on, comma-separated, from the column source; empty: all'),
         'held_out': Key('', "records to leave out by column and value: 'site=A,B;subject=7'"),
+        'records': Key(0, 'records to train on: whole subjects in an order that records_seed draws, until there are so '
+                       'many; those of a smaller number are among those of a larger one; 0: all'),
+        'records_seed': Key(0, 'seed of that order'),
         'missing': Key('', "channels to remove from a fraction of the records: 'GM,WM=0.5'"),
         'balance': Key('', 'column whose values are mixed by alpha or weights, such as modality, dataset, n_channels'),
         'alpha': Key(1.0, 'share of a value is records^alpha; 1: as the records are, 0: equal'),
@@ -257,12 +261,7 @@ def load_file(path: str) -> dict[str, Any]:
   'FILE.py:VARIANT' calls get_config('VARIANT'), as ml_collections' config flags do; the file lists its VARIANTS. A file
   in the working directory wins over a recipe of that name which comes with jaxmed.
   """
-  module, variant = _module(path)
-  arguments = [variant] if variant else []
-  try:
-    config = module.get_config(*arguments)
-  except Exception as e:
-    raise UserError(f'config file {path}: {type(e).__name__}: {e}') from e
+  config = call(path, 'get_config')
   if not isinstance(config, (ConfigDict, Mapping)):
     raise UserError(f'config file {path}: get_config() must return a ConfigDict, not {config!r}')
   return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
@@ -270,8 +269,17 @@ def load_file(path: str) -> dict[str, Any]:
 
 def recipes() -> dict[str, pathlib.Path]:
   """{name: file} of the shipped recipes and of recipes in the working directory, by the name that `load_file` takes."""
+  return {name: path for name, path in _files(RECIPES).items() if not name.startswith(f'{STUDIES}/')}
+
+
+def studies() -> dict[str, pathlib.Path]:
+  """The same of study files, see jaxmed.study.grid."""
+  return _files(STUDIES)
+
+
+def _files(folder: str) -> dict[str, pathlib.Path]:
   places = (SHIPPED.parent, pathlib.Path())
-  return {p.relative_to(place).as_posix(): p for place in places for p in sorted((place / RECIPES).rglob('*.py'))}
+  return {p.relative_to(place).as_posix(): p for place in places for p in sorted((place / folder).rglob('*.py'))}
 
 
 def find(name: str) -> pathlib.Path:
@@ -283,7 +291,7 @@ def find(name: str) -> pathlib.Path:
   file = pathlib.Path(name)
   if file.is_file():
     return file
-  known = recipes()
+  known = _files(RECIPES)
   found = known.get(file.as_posix())
   if found is None:
     near = difflib.get_close_matches(file.as_posix(), known, n=3, cutoff=0.7)
@@ -295,6 +303,21 @@ def find(name: str) -> pathlib.Path:
 def variants(path: str) -> tuple[str, ...]:
   """The variants that a config file offers, () for none."""
   return tuple(getattr(_module(path)[0], 'VARIANTS', ()))
+
+
+def call(path: str, name: str) -> Any:
+  """What the function `name` of FILE.py returns, or of FILE.py:VARIANT for that variant.
+
+  Raises:
+    UserError: no such file or variant (the nearest is named), no such function, or what it raises.
+  """
+  module, variant = _module(path)
+  if not hasattr(module, name):
+    raise UserError(f'config file {path} has no {name}()')
+  try:
+    return getattr(module, name)(*([variant] if variant else []))
+  except Exception as e:
+    raise UserError(f'config file {path}: {type(e).__name__}: {e}') from e
 
 
 def _module(path: str) -> tuple[Any, str]:

@@ -104,6 +104,16 @@ def of_file(path: str | os.PathLike) -> Iterator[Owner]:
     owner.release()
 
 
+def alive(lock: pathlib.Path) -> bool:
+  """Whether the file `lock` names an owner that lives; one on another machine is asked for a sign of life of late."""
+  other = _read(lock)
+  if not other:
+    return False
+  if other.get('machine') == _machine():
+    return _started(int(other.get('process', 0))) == other.get('started')
+  return time.time_ns() - _touched(lock) < DEAD * 1e9
+
+
 def acquire(lock: pathlib.Path, what: pathlib.Path) -> Owner:
   """Takes the place `what` for this process, whose file is `lock`.
 

@@ -60,7 +60,8 @@ def commands() -> str:
   parser = cli.parser()
   verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
   lines = ['`jaxmed VERB ...`, or `python -m jaxmed VERB ...`. `jaxmed VERB --help` shows the same.', '']
-  lines += table(('verb', 'what it does'), ((f'[`{name}`](#{name})', text(cli.VERBS[name].DOES)) for name in verbs))
+  link = lambda name: f'[`{name}`](#{name.replace(" ", "-")})'
+  lines += table(('verb', 'what it does'), ((link(name), text(cli.VERBS[name].DOES)) for name in verbs))
   for name, verb in verbs.items():
     lines += [f'## {name}', '', text(verb.description), '', '```', cli.VERBS[name].EXAMPLE, '```', '']
     for title, actions in grouped(verb).items():
@@ -141,7 +142,7 @@ def methods() -> str:
 def recipes_by_method() -> dict[str, list[str]]:
   """The recipes whose first variant trains a method."""
   out: dict[str, list[str]] = {}
-  for path in sorted((ROOT / config.RECIPES).rglob('*.py')):
+  for path in sorted(p for p in (ROOT / config.RECIPES).rglob('*.py') if p.parent.name != 'studies'):
     first = next(iter(config.variants(str(path))), '')
     values = config.load_file(f'{path}:{first}' if first else str(path))
     out.setdefault(values.get('method', 'mae'), []).append(path.relative_to(ROOT).as_posix())

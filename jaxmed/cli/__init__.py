@@ -32,6 +32,7 @@ from jaxmed.cli import (
   status,
   stop,
   streams,
+  study,
   train,
 )
 from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
@@ -39,8 +40,8 @@ from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, train, launch, status, stop, compare, evaluate, embed, export, shrink, import_, report,
-            demo_data, list_, plan, doctor)
+_MODULES = (prepare, curate, train, launch, status, stop, study, compare, evaluate, embed, export, shrink, import_,
+            report, demo_data, list_, plan, doctor)
 VERBS: dict[str, ModuleType] = {m.__name__.rpartition('.')[2].strip('_').replace('_', '-'): m for m in _MODULES}
 _RAW = ('inputs', 'data', 'table')  # arguments whose names may have bytes that are not UTF-8
 EXIT_CODES = {
@@ -54,7 +55,7 @@ EXIT_CODES = {
 
 def command() -> int:
   """The installed `jaxmed`: `main`, for training in huge pages where the system has them (see parallel.memory)."""
-  if sys.argv[1:2] in (['train'], ['compare']):
+  if sys.argv[1:2] in (['train'], ['compare'], ['study']):
     from jaxmed.parallel.memory import restart_with_huge_pages
     restart_with_huge_pages()
   return main()
@@ -109,6 +110,9 @@ def _run(argv: list[str]) -> int:
 def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
   """What the verb writes, for this process alone; runs, corpora and selections see to it themselves."""
   if args.verb == 'compare':
+    return owner.of_folder(args.out)
+  if args.verb == 'study' and args.out and args.launcher != 'jobset' and not (args.dry_run or args.cell or
+                                                                               args.cell_index):
     return owner.of_folder(args.out)
   if args.verb == 'evaluate' and not args.out and os.path.isdir(args.path):
     return owner.of_file(os.path.join(args.path, 'evaluation.json'))

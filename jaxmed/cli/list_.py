@@ -9,17 +9,17 @@ from typing import Any
 
 from jaxmed.errors import UserError, choose
 
-DOES = 'show methods, models, protocols, evaluators, formats and recipes'
+DOES = 'show methods, models, protocols, evaluators, formats, recipes and studies'
 EXAMPLE = 'jaxmed list methods mae'
-KINDS = ('methods', 'models', 'protocols', 'evaluators', 'formats', 'recipes')
+KINDS = ('methods', 'models', 'protocols', 'evaluators', 'formats', 'recipes', 'studies')
 _WIDTH, _COLUMN = 100, 27
 
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('kind', nargs='?', metavar='KIND', help=f'{", ".join(KINDS)}; default: all')
-  p.add_argument('name', nargs='?', metavar='NAME', help='method, model, protocol or recipe to explain: options '
-                 'with defaults, text of a recipe')
+  p.add_argument('name', nargs='?', metavar='NAME', help='method, model, protocol, recipe or study to explain: '
+                 'options with defaults, text of a recipe or study')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -27,13 +27,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   if args.kind is not None:
     choose('kind', args.kind, KINDS)
   if args.name is not None:
-    explain = {'methods': method, 'models': model, 'protocols': protocol, 'recipes': recipe}.get(args.kind)
+    explain = {'methods': method, 'models': model, 'protocols': protocol, 'recipes': recipe,
+               'studies': recipe}.get(args.kind)
     if explain is None:
       raise UserError(f'{args.kind} have no options: leave {args.name!r} out')
     out = explain(args.name)
     return {'json': out, 'text': explained(out)}
   listing = {'methods': methods, 'models': models, 'protocols': protocols, 'evaluators': evaluators, 'formats': formats,
-             'recipes': recipes}
+             'recipes': recipes, 'studies': studies}
   out = {kind: listing[kind]() for kind in KINDS if args.kind in (None, kind)}
   return {'json': out, 'text': '\n'.join(_titled(*item) for item in out.items())}
 
@@ -82,8 +83,19 @@ def formats() -> dict[str, str]:
 def recipes() -> dict[str, str]:
   """The first line and the variants of each recipe."""
   from jaxmed import config
+  return _files(config.recipes())
+
+
+def studies() -> dict[str, str]:
+  """The same of each study."""
+  from jaxmed import config
+  return _files(config.studies())
+
+
+def _files(known: Mapping[str, pathlib.Path]) -> dict[str, str]:
+  from jaxmed import config
   out = {}
-  for name, path in config.recipes().items():
+  for name, path in known.items():
     variants = config.variants(str(path))
     out[name] = _first(_docstring(path)) + (f' [:{" :".join(variants)}]' if variants else '')
   return out
@@ -121,7 +133,7 @@ def protocol(name: str) -> dict[str, Any]:
 
 
 def recipe(name: str) -> dict[str, Any]:
-  """A recipe: its text and its variants."""
+  """A recipe or a study: its text and its variants."""
   from jaxmed import config
   path = config.find(name)
   return {'name': name, 'about': _docstring(path), 'variants': list(config.variants(str(path)))}

@@ -1,5 +1,6 @@
 """Launches a run, says how it is, stops it: what the three verbs do, whatever the system."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +9,18 @@ from jaxmed import files
 from jaxmed.data.corpus.selection import split_uri
 from jaxmed.errors import UserError
 from jaxmed.launch import job as job_lib
-from jaxmed.launch import jobset, local, record, slurm, tpu_vm
+from jaxmed.launch import jobset, local, record, slurm, tpu, tpu_vm
 from jaxmed.launch.options import JobSet, Local, Slurm, TpuVm
 
 _SYSTEMS: dict[str, Any] = {'local': local, 'slurm': slurm, 'tpu-vm': tpu_vm, 'jobset': jobset}
 
 
 def prepare(launcher: str, words: Sequence[str], data: str, out: str,
-            options: Any) -> tuple[job_lib.Job, str, list[str]]:
+            options: Any, cells: int = 0, at_once: int = 0) -> tuple[job_lib.Job, str, list[str]]:
   """The job, its script or manifest, and warnings.
 
+  Args:
+    cells, at_once: of a study, whose file `words` begin with; see `job.Job`.
   Raises:
     UserError: what can be known to go wrong before anything waits in a queue.
   """
@@ -30,13 +33,17 @@ def prepare(launcher: str, words: Sequence[str], data: str, out: str,
   else:
     defaults = {'python': 'python3', 'copy': _SYSTEMS[launcher].CONFIG}
   job = job_lib.make(words, data, out, options, here=here, **defaults)
+  job = dataclasses.replace(job, cells=cells, at_once=at_once)
   warnings = []
   if isinstance(options, Local):
     count = local.devices(options, local.visible_gpus(job.variables()))
   else:
     _SYSTEMS[launcher].check(options)
     count = _SYSTEMS[launcher].devices(options)
-  job_lib.check_config(words, *count, here=here)
+  if cells:
+    _check_single(options)
+  else:
+    job_lib.check_config(words, *count, here=here)
   if here and not split_uri(job.data)[0].exists():
     if isinstance(options, Local):
       raise UserError(f'--data {data} does not exist: expected a corpus or a folder of images')
@@ -53,6 +60,20 @@ def prepare(launcher: str, words: Sequence[str], data: str, out: str,
   return job, _SYSTEMS[launcher].script(job, options), [w for w in warnings if w]
 
 
+def _check_single(options: Any) -> None:
+  """Raises a UserError for options that give a cell of a study several processes."""
+  if isinstance(options, TpuVm):
+    raise UserError('cells of a study run by local, slurm or jobset, not by tpu-vm')
+  for name in ('nodes', 'tasks_per_node', 'slices', 'processes'):
+    if getattr(options, name, 1) > 1:
+      raise UserError(f'a cell of a study is one process: leave --{name.replace("_", "-")} out')
+  if isinstance(options, JobSet) and options.tpu:
+    hosts = tpu.of_topology(options.tpu, options.topology, options.chips_per_node).hosts
+    if hosts > 1:
+      raise UserError(f'a cell of a study is one process, but {options.tpu} {options.topology} has {hosts} hosts: take '
+                      'a --topology of one host')
+
+
 _PROGRAMS = {'slurm': ('sbatch', 'run this on a machine of the cluster that takes jobs'),
              'tpu-vm': ('gcloud', 'install the Google Cloud CLI'), 'jobset': ('kubectl', 'install it')}
 
@@ -63,14 +84,19 @@ def launch(launcher: str, words: Sequence[str], data: str, out: str, options: An
   Returns:
     launcher, script (path, or text of a dry run), and what the system answered: job, or code (local).
   """
-  job, text, warnings = prepare(launcher, words, data, out, options)
+  return send(launcher, *prepare(launcher, words, data, out, options), options, dry_run)
+
+
+def send(launcher: str, job: job_lib.Job, text: str, warnings: Sequence[str], options: Any,
+         dry_run: bool) -> dict[str, Any]:
+  """Submits what `prepare` made, see `launch`."""
   for warning in warnings:
     print(f'jaxmed: warning: {warning}', file=sys.stderr, flush=True)
   if dry_run:
     return {'launcher': launcher, 'dry_run': True, 'script': text}
   if launcher in _PROGRAMS:
     record.need(_PROGRAMS[launcher][0], launcher, _PROGRAMS[launcher][1])
-  _check_free(out)
+  _check_free(job.out)
   try:
     job.place.mkdir(parents=True, exist_ok=True)
   except OSError as e:

@@ -19,6 +19,7 @@ from jaxmed.errors import UserError
 from jaxmed.launch.options import Common
 from jaxmed.parallel.axes import filled
 
+NUMBERED = 'auto'  # a cell's number is that of the task in its array, as the system tells each process
 MANY = 100  # restarts of a job that a queue starts again by itself
 
 # File systems that several machines see (the types in /proc/mounts), and those that one machine has for itself.
@@ -33,6 +34,8 @@ class Job:
     words: a config file and overrides, as `jaxmed train` takes them. data, out: paths where the processes run.
     folder: where they start. place: folder of the launcher's own files, never RUN itself, which must begin empty.
     config: the config file on this machine, where the processes see a copy of it instead.
+    cells: of a study, whose command each of so many processes runs for the cell of its number; 0: a run. at_once: how
+      many of them run at once at most; 0: as many as there is room for.
   """
 
   words: tuple[str, ...]
@@ -45,6 +48,8 @@ class Job:
   env: tuple[str, ...] = ()
   restarts: int = MANY
   config: str = ''
+  cells: int = 0
+  at_once: int = 0
 
   @property
   def name(self) -> str:
@@ -59,6 +64,9 @@ class Job:
 
   def command(self) -> list[str]:
     """The words of the command that every process runs."""
+    if self.cells:
+      return [self.python, '-m', 'jaxmed', 'study', *self.words, '--data', self.data, '--out', self.out, '--cell-index',
+              NUMBERED]
     return [self.python, '-m', 'jaxmed', 'train', *self.words, '--data', self.data, '--out', self.out, '--auto-resume']
 
   def line(self) -> str:
@@ -75,7 +83,7 @@ class Job:
     return [f'export {name}={shlex.quote(value)}' for name, value in self.variables().items()]
 
 
-def _absolute(place: str) -> str:
+def absolute(place: str) -> str:
   """A folder's absolute path; a URL as it is."""
   return place if '://' in place else os.path.abspath(place)
 
@@ -93,7 +101,7 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
   if here:
     if words and '=' not in words[0] and words[0].partition(':')[0] not in _shipped():
       words[0] = os.path.abspath(words[0])
-    data, out = ','.join(map(_absolute, data.split(','))), os.path.abspath(out)
+    data, out = ','.join(map(absolute, data.split(','))), os.path.abspath(out)
     cache = os.path.abspath(options.cache) if options.cache else ''
   else:
     for flag, path in (('--data', data), ('--out', out), ('--cache', options.cache)):
@@ -110,7 +118,7 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
 
 def _shipped() -> set[str]:
   """Names of recipes that no file of the working directory hides: every process finds them by name."""
-  return {name for name in config.recipes() if not os.path.isfile(name)}
+  return {name for name in (*config.recipes(), *config.studies()) if not os.path.isfile(name)}
 
 
 def place(out: str, here: bool) -> pathlib.Path:

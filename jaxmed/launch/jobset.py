@@ -116,12 +116,14 @@ def _pod(job: Job, o: JobSet) -> dict[str, Any]:
 def manifest(job: Job, o: JobSet) -> dict[str, Any]:
   """The JobSet as plain data."""
   name = 'slice' if o.tpu else 'worker'
-  again = [
+  again: list[dict[str, Any]] = [
       {'action': 'FailJob', 'onExitCodes': {'containerName': 'train', 'operator': 'In', 'values': [EXIT_STOPPED]}},
       {'action': 'FailJob', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}]
   spec = {
       'parallelism': _pods(o), 'completions': _pods(o), 'completionMode': 'Indexed', 'backoffLimit': 0,
       'podFailurePolicy': {'rules': again}, 'template': _pod(job, o)}
+  if job.cells:
+    spec |= _cells(job, again)
   metadata: dict[str, Any] = {'name': job.unique}
   if o.namespace:
     metadata['namespace'] = o.namespace
@@ -139,6 +141,17 @@ def manifest(job: Job, o: JobSet) -> dict[str, Any]:
               'rules': [{'name': 'saved', 'action': 'RestartJobSetAndIgnoreMaxRestarts',
                          'onJobFailureReasons': ['PodFailurePolicy']}] if job.restarts else []},
           'replicatedJobs': [{'name': name, 'replicas': o.slices if o.tpu else 1, 'template': {'spec': spec}}]}}
+
+
+def _cells(job: Job, again: list[dict[str, Any]]) -> dict[str, Any]:
+  """The Job of a study: a pod a cell, each started again by itself; a cell that fails stops no other.
+
+  A pod that saved and ended, or was evicted, is made anew and not counted (Ignore); any other failure is its cell's
+  last (backoffLimitPerIndex, Kubernetes 1.29 and newer).
+  """
+  return {'parallelism': min(job.at_once or job.cells, job.cells), 'completions': job.cells,
+          'backoffLimit': job.cells * max(job.restarts, 1), 'backoffLimitPerIndex': 0, 'maxFailedIndexes': job.cells,
+          'podFailurePolicy': {'rules': [rule | {'action': 'Ignore'} for rule in again]}}
 
 
 def config_map(job: Job, o: JobSet) -> dict[str, Any]:
@@ -159,7 +172,7 @@ def script(job: Job, o: JobSet) -> str:
       'tag:yaml.org,2002:str', text, '|' if '\n' in text else None))
   parts = [*([config_map(job, o)] if job.config else []), manifest(job, o)]
   text = '---\n'.join(yaml.dump(p, Dumper=Dumper, sort_keys=False, width=110) for p in parts)
-  return f'# Written by jaxmed launch jobset: kubectl create -f {FILE}\n{text}'
+  return f'# Written by jaxmed {"study" if job.cells else "launch jobset"}: kubectl create -f {FILE}\n{text}'
 
 
 def _kubectl(values: dict[str, Any], *words: str) -> list[str]:

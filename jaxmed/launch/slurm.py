@@ -51,13 +51,15 @@ def check(o: Slurm) -> None:
 
 def _header(job: Job, o: Slurm) -> list[str]:
   """The #SBATCH lines."""
+  log = 'log-%A_%a.txt' if job.cells else 'log-%j.txt'
   options = [
+      f'--array=0-{job.cells - 1}' + (f'%{job.at_once}' if job.at_once else '') if job.cells else '',
       f'--job-name={job.name}', f'--nodes={o.nodes}', f'--ntasks-per-node={o.tasks_per_node}',
       # By the machine, so that each task sees all of them and NCCL can reach them; jaxmed shares them out.
       f'--gpus-per-node={o.gpus_per_task * o.tasks_per_node}' if o.gpus_per_task else '',
       f'--cpus-per-task={o.cpus_per_task}' if o.cpus_per_task else '',
       *(f'--{name}={value}' for name in ('mem', 'time', 'partition', 'account', 'qos') if (value := getattr(o, name))),
-      f'--output={job.place}/log-%j.txt', '--open-mode=append', f'--signal=USR1@{o.lead}', '--requeue', *o.sbatch]
+      f'--output={job.place}/{log}', '--open-mode=append', f'--signal=USR1@{o.lead}', '--requeue', *o.sbatch]
   return [f'#SBATCH {shlex.quote(option)}' for option in options if option]
 
 
@@ -87,6 +89,7 @@ def script(job: Job, o: Slurm) -> str:
   folder = shlex.quote(str(job.place))
   return '\n'.join([
       '#!/bin/bash', *_header(job, o), '',
+      '# Written by jaxmed study. Each task starts the cell of its number, or goes on with it.' if job.cells else
       '# Written by jaxmed launch slurm. The command starts the run, or goes on with it.',
       *job.exports(), *o.setup, f'cd {shlex.quote(job.folder)} || exit 1',
       'echo "$(date -Is) job $SLURM_JOB_ID starts on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"', '',
@@ -110,12 +113,24 @@ def submit(job: Job, o: Slurm) -> dict[str, Any]:
   del o
   said = record.call(['sbatch', '--parsable', str(job.place / FILE)],
                      'sbatch did not take the job (see --partition, --account, --time, --sbatch)')
-  return {'job': said.split(';')[0]}
+  return {'job': said.split(';')[0], 'array': job.cells}
+
+
+_ALIVE = ('PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING', 'REQUEUED', 'SUSPENDED', 'STOPPED', 'RESIZING')
+
+
+def _shown(number: str) -> list[dict[str, str]]:
+  """What SLURM says of a job, or of each task of an array."""
+  done = record.attempt(['scontrol', '--oneliner', 'show', 'job', number])
+  lines = done.stdout.splitlines() if done.returncode == 0 else []
+  return [found for line in lines if 'JobState' in (found := dict(re.findall(r'(\w+)=(\S*)', line)))]
 
 
 def _show(number: str) -> dict[str, str]:
-  done = record.attempt(['scontrol', '--oneliner', 'show', 'job', number])
-  return dict(re.findall(r'(\w+)=(\S*)', done.stdout)) if done.returncode == 0 else {}
+  """The same of the job, or of the first task that runs, waits or is last."""
+  found = _shown(number)
+  living = [f for state in ('RUNNING', *_ALIVE) for f in found if f['JobState'] == state]
+  return (living or found[-1:] or [{}])[0]
 
 
 def state(values: dict[str, Any]) -> record.State:
@@ -124,7 +139,7 @@ def state(values: dict[str, Any]) -> record.State:
   shown = _show(number)
   if shown:
     word = shown.get('JobState', '')
-    alive = word in ('PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING', 'REQUEUED', 'SUSPENDED', 'STOPPED', 'RESIZING')
+    alive = word in _ALIVE
     where = f' on {shown["NodeList"]}' if shown.get('NodeList') not in (None, '', '(null)') else ''
     reason = f', {shown["Reason"]}' if shown.get('Reason') not in (None, '', 'None') else ''
     return record.State(alive, f'SLURM job {number}: {word}{where}{reason}, {shown.get("RunTime", "?")} of '
@@ -139,6 +154,8 @@ def stop(values: dict[str, Any]) -> str:
   place, number = pathlib.Path(values['place']), values['job']
   place.joinpath(record.STOP).touch()
   running = _show(number).get('JobState') == 'RUNNING'
+  if running and values.get('array'):  # tasks that wait have nothing to save
+    record.call(['scancel', '--state=PENDING', number], f'scancel of job {number} failed')
   # To the tasks alone first: a plain scancel gives them only KillWait seconds.
   words = ['scancel', '--signal=TERM', number] if running else ['scancel', number]
   record.call(words, f'scancel of job {number} failed')
@@ -147,4 +164,4 @@ def stop(values: dict[str, Any]) -> str:
 
 def log(values: dict[str, Any]) -> str:
   """Where its output is."""
-  return os.path.join(values['place'], f'log-{values["job"]}.txt')
+  return os.path.join(values['place'], f'log-{values["job"]}{"_*" if values.get("array") else ""}.txt')

@@ -80,7 +80,7 @@ def prepare(request: Request) -> Job:
   user.setdefault('batch_size', min(PER_CHIP * chips_, request.rows))
   if user.get('method') == 'supervised':
     user = config_lib.merge({'loader': {'label': 'label'}}, user)
-  spec = _spec(user, request)
+  spec = assumed(user, request)
   config = resolve.resolve(user, spec)
   config_lib.update(config, {'mesh': wanted})
   towers.opened(config, load)
@@ -94,8 +94,8 @@ def prepare(request: Request) -> Job:
   return job
 
 
-def _spec(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
-  """Images of the size that the run trains on, unsigned bytes."""
+def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
+  """What a run would know of its data: images of the size that it trains on, unsigned bytes."""
   size = config_lib.given(user, 'image_size') or 224
   size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
   rank = max(len(size), str(user['model']).rpartition('/')[2].count('x') + 1, 2)

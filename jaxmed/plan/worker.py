@@ -21,9 +21,14 @@ ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HO
                'TPU_MIN_LOG_LEVEL': '3'}
 
 
+def installed() -> bool:
+  """Whether the compiler is there."""
+  return importlib.util.find_spec('libtpu') is not None
+
+
 def check() -> None:
   """Raises a UserError where the compiler is not installed."""
-  if importlib.util.find_spec('libtpu') is None:
+  if not installed():
     raise UserError(f"libtpu, the compiler for TPUs, is not installed: pip install 'jaxmed[{EXTRA}]'")
 
 

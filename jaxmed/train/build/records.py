@@ -1,9 +1,12 @@
 """The records that a run trains on, and the search for those that evaluation sets hold too."""
 
+import hashlib
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxmed.data.corpus import selection
 from jaxmed.data.corpus.open import open_source
@@ -22,16 +25,46 @@ def open_records(user: Mapping[str, Any]) -> tuple[Any, Any]:
   """The corpus that a config names, and its rows to train on."""
   if not user.get('data'):
     raise UserError('nothing to train on: give --data CORPUS or data=CORPUS')
-  loader = dict(user.get('loader', {}))
   corpus = open_source(str(user['data']))
+  return corpus, rows(corpus, user)
+
+
+def rows(corpus: Any, user: Mapping[str, Any]) -> Any:
+  """The rows of an opened corpus that a config trains on."""
+  loader = dict(user.get('loader', {}))
   label = loader.get('label') if user.get('method') == 'supervised' else None
   sources = [name for name in str(loader.get('sources', '')).split(',') if name]
   source = corpus.where(parse_values(str(loader.get('held_out', '')), 'loader.held_out'), but=True)
   source = source.select(split=loader.get('split', 'train'), label=label or None, sources=sources)
   if not len(source):
     of = f' of {", ".join(sources)}' if sources else ''
-    raise UserError(f'{user["data"]} has no records{of} in split {loader.get("split", "train")!r}')
-  return corpus, source
+    raise UserError(f'{user.get("data", corpus.path)} has no records{of} in split {loader.get("split", "train")!r}')
+  return subset(source, int(loader.get('records', 0)), int(loader.get('records_seed', 0)))
+
+
+def subset(source: Any, count: int, seed: int) -> Any:
+  """Whole subjects of a source, in an order that the seed draws, until they have `count` records; 0 for all.
+
+  The order is that of hashes of seed and subject: subsets of one seed are nested, and records of other subjects, added
+  or taken away, change no place. A record without a subject stands for itself.
+
+  Raises:
+    UserError: the source has fewer records.
+  """
+  if not count:
+    return source
+  if count > len(source):
+    raise UserError(f'loader.records={count} is more than the {len(source)} records of {source.path} to train on')
+  codes, names = source.distinct('subject')
+  if None in names:
+    pairs = zip(source.column('id').to_pylist(), source.column('subject').to_pylist(), strict=True)
+    names, codes = np.unique([f'record {i}' if s is None else s for i, s in pairs], return_inverse=True)
+  keys = [hashlib.blake2b(f'{seed}/{name}'.encode('utf-8', 'surrogateescape'), digest_size=16).digest()
+          for name in names]
+  order = np.array(sorted(range(len(names)), key=keys.__getitem__))
+  sizes = np.bincount(codes, minlength=len(names))[order]
+  taken = order[:int(np.searchsorted(np.cumsum(sizes), count)) + 1]
+  return source.keep(np.isin(codes, taken))
 
 
 def tell_leaks(user: Mapping[str, Any], source: Any) -> None:

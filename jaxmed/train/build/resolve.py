@@ -90,6 +90,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (-1, math.inf), 'optimizer.clip': (0, math.inf),
+    'loader.records': (0, math.inf), 'loader.records_seed': (0, 2**31 - 1),
     'loader.text_length': (1, math.inf), 'loader.signal_length': (0, math.inf), 'loader.window': (0, math.inf),
     'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (-1, math.inf),
     'optimizer.final_learning_rate': (0, math.inf),

@@ -75,6 +75,7 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
 # Keys that runs of earlier versions lack, whose defaults do what those did.
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
+         'loader.records', 'loader.records_seed',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
          'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'optimizer.decay_lengths',
          'optimizer.frozen_moments', 'init_parts', 'init_map', 'freeze',

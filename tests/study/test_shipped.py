@@ -1,0 +1,59 @@
+"""The studies that ship: each says what it is, each variant is a grid, the laptop ones can run on the demo corpus."""
+
+import ast
+import pathlib
+
+import pytest
+
+from jaxmed import config
+from jaxmed.study import cost, grid
+
+ROOT = pathlib.Path(__file__).parents[2]
+STUDIES = sorted((ROOT / config.STUDIES).glob('*.py'))
+CASES = [(path, variant) for path in STUDIES for variant in config.variants(str(path))]
+NAMED = [f'{path.stem}:{variant}' for path, variant in CASES]
+
+
+@pytest.mark.parametrize('path, variant', CASES, ids=NAMED)
+def test_is_a_grid(path, variant):
+  study = grid.read(f'{path}:{variant}')
+  cells = grid.cells(study)
+  assert 2 <= len(cells) <= 40 and all(c.config['method'] for c in cells)
+  assert 'data' not in study.base and 'init' not in study.base
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda p: p.stem)
+def test_says_what_it_is(path):
+  doc = ' '.join(ast.get_docstring(ast.parse(path.read_text())).split())
+  name = path.relative_to(ROOT).as_posix()
+  for words in ('arXiv', f'jaxmed study {name}', f'jaxmed study {name}:laptop --data corpus', 'ot run here'):
+    assert words in doc, words
+  assert all(f'`{v}`' in doc for v in config.variants(str(path)))
+
+
+def test_they_are_found_by_name_and_are_no_recipes():
+  names = {p.relative_to(ROOT).as_posix() for p in STUDIES}
+  assert names == {*config.studies()} and not names & {*config.recipes()}
+  assert config.find('experiments/studies/scaling_mae.py').is_file()
+
+
+def test_a_law_has_cells_enough():
+  """Four widths, four subsets and two seeds at the least, so that the largest can be foretold."""
+  study = grid.read('experiments/studies/scaling_mae.py:laptop')
+  assert [len(values) for values in study.axes.values()] == [4, 4, 2]
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+  from jaxmed import cli
+  place = tmp_path_factory.mktemp('demo') / 'corpus'
+  assert cli.main(['prepare', 'demo', '--out', str(place)]) == 0
+  return cost.Corpus(str(place))
+
+
+@pytest.mark.parametrize('path, variant', [c for c in CASES if 'laptop' in c[1]], ids=[n for n in NAMED if 'laptop' in n])
+def test_laptop_variants_can_run(demo, path, variant):
+  """On the demo corpus: all cells fit, and together take minutes of a processor of 20 GFLOP/s."""
+  cells = cost.ready(grid.read(f'{path}:{variant}'), demo)
+  assert sum(c.flops for c in cells) / 20e9 < 1800
+  assert cost.check_memory(cells, 2) == []
