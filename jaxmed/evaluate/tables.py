@@ -6,7 +6,9 @@ from typing import Any
 
 from jaxmed.evaluate.metrics import LABELS, METRICS
 
+LOWER = ('ece', 'brier', 'mae')  # metrics of which the lower one is the better
 _METHODS = {'knn': 'kNN', 'logistic': 'logistic'}
+_ACROSS = 3  # kinds of features that stand side by side in text; of differences, which have signs, one less
 
 
 def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
@@ -18,19 +20,16 @@ def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
     result: what `FeatureProtocol.run` returned. labels, methods: {name: what the table calls it} of its metrics and
       methods.
   """
-  kinds = _kinds(result)
-  blocks = [
-    [('method', 'metric', *kinds)]
-    + [
-      (methods.get(name, name), labels[metric], *(_interval(cell) for cell in cells))
-      for name, metric, cells in _rows(result, kinds, labels)
-    ]
-  ]
-  minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
-  if minus:
-    blocks.append([('method', 'difference', *(f'{_short(kinds[0])} - {_short(m)}' for m in minus))] + [
+  kinds, minus = _kinds(result), _minus(result)
+  blocks = []
+  for some in _groups(kinds, _ACROSS):
+    blocks.append([('method', 'metric', *some)] + [
+        (methods.get(name, name), labels[metric], *(_interval(cell) for cell in cells))
+        for name, metric, cells in _rows(result, some, labels)])
+  for some in _groups(minus, _ACROSS - 1):
+    blocks.append([('method', 'difference', *(f'{_short(kinds[0])} - {_short(m)}' for m in some))] + [
         (methods.get(name, name), labels[metric], *(_interval(cell, sign=True) for cell in cells))
-        for name, metric, cells in _differences(result, minus, labels)])
+        for name, metric, cells in _differences(result, some, labels)])
   width = [
     max(len(r[i]) for b in blocks for r in b if i < len(r)) for i in range(max(len(b[0]) for b in blocks))
   ]
@@ -41,23 +40,34 @@ def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
   return '\n'.join(lines + _wrapped(_caption(result, labels))) + '\n'
 
 
-def html_table(result: Mapping[str, Any]) -> str:
-  """What `Classify.run` returned as HTML tables with a caption; the page that holds them brings the style."""
-  kinds = _kinds(result)
+def csv_rows(result: Mapping[str, Any]) -> list[list[str]]:
+  """A row for each score, and for each difference with the name of what is subtracted, under a head."""
+  out = [['features', 'minus', 'method', 'metric', 'value', 'low', 'high']]
+  for row in (*result['rows'], *result['differences']):
+    for metric, cell in row['metrics'].items():
+      numbers = ['' if cell[k] is None else f'{cell[k]:.6g}' for k in ('value', 'low', 'high')]
+      out.append([row['features'], row.get('minus', ''), row['method'], metric, *numbers])
+  return out
+
+
+def html_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
+               methods: Mapping[str, str] = _METHODS) -> str:
+  """The same as HTML tables with a caption; the page that holds them brings the style. The best score is bold."""
+  kinds, minus = _kinds(result), _minus(result)
   body = []
-  for name, metric, cells in _rows(result, kinds, LABELS):
-    top = max((c['value'] for c in cells if c and c['value'] is not None), default=None)
+  for name, metric, cells in _rows(result, kinds, labels):
+    values = [c['value'] for c in cells if c and c['value'] is not None]
+    best = (min if metric in LOWER else max)(values, default=None)
     body.append(
-      [_METHODS.get(name, name), LABELS[metric]]
-      + [_html_interval(c, best=bool(c) and c['value'] == top) for c in cells]
+      [html.escape(methods.get(name, name)), labels[metric]]
+      + [_html_interval(c, best=bool(c) and c['value'] == best) for c in cells]
       + [_number(result['chance'].get(metric))]
     )
   out = [_html(['method', 'metric', *kinds, 'chance'], body)]
-  minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
   if minus:
     head = ['method', 'difference', *(f'{_short(kinds[0])} − {_short(m)}' for m in minus)]
-    out.append(_html(head, [[_METHODS.get(name, name), LABELS[metric]] + [_html_interval(c, sign=True) for c in cells]
-                            for name, metric, cells in _differences(result, minus, LABELS)]))
+    out.append(_html(head, [[methods.get(name, name), labels[metric]] + [_html_interval(c, sign=True) for c in cells]
+                            for name, metric, cells in _differences(result, minus, labels)]))
   return '\n'.join(
     out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, {})]
   )
@@ -95,6 +105,16 @@ def _kinds(result: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(r['features'] for r in result['rows']))
 
 
+def _minus(result: Mapping[str, Any]) -> list[str]:
+  """What is subtracted from the first kind of features."""
+  first = result['rows'][0]['features']
+  return list(dict.fromkeys(d['minus'] for d in result['differences'] if d['features'] == first))
+
+
+def _groups(names: Sequence[str], size: int) -> list[list[str]]:
+  return [list(names[i:i + size]) for i in range(0, len(names), size)]
+
+
 def _rows(result: Mapping[str, Any], kinds: list[str], metrics: Iterable[str]):
   cells = {(r['features'], r['method']): r['metrics'] for r in result['rows']}
   for method in dict.fromkeys(r['method'] for r in result['rows']):
@@ -103,8 +123,9 @@ def _rows(result: Mapping[str, Any], kinds: list[str], metrics: Iterable[str]):
 
 
 def _differences(result: Mapping[str, Any], minus: list[str], metrics: Iterable[str]):
-  cells = {(d['minus'], d['method']): d['metrics'] for d in result['differences']}
-  for method in dict.fromkeys(d['method'] for d in result['differences']):
+  first = result['rows'][0]['features']
+  cells = {(d['minus'], d['method']): d['metrics'] for d in result['differences'] if d['features'] == first}
+  for method in dict.fromkeys(m for _, m in cells):
     for metric in metrics:
       yield method, metric, [cells.get((m, method), {}).get(metric) for m in minus]
 

@@ -1,11 +1,13 @@
 """What a protocol of frozen features is: it fits on some splits and scores another, beside two baselines."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics as statistics
 from jaxmed.evaluate import tables
 from jaxmed.evaluate.protocols.tasks import (
@@ -72,9 +74,14 @@ class FeatureProtocol:
     """What a reader must know of the rows."""
     raise NotImplementedError
 
-  def run(self, encoder: Any, source: Any, label: str, *, untrained: Any = None, feature: str = 'mean',
-          batch_size: int = 64, seed: int = 0, draws: int = 1000, pixels: bool = True) -> dict[str, Any]:
-    """Scores frozen features beside the untrained encoder and raw pixels.
+  def check(self, source: Any, label: str, seed: int = 0) -> None:
+    """A UserError where the rows cannot be judged, before anything is embedded."""
+    self.notes(make_task(source, label, seed))
+
+  def run(self, encoder: Any, source: Any, label: str, *, untrained: Any = None, beside: Mapping[str, Any] = {},
+          feature: str = 'mean', batch_size: int = 64, seed: int = 0, draws: int = 1000,
+          pixels: bool = True) -> dict[str, Any]:
+    """Scores frozen features beside the untrained encoder, raw pixels, and maybe other encoders.
 
     Intervals are 95 % percentile bootstrap over test subjects.
 
@@ -82,12 +89,14 @@ class FeatureProtocol:
       encoder: has `embed_source(source, batch_size) -> {'cls': [N, D], 'mean': [N, D]}`, image_size and vocabulary.
       source: a jaxmed.data.corpus.source.Source with splits. label: a column of its table.
       untrained: the same encoder with its initial weights; without it that baseline is missing, and noted.
+      beside: other encoders by name, each judged by the vector that it recommends.
       feature: which array of embed_source to use. draws: bootstrap resamples. pixels: whether to score raw pixels too.
 
     Returns:
       A dict ready for JSON: label, feature, classes, splits and subjects {split: count}, chance {metric: value},
       rows [{features, method, metrics: {metric: {value, low, high}}, ...}],
-      differences [{features, minus, method, metrics}], notes, draws, seed. A value that does not exist is None.
+      differences [{features, minus, method, metrics}] of the encoder to all others and of those of `beside` to each
+      other, notes, draws, seed. A value that does not exist is None.
 
     Raises:
       UserError: unknown column or feature, no test or training rows, a single class, a subject in two splits,
@@ -102,6 +111,8 @@ class FeatureProtocol:
       notes.append('no untrained encoder was given: that baseline is missing')
     if pixels:
       sets[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
+    for name, other in beside.items():
+      sets[_free(name, sets)] = encoded(other, task, other.feature, batch_size, name, self.splits)
     rows, differences, troubles = self._scored(sets, task, draws, seed)
     return dict(label=label, feature=feature, classes=list(task.classes), chance=self.chance(task), rows=rows,
                 differences=differences, notes=notes + troubles, draws=draws, seed=seed, **sizes(task))
@@ -119,10 +130,12 @@ class FeatureProtocol:
                          **answers.info))
         if answers.trouble:
           notes.append(f'{method} on {name}: {answers.trouble}')
-    for other in (UNTRAINED, PIXELS):
-      for method in self.methods if other in sets else ():
-        got = statistics.difference(*found[TRAINED, method], *found[other, method])
-        differences.append(dict(features=TRAINED, minus=other, method=method, metrics=plain(got)))
+    encoders = [name for name in sets if name not in (UNTRAINED, PIXELS)]
+    pairs = [(TRAINED, other) for other in sets if other != TRAINED] + list(itertools.combinations(encoders[1:], 2))
+    for one, other in pairs:
+      for method in self.methods:
+        got = statistics.difference(*found[one, method], *found[other, method])
+        differences.append(dict(features=one, minus=other, method=method, metrics=plain(got)))
     return rows, differences, notes
 
   def outcome(self, values: np.ndarray, task: Task, draws: int,
@@ -133,6 +146,25 @@ class FeatureProtocol:
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text."""
     return tables.text_table(result, self.metrics, self.methods)
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    return tables.html_table(result, self.metrics, self.methods)
+
+  def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each score and each difference, under a head."""
+    return tables.csv_rows(result)
+
+  def drawings(self, result: Mapping[str, Any], source: Any) -> Mapping[str, Callable[[Any], None]]:
+    """{name: what writes a PNG to a path}, of what `run` returned and of the source that it judged."""
+    return {}
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+  """A name that no features have yet, or a UserError."""
+  if name in taken:
+    raise UserError(f'two encoders are called {name!r}; expected a name each')
+  return name
 
 
 def lone_subject(task: Task) -> list[str]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.data.corpus.source import Source
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import pixels
+from jaxmed.evaluate.remembered import Remembered, digest
 
 TRAINED, UNTRAINED, PIXELS = 'trained', 'untrained', 'pixels (PCA)'
 SPLITS = ('train', 'val', 'test')
@@ -157,9 +159,12 @@ def encoded(encoder: Any, task: Task, feature: str, batch_size: int, name: str,
 def pixel_features(encoder: Any, task: Task, batch_size: int,
                    splits: Sequence[str] = SPLITS) -> dict[str, np.ndarray]:
   """{split: [n, D]} principal components of raw pixels, fitted on the training rows."""
-  parts = {s: p.source for s, p in task.parts.items() if s == 'train' or s in splits}
-  found = pixels.source_features(encoder, *parts.values(), batch_size=batch_size)
-  return dict(zip(parts, found, strict=True))
+  wanted = {s for s in task.parts if s == 'train' or s in splits}
+  remembers = isinstance(encoder, Remembered) and all(type(p.source) is Source for p in task.parts.values())
+  parts = {s: p.source for s, p in task.parts.items() if remembers or s in wanted}  # another task wants the others
+  make = lambda: pixels.source_features(encoder, *parts.values(), batch_size=batch_size)
+  found = encoder.once(('pixels', *map(digest, parts.values())), make) if remembers else make()
+  return {s: x for s, x in zip(parts, found, strict=True) if s in wanted}
 
 
 def sizes(task: Task) -> dict[str, dict[str, int]]:
