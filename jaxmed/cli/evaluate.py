@@ -122,6 +122,7 @@ def _by_channels(args: argparse.Namespace, encoder: Any, source: Any, chosen: Se
   stem = pathlib.Path(args.out).with_suffix('') if args.out else run / 'channels' if run.is_dir() else None
   found, texts = {}, {}
   for p in chosen:
+    p = p.resolved(source, args.label[0])
     wrapped = channels.ByChannels(p, args.subsets)
     results = {name: wrapped.run(one, source, args.label[0], feature=args.feature or one.feature, seed=args.seed,
                                  batch_size=args.batch_size) for name, one in both.items()}

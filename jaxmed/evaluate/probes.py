@@ -67,7 +67,7 @@ def knn_mean(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, k: in
 def _votes(train_x: np.ndarray, test_x: np.ndarray, k: int,
            temperature: float) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
   """Yields the first row of some test rows, their nearest training rows [m, k], and the weights [m, k] of these."""
-  train, test = _unit(train_x), _unit(test_x)
+  train, test = unit(train_x), unit(test_x)
   k = min(k, len(train))
   step = max(1, _CHUNK // len(train))
   for start in range(0, len(test), step):
@@ -250,7 +250,8 @@ class _Fits:
     return out
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def unit(x: np.ndarray) -> np.ndarray:
+  """Rows [N, D] of length 1, float32; a row of zeros stays."""
   x = np.asarray(x, np.float32)
   return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 

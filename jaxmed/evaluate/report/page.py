@@ -185,14 +185,14 @@ def _tiles(config: Mapping[str, Any], rows: list[dict[str, Any]], result: Mappin
 
 
 def _score_tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-  """The best probe's balanced accuracy, and how far that probe is above its untrained baseline."""
+  """The best probe's headline metric, and how far that probe is above its untrained baseline."""
   best = classify.best_row(dict(result)) if result else None
   if not best:
     return [('Best metric', '', 'not evaluated'), ('Trained − untrained', '', 'not evaluated')]
-  name = {'knn': 'kNN'}.get(best['method'], best['method'])
-  tiles = [('Best balanced accuracy', *_cell(best['metrics']['balanced_accuracy'], '.3f', name))]
+  metric, name = result.get('headline', 'balanced_accuracy'), tables.METHODS.get(best['method'], best['method'])
+  tiles = [(f'Best {tables.NAMES[metric]}', *_cell(best['metrics'][metric], '.3f', name))]
   pair = [d for d in result['differences'] if d['minus'] == tasks.UNTRAINED and d['method'] == best['method']]
-  cell = pair[0]['metrics']['balanced_accuracy'] if pair else dict(value=None, low=None, high=None)
+  cell = pair[0]['metrics'][metric] if pair else dict(value=None, low=None, high=None)
   return [*tiles, ('Trained − untrained', *_cell(cell, '+.3f', name if pair else 'no untrained encoder'))]
 
 
@@ -226,7 +226,7 @@ def _absent(text: str) -> str:
 def _evaluation(result: Mapping[str, Any]) -> str:
   return (f'<p>Frozen features ({html.escape(str(result["feature"]))}), probed for '
           f'<b>{html.escape(str(result["label"]))}</b>, on the same rows as the baselines.</p>'
-          f'<div class="scroll">{tables.html_table(dict(result))}</div>')
+          + _told(PROTOCOLS['classify'], result))
 
 
 def _other_tasks(place: pathlib.Path, missing: list[str]) -> list[tuple[str, str]]:
