@@ -132,7 +132,7 @@ def test_protocols_by_name():
       Retrieve('test'), protocols.PROTOCOLS['classify']]
   for words, names, options in (("'retreive'.*'retrieve'", 'retreive', {}), ('each can stand there once', 'classify,classify', {}),
                                 ("'retrieve.galery'.*'retrieve.gallery'", 'retrieve', {'retrieve.galery': 'test'}),
-                                ('classify has no options', 'classify', {'retrieve.gallery': 'test'}),
+                                ("'retrieve.gallery': choose one of classify", 'classify', {'retrieve.gallery': 'test'}),
                                 ("'tset'.*'test'", 'retrieve', {'retrieve.gallery': 'tset'})):
     with pytest.raises(UserError, match=words):
       protocols.get(names, options)
