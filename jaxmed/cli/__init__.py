@@ -33,6 +33,7 @@ from jaxmed.cli import (
   stop,
   streams,
   study,
+  study_fit,
   train,
 )
 from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
@@ -40,9 +41,11 @@ from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, train, launch, status, stop, study, compare, evaluate, embed, export, shrink, import_,
-            report, demo_data, list_, plan, doctor)
-VERBS: dict[str, ModuleType] = {m.__name__.rpartition('.')[2].strip('_').replace('_', '-'): m for m in _MODULES}
+_MODULES = (prepare, curate, train, launch, status, stop, study, study_fit, compare, evaluate, embed, export, shrink,
+            import_, report, demo_data, list_, plan, doctor)
+_NAMES = {study_fit: 'study fit'}  # of two words
+VERBS: dict[str, ModuleType] = {
+    _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
 _RAW = ('inputs', 'data', 'table')  # arguments whose names may have bytes that are not UTF-8
 EXIT_CODES = {
     0: 'done',
@@ -97,6 +100,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _run(argv: list[str]) -> int:
   """Parses, dispatches and prints."""
+  if ' '.join(argv[:2]) in VERBS:
+    argv = [' '.join(argv[:2]), *argv[2:]]
   if argv and not argv[0].startswith('-'):
     choose('command', argv[0], VERBS)
   args = _parse(argv)
