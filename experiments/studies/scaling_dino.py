@@ -28,7 +28,7 @@ STUDIES = {
         'experiments/dino.py:laptop', {'width': WIDTHS, 'samples': (250, 1000, 'all'), 'seed': (0, 1)},
         judges=('loss', {'task': 'classify', 'label': 'region'}),
         shared={'steps': 120, 'eval_every': 120, 'checkpoint_every': 40, 'evaluators': 'loss,health',
-                'encoder.depth': 3, 'augment.local_views': 2}),
+                'encoder.depth': 3, 'augment.local_views': 2, 'loader.sources': 'icbm152'}),
 }
 
 

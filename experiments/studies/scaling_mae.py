@@ -13,7 +13,7 @@ reproduced here but the recipe. Subsets are whole subjects, each inside the next
 `published`: ViT-Ti to ViT-H at the recipe's 800 epochs of ImageNet-1k, subsets for as many steps; not run here.
 `compute`: the same sizes, all records, at four budgets. `laptop`: four widths of a ChannelViT, four subsets, two seeds
 at equal steps; `laptop_compute`: four widths at four budgets. Both take minutes on 2 CPU cores, and say what cells of
-that size can: the demo corpus has one brain and a few pictures.
+that size can: slices of one brain.
 """
 
 from jaxmed.study import rules
@@ -22,7 +22,8 @@ from jaxmed.study.grid import Study
 VARIANTS = ('published', 'compute', 'laptop', 'laptop_compute')
 SIZES = ('vit_tiny/16', 'vit_small/16', 'vit_base/16', 'vit_large/16', 'vit_huge/16')
 WIDTHS = {f'w{w}': {'encoder.embed_dim': w, 'encoder.num_heads': w // 32} for w in (32, 64, 128, 192)}
-SMALL = {'steps': 240, 'eval_every': 240, 'checkpoint_every': 60, 'evaluators': 'loss', 'encoder.depth': 3}
+SMALL = {'steps': 240, 'eval_every': 240, 'checkpoint_every': 60, 'evaluators': 'loss', 'encoder.depth': 3,
+         'loader.sources': 'icbm152'}  # the brain: all records have the same channels, as the held-out ones do
 STUDIES = {
     'published': Study(
         'experiments/mae.py', {'model': SIZES, 'samples': (20_000, 80_000, 320_000, 'all')}, shared={'seed': 0}),

@@ -24,12 +24,13 @@ from jaxmed.study.grid import Study
 BASE, LAPTOP = 'experiments/surgenet.py', 'experiments/surgenet.py:laptop'
 SHORT = {'steps': 100, 'eval_every': 100, 'checkpoint_every': 50, 'evaluators': 'loss,health', 'batch_size': 16,
          'augment.local_views': 2}
+BRAIN = {'loader.sources': 'icbm152'}  # subsets of one kind of records
 JUDGES = ('loss', {'task': 'classify', 'label': 'region'})
 SIZES, SMALL = (250_000, 1_000_000, 'all'), (250, 1000, 'all')
 
 
-def _small(axes: Mapping[str, Any], **more: Any) -> Study:
-  return Study(LAPTOP, axes, judges=JUDGES, shared=SHORT, **more)
+def _small(axes: Mapping[str, Any], shared: Mapping[str, Any] = {}, **more: Any) -> Study:
+  return Study(LAPTOP, axes, judges=JUDGES, shared=SHORT | dict(shared), **more)
 
 
 STUDIES = {
@@ -38,11 +39,11 @@ STUDIES = {
     'duration': Study(BASE, {'epochs': (10.0, 25.0, 50.0, 100.0)}),
     'architecture': Study(BASE, {'model': ('caformer_s18', 'convnextv2_tiny', 'pvt_v2_b2')}),
     'diversity': Study(BASE, {'sources': ('fundus', 'fundus,histology', 'all')}, equal='steps'),
-    'laptop': _small({'samples': SMALL, 'seed': (0, 1)}, equal='steps'),
-    'laptop_epochs': _small({'samples': SMALL, 'seed': (0, 1)}, equal='epochs'),
+    'laptop': _small({'samples': SMALL, 'seed': (0, 1)}, BRAIN, equal='steps'),
+    'laptop_epochs': _small({'samples': SMALL, 'seed': (0, 1)}, BRAIN, equal='epochs'),
     'laptop_duration': _small({'steps': (25, 50, 100), 'seed': (0, 1)}),
     'laptop_architecture': _small({'model': ('caformer_micro', 'convnextv2_micro', 'pvt_v2_micro'), 'seed': (0, 1)}),
-    'laptop_diversity': _small({'sources': ('brain', 'brain,fundus', 'all'), 'seed': (0, 1)}, equal='steps'),
+    'laptop_diversity': _small({'sources': ('icbm152', 'icbm152,fundus', 'all'), 'seed': (0, 1)}, equal='steps'),
 }
 VARIANTS = tuple(STUDIES)
 

@@ -41,10 +41,11 @@ from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, train, launch, status, stop, study, compare, evaluate, embed, export, shrink, import_,
-            report, demo_data, list_, plan, doctor)
-VERBS: dict[str, ModuleType] = {m.__name__.rpartition('.')[2].strip('_').replace('_', '-'): m for m in _MODULES}
-VERBS['study fit'] = study_fit
+_MODULES = (prepare, curate, train, launch, status, stop, study, study_fit, compare, evaluate, embed, export, shrink,
+            import_, report, demo_data, list_, plan, doctor)
+_NAMES = {study_fit: 'study fit'}  # of two words
+VERBS: dict[str, ModuleType] = {
+    _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
 _RAW = ('inputs', 'data', 'table')  # arguments whose names may have bytes that are not UTF-8
 EXIT_CODES = {
     0: 'done',

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import sys
@@ -70,6 +69,7 @@ def _words(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
   words = list(args.words)
   if not words or '=' in words[0]:
     raise UserError('give a study file: jaxmed study FILE.py --data CORPUS --out STUDY')
+  config.find(words[0] if os.path.isfile(words[0]) else words[0].partition(':')[0])
   return words[0], config.parse_overrides(words[1:])
 
 
@@ -258,9 +258,10 @@ def _law(out: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
   """The law of loss over parameters and samples, where the grid spans both; one that cannot be fitted says why."""
   from jaxmed.study import table
   axes = table.law_axes(found)
-  if axes is None or importlib.util.find_spec('jaxmed.study.fit') is None:
+  if axes is None:
     return None
+  from jaxmed.study.fit import fit
   try:
-    return importlib.import_module('jaxmed.study.fit').fit(out, out, **axes)
+    return fit(out, **axes)
   except UserError as e:
     return {'json': {'undecided': str(e)}, 'text': f'no law: {e}'}

@@ -52,7 +52,7 @@ def optimum(numbers: np.ndarray, budgets: np.ndarray, compute: Compute) -> np.nd
   _, a, b, alpha, beta = (numbers[:, i:i + 1] for i in range(5))
   u, v = compute.u, compute.v
   log = (np.log(alpha * a * v / (beta * b * u)) + beta / v * np.log(budgets / compute.k)) / (alpha + beta * u / v)
-  return np.exp(log)
+  return np.exp(np.clip(log, -100, 100))  # no law, no optimum
 
 
 def exponents(numbers: np.ndarray, compute: Compute) -> tuple[np.ndarray, np.ndarray]:

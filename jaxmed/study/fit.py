@@ -47,6 +47,8 @@ class Options:
       raise UserError(f'--hold-out is {self.hold_out:g}, expected 0 to 0.5')
     if any(not 0 < c < np.inf for c in self.compute):
       raise UserError('--compute expects FLOPs above 0, comma-separated')
+    if self.compute and self.columns.axis:
+      raise UserError('--compute does not go with --axis: a law of one axis has no frontier')
 
 
 def fit(path: str | pathlib.Path, out: str | pathlib.Path | None = None, **options: Any) -> dict[str, Any]:
@@ -58,8 +60,8 @@ def fit(path: str | pathlib.Path, out: str | pathlib.Path | None = None, **optio
 
   Returns:
     {'json', 'text'}; the first has E, A, alpha (A, B, alpha, beta of two axes; R of repeated samples), each
-    {'value', 'low', 'high'}, 'huber' (the sum), 'runs', 'cells', 'verdict' ('law' or 'undecided'), 'chance',
-    'frontier', 'isoflop', 'extrapolation', 'left_out', 'notes'.
+    {'value', 'low', 'high'}, 'huber' (the sum), 'runs', 'cells', 'verdict' ('law' or 'undecided'), 'unclear'
+    (the names whose chance is too large), 'chance', 'frontier', 'isoflop', 'extrapolation', 'left_out', 'notes'.
 
   Raises:
     UserError: see `law_table.read` and `Options`; a place that cannot be written.
@@ -91,7 +93,7 @@ def analysed(table: law_table.Table, options: Options) -> tuple[dict[str, Any], 
       'law': formula(table), 'axes': list(table.axes), 'value': table.value, 'rising': design.rising,
       **_numbers(law, numbers), 'huber': law.huber, 'delta': options.delta, 'runs': len(y),
       'cells': len(np.unique(table.cells)), 'draws': options.draws, 'left_out': list(table.left_out),
-      'chance': chance, 'verdict': 'undecided' if without else 'law', 'undecided': without,
+      'chance': chance, 'verdict': 'undecided' if without else 'law', 'unclear': without,
       'frontier': None, 'isoflop': None,
       'extrapolation': _extrapolation(table, options) if options.hold_out else None}
   if table.rule is not None:

@@ -1,14 +1,15 @@
 """What a fitted law is worth: intervals, whether there is a law at all, predictions of what was left out, budgets.
 
 Intervals are of the residual bootstrap: the design stays, and each cell gets the residuals of a cell drawn with
-replacement, those of its seeds drawn without. So cells, not runs, are the independent units, and every draw can be
-fitted, which a draw of the cells themselves often cannot: it leaves sizes out. Three corrections are for few runs, as
-Student's t is for a mean:
+replacement, of one sign or the other, those of its seeds drawn without. So cells, not runs, are the independent units,
+and every draw can be fitted, which a draw of the cells themselves often cannot: it leaves sizes out. What corrects for
+few cells, as Student's t does for a mean:
 
-- residuals are stretched by sqrt(cells / (cells - parameters)), since a fit takes them up;
-- each draw stretches all residuals by sqrt(f / chi2_f) with f = cells - parameters, since their spread is estimated;
-- a little normal noise is added, since a fit of near-absolute residuals leaves about as many zeros as it has parameters
-  (De Angelis, Hall and Young 1993).
+- a fit of nearly absolute residuals goes through about as many runs as it has parameters, so the cells with the least
+  residuals, as many as that, give none, and a little normal noise is added (De Angelis, Hall and Young 1993);
+- residuals are stretched by sqrt(runs / (runs - parameters)): with what the first does that is the jackknife's
+  correction (HC3 of MacKinnon and White 1985), which errs to the safe side;
+- each draw stretches all residuals by sqrt(f / chi2_f) with f = cells - parameters, since their spread is estimated.
 
 tools/law_coverage.py prints how often the truth lies inside.
 """
@@ -25,6 +26,7 @@ from jaxmed.study.laws import DELTA, Design, Grid, Law, Problem
 
 LEVEL = 0.01  # an axis is decided where fewer permutations than this do as well
 PERMUTATIONS = 999
+_NOISE = 0.3  # of residuals, in their spread: enough that draws of few cells are not all alike
 _POINTS = 12  # exponents an axis that the test looks among
 
 
@@ -50,20 +52,21 @@ def redrawn(residual: np.ndarray, cells: np.ndarray, parameters: int, draws: int
   rng = np.random.default_rng(seed)
   names, cell = np.unique(cells, return_inverse=True)
   free = max(len(names) - parameters, 1)
+  sizes = np.bincount(cell, np.square(residual)) / np.bincount(cell)
+  givers = np.argsort(sizes, kind='stable')[min(math.ceil(parameters * len(names) / len(cell)), len(names) - 1):]
   count = np.bincount(cell)
   member = np.full((len(names), count.max()), -1)  # rows of each cell
   order = np.argsort(cell, kind='stable')
   place = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)  # of a row in its cell
   member[cell[order], place] = order
-  source = rng.integers(0, len(names), (draws, len(names)))  # the cell that gives residuals to each cell
+  source = rng.choice(givers, (draws, len(names)))  # the cell that gives residuals to each cell
   shuffled = np.argsort(np.where(member[source] < 0, 2.0, rng.random((draws, *member.shape))), axis=2)
   given = source[:, cell[order]]
   out = np.empty((draws, len(residual)))
   out[:, order] = residual[member[given, shuffled[np.arange(draws)[:, None], cell[order], place % count[given]]]]
-  spread = float(np.sqrt(np.mean(np.square(residual))))
-  width = 0.5 * len(names) ** -0.2 * min(spread, float(np.median(np.abs(residual)) * 1.4826) or spread)
-  out += width * rng.standard_normal(out.shape)
-  stretch = math.sqrt(len(names) / free) / math.sqrt(1 + (width / spread) ** 2 if spread else 1)
+  out *= rng.choice((-1.0, 1.0), source.shape)[:, cell]
+  out += _NOISE * math.sqrt(sizes[givers].mean()) * rng.standard_normal(out.shape)
+  stretch = math.sqrt(len(cell) / max(len(cell) - parameters, 1) / (1 + _NOISE**2))
   return out * stretch * np.sqrt(free / rng.chisquare(free, (draws, 1)))
 
 
@@ -76,9 +79,9 @@ def bootstrap(design: Design, y: np.ndarray, law: Law, cells: np.ndarray, draws:
 
 
 def interval(value: float, drawn: np.ndarray) -> dict[str, float]:
-  """{'value', 'low', 'high'}: the 95 % percentile interval of draws [M]."""
+  """{'value', 'low', 'high'}: the 95 % percentile interval of draws [M], which holds the value at any rate."""
   low, high = np.percentile(drawn, [2.5, 97.5])
-  return {'value': float(value), 'low': float(low), 'high': float(high)}
+  return {'value': float(value), 'low': float(min(low, value)), 'high': float(max(high, value))}
 
 
 def chance(design: Design, y: np.ndarray, axis: int | None = None, permutations: int = PERMUTATIONS,

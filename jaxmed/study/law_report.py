@@ -36,11 +36,11 @@ def text(result: Mapping[str, Any]) -> str:
 def verdict(result: Mapping[str, Any]) -> str:
   """A sentence: is there a law, or which axis is undecided."""
   chance = {name: f'{p:.3f}' for name, p in result['chance'].items()}
-  if 'law' in result['undecided']:
+  if 'law' in result['unclear']:
     return (f'undecided: the table does not tell a law from a constant (permuted cells do as well with chance '
             f'{chance["law"]}; a law needs at most {LEVEL:g})')
-  if result['undecided']:
-    said = ', '.join(f'{name} (chance {chance[name]})' for name in result['undecided'])
+  if result['unclear']:
+    said = ', '.join(f'{name} (chance {chance[name]})' for name in result['unclear'])
     return f'undecided: {result["value"]} follows a law, but the table does not tell whether it depends on {said}'
   return f'law: permuted cells do as well with chance {max(chance.values())}'
 

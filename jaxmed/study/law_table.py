@@ -54,8 +54,8 @@ class Table:
 
   Attributes:
     design, y, cells: [n], of the fit. axes, value: names of columns. compute: [n], FLOPs or what `rule` says; of one
-      axis its values. rule: how compute follows from two axes. left_out: names of runs that have no value. notes: what a
-      reader must know.
+      axis its values. rule: how compute follows from two axes. left_out: names of runs that have no value. notes: what
+      a reader must know.
   """
 
   design: Design
@@ -81,6 +81,7 @@ def read(path: str | pathlib.Path, columns: Columns, constant: float | None = No
     UserError: a missing file or column, a text that is no number, numbers that are not above 0, too few cells, a single
       size, a cell and seed that stand twice.
   """
+  _check_options(columns, constant, repeat)
   place, header, rows = _rows(pathlib.Path(path), columns)
   named = {kind: _column(place, header, columns, kind) for kind in ('flops', 'cells', 'seeds')}
   axes = (choose(f'column of {place}', columns.axis, header),) if columns.axis else (
@@ -90,8 +91,6 @@ def read(path: str | pathlib.Path, columns: Columns, constant: float | None = No
       choose(f'column of {place}', getattr(columns, kind), header)
   value = columns.score or _needed(place, header, columns, 'loss')
   extra = [c for c in (columns.unique, columns.epochs) if c]
-  if len(extra) > 1 or (extra and columns.axis) or (columns.score and columns.loss):
-    raise UserError('choose one of --unique and --epochs, without --axis, and one of --loss and --score')
   flops = '' if constant is not None or columns.axis else named['flops']
   kept, left_out = _kept(place, rows, [*axes, value, *extra], named)
   if flops and any(not row[flops].strip() for _, row in kept):
@@ -107,6 +106,20 @@ def read(path: str | pathlib.Path, columns: Columns, constant: float | None = No
     rule = compute_of(params, samples, numbers[flops]) if flops else Compute(6.0 if constant is None else constant)
   compute = design.x[:, 0] if rule is None else numbers[flops] if flops else rule.of(*design.x.T)
   return Table(design, numbers[value], cells, axes, value, compute, rule, tuple(left_out), tuple(_notes(design, cells)))
+
+
+def _check_options(columns: Columns, constant: float | None, repeat: float | None) -> None:
+  """Raises a UserError for options of which one would be ignored."""
+  given = {name: bool(getattr(columns, name)) for name in
+           ('params', 'samples', 'loss', 'score', 'axis', 'flops', 'unique', 'epochs')}
+  given |= {'constant': constant is not None, 'repeat': repeat is not None}
+  for one, other in (('loss', 'score'), ('unique', 'epochs'), ('flops', 'constant'), ('axis', 'params'),
+                     ('axis', 'samples'), ('axis', 'flops'), ('axis', 'constant'), ('axis', 'unique'),
+                     ('axis', 'epochs')):
+    if given[one] and given[other]:
+      raise UserError(f'--{one} does not go with --{other}: choose one of them')
+  if given['repeat'] and not (given['unique'] or given['epochs']):
+    raise UserError('--repeat needs the column of --unique or --epochs, which says how often samples are repeated')
 
 
 def _rows(path: pathlib.Path, columns: Columns) -> tuple[str, list[str], list[tuple[int, Row]]]:

@@ -49,7 +49,7 @@ def test_a_table_in_a_law_and_a_report_out(table, tmp_path):
   result = run(table, '--out', tmp_path / 'fit', '--draws', '150')
   found = result['json']
   assert found['law'] == 'loss = E + A params^-alpha + B samples^-beta'
-  assert (found['verdict'], found['undecided'], found['runs'], found['cells']) == ('law', [], 32, 16)
+  assert (found['verdict'], found['unclear'], found['runs'], found['cells']) == ('law', [], 32, 16)
   for name, truth in zip(('E', 'A', 'B', 'alpha', 'beta'), (LAPTOP.E, *LAPTOP.A, *LAPTOP.alpha), strict=True):
     assert found[name]['low'] <= found[name]['value'] <= found[name]['high']
     assert found[name]['low'] <= truth <= found[name]['high']
@@ -63,7 +63,7 @@ def test_a_table_in_a_law_and_a_report_out(table, tmp_path):
   assert (left['cells'], left['fitted_runs'], len(left['runs'])) == (3, 26, 6)
   assert left['mean_error'] < 0.05 and left['mean_error_constant'] > left['mean_error']
   assert json.loads((tmp_path / 'fit' / 'fit.json').read_text()) == found
-  rows = list(csv.DictReader(open(tmp_path / 'fit' / 'fit.csv')))
+  rows = list(csv.DictReader((tmp_path / 'fit' / 'fit.csv').read_text().splitlines()))
   assert len(rows) == 32 and sum(int(r['held_out']) for r in rows) == 6
   assert float(rows[0]['residual']) == pytest.approx(float(rows[0]['loss']) - float(rows[0]['predicted']))
   page = (tmp_path / 'fit' / 'fit.md').read_text()
@@ -106,7 +106,7 @@ def test_an_axis_without_a_law_is_named(runs, tmp_path):
   design = runs[0]
   y = (0.3 + 25 * design.x[:, 1] ** -0.4) * np.exp(0.02 * np.random.default_rng(1).standard_normal(32))
   result = run(write(tmp_path / 'a.csv', ('params', 'samples', 'loss'), np.column_stack([design.x, y]).tolist()), *QUICK)
-  assert result['json']['undecided'] == ['params']
+  assert result['json']['unclear'] == ['params']
   assert 'does not tell whether it depends on params' in result['text']
 
 
@@ -196,7 +196,10 @@ LINES = {
     'constant': (('params', 'samples', 'loss'), None, ('--constant', '-1'), '--constant is -1, expected a number above 0'),
     'budgets': (('params', 'samples', 'loss'), None, ('--compute', '1e18,x'), "--compute is '1e18,x', expected FLOPs"),
     'where': (('params', 'samples', 'loss'), None, ('--where', 'methd=a'), 'unknown column'),
-    'both': (('params', 'samples', 'loss', 'epochs'), [(1, 2, 3, 4)], ('--epochs', 'epochs', '--unique', 'samples'), 'choose one of --unique and --epochs'),
+    'both': (('params', 'samples', 'loss', 'epochs'), [(1, 2, 3, 4)], ('--epochs', 'epochs', '--unique', 'samples'), '--unique does not go with --epochs'),
+    'axis': (('params', 'samples', 'loss'), None, ('--axis', 'params', '--samples', 'samples'), '--axis does not go with --samples'),
+    'frontier': (('params', 'samples', 'loss'), None, ('--axis', 'params', '--compute', '1e9'), '--compute does not go with --axis'),
+    'repeat': (('params', 'samples', 'loss'), None, ('--repeat', '5'), '--repeat needs the column of --unique or --epochs'),
 }
 
 

@@ -1,6 +1,7 @@
 """Fits against exact laws, slow searches and published constants; intervals and chances against simulations."""
 
 import csv
+import json
 import pathlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import optimize, special
 from jaxmed.study import budgets, law_intervals, laws
 from jaxmed.study.laws import Design, Grid, Law, Problem
 from tests.study.simulated import LAPTOP, grid, line
+from tools import law_coverage
 
 DATA = pathlib.Path(__file__).parents[2] / 'experiments' / 'data'
 # Of Muennighoff et al. 2023: E, A, B, alpha = beta, R of samples, R of parameters.
@@ -229,14 +231,16 @@ def test_seeds_of_a_cell_are_drawn_together():
   assert np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1] > 0.8 > 0.3 > abs(between)
 
 
-def test_residuals_are_stretched_as_students_t_is():
-  """An interval of a mean has the width of Student's t, which knows that few cells do not know their spread."""
+@pytest.mark.parametrize('count', [6, 60])
+def test_an_interval_is_hardly_wider_than_students_t_and_not_narrower(count):
   from scipy import stats
-  rng = np.random.default_rng(9)
-  values = rng.standard_normal(6)
-  drawn = law_intervals.redrawn(values - values.mean(), np.arange(6), 1, 20_000, 0).mean(axis=1)
-  half = stats.t.ppf(0.975, 5) * values.std(ddof=1) / np.sqrt(6)
-  assert np.ptp(np.percentile(drawn, [2.5, 97.5])) / 2 == pytest.approx(half, rel=0.1)
+  ratios = []
+  for seed in range(20):
+    values = np.random.default_rng(seed).standard_normal(count)
+    drawn = law_intervals.redrawn(values - values.mean(), np.arange(count), 1, 4000, seed).mean(axis=1)
+    half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
+    ratios.append(np.ptp(np.percentile(drawn, [2.5, 97.5])) / 2 / half)
+  assert 0.97 < np.mean(ratios) < 1 + 2 / count
 
 
 def test_four_cells_are_undecided():
@@ -296,3 +300,10 @@ def test_intervals_hold_the_truth():
   """tools/law_coverage.py simulates more."""
   held = np.array([inside(seed, widths=4, sizes=4, seeds=2) for seed in range(20)])
   assert (held.sum(axis=0) >= 17).all()
+
+
+def test_the_script_counts(tmp_path, capsys):
+  law_coverage.main(['--grids', 'laptop:4x4x1:0.01t', '--simulations', '2', '--draws', '50', '--out', str(tmp_path / 'a.json')])
+  assert '| laptop:4x4x1:0.01t |' in capsys.readouterr().out
+  (row,) = json.loads((tmp_path / 'a.json').read_text())
+  assert row['law'] == row['noise undecided'] == 2 and all(0 <= row[name] <= 2 for name in law_coverage.NAMES)

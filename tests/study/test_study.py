@@ -82,7 +82,8 @@ def test_what_is_done_is_left_alone(finished, corpus, capfd):
   file, out = finished
   before = {p: p.stat().st_mtime_ns for p in out.rglob('result.json')}
   assert run(corpus, file, out, '--jobs', 2, '--json') == 0
-  assert len(json.loads(capfd.readouterr().out)['cells']) == 8
+  said = json.loads(capfd.readouterr().out)
+  assert len(said['cells']) == 8 and '4 cells (8 runs) for 5 parameters' in said['law']['undecided']
   assert {p: p.stat().st_mtime_ns for p in out.rglob('result.json')} == before
 
 
@@ -200,6 +201,10 @@ def test_what_is_missing(corpus, tmp_path, capfd):
   assert 'give --out STUDY' in capfd.readouterr().err
   assert cli.main(['status', str(tmp_path)]) == 2
   assert 'nothing was launched' in capfd.readouterr().err
+  assert cli.main(['study', 'fit', str(tmp_path / 'none.csv')]) == 2
+  assert 'none.csv does not exist' in capfd.readouterr().err
+  assert cli.main(['study', 'fti', 'none.csv']) == 2
+  assert 'config file fti does not exist' in capfd.readouterr().err
 
 
 def test_a_law_needs_two_sizes_of_both():
