@@ -64,7 +64,7 @@ def _whole(args: argparse.Namespace, encoder: Any, source: Any, chosen: Sequence
            beside: dict[str, Any]) -> dict[str, Any]:
   """Judges frozen features of whole images."""
   from jaxmed.evaluate import judge
-  from jaxmed.evaluate.report.page import write_report
+  from jaxmed.evaluate.page import write_report
   found = judge.judged(encoder, source, chosen, args.label, beside=beside, feature=args.feature,
                        batch_size=args.batch_size, seed=args.seed)
   text, result = _titled({f.key: f.protocol.tables(f.result) for f in found}), judge.together(found)

@@ -10,10 +10,9 @@ from sklearn import metrics as sk
 
 from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
-from jaxmed.evaluate import operating, probes, protocols, tables
+from jaxmed.evaluate import operating, page, probes, protocols, tables
 from jaxmed.evaluate.protocols import classify, tasks
 from jaxmed.evaluate.protocols.classify import Classify, kind_of
-from jaxmed.evaluate.report import page
 
 from . import fakes
 
