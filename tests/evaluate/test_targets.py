@@ -113,6 +113,7 @@ def test_labels_in_columns(source):
           for s in ('train', 'val', 'test')]
   assert f'left out: {lost[0]} train, {lost[1]} val, {lost[2]} test, of 3 a row' in notes
   assert 'labels of one value among the training rows, or of none among the validation rows, left out: never' in notes
+  assert 'labels that no test row lacks' not in notes
   assert 'By label, trained' in Classify().tables(result) and '<h3>By label, trained</h3>' in Classify().html(result)
 
 

@@ -225,7 +225,7 @@ class Probing(FeatureProtocol):
     rows = [[c['features'], METHODS[c['method']], *(tables.number(p['value']) for p in c['points']),
              tables.interval(c['area'])] for c in few['curves']]
     title = (f'Few labels: {self.metrics[few["metric"]]} by the percentage of training subjects, mean of '
-             f'{few["seeds"]} seeds; area over its logarithm')
+             f'{few["seeds"]} seeds; area over its logarithm. Penalties are chosen on all validation rows.')
     less = [[tables.short(TRAINED) + ' - ' + tables.short(d['minus']), METHODS[d['method']],
              tables.interval(d['area'], sign=True),
              'none' if d['crossing'] is None else f'{d["crossing"]:.3g} %'] for d in few['differences']]
