@@ -22,8 +22,8 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
   p.add_argument('--label', action='append', default=[], metavar='COLUMN', help='column of labels; A,B: columns of one '
                  'multi-label task; may be repeated, for a task each')
-  p.add_argument('--protocol', '--task', dest='task', default='classify', metavar='NAMES', help='tasks, comma-separated; '
-                 'jaxmed list protocols shows them; default classify')
+  p.add_argument('--protocol', '--task', dest='task', default='classify', metavar='NAMES',
+                 help='tasks, comma-separated; jaxmed list protocols shows them; default classify')
   p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of a task, such as '
                  'retrieve.gallery=test; may be repeated')
   p.add_argument('--where', default='', metavar='COLUMN=A,B', help='values that a row must have to be judged')

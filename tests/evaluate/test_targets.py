@@ -187,6 +187,10 @@ def test_an_operating_point_is_found_on_validation_rows(source):
   two = with_columns(source, ill=[None if g is None else ('No', 'Yes')[g == 2] for g in source.table['grade'].to_pylist()])
   result = Classify(sensitivity=1).run(GOOD, two, 'ill', draws=5)
   assert result['rows'][0]['operating']['positive'] == 'Yes'
+  assert Classify(positive=0).positive == '0' and Classify(positive=True).positive == 'true'  # as the command reads them
+  assert Classify('ordinal', order=(False, True)).order == ('false', 'true')
+  found = protocols.get('classify', {'classify.positive': 0, 'classify.sensitivity': 1, 'classify.probes': 'knn'})[0]
+  assert found.run(GOOD, source, 'grade', draws=5)['rows'][0]['operating']['positive'] == '0'
 
 
 def test_few_labels(source, tmp_path):

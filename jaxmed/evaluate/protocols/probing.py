@@ -44,7 +44,8 @@ class Probing(FeatureProtocol):
       value = getattr(self, field)
       value = tuple(value) if isinstance(value, (tuple, list)) else () if value == '' else tuple(
         v.strip() for v in value.split(',')) if isinstance(value, str) else (value,)
-      object.__setattr__(self, field, tuple(map(_number if field == 'fractions' else str, value)))
+      object.__setattr__(self, field, tuple(map(_number if field == 'fractions' else _text, value)))
+    object.__setattr__(self, 'positive', _text(self.positive))
     choose('classify.target', self.target, KINDS)
     for probe in self.probes:
       choose('probe of classify.probes', probe, METHODS)
@@ -231,6 +232,11 @@ class Probing(FeatureProtocol):
              'none' if d['crossing'] is None else f'{d["crossing"]:.3g} %'] for d in few['differences']]
     return [(title, head, rows), ('Few labels: difference of the areas, and from where the other is as good',
                                   ['difference', 'method', 'area', 'crossing'], less)]
+
+
+def _text(value: Any) -> str:
+  """The name of a class that an option was read as: true is one of a column of booleans."""
+  return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: Any) -> Any:
