@@ -22,8 +22,8 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--data', required=True, metavar='CORPUS', help='corpus with labels and splits')
   p.add_argument('--label', action='append', default=[], metavar='COLUMN', help='column of labels; A,B: columns of one '
                  'multi-label task; may be repeated, for a task each')
-  p.add_argument('--task', '--protocol', default='classify', metavar='NAMES', help='tasks, comma-separated; '
-                 'jaxmed list protocols shows them; default classify')
+  p.add_argument('--protocol', '--task', dest='task', default='classify', metavar='NAMES',
+                 help='tasks, comma-separated; jaxmed list protocols shows them; default classify')
   p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of a task, such as '
                  'retrieve.gallery=test; may be repeated')
   p.add_argument('--where', default='', metavar='COLUMN=A,B', help='values that a row must have to be judged')
@@ -40,7 +40,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-  """Judges frozen features; of several tasks or labels the result is {'protocols': {name: result}}."""
+  """Judges frozen features; of several tasks or labels the result is {'protocols': {name: result}, 'wins': ..}."""
   from jaxmed import config
   from jaxmed.data.corpus.open import open_source
   from jaxmed.data.feed.sampling import parse_values
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _whole(args: argparse.Namespace, encoder: Any, source: Any, chosen: Sequence[Any],
            beside: dict[str, Any]) -> dict[str, Any]:
   """Judges frozen features of whole images."""
-  from jaxmed.evaluate import judge
-  from jaxmed.evaluate.report.page import write_report
+  from jaxmed.evaluate import judge, wins
+  from jaxmed.evaluate.page import write_report
   found = judge.judged(encoder, source, chosen, args.label, beside=beside, feature=args.feature,
                        batch_size=args.batch_size, seed=args.seed)
   text, result = _titled({f.key: f.protocol.tables(f.result) for f in found}), judge.together(found)
@@ -75,9 +75,24 @@ def _whole(args: argparse.Namespace, encoder: Any, source: Any, chosen: Sequence
     if run:
       files.write_json(run / f'{_stem(one.key)}.json', one.result)
     _write_beside(one, source, run, pathlib.Path(args.out) if args.out else None, len(found) == 1)
+  table = result.get('wins') if len(found) > 1 else None
+  if table:
+    text += f'\n{wins.text(table)}'
+    if args.out:
+      files.write_csv(pathlib.Path(args.out).with_suffix('.wins.csv'), wins.csv_rows(table))
   if run:
+    _wins_of_run(run, table)
     text += f'\nreport: {write_report(run)}'
   return {'json': result, 'text': text}
+
+
+def _wins_of_run(run: pathlib.Path, table: Any) -> None:
+  """Writes RUN/evaluation.wins.json, or removes that of an earlier call."""
+  place = run / 'evaluation.wins.json'
+  if table:
+    files.write_json(place, {'wins': table})
+  else:
+    place.unlink(missing_ok=True)
 
 
 def _stem(key: str) -> str:

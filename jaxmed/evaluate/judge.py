@@ -11,7 +11,7 @@ from typing import Any
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.feed.sampling import parse_values
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import protocols
+from jaxmed.evaluate import protocols, wins
 from jaxmed.evaluate.protocols.tasks import PIXELS, TRAINED, UNTRAINED
 from jaxmed.evaluate.remembered import Remembered
 
@@ -41,7 +41,8 @@ def evaluate(encoder: Any, source: Any, task: str | Sequence[str] = 'classify', 
     seed: of baselines and bootstrap.
     options: options of the task, `gallery='test'`; of several tasks with the name before, `**{'retrieve.gallery': ..}`.
   Returns:
-    What `--json` prints: of one task and label its result, else {'protocols': {NAME or NAME.LABEL: result}}.
+    What `--json` prints: of one task and label its result, else {'protocols': {NAME or NAME.LABEL: result}, 'wins': as
+    of `wins.wins`}.
   Raises:
     UserError: as of the command.
   """
@@ -71,7 +72,7 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
   """
   asked = _asked(chosen, labels, source)
   for protocol, label in asked:
-    if beside and 'beside' not in inspect.signature(protocol.run).parameters:
+    if beside and not _takes_beside(protocol):
       raise UserError(f'--beside does not go with the task {protocol.name}: it gives no answer a row to compare')
     if hasattr(protocol, 'check'):
       protocol.check(source, label, seed)
@@ -89,8 +90,12 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
 
 
 def together(found: Sequence[Judged]) -> dict[str, Any]:
-  """One result as it is, several by their keys."""
-  return found[0].result if len(found) == 1 else {'protocols': {f.key: f.result for f in found}}
+  """One result as it is, several by their keys, with the table of wins."""
+  if len(found) == 1:
+    return found[0].result
+  results = {f.key: f.result for f in found}
+  table = wins.wins(results)
+  return {'protocols': results} | ({'wins': table} if table else {})
 
 
 def named(paths: Sequence[str]) -> dict[str, str]:
@@ -128,6 +133,12 @@ def _asked(chosen: Sequence[Any], labels: Sequence[str], source: Any) -> list[tu
   for label in labels:
     columns_of(label, source)
   return out
+
+
+def _takes_beside(protocol: Any) -> bool:
+  """Whether `run` has a place for other encoders, by name or among its options."""
+  asked = inspect.signature(protocol.run).parameters
+  return 'beside' in asked or any(p.kind is p.VAR_KEYWORD for p in asked.values())
 
 
 def columns_of(label: str, source: Any) -> list[str]:

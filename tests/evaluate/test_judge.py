@@ -54,6 +54,9 @@ def test_each_record_is_embedded_once(source):
   one = Counted()
   found = judge.judged(one, source, protocols.get('classify,retrieve'), ['stain', 'tissue'])
   assert [f.key for f in found] == ['classify', 'classify.tissue', 'retrieve', 'retrieve.tissue']
+  whole = judge.together(found)
+  assert set(whole) == {'protocols', 'wins'} and [f['minus'] for f in whole['wins']] == ['untrained', 'pixels (PCA)']
+  assert len(whole['wins'][0]['comparisons']) == 2 * 2 + 2 * 1  # labels, methods of each task
   assert sorted(one.seen) == sorted(source.table['id'].to_pylist())
   for f in found:  # the same as without a memory
     want = f.protocol.run(Counted(), source, f.label, untrained=Counted(-1.0))

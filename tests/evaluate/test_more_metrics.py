@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate import calibration, confusion, metrics, multilabel, operating, regression
+from jaxmed.evaluate import calibration, confusion, metrics, multilabel, operating, regression, roc
 
 
 def data(seed=0, rows=80, num_classes=4, subjects=12, ties=False):
@@ -167,6 +167,19 @@ def test_rates_at_a_threshold():
   assert np.isnan(operating.at(positive, score, 2.0, names, draws=5)['ppv']['value'])  # nothing is called positive
   with pytest.raises(UserError, match='no validation row is positive'):
     operating.threshold(np.zeros(3, bool), np.arange(3), 0.9)
+
+
+@pytest.mark.parametrize('ties', [False, True])
+def test_roc_equals_scikit_learn(ties):
+  y, scores, _ = data(6, ties=ties)
+  fpr, tpr = roc.roc(y == 1, scores[:, 1])
+  want = sk.roc_curve(y == 1, scores[:, 1], drop_intermediate=False)
+  np.testing.assert_allclose(fpr, want[0])
+  np.testing.assert_allclose(tpr, want[1])
+  assert np.trapezoid(tpr, fpr) == pytest.approx(sk.roc_auc_score(y == 1, scores[:, 1]))
+  even = roc.tpr_at(y == 1, scores[:, 1], 2001)
+  assert np.trapezoid(even, dx=1 / 2000) == pytest.approx(sk.roc_auc_score(y == 1, scores[:, 1]), abs=5e-3)
+  assert roc.tpr_at(np.array([True, False]), np.array([0.9, 0.1]), 3) == [1, 1, 1]
 
 
 def test_sums_and_counts_of_resampled_subjects():

@@ -10,10 +10,9 @@ from sklearn import metrics as sk
 
 from jaxmed.data.feed import pipeline
 from jaxmed.errors import UserError
-from jaxmed.evaluate import operating, probes, protocols, tables
+from jaxmed.evaluate import operating, page, probes, protocols, tables
 from jaxmed.evaluate.protocols import classify, tasks
 from jaxmed.evaluate.protocols.classify import Classify, kind_of
-from jaxmed.evaluate.report import page
 
 from . import fakes
 
@@ -114,6 +113,7 @@ def test_labels_in_columns(source):
           for s in ('train', 'val', 'test')]
   assert f'left out: {lost[0]} train, {lost[1]} val, {lost[2]} test, of 3 a row' in notes
   assert 'labels of one value among the training rows, or of none among the validation rows, left out: never' in notes
+  assert 'labels that no test row lacks' not in notes
   assert 'By label, trained' in Classify().tables(result) and '<h3>By label, trained</h3>' in Classify().html(result)
 
 
@@ -187,6 +187,10 @@ def test_an_operating_point_is_found_on_validation_rows(source):
   two = with_columns(source, ill=[None if g is None else ('No', 'Yes')[g == 2] for g in source.table['grade'].to_pylist()])
   result = Classify(sensitivity=1).run(GOOD, two, 'ill', draws=5)
   assert result['rows'][0]['operating']['positive'] == 'Yes'
+  assert Classify(positive=0).positive == '0' and Classify(positive=True).positive == 'true'  # as the command reads them
+  assert Classify('ordinal', order=(False, True)).order == ('false', 'true')
+  found = protocols.get('classify', {'classify.positive': 0, 'classify.sensitivity': 1, 'classify.probes': 'knn'})[0]
+  assert found.run(GOOD, source, 'grade', draws=5)['rows'][0]['operating']['positive'] == '0'
 
 
 def test_few_labels(source, tmp_path):

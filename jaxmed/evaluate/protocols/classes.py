@@ -108,7 +108,7 @@ class Classes(Probing):
     """The class whose sensitivity is asked for; a UserError where it is not told or has no validation row."""
     names = task.classes
     if self.positive:
-      found = names.index(choose('class of classify.positive', str(self.positive), names))
+      found = names.index(choose('class of classify.positive', self.positive, names))
     else:
       plain_names = [c for c, name in enumerate(names) if name.lower() in POSITIVE]
       if len(names) != 2 or len(plain_names) != 1:

@@ -110,9 +110,11 @@ class Labels(Probing):
     if lost:
       notes.append('labels of one value among the training rows, or of none among the validation rows, left out: '
                    + ', '.join(lost))
-    flat = [task.classes[k] for k in np.flatnonzero(some & ~(y == 1).any(axis=0))]
-    if flat:
-      notes.append('labels that no test row has, left out: ' + ', '.join(flat))
+    for told, flat in (('no test row has, left out', ~(y == 1).any(axis=0)),
+                       ('no test row lacks, left out of AUROC', ~(y == 0).any(axis=0))):
+      names = [task.classes[k] for k in np.flatnonzero(some & flat)]
+      if names:
+        notes.append(f'labels that {told}: {", ".join(names)}')
     return notes + lone_subject(task)
 
   def more_tables(self, result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -44,7 +44,8 @@ class Probing(FeatureProtocol):
       value = getattr(self, field)
       value = tuple(value) if isinstance(value, (tuple, list)) else () if value == '' else tuple(
         v.strip() for v in value.split(',')) if isinstance(value, str) else (value,)
-      object.__setattr__(self, field, tuple(map(_number if field == 'fractions' else str, value)))
+      object.__setattr__(self, field, tuple(map(_number if field == 'fractions' else _text, value)))
+    object.__setattr__(self, 'positive', _text(self.positive))
     choose('classify.target', self.target, KINDS)
     for probe in self.probes:
       choose('probe of classify.probes', probe, METHODS)
@@ -225,12 +226,17 @@ class Probing(FeatureProtocol):
     rows = [[c['features'], METHODS[c['method']], *(tables.number(p['value']) for p in c['points']),
              tables.interval(c['area'])] for c in few['curves']]
     title = (f'Few labels: {self.metrics[few["metric"]]} by the percentage of training subjects, mean of '
-             f'{few["seeds"]} seeds; area over its logarithm')
+             f'{few["seeds"]} seeds; area over its logarithm. Penalties are chosen on all validation rows.')
     less = [[tables.short(TRAINED) + ' - ' + tables.short(d['minus']), METHODS[d['method']],
              tables.interval(d['area'], sign=True),
              'none' if d['crossing'] is None else f'{d["crossing"]:.3g} %'] for d in few['differences']]
     return [(title, head, rows), ('Few labels: difference of the areas, and from where the other is as good',
                                   ['difference', 'method', 'area', 'crossing'], less)]
+
+
+def _text(value: Any) -> str:
+  """The name of a class that an option was read as: true is one of a column of booleans."""
+  return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: Any) -> Any:

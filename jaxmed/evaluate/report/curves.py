@@ -27,8 +27,10 @@ def roc_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> No
       for j, (name, tpr) in enumerate(row['roc'].items()):
         thin = j > 0
         label = row['features'] + ('' if len(row['roc']) == 1 or not thin else f', {name}')
-        ax.plot(np.linspace(0, 1, len(tpr)), tpr, color=COLOURS[i % len(COLOURS)], linewidth=0.7 if thin else 1.6,
-                linestyle=_STYLES[(j - 1) % 4] if thin else '-', alpha=0.6 if thin else 1, label=label)
+        drawn: dict[str, Any] = (dict(linewidth=0.7, linestyle=_STYLES[(j - 1) % 4], alpha=0.6) if thin
+                                 else dict(linewidth=1.6))
+        fpr = np.linspace(0, 1, len(tpr))
+        ax.plot([0, *fpr], [0, *tpr], color=COLOURS[i % len(COLOURS)], label=label, **drawn)
     ax.plot([0, 1], [0, 1], color=_QUIET, linewidth=0.7, linestyle=':')
     first = next(iter(some[0]['roc']))
     _dressed(ax, f'{method}: {first}', 'false positive rate', 'true positive rate')

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate import tables
+from jaxmed.evaluate import tables, wins
 from jaxmed.evaluate.protocols import PROTOCOLS, classify, tasks
 from jaxmed.evaluate.report import figures
 from jaxmed.files import read_json, read_json_lines, write_text
@@ -69,6 +69,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   sections = [
     ('Evaluation', evaluation + _pictures(place, 'classify', missing)),
     *_other_tasks(place, missing),
+    *_wins(place, missing),
     ('Figures', _figures(place, missing)),
     *([('Channel embeddings', f'<p>{html.escape(told(hashed["features"], hashed["width"]))}</p>')] if hashed else []),
     *([('Seconds besides the steps', _tree(times))] if times else []),
@@ -244,6 +245,16 @@ def _other_tasks(place: pathlib.Path, missing: list[str]) -> list[tuple[str, str
       text = _absent(f'{path.name} is not the result of an evaluation ({type(e).__name__}: {e}).')
     out.append((f'Evaluation: {html.escape(key)}', text + _pictures(place, key, missing)))
   return out
+
+
+def _wins(place: pathlib.Path, missing: list[str]) -> list[tuple[str, str]]:
+  """A section for evaluation.wins.json."""
+  path = place / 'evaluation.wins.json'
+  found = _read(path, missing, 'wins over tasks') if path.exists() else {}
+  try:
+    return [('Wins over tasks', f'<div class="scroll">{wins.as_html(found["wins"])}</div>')] if found else []
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    return [('Wins over tasks', _absent(f'{path.name} is not a table of wins ({type(e).__name__}: {e}).'))]
 
 
 def _told(protocol: Any, result: Mapping[str, Any]) -> str:
