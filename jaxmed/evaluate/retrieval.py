@@ -100,7 +100,7 @@ def ranked(query_x: np.ndarray, query_y: np.ndarray, gallery_x: np.ndarray, gall
     rows = left[start:start + step]
     key = _keys(queries[rows], gallery, metric)
     key += (query_y[rows, None] == gallery_y) * 10.0**-(_DIGITS + 1)
-    key[~_allowed(rules, rows)] = np.inf
+    key[~_allowed(rules, rows, len(gallery))] = np.inf
     yield rows, *_first(key, depth)
 
 
@@ -226,7 +226,7 @@ def _by_faiss(queries: np.ndarray, query_y: np.ndarray, gallery: np.ndarray, gal
       place = inside[found]
       key = np.stack([_keys(queries[i][None], gallery[p], metric)[0] for i, p in zip(part, place, strict=True)])
       key += (query_y[part, None] == gallery_y[place]) * 10.0**-(_DIGITS + 1)
-      key[~_allowed(rules, part, places=place)] = np.inf
+      key[~_allowed(rules, part, fetch, place)] = np.inf
       order, there = _first(key, depth)
       limit = -near[:, -1] if metric == 'cosine' else np.square(queries[part]).sum(axis=1) - 2 * near[:, -1]
       last_key = np.take_along_axis(key, order[:, -1:], axis=1)[:, 0]
@@ -234,9 +234,9 @@ def _by_faiss(queries: np.ndarray, query_y: np.ndarray, gallery: np.ndarray, gal
       yield part[sure], np.take_along_axis(place, order, axis=1)[sure], there[sure]
 
 
-def _allowed(rules: Sequence[Rule], rows: np.ndarray, size: int = 1, places: np.ndarray | None = None) -> np.ndarray:
-  """bool [m, G], or [m, k] of the `places` [m, k]: what the rules leave of the gallery of each row."""
-  out = np.ones((len(rows), size if places is None else places.shape[1]), bool)
+def _allowed(rules: Sequence[Rule], rows: np.ndarray, size: int, places: np.ndarray | None = None) -> np.ndarray:
+  """bool [m, size]: what the rules leave of the gallery of each row, or of its `places` [m, size]."""
+  out = np.ones((len(rows), size), bool)
   for rule in rules:
     own, other = rule.query[rows, None], rule.gallery[None] if places is None else rule.gallery[places]
     out = out & ((own == other) == rule.same) & (own >= 0) & (other >= 0)
