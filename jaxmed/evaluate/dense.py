@@ -156,8 +156,9 @@ def logistic(train: Patches, val: Patches, classes: int, grid: Sequence[float] =
   """Multinomial logistic regression (L-BFGS) of the commonest class of each patch, as CAPI's eval_segmentation.py.
 
   Features are standardised. The penalty C is that of `grid` with the highest mIoU on the validation patches, of several
-  that with the lower log loss of their pixels, then the strongest; the model is then fitted again on training and validation patches together. Patches that are
-  mostly ignored are left out. A prediction holds for all pixels of its patch.
+  that with the lower log loss of their pixels, then the strongest; the model is then fitted again on training and
+  validation patches together. Patches that are mostly ignored are left out. A prediction holds for all pixels of its
+  patch.
 
   Raises:
     UserError: the training patches have fewer than two classes.
@@ -185,8 +186,8 @@ def logistic(train: Patches, val: Patches, classes: int, grid: Sequence[float] =
     x = _scaled(maps.reshape(-1, maps.shape[-1]), mean, scale)
     return joined(fits.probabilities(x, classes).argmax(axis=1).reshape(*maps.shape[:-1], 1), size)
 
-  info = {'C': c, 'val_miou': score, 'grid_val_miou': {f'{c:.3g}': s for s, _, c in scores}, 'iterations': fits.iterations,
-          'unconverged': fits.unconverged}
+  info = {'C': c, 'val_miou': score, 'grid_val_miou': {f'{c:.3g}': s for s, _, c in scores},
+          'iterations': fits.iterations, 'unconverged': fits.unconverged}
   trouble = f'{fits.unconverged} of {len(grid) + 1} fits did not converge' if fits.unconverged else ''
   return Probe(predict, score, info, trouble)
 

@@ -101,7 +101,7 @@ def test_the_result(result, source):
   assert value['trained', 'knn'] == value['trained', 'logistic'] == 1 and value['trained', 'linear'] > 0.6
   chosen = {(r['features'], r['method']): r['chosen'] for r in result['rows']}
   assert chosen['trained', 'linear']['val_miou'] == 1  # before its logits are interpolated
-  assert value['untrained', 'knn'] < 0.6 and value['pixels (PCA)', 'knn'] > 0.95
+  assert value['untrained', 'knn'] < 0.4 < value['pixels (PCA)', 'knn']
   assert result['chance']['miou'] < 0.2
   against = {(d['minus'], d['method']): d['metrics']['miou'] for d in result['differences']}
   assert against['untrained', 'knn']['low'] > 0.2
@@ -183,7 +183,7 @@ def test_pictures_and_tables(result, source, tmp_path):
   text = protocol.tables(result)
   assert 'mIoU (pooled)' in text and 'hallucinated' in text and max(map(len, text.splitlines())) <= 110
   rows = protocol.csv_rows(result)
-  assert len({len(r) for r in rows}) == 1 and ['trained', 'knn', '1', 'dice', '1', '', ''] in rows
+  assert len({len(r) for r in rows}) == 1 and ['trained', '', 'knn', '1', 'dice', '1', '', ''] in rows
   cases = result['examples']['cases']
   assert [c['dice'] for c in cases] == sorted(c['dice'] for c in cases)
   protocol.drawings(result, source)['dense'](tmp_path / 'a.png')
@@ -198,6 +198,21 @@ def test_pictures_and_tables(result, source, tmp_path):
   assert np.nanmean(overlap.dice(table)) == pytest.approx(worst['dice']) and worst['dice'] < 1
   with pytest.raises(UserError, match='expected the corpus that was evaluated'):
     protocol.drawings(poor, source.select('train'))['dense'](tmp_path / 'b.png')
+
+
+def test_other_encoders_beside(source):
+  """Scored on the same patches and resamples, with differences to the encoder and to each other."""
+  run = lambda one, **options: Dense(**FEW, methods='knn').run(one, source, pixels=False, draws=20, seed=3, **options)
+  both = run(Means(), beside={'noisy': Means(noise=1.0), 'worse': Means(noise=3.0)})
+  alone = {'trained': run(Means()), 'noisy': run(Means(noise=1.0))}
+  for row in both['rows'][:2]:
+    assert row['metrics'] == alone[row['features']]['rows'][0]['metrics']
+  assert [(d['features'], d['minus']) for d in both['differences']] == [
+      ('trained', 'noisy'), ('trained', 'worse'), ('noisy', 'worse')]
+  with pytest.raises(UserError, match='its map has 8x8 patches of images of 16x16, that of the encoder 4x4'):
+    run(Means(), beside={'fine': Means(patch=2)})
+  with pytest.raises(UserError, match="two encoders are called 'trained'"):
+    run(Means(), beside={'trained': Means()})
 
 
 def test_levels_are_joined(source):
@@ -291,7 +306,7 @@ def test_the_command(trained, tiles, tmp_path, capsys):
     table.writerows(rows)
   prepare([raw], tmp_path / 'corpus', table=raw / 'table.csv', progress=False)
   run = shutil.copytree(trained, tmp_path / 'run')
-  words = ['evaluate', str(run), '--data', str(tmp_path / 'corpus'), '--label', 'mask', '--protocol', 'dense', '--json',
+  words = ['evaluate', str(run), '--data', str(tmp_path / 'corpus'), '--task', 'dense', '--json',
            '--option', 'dense.steps=20', '--option', 'dense.methods=knn,linear']
   assert cli.main(words) == 0
   said = json.loads(capsys.readouterr().out)
@@ -299,5 +314,6 @@ def test_the_command(trained, tiles, tmp_path, capsys):
   assert {r['features'] for r in said['rows']} == {'trained', 'untrained', 'pixels (PCA)'}
   assert cli.main([*words, '--option', 'dense.levels=1,2']) == 0
   assert json.loads(capsys.readouterr().out)['feature'] == 'levels 1+2'
+  assert (run / 'evaluation.dense.csv').exists() and (run / 'figures' / 'evaluation.dense.dense.png').exists()
   assert cli.main([*words, '--option', 'dense.levels=7']) == 2
   assert 'has no level 7' in capsys.readouterr().err

@@ -196,12 +196,11 @@ def test_clusters_find_what_is_apart():
 def test_chance_is_the_mean_over_shuffled_galleries(alike, size):
   rng = np.random.default_rng(0)
   y = (np.arange(size) < alike).astype(int)
-  near = np.stack([np.ones(size), np.linspace(0, 1, size)], axis=1)  # no two are equally like the query
+  queries, ones = rng.normal(size=(5000, size)), np.ones(5000, int)  # each ranks the axes by chance
   for depth in (0, 10):
-    one = lambda depth=depth: retrieval.retrieval(np.ones((1, 2)), [1], near, rng.permutation(y), depth=depth)[0]
-    drawn = np.mean([one() for _ in range(1500)], axis=0)
+    drawn = retrieval.retrieval(queries, ones, np.eye(size), y, depth=depth).mean(axis=0)
     got = retrieval.chance([alike, 0], [size, size], depth=depth)
-    np.testing.assert_allclose(got, [drawn, [np.nan] * 6], atol=0.03)
+    np.testing.assert_allclose(got, [drawn, [np.nan] * 6], atol=0.02)
 
 
 @pytest.mark.parametrize('gallery', ['train', 'test'])
@@ -234,8 +233,7 @@ def test_the_result(gallery):
   assert against['untrained']['value'] == pytest.approx(value['trained'] - value['untrained'])
   assert 0 < against['untrained']['low'] < against['untrained']['high']
   assert list(row['metrics']) == [*NAMES, 'nmi'] and row['metrics']['nmi']['value'] > result['chance']['nmi'] + 0.2
-  rows = protocol.csv_rows(result)
-  assert len(rows) == 1 + 3 * 7 and rows[6][:3] == ['trained', 'cosine', 'map']
+  assert ['trained', 'cosine', 'map'] in [[r[0], *r[2:4]] for r in protocol.csv_rows(result)]
   text = protocol.tables(result)
   assert 'recall@10' in text and 'mAP' in text and 'Chance: recall@1' in text and max(map(len, text.splitlines())) <= 100
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -49,6 +50,7 @@ class Dense:
   dropout: float = 0.1
 
   name: ClassVar[str] = 'dense'
+  labelled: ClassVar[bool] = False  # the masks are the labels
   task: ClassVar[str] = 'segmentation by probes of patches, with masks as the truth'
   metrics: ClassVar[Mapping[str, str]] = overlap.LABELS
   probes: ClassVar[Mapping[str, str]] = {'knn': 'kNN', 'logistic': 'logistic', 'linear': 'linear + BN'}
@@ -72,16 +74,21 @@ class Dense:
   def _methods(self) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in str(self.methods).split(',')))
 
-  def run(self, encoder: Any, source: Source, label: str = 'mask', *, untrained: Any = None, feature: str = 'map',
-          batch_size: int = 64, seed: int = 0, draws: int = 1000, pixels: bool = True) -> dict[str, Any]:
-    """Scores frozen patch tokens beside the untrained encoder and the raw pixels of the patches (PCA).
+  def check(self, source: Source, label: str = '', seed: int = 0) -> None:
+    """A UserError where splits or masks are missing; masks are not read."""
+    masks.check(source)
+
+  def run(self, encoder: Any, source: Source, label: str = '', *, untrained: Any = None,
+          beside: Mapping[str, Any] = {}, feature: str = 'map', batch_size: int = 64, seed: int = 0, draws: int = 1000,
+          pixels: bool = True) -> dict[str, Any]:
+    """Scores frozen patch tokens beside the untrained encoder, the raw pixels of the patches (PCA), and other encoders.
 
     Args:
       encoder: has `embed_source(source, batch_size, dense, levels)` that gives 'map' or 'levels', image_size and
         vocabulary. source: with splits and masks.
-      label, feature: as of every protocol; the classes are those of the masks, the features those of the patches.
-      untrained: the same encoder with its initial weights. draws: bootstrap resamples. pixels: whether to score raw
-        pixels too.
+      label, feature: of no effect; the classes are those of the masks, the features those of the patches.
+      untrained: the same encoder with its initial weights. beside: other encoders by name, of the same image size and
+        grid. draws: bootstrap resamples. pixels: whether to score raw pixels too.
 
     Returns:
       A dict ready for JSON: label 'mask', feature, classes (values of masks), size and patch (pixels), patches {what
@@ -102,6 +109,15 @@ class Dense:
     sample = _sampled(task, self._grid(kinds[TRAINED], task, batch_size), self, seed)
     if pixels:
       kinds[PIXELS] = _pixel_maps(encoder, source, task, sample, batch_size)
+    for name, other in beside.items():
+      if name in kinds:
+        raise UserError(f'two encoders are called {name!r}; expected a name each')
+      kinds[name] = self._maps(other, name, batch_size)
+      text = lambda size, grid: f'{"x".join(map(str, grid))} patches of images of {"x".join(map(str, size))}'
+      shape = tuple(other.image_size), self._grid(kinds[name], task, batch_size)
+      if shape != (task.test.size, sample.grid):
+        raise UserError(f'{name}: its map has {text(*shape)}, that of the encoder {text(task.test.size, sample.grid)}; '
+                        'expected the same to be compared')
     scored = {kind: self._scored(maps, task, sample, batch_size, seed, kind == TRAINED) for kind, maps in kinds.items()}
     return self._result(task, sample, scored, draws, seed)
 
@@ -127,7 +143,8 @@ class Dense:
     """Every probe, fitted on the features [n, D] of the sampled patches."""
     train, val = (dense.Patches(x[rows], sample.pixels[rows]) for rows in (sample.fit, ~sample.fit))
     classes = len(task.values)
-    ask = dict(seed=seed, steps=self.steps, batch=self.batch, weight_decay=self.weight_decay, dropout=self.dropout)
+    ask: dict[str, Any] = dict(seed=seed, steps=self.steps, batch=self.batch, weight_decay=self.weight_decay,
+                               dropout=self.dropout)
     make = {'knn': lambda: dense.knn(train, val, classes), 'logistic': lambda: dense.logistic(train, val, classes),
             'linear': lambda: dense.linear(train, val, classes, **ask)}
     return {name: make[name]() for name in self._methods}
@@ -165,9 +182,11 @@ class Dense:
                          chosen=_without_nan(s.probes[method].info), classes=_by_class(table, names)))
         if s.probes[method].trouble:
           notes.append(f'{method} on {kind}: {s.probes[method].trouble}')
-    differences = [dict(features=TRAINED, minus=other, method=method, metrics=plain(
-        statistics.difference(*found[TRAINED, method], *found[other, method])))
-        for other in (UNTRAINED, PIXELS) if other in scored for method in self._methods]
+    encoders = [kind for kind in scored if kind not in (UNTRAINED, PIXELS)]
+    pairs = [(TRAINED, other) for other in scored if other != TRAINED] + list(itertools.combinations(encoders[1:], 2))
+    differences = [dict(features=one, minus=other, method=method, metrics=plain(
+        statistics.difference(*found[one, method], *found[other, method])))
+        for one, other in pairs for method in self._methods]
     first = next(iter(scored[TRAINED].tables.values()))
     constant = overlap.constant(first, int(np.bincount(sample.pixels[sample.pixels >= 0]).argmax()))
     chance = overlap.score(constant, foreground)
@@ -215,12 +234,16 @@ class Dense:
   def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
     """What `run` returned as rows of a table: a line a metric of all classes, and of each class."""
     cell = lambda v: '' if v is None else f'{v:.6g}' if isinstance(v, float) else str(v)
-    out = [['features', 'method', 'class', 'metric', 'value', 'low', 'high']]
+    head, *rows = tables.csv_rows(result)
+    out = [[*head[:3], 'class', *head[3:]], *([*row[:3], 'all', *row[3:]] for row in rows)]
     for row in result['rows']:
-      start = [row['features'], row['method']]
-      out += [[*start, 'all', m, *(cell(v[k]) for k in ('value', 'low', 'high'))] for m, v in row['metrics'].items()]
-      out += [[*start, c['class'], m, cell(v), '', ''] for c in row['classes'] for m, v in c.items() if m != 'class']
+      out += [[row['features'], '', row['method'], c['class'], m, cell(v), '', ''] for c in row['classes']
+              for m, v in c.items() if m != 'class']
     return out
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The scores as HTML."""
+    return tables.html_table(result, self.metrics, self.probes)
 
   def drawings(self, result: Mapping[str, Any], source: Source) -> dict[str, Callable[[Any], None]]:
     """{name: what writes a picture}: the worst test records with their masks and predictions over them."""
@@ -242,11 +265,12 @@ class _Scored:
 @dataclasses.dataclass(frozen=True)
 class _Sample:
   """The patches that probes see: `taken` {split: {row: places of patches}}, the classes of their pixels [n, L], which
-  of them are fitted on (bool [n]), pixels along each axis of a patch, and the numbers as told in results."""
+  of them are fitted on (bool [n]), the grid, pixels along each axis of a patch, and the numbers as told in results."""
 
   taken: Mapping[str, Mapping[int, np.ndarray]]
   pixels: np.ndarray
   fit: np.ndarray
+  grid: tuple[int, ...]
   cell: tuple[int, ...]
   told: Mapping[str, int]
 
@@ -265,8 +289,10 @@ class _Sample:
 def _sampled(task: MaskTask, grid: tuple[int, ...], options: Dense, seed: int) -> _Sample:
   """Draws patches with a pixel that is not ignored, the same ones for every kind of features."""
   total = int(np.prod(grid))
-  taken, found, fit = {}, [], []
-  per = {}
+  taken: dict[str, dict[int, np.ndarray]] = {}
+  found: list[np.ndarray] = []
+  fit: list[bool] = []
+  per: dict[str, int] = {}
   for k, split in enumerate(SPLITS[:2]):
     if split not in task.parts:
       continue
@@ -288,12 +314,12 @@ def _sampled(task: MaskTask, grid: tuple[int, ...], options: Dense, seed: int) -
     if not some.any():
       raise UserError(f'every pixel of the {what} masks is ignored; expected some that are not')
   told = {'fit': int(chosen.sum()), 'val': int((~chosen).sum()), 'per_record': per['train'], 'of': total}
-  return _Sample(taken, np.concatenate(found), chosen, dense.cell(task.train.size, grid), told)
+  return _Sample(taken, np.concatenate(found), chosen, grid, dense.cell(task.train.size, grid), told)
 
 
 def _pixel_maps(encoder: Any, source: Any, task: MaskTask, sample: _Sample, batch_size: int) -> Maps:
   """The raw pixels of each patch, by the principal axes of those that probes are fitted on."""
-  grid = tuple(n // c for n, c in zip(task.train.size, sample.cell, strict=True))
+  grid = sample.grid
 
   def raw(part: Any) -> np.ndarray:
     image = np.concatenate([x for x, _ in pixels.batches(encoder, part, source.channels, batch_size)])

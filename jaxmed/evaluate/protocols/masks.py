@@ -72,19 +72,10 @@ def make_task(source: Any, size: tuple[int, ...], ignore: Sequence[int], held: f
     UserError: no masks; no test or training rows with one; a subject in two splits; fewer than two classes in the
       training masks, or more than 255 in all; a mask of another rank than `size`.
   """
-  if 'mask' not in fields.held(source):
-    raise UserError(f"{source.path} has no masks in these rows: expected a column 'mask' of files in the table that it "
-                    'was prepared with')
-  parts, present = {}, {}
-  for split in SPLITS:
-    rows = source.select(split=split, label='mask')
-    if len(rows):
-      packed, present[split] = _read(rows, size)
-      parts[split] = Part(rows, subjects_of(rows), size, packed, np.zeros(0, np.int32))
-  for split in ('train', 'test'):
-    if split not in parts:
-      raise UserError(f'no row of split {split!r} of {source.path} has a mask; expected train and test rows')
-  check_subjects(parts)
+  parts, present = check(source), {}
+  for split, part in parts.items():
+    packed, present[split] = _read(part.source, size)
+    parts[split] = dataclasses.replace(part, size=size, packed=packed)
   found, known = _classes(present, ignore, source)
   parts = {split: dataclasses.replace(part, values=found) for split, part in parts.items()}
   absent = [v for v in ignore if not any(v in row for rows in present.values() for row in rows)]
@@ -95,6 +86,23 @@ def make_task(source: Any, size: tuple[int, ...], ignore: Sequence[int], held: f
     fit = _cut(train.subjects, present['train'], held, seed)
     notes.append(f'no val split: choices were made on {np.count_nonzero(~fit)} train rows, cut by subject')
   return MaskTask(train, parts.get('val'), parts['test'], fit, known, tuple(notes))
+
+
+def check(source: Any) -> dict[str, Part]:
+  """The rows with a mask of each split, by the manifest alone, {split: Part without masks}; errors of `make_task`."""
+  if 'mask' not in fields.held(source):
+    raise UserError(f"{source.path} has no masks in these rows: expected a column 'mask' of files in the table that it "
+                    'was prepared with')
+  parts = {}
+  for split in SPLITS:
+    rows = source.select(split=split, label='mask')
+    if len(rows):
+      parts[split] = Part(rows, subjects_of(rows), (), (), np.zeros(0, np.int32))
+  for split in ('train', 'test'):
+    if split not in parts:
+      raise UserError(f'no row of split {split!r} of {source.path} has a mask; expected train and test rows')
+  check_subjects(parts)
+  return parts
 
 
 def _read(source: Any, size: tuple[int, ...]) -> tuple[tuple[bytes, ...], list[set[int]]]:

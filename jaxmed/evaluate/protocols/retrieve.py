@@ -10,7 +10,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import metrics as statistics
 from jaxmed.evaluate import retrieval
 from jaxmed.evaluate.protocols.protocol import Answers, FeatureProtocol, lone_subject
-from jaxmed.evaluate.protocols.tasks import Part, Task
+from jaxmed.evaluate.protocols.tasks import TRAINED, Part, Task
 from jaxmed.evaluate.retrieval import Rule
 
 GALLERIES = ('train', 'test')
@@ -146,9 +146,10 @@ class Retrieve(FeatureProtocol):
                    'out')
     return notes + lone_subject(task)
 
-  def extras(self, x: Mapping[str, np.ndarray], task: Task, seed: int) -> dict[str, Any]:
-    """The gallery, queries that are left out, and what some queries found, of each class in turn."""
-    alike, part = self._alike(task)[0], self._gallery(task)
+  def whole(self, sets: Mapping[str, Mapping[str, np.ndarray]], task: Task, draws: int, seed: int) -> dict[str, Any]:
+    """The gallery, queries that are left out, and what some queries found by the trained features, of each class in
+    turn."""
+    x, alike, part = sets[TRAINED], self._alike(task)[0], self._gallery(task)
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero((task.test.y == c) & (alike > 0))) for c in np.unique(task.test.y)]
     turns = [rows[i] for i in range(max(map(len, by_class))) for rows in by_class if i < len(rows)]
@@ -164,13 +165,6 @@ class Retrieve(FeatureProtocol):
         examples.append({'query': str(asked[picked[i]]), 'label': task.classes[y[i]], 'found': found})
     return dict(gallery=self.gallery, queries={'asked': int((alike > 0).sum()), 'left_out': int((alike == 0).sum())},
                 examples=examples)
-
-  def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
-    """What `run` returned as rows of a table."""
-    cell = lambda v: '' if v is None else f'{v:.6g}'
-    return [['features', 'method', 'metric', 'value', 'low', 'high']] + [
-        [r['features'], r['method'], m, *(cell(v[k]) for k in ('value', 'low', 'high'))]
-        for r in result['rows'] for m, v in r['metrics'].items()]
 
   def drawings(self, result: Mapping[str, Any], source: Any) -> dict[str, Callable[[Any], None]]:
     """{name: what writes a picture}: queries and the images that they found."""
