@@ -192,7 +192,7 @@ def logistic(train: Patches, val: Patches, classes: int, grid: Sequence[float] =
   return Probe(predict, score, info, trouble)
 
 
-def linear(train: Patches, val: Patches, classes: int, *, seed: int = 0, steps: int = 500, batch: int = 2048,
+def linear(train: Patches, val: Patches, classes: int, *, seed: int = 0, steps: int = 500, batch: int = 1024,
            rates: Sequence[float] = RATES, weight_decay: float = 1e-3, dropout: float = 0.1) -> Probe:
   """A linear head with batch norm, as DINOv2 and DINOv3 (facebookresearch/dinov3 dinov3/eval/segmentation): dropout,
   batch norm, 1x1 convolution, AdamW with a short warm-up and a cosine, gradients clipped at 35.

@@ -43,9 +43,9 @@ class Dense:
   methods: str = 'knn,logistic,linear'
   levels: tuple[int, ...] = ()
   patches: int = 64
-  most: int = 20_000
+  most: int = 10_000
   steps: int = 500
-  batch: int = 2048
+  batch: int = 1024
   weight_decay: float = 1e-3
   dropout: float = 0.1
 
