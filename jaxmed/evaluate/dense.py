@@ -89,7 +89,7 @@ def knn(train: Patches, val: Patches, classes: int,
   """Nearest patches, each pixel of which votes for the pixel in its place (CAPI, facebookresearch/capi
   eval_segmentation.py).
 
-  Features are standardised by the training patches. Number and distance ('cosine' or 'L2') of the neighbours are those
+  Features are standardised by the patches that are fitted on. Number and distance ('cosine' or 'L2') of the neighbours are those
   of `grid` with the highest mIoU on the validation patches, the first of several; the final neighbours are of training
   and validation patches together. Patches that are mostly ignored are left out, and an ignored pixel of another one has
   the class of its patch. Of equally frequent classes the smallest wins.
@@ -155,7 +155,7 @@ def logistic(train: Patches, val: Patches, classes: int, grid: Sequence[float] =
              max_iter: int = 1000) -> Probe:
   """Multinomial logistic regression (L-BFGS) of the commonest class of each patch, as CAPI's eval_segmentation.py.
 
-  Features are standardised. The penalty C is that of `grid` with the highest mIoU on the validation patches, of several
+  Features are standardised by the patches that are fitted on. The penalty C is that of `grid` with the highest mIoU on the validation patches, of several
   that with the lower log loss of their pixels, then the strongest; the model is then fitted again on training and
   validation patches together. Patches that are mostly ignored are left out. A prediction holds for all pixels of its
   patch.

@@ -166,8 +166,8 @@ def test_volumes_and_masks_of_another_size(tmp_path):
   twice = lambda a: a.repeat(2, axis=2).repeat(2, axis=3)
   source = corpus_of(tmp_path, twice(images), twice(truths))
   encoder = Means(image_size=size)
-  protocol = Dense(**FEW)
-  result = protocol.run(encoder, source, untrained=Means(noise=5.0, image_size=size), batch_size=4, draws=5)
+  protocol = Dense(**FEW, methods='knn,logistic')
+  result = protocol.run(encoder, source, batch_size=4, draws=5)
   assert result['size'] == [8, 16, 16] and result['patch'] == [4, 4, 4]
   assert result['rows'][0]['metrics']['dice']['value'] == 1
   assert all(c['slice'] is not None and c['shape'] == [16, 16] for c in result['examples']['cases'])
@@ -182,11 +182,12 @@ def test_pictures_and_tables(result, source, tmp_path):
   protocol = Dense(**FEW)
   text = protocol.tables(result)
   assert 'mIoU (pooled)' in text and 'hallucinated' in text and max(map(len, text.splitlines())) <= 110
+  assert '<table' in protocol.html(result) and 'hallucinated' in protocol.html(result)
   rows = protocol.csv_rows(result)
   assert len({len(r) for r in rows}) == 1 and ['trained', '', 'knn', '1', 'dice', '1', '', ''] in rows
   cases = result['examples']['cases']
   assert [c['dice'] for c in cases] == sorted(c['dice'] for c in cases)
-  protocol.drawings(result, source)['dense'](tmp_path / 'a.png')
+  protocol.drawings(result, source)['worst_test_records'](tmp_path / 'a.png')
   with Image.open(tmp_path / 'a.png') as picture:
     shown = np.asarray(picture.convert('RGB')).reshape(-1, 3)
   assert len(np.unique(shown, axis=0)) > 20
@@ -197,7 +198,7 @@ def test_pictures_and_tables(result, source, tmp_path):
   table = overlap.confusion(source[row]['mask'][None].astype(int), predicted[None], 3)
   assert np.nanmean(overlap.dice(table)) == pytest.approx(worst['dice']) and worst['dice'] < 1
   with pytest.raises(UserError, match='expected the corpus that was evaluated'):
-    protocol.drawings(poor, source.select('train'))['dense'](tmp_path / 'b.png')
+    protocol.drawings(poor, source.select('train'))['worst_test_records'](tmp_path / 'b.png')
 
 
 def test_other_encoders_beside(source):
@@ -314,6 +315,6 @@ def test_the_command(trained, tiles, tmp_path, capsys):
   assert {r['features'] for r in said['rows']} == {'trained', 'untrained', 'pixels (PCA)'}
   assert cli.main([*words, '--option', 'dense.levels=1,2']) == 0
   assert json.loads(capsys.readouterr().out)['feature'] == 'levels 1+2'
-  assert (run / 'evaluation.dense.csv').exists() and (run / 'figures' / 'evaluation.dense.dense.png').exists()
+  assert (run / 'evaluation.dense.csv').exists() and (run / 'figures' / 'evaluation.dense.worst_test_records.png').exists()
   assert cli.main([*words, '--option', 'dense.levels=7']) == 2
   assert 'has no level 7' in capsys.readouterr().err

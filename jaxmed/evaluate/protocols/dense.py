@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import html
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -197,7 +198,8 @@ class Dense:
                 subjects={s: sizes.get(s, (0, 0))[1] for s in SPLITS}, rows=rows, differences=differences,
                 chance={m: v if np.isfinite(v) else None for m, v in chance.items()},
                 examples=dict(method=scored[TRAINED].best, cases=scored[TRAINED].examples),
-                notes=self._notes(task, sample, scored) + notes, draws=draws, seed=seed)
+                notes=self._notes(task, sample, scored) + notes, draws=draws, seed=seed,
+                headline=next(iter(self.metrics)))
 
   def _notes(self, task: MaskTask, sample: '_Sample', scored: Mapping[str, '_Scored']) -> list[str]:
     """What a reader must know of the rows, the patches and the classes."""
@@ -221,15 +223,23 @@ class Dense:
 
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text: scores, then the classes of the trained encoder by its best probe."""
+    return f'{tables.text_table(result, self.metrics, self.probes)}\n{self._classes(result)}\n'
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    return f'{tables.html_table(result, self.metrics, self.probes)}\n<pre>{html.escape(self._classes(result))}</pre>'
+
+  def _classes(self, result: Mapping[str, Any]) -> str:
+    """A line a class, of the trained encoder by the probe that is the best on val."""
     method = result['examples']['method']
     row = next(r for r in result['rows'] if (r['features'], r['method']) == (TRAINED, method))
     head = ['class', 'IoU', 'Dice', *overlap.OUTCOMES]
     number = lambda v: 'n/a' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
     body = [[number(c[k]) for k in ('class', 'iou', 'dice', *overlap.OUTCOMES)] for c in row['classes']]
     width = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = [f'{self.probes[method]} on {TRAINED} features (the best on val), IoU of areas pooled, Dice and records by '
-             'what they have of a class', *(tables.text_row(r, width) for r in (head, *body))]
-    return tables.text_table(result, self.metrics, self.probes) + '\n' + '\n'.join(lines) + '\n'
+    title = (f'{self.probes[method]} on {TRAINED} features (the best on val), class by class: IoU of areas pooled,\n'
+             'Dice of records, and how many of these have the class in mask and prediction')
+    return '\n'.join([title, *(tables.text_row(r, width) for r in (head, *body))])
 
   def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
     """What `run` returned as rows of a table: a line a metric of all classes, and of each class."""
@@ -241,14 +251,11 @@ class Dense:
               for m, v in c.items() if m != 'class']
     return out
 
-  def html(self, result: Mapping[str, Any]) -> str:
-    """The scores as HTML."""
-    return tables.html_table(result, self.metrics, self.probes)
-
   def drawings(self, result: Mapping[str, Any], source: Source) -> dict[str, Callable[[Any], None]]:
     """{name: what writes a picture}: the worst test records with their masks and predictions over them."""
     from jaxmed.evaluate.report import overlays
-    return {'dense': lambda path: overlays.masks(result, source, path)} if result['examples']['cases'] else {}
+    cases = result['examples']['cases']
+    return {'worst_test_records': lambda path: overlays.masks(result, source, path)} if cases else {}
 
 
 @dataclasses.dataclass(frozen=True)

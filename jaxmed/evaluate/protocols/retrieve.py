@@ -169,7 +169,7 @@ class Retrieve(FeatureProtocol):
   def drawings(self, result: Mapping[str, Any], source: Any) -> dict[str, Callable[[Any], None]]:
     """{name: what writes a picture}: queries and the images that they found."""
     from jaxmed.evaluate.report import overlays
-    return {'retrieval': lambda path: overlays.retrieved(result['examples'], source, path)}
+    return {'nearest_images': lambda path: overlays.retrieved(result['examples'], source, path)}
 
   def _gallery(self, task: Task) -> Part:
     return task.train if self.gallery == 'train' else task.test
