@@ -89,10 +89,10 @@ def knn(train: Patches, val: Patches, classes: int,
   """Nearest patches, each pixel of which votes for the pixel in its place (CAPI, facebookresearch/capi
   eval_segmentation.py).
 
-  Features are standardised by the patches that are fitted on. Number and distance ('cosine' or 'L2') of the neighbours are those
-  of `grid` with the highest mIoU on the validation patches, the first of several; the final neighbours are of training
-  and validation patches together. Patches that are mostly ignored are left out, and an ignored pixel of another one has
-  the class of its patch. Of equally frequent classes the smallest wins.
+  Features are standardised by the patches that are fitted on. Number and distance ('cosine' or 'L2') of the neighbours
+  are those of `grid` with the highest mIoU on the validation patches, the first of several; the final neighbours are of
+  training and validation patches together. Patches that are mostly ignored are left out, and an ignored pixel of
+  another one has the class of its patch. Of equally frequent classes the smallest wins.
 
   Raises:
     UserError: no patch is left.
@@ -143,7 +143,7 @@ def neighbours(stored: np.ndarray, asked: np.ndarray, k: int, distance: str) -> 
 def votes(pixels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
   """The commonest class [m, L] of each pixel over the patches [m, k] out of pixels [n, L]; the smallest of several."""
   out = np.zeros((len(found), pixels.shape[1]), pixels.dtype)
-  step = max(1, _CHUNK // (found.shape[1] * pixels.shape[1]))
+  step = max(1, _CHUNK // (max(found.shape[1], classes) * pixels.shape[1]))
   for start in range(0, len(found), step):
     many = pixels[found[start:start + step]]  # [m, k, L]
     count = np.stack([(many == c).sum(axis=1, dtype=np.int32) for c in range(classes)])  # [K, m, L]
@@ -155,10 +155,10 @@ def logistic(train: Patches, val: Patches, classes: int, grid: Sequence[float] =
              max_iter: int = 1000) -> Probe:
   """Multinomial logistic regression (L-BFGS) of the commonest class of each patch, as CAPI's eval_segmentation.py.
 
-  Features are standardised by the patches that are fitted on. The penalty C is that of `grid` with the highest mIoU on the validation patches, of several
-  that with the lower log loss of their pixels, then the strongest; the model is then fitted again on training and
-  validation patches together. Patches that are mostly ignored are left out. A prediction holds for all pixels of its
-  patch.
+  Features are standardised by the patches that are fitted on. The penalty C is that of `grid` with the highest mIoU on
+  the validation patches, of several that with the lower log loss of their pixels, then the strongest; the model is then
+  fitted again on training and validation patches together. Patches that are mostly ignored are left out. A prediction
+  holds for all pixels of its patch.
 
   Raises:
     UserError: the training patches have fewer than two classes.
