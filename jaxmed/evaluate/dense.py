@@ -203,9 +203,14 @@ def linear(train: Patches, val: Patches, classes: int, *, seed: int = 0, steps: 
 
   Other than there: features are first standardised by the training patches; batches are patches of all images rather
   than whole crops, so that dropout is by patch, logits are not interpolated in the loss, and images are not augmented;
-  steps and rates are for a laptop.
+  steps and rates are for a laptop. Patches that are ignored whole are left out, as the batch norm would see them.
+
+  Raises:
+    UserError: no patch is left.
   """
-  both = _together(train, val)
+  train, both = _told(train), _told(_together(train, val))
+  if not len(train.x):
+    raise UserError('linear: every pixel of the training patches is ignored; expected some that are not')
   count = counted(both.pixels, classes).astype(np.float32)
   mean, scale = probes.standardiser(train.x)
   x, weights = jnp.asarray(_scaled(both.x, mean, scale)), jnp.asarray(count)
@@ -283,6 +288,12 @@ def _voters(patches: Patches, classes: int) -> Patches:
   y = commonest(patches.pixels, classes)
   x, pixels, y = (a[y >= 0] for a in (patches.x, patches.pixels, y))
   return Patches(x, np.where(pixels < 0, y[:, None], pixels).astype(patches.pixels.dtype))
+
+
+def _told(patches: Patches) -> Patches:
+  """The patches with a pixel that is not ignored."""
+  some = (patches.pixels >= 0).any(axis=1)
+  return Patches(patches.x[some], patches.pixels[some])
 
 
 def _together(a: Patches, b: Patches) -> Patches:
