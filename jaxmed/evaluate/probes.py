@@ -117,7 +117,7 @@ def logistic(
   grid = tuple(sorted(float(c) for c in grid))
   mean, scale = standardiser(train_x)
   train, val = _scaled(train_x, mean, scale), _scaled(val_x, mean, scale)
-  fits, chosen = _Fits(max_iter), []
+  fits, chosen = Fits(max_iter), []
   for c in grid:
     p = fits.fit(train, train_y, c).probabilities(val, num_classes)
     loss = -np.log(np.clip(p[np.arange(len(val_y)), val_y], 1e-12, 1)).mean()
@@ -217,7 +217,7 @@ def standardiser(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return mean.astype(np.float32), scale.astype(np.float32)
 
 
-class _Fits:
+class Fits:
   """Consecutive fits of one scikit-learn model, warm-started, with their troubles counted."""
 
   def __init__(self, max_iter: int):
@@ -225,10 +225,12 @@ class _Fits:
     self.restart()
 
   def restart(self) -> None:
+    """The next fit starts from nothing."""
     from sklearn.linear_model import LogisticRegression
     self.model = LogisticRegression(solver='lbfgs', max_iter=self.max_iter, warm_start=True)
 
-  def fit(self, x: np.ndarray, y: np.ndarray, c: float) -> '_Fits':
+  def fit(self, x: np.ndarray, y: np.ndarray, c: float) -> 'Fits':
+    """Fits x [N, D], y [N] with the penalty C, from where the fit before ended."""
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
@@ -244,6 +246,7 @@ class _Fits:
     return self
 
   def probabilities(self, x: np.ndarray, num_classes: int) -> np.ndarray:
+    """[N, num_classes] float64, 0 for classes that no fitted row has."""
     out = np.zeros((len(x), num_classes), np.float64)
     if len(x):
       out[:, self.model.classes_] = self.model.predict_proba(x)

@@ -12,9 +12,10 @@ from typing import Any
 from jaxmed.contracts import EvaluationProtocol
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate.protocols.classify import Classify
+from jaxmed.evaluate.protocols.dense import Dense
 from jaxmed.evaluate.protocols.retrieve import Retrieve
 
-PROTOCOLS: dict[str, EvaluationProtocol] = {p.name: p for p in (Classify(), Retrieve())}
+PROTOCOLS: dict[str, EvaluationProtocol] = {p.name: p for p in (Classify(), Dense(), Retrieve())}
 
 
 def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:

@@ -34,8 +34,8 @@ def masks(result: Mapping[str, Any], source: Any, path: str | os.PathLike) -> No
     predicted = np.repeat(case['values'], case['lengths']).reshape(case['shape'])
     base = _picture(image, record['channels'])
     lines.append([base, _painted(base, truth, values), _painted(base, predicted, values)])
-  scores = ', '.join(f'{c["id"]} {c["dice"]:.2f}' for c in cases)
-  _mosaic(lines, ['image', 'mask', 'predicted'], path, f'Worst test records by Dice: {_short(scores, 90)}', group=3)
+  title = f'Lowest Dice of test records: {cases[0]["dice"]:.2f} to {cases[-1]["dice"]:.2f}'
+  _mosaic(lines, ['image', 'mask', 'predicted'], path, title, group=3)
 
 
 def retrieved(examples: Sequence[Mapping[str, Any]], source: Any, path: str | os.PathLike) -> None:
@@ -100,7 +100,3 @@ def _framed(tile: np.ndarray, colour: Sequence[float]) -> np.ndarray:
 
 def _rgb(code: str) -> np.ndarray:
   return np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-
-
-def _short(text: str, most: int) -> str:
-  return text if len(text) <= most else text[: most - 1] + '…'
