@@ -125,36 +125,49 @@ class Head(NamedTuple):
 def fit_head(train: np.ndarray, y: np.ndarray, val: np.ndarray, val_y: np.ndarray, prior: np.ndarray,
              weight: float = 1.0, *, epochs: int = EPOCHS, rate: float = RATE, batch: int = BATCH,
              seed: int = 0) -> Head:
-  """Adam on cross entropy + weight * mean |tanh(W) - prior|; of all epochs the first with the best validation accuracy.
-
-  Weights start at 0. A last batch of fewer rows is a step too, as is each epoch's in a new order.
+  """The head of the first epoch of `trajectory` with the best validation accuracy.
 
   Args:
-    train, val: concept probabilities [N, C], [V, C]. y, val_y: classes. prior: [K, C] in {1, -1, 0}.
+    train, val: concept probabilities [N, C], [V, C]. y, val_y: classes. The others as of `trajectory`.
   """
-  count, size = len(train), min(batch, len(train))
+  weights, bias = trajectory(train, y, prior, weight, epochs=epochs, rate=rate, batch=batch, seed=seed)
+  logits = np.einsum('vc,eck->evk', val, weights) + bias[:, None]
+  accuracy = (logits.argmax(axis=2) == val_y).mean(axis=1)
+  best = int(accuracy.argmax())
+  return Head(weights[best], bias[best], float(accuracy[best]))
+
+
+def trajectory(x: np.ndarray, y: np.ndarray, prior: np.ndarray, weight: float = 1.0, *, epochs: int = EPOCHS,
+               rate: float = RATE, batch: int = BATCH, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Adam on cross entropy + weight * mean |tanh(W) - prior|: weights [epochs, C, K], bias [epochs, K] after each epoch.
+
+  They start at 0. Each epoch has a new order of rows; its last batch may have fewer.
+
+  Args:
+    x: concept probabilities [N, C]. y: classes [N]. prior: [K, C] in {1, -1, 0}.
+  """
+  count, size = len(x), min(batch, len(x))
   steps = -(-count // size)
   orders = np.stack([np.random.default_rng([seed, e]).permutation(count) for e in range(epochs)])
   orders = np.pad(orders, ((0, 0), (0, steps * size - count)), constant_values=-1).reshape(epochs, steps, size)
-  weights, bias = _epochs(jnp.asarray(train, jnp.float32), jnp.asarray(y), jnp.asarray(prior, jnp.float32).T,
+  weights, bias = _epochs(jnp.asarray(x, jnp.float32), jnp.asarray(y), jnp.asarray(prior, jnp.float32).T,
                           jnp.float32(weight), jnp.float32(rate), jnp.asarray(orders))
-  logits = np.einsum('vc,eck->evk', val, weights) + np.asarray(bias)[:, None]
-  accuracy = (logits.argmax(axis=2) == val_y).mean(axis=1)
-  best = int(accuracy.argmax())
-  return Head(np.asarray(weights[best]), np.asarray(bias[best]), float(accuracy[best]))
+  return np.asarray(weights), np.asarray(bias)
 
 
 @jax.jit
 def _epochs(x: jax.Array, y: jax.Array, prior: jax.Array, weight: jax.Array, rate: jax.Array,
             orders: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Weights [epochs, C, K] and bias [epochs, K] after each epoch; orders [epochs, steps, rows], -1 for no row."""
+  """See `trajectory`; orders [epochs, steps, rows], -1 for no row."""
   adam = optax.adam(rate)
 
   def loss(params, rows):
     logits = x[rows] @ params[0] + params[1]
     there = rows >= 0
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y[rows])
-    return (entropy * there).sum() / there.sum() + weight * jnp.abs(jnp.tanh(params[0]) - prior).mean()
+    apart = jnp.tanh(params[0]) - prior
+    # |apart|, whose slope at 0 is 0 as in PyTorch; that of jnp.abs is 1.
+    return (entropy * there).sum() / there.sum() + weight * (apart * jax.lax.stop_gradient(jnp.sign(apart))).mean()
 
   def step(state, rows):
     params, moments = state

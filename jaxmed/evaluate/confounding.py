@@ -70,7 +70,7 @@ def check(counts: np.ndarray, plans: Sequence[Sequence[Design]], least: int, cla
   if found >= least:
     return found
   need = np.max([_together(least, plan) for plan in plans], axis=0)
-  k, m = np.unravel_index(int(np.argmax(need - counts)), counts.shape)
+  k, m = map(int, np.unravel_index(int(np.argmax(need - counts)), counts.shape))
   raise UserError(f'{what} of {classes[k]!r} with {values[m]!r}: {counts[k, m]} rows; expected {need[k, m]} or more '
                   'for the splits')
 

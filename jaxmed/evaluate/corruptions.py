@@ -51,9 +51,9 @@ def noise(x: np.ndarray, image: Image, severity: int, rng: np.random.Generator) 
 
 
 def blur(x: np.ndarray, image: Image, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """Gaussian blur with a deviation of 0.8, 1.2, 1.6, 2.4, 3.2 % of each side."""
+  """Gaussian blur with a deviation of 1, 1.5, 2, 3, 4 % of each side."""
   from scipy.ndimage import gaussian_filter
-  share = _at(severity, 0.008, 0.012, 0.016, 0.024, 0.032)
+  share = _at(severity, 0.01, 0.015, 0.02, 0.03, 0.04)
   return gaussian_filter(x, [*(share * n for n in x.shape[:-1]), 0], mode='mirror')
 
 

@@ -143,7 +143,7 @@ class Bottleneck:
       found = dict(classes=list(task.classes), chance={'id': 1 / len(task.classes)}, **sizes(task))
       score = lambda predicted, draws, s: _alone(predicted, task, draws, s)
     concepts, prior = bottleneck.read_table(self.table, task.classes)
-    told = {s: {} for s in ('train', 'val')}
+    told: dict[str, dict[str, np.ndarray]] = {s: {} for s in ('train', 'val')}
     for name in concepts:
       choose(f'column for the concept of {self.table}', name, source.table.column_names)
       for s in told:

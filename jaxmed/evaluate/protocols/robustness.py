@@ -311,7 +311,7 @@ def _largest(subjects: np.ndarray) -> int:
 def _lines(measured: Mapping[str, Measured], repeated: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[dict]]:
   """'rows' and 'differences' of measures with resamples, and of those with repetitions."""
   names = list(next(iter([*measured.values(), repeated])))
-  both = {name: ({}, {}) for name in names}
+  both: Measured = {name: ({}, {}) for name in names}
   for of in measured.values():
     for name, (value, drawn) in of.items():
       both[name][0].update(value)
