@@ -107,18 +107,17 @@ def _weighted(parts: list[Clustered], y: np.ndarray, centre: np.ndarray, subject
 
 
 def weighted_ari(a: np.ndarray, b: np.ndarray, subject: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Adjusted Rand index (Hubert and Arabie 1985) of labels a, b [n] where rows of subject s count counts[r, s] times.
+  """Adjusted Rand index [R] (Hubert and Arabie 1985) of labels a, b [n]; rows of subject s weigh counts[r, s].
 
-  [R]; 1 where both put all rows into one class, or each row into its own.
+  A pair of rows weighs the product of their weights; a row makes no pair with itself, however often it was drawn.
+  1 where both put all rows into one class, or each row into its own.
   """
   a, b = (np.unique(v, return_inverse=True)[1] for v in (a, b))
   table = np.zeros((counts.shape[1], a.max() + 1, b.max() + 1))
   np.add.at(table, (subject, a, b), 1.0)
-  cells = np.tensordot(counts, table, axes=1)  # [R, A, B]
-  pairs = lambda n: n * (n - 1) / 2
-  both = pairs(cells).sum(axis=(1, 2))
-  first, second = pairs(cells.sum(axis=2)).sum(axis=1), pairs(cells.sum(axis=1)).sum(axis=1)
-  total = np.maximum(pairs(cells.sum(axis=(1, 2))), 1)
+  weights, squares = (np.tensordot(c, table, axes=1) for c in (counts, counts**2))  # [R, A, B]
+  pairs = lambda axes: ((weights.sum(axis=axes)**2 - squares.sum(axis=axes)) / 2).reshape(len(counts), -1).sum(axis=1)
+  both, first, second, total = pairs(()), pairs(2), pairs(1), np.maximum(pairs((1, 2)), 1)
   expected, middle = first * second / total, (first + second) / 2
   same = np.isclose(middle, expected)
   return np.where(same, 1.0, (both - expected) / np.where(same, 1.0, middle - expected))

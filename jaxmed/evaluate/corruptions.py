@@ -173,29 +173,30 @@ class Corrupted(Source):
 
   Attributes:
     size: the grid. kind: the corruption, '' for none. severity: 1 .. 5. seed: of what is random, with the record's id.
-    held: clean images by id that several such sources share, at most 1 GiB.
+    held: clean images by their places, which several such sources share, at most 1 GiB.
   """
 
   size: tuple[int, ...] = ()
   kind: str = ''
   severity: int = 1
   seed: int = 0
-  held: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+  held: dict[tuple[int, int], np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
   def record(self, i: int, wanted: Sequence[str] = PIXELS) -> dict[str, Any]:
     """The record of row i, its image resized and corrupted."""
     if 'image' not in wanted:
       return super().record(i, wanted)
-    name = self.table['id'][i].as_py()
-    image = self.held.get(name)
+    i = self._row(i)
+    place = int(self._key[i]), int(self._place[i])
+    image = self.held.get(place)
     record = super().record(i, wanted if image is None else tuple(w for w in wanted if w != 'image'))
     if image is None:
       image = resize(record['image'], self.size)
       if (len(self.held) + 1) * image.nbytes <= _HELD:
-        self.held[name] = image
+        self.held[place] = image
     if self.kind:
       std = np.array([self.stats[c]['std'] for c in record['channels']])
-      seed = self.seed, zlib.crc32(name.encode()), list(KINDS).index(self.kind)
+      seed = self.seed, zlib.crc32(self.table['id'][i].as_py().encode()), list(KINDS).index(self.kind)
       image = corrupt(image, record['channels'], std, self.kind, self.severity, seed)
     return record | {'image': image}
 
@@ -204,7 +205,7 @@ def corrupted(source: Source, size: Sequence[int], kinds: Sequence[str], severit
               seed: int = 0) -> dict[tuple[str, int], Corrupted]:
   """The source with each corruption and severity, {(kind, severity): source}; ('', 0) is the clean one."""
   fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(Source)}
-  held: dict[str, np.ndarray] = {}
+  held: dict[tuple[int, int], np.ndarray] = {}
   make = functools.partial(Corrupted, **fields, size=tuple(size), seed=seed, held=held)
   return {('', 0): make()} | {(k, s): make(kind=k, severity=s) for k, s in itertools.product(kinds, severities)}
 

@@ -123,14 +123,21 @@ def test_the_grid():
   assert robustness.grid(700, 600)[-1] == 591
 
 
-def test_weighted_ari_is_that_of_repeated_rows():
+def test_weighted_ari():
+  """With equal weights that of scikit-learn; with others a loop over pairs of rows."""
   rng = np.random.default_rng(0)
   a, b, subject = rng.integers(0, 3, 40), rng.integers(0, 4, 40), rng.integers(0, 6, 40)
-  counts = rng.integers(0, 4, (8, 6)).astype(float)
+  assert clusters.weighted_ari(a, b, subject, np.ones((1, 6))) == pytest.approx([adjusted_rand_score(a, b)])
+  counts = rng.integers(0, 4, (5, 6)).astype(float)
   want = []
-  for row in counts:
-    rows = np.repeat(np.arange(40), row[subject].astype(int))
-    want.append(adjusted_rand_score(a[rows], b[rows]))
+  for w in counts[:, subject]:
+    sums = np.zeros(4)
+    for i in range(40):
+      for j in range(i):
+        one, two = a[i] == a[j], b[i] == b[j]
+        sums += w[i] * w[j] * np.array([one and two, one, two, 1])
+    expected = sums[1] * sums[2] / sums[3]
+    want.append((sums[0] - expected) / ((sums[1] + sums[2]) / 2 - expected))
   np.testing.assert_allclose(clusters.weighted_ari(a, b, subject, counts), want)
   assert clusters.weighted_ari(a, a, subject, counts) == pytest.approx(1)
   assert clusters.weighted_ari(np.zeros(4), np.zeros(4), np.arange(4), np.ones((1, 4))) == pytest.approx([1.0])

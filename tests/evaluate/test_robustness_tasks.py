@@ -14,7 +14,7 @@ from jaxmed.data.corpus.open import open_source
 from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.data.prepare.prepare import prepare
 from jaxmed.errors import UserError
-from jaxmed.evaluate import corruptions, probes, protocols
+from jaxmed.evaluate import clusters, corruptions, probes, protocols
 from jaxmed.evaluate.protocols import tasks
 from jaxmed.evaluate.protocols.bottleneck import Bottleneck
 from jaxmed.evaluate.protocols.confounded import Confounded
@@ -27,7 +27,7 @@ SMALL = {'repetitions': 1, 'fits': 2, 'steps': 3, 'severities': '1,5', 'kinds': 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-  """An encoder that sees what the class changes in an image, what the centre changes, or both."""
+  """An encoder that sees what the class changes in an image, what the centre changes, or both, the class maybe weakly."""
 
   what: str = 'both'
   image_size: tuple[int, ...] = SIZE
@@ -38,8 +38,11 @@ class Seen:
     batches = eval_batches(source, batch_size=batch_size, size=SIZE, vocabulary=self.vocabulary)
     x = np.concatenate([np.asarray(b['image'], np.float32)[b['index'] >= 0] for b in batches])[..., 0] - 100
     biology, centre = x[:, :4].mean(axis=(1, 2)) - x[:, 4:].mean(axis=(1, 2)), x[:, :, 0].mean(axis=1)
-    keep = {'biology': (1, 0), 'centre': (0, 1), 'both': (1, 1), 'nothing': (0, 0)}[self.what]
-    return {'mean': np.stack([keep[0] * biology, keep[1] * centre, np.full(len(x), 5), x[:, 1, 3], x[:, 6, 5]], axis=1)}
+    keep = {'biology': (1, 0), 'centre': (0, 1), 'both': (1, 1), 'weak': (1, 1), 'nothing': (0, 0)}[self.what]
+    noise = [x[:, 1, 3] - x[:, 1, 4], x[:, 6, 5] - x[:, 6, 6]]
+    if self.what == 'weak':
+      biology = biology + 2 * (x[:, 2, 3] - x[:, 2, 4])
+    return {'mean': np.stack([keep[0] * biology, keep[1] * centre, np.full(len(x), 5), *noise], axis=1)}
 
 
 def image(rng, y, centre):
@@ -65,7 +68,7 @@ def place(tmp_path_factory):
         lines.append({'path': f'{i:03}.tif', 'subject': f'{split}{j}', 'split': split, 'ill': 'ab'[y],
                       'centre': '' if i == 0 else 'ABC'[centre], 'upper': '' if i % 10 == 0 else y,
                       'noise': int(rng.integers(2)), 'rare': int(i < 5), 'own': f'p{i}', 'both': 'xyz'[centre] + 'ab'[y],
-                      'one': 'K', 'none': '', 'only': 'KL'[split == 'val' and centre]})
+                      'one': 'K', 'none': '', 'only': 'KL'[split == 'val' and centre == 1]})
   with open(place / 'raw' / 'table.csv', 'w', newline='', encoding='utf-8') as f:
     table = csv.DictWriter(f, lines[0])
     table.writeheader()
@@ -94,17 +97,18 @@ def check(result, protocol, source, tmp_path):
     assert (tmp_path / f'{name}.png').stat().st_size > 1000
 
 
-def test_robustness(source, tmp_path):
+def test_robustness(source, tmp_path, monkeypatch):
   """Features of the class have index 1 and no drop, those of the centre 0; both stand beside each other in pairs."""
+  monkeypatch.setattr(clusters, 'STARTS', (2, 2))
   protocol = Robustness(centre='centre', **SMALL)
   result = protocol.run(Seen('biology'), source, 'ill', untrained=Seen('centre'), draws=50)
   check(result, protocol, source, tmp_path)
   assert result['parts'] == ['index', 'clustering', 'drop', 'corruptions']
   assert '1 of 192 labelled rows' in result['notes'][0]
-  index, clusters = cells(result, 'frozen', 'index'), cells(result, 'frozen', 'clustering')
+  index, score = cells(result, 'frozen', 'index'), cells(result, 'frozen', 'clustering')
   assert index['trained']['value'] > 0.95 and index['untrained']['value'] < 0.1
-  assert clusters['trained']['value'] > 0.5 > -0.3 > clusters['untrained']['value']
-  assert result['index']['chosen_on'] == 'val' and 0.4 < result['chance']['index'] < 0.6
+  assert score['trained']['value'] > 0.3 > 0 > score['untrained']['value']
+  assert result['index']['chosen_on'] == 'val' and result['chance']['index'] == pytest.approx(2 / 3, abs=0.01)
   drop = cells(result, 'frozen', 'drop_id')
   assert abs(drop['trained']['value']) < 0.05 and set(cells(result, 'frozen', 'drop_ood')) == {'trained', 'untrained', 'pixels (PCA)'}
   assert len(result['drop']['others']) == 1 and len(result['drop']['known']) == 2
@@ -216,18 +220,19 @@ def test_confounded(source, tmp_path):
   """What sees the centre fails where it turns round, what sees the class does not; rows are as many and apart."""
   protocol = Confounded(confounder='centre', correlation=0.9)
   two = source.where({'centre': ('A', 'C')})
-  result = protocol.run(Seen('both'), two, 'ill', untrained=Seen('biology'), draws=50)
+  result = protocol.run(Seen('weak'), two, 'ill', untrained=Seen('biology'), draws=50)
   check(result, protocol, two, tmp_path)
   for method in ('knn', 'logistic'):
     gap, ood = cells(result, method, 'gap'), cells(result, method, 'ood')
     assert gap['trained']['value'] > 0.3 and gap['trained']['low'] > 0 and abs(gap['untrained']['value']) < 0.15
     assert gap['trained']['value'] == pytest.approx(cells(result, method, 'id')['trained']['value'] - ood['trained']['value'])
   assert result['parts']['id'] == result['parts']['ood'] and result['home'] == {'a': ['A'], 'b': ['C']}
-  assert result['correlations']['train'] == pytest.approx(0.9, abs=0.07) == -result['correlations']['ood']
+  assert result['correlations'] == {'train': 0.875, 'val': 1, 'id': 1, 'ood': -1}
+  assert 'cells are too small for the correlation 0.9: val 1.00, id 1.00' in result['notes']
   assert 'ID - OOD' in protocol.tables(result)
-  chosen = protocol.run(Seen('both'), two, 'ill', draws=5, pixels=False)
+  chosen = protocol.run(Seen('weak'), two, 'ill', draws=5, pixels=False)
   assert chosen['rows'][0]['metrics']['id']['value'] == result['rows'][0]['metrics']['id']['value']
-  new = Confounded(confounder='centre', splits='new').run(Seen('both'), source, 'ill', draws=5, pixels=False)
+  new = Confounded(confounder='centre', splits='new').run(Seen('weak'), source, 'ill', draws=5, pixels=False)
   assert new['values'] == ['A', 'B', 'C'] and sum(new['splits'].values()) == 191
   with pytest.raises(UserError, match=r"test rows of 'a' with 'C': 0 rows; expected \d+ or more for the splits"):
     protocol.check(two.keep(np.array([(s, c, y) != ('test', 'C', 'a') for s, c, y in zip(
@@ -252,17 +257,17 @@ def test_bottleneck(source, tmp_path):
   table.write_text(json.dumps({'a': {'upper': -1, 'noise': 0}, 'b': {'upper': 1, 'noise': 0}}))
   two = source.where({'centre': ('A', 'C')})
   protocol = Bottleneck(table=str(table), confounder='centre', epochs=30)
-  result = protocol.run(Seen('both'), two, 'ill', untrained=Seen('nothing'), draws=30, pixels=False)
+  result = protocol.run(Seen('weak'), two, 'ill', untrained=Seen('nothing'), draws=30, pixels=False)
   check(result, protocol, two, tmp_path)
   gap = {m: cells(result, m, 'gap')['trained']['value'] for m in ('linear', 'bottleneck', 'no_prior')}
-  assert gap['linear'] > 0.3 > gap['bottleneck'] and cells(result, 'bottleneck', 'ood')['trained']['value'] > 0.8
-  assert [c['name'] for c in result['concepts']] == ['upper', 'noise'] and result['concepts'][0]['accuracy'] > 0.9
+  assert gap['linear'] > 0.3 > gap['bottleneck'] and cells(result, 'bottleneck', 'ood')['trained']['value'] > 0.65
+  assert [c['name'] for c in result['concepts']] == ['upper', 'noise'] and result['concepts'][0]['accuracy'] > 0.7
   assert result['concepts'][0]['rows']['train'] < 64 and result['prior'] == [[-1, 0], [1, 0]]
   assert result['weights'][1][0] > 0 > result['weights'][0][0]
   plain = Bottleneck(table=str(table), epochs=5)
-  result = plain.run(Seen('both'), source, 'ill', draws=5)
+  result = plain.run(Seen('weak'), source, 'ill', draws=5)
   check(result, plain, source, tmp_path)
-  assert set(result['rows'][0]['metrics']) == {'id'} and cells(result, 'linear', 'id')['trained']['value'] > 0.8
+  assert set(result['rows'][0]['metrics']) == {'id'} and cells(result, 'linear', 'id')['trained']['value'] > 0.65
   table.write_text(json.dumps({'a': {'uper': -1}, 'b': {}}))
   with pytest.raises(UserError, match="'uper': did you mean 'upper'"):
     plain.check(source, 'ill')

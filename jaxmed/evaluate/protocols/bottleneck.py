@@ -9,7 +9,15 @@ import numpy as np
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import bottleneck, grouped, plots, tables
 from jaxmed.evaluate.protocols import compared
-from jaxmed.evaluate.protocols.confounded import METRICS, check_correlation, choose_rows, described, scored, summary
+from jaxmed.evaluate.protocols.confounded import (
+  METRICS,
+  check_correlation,
+  choose_rows,
+  described,
+  missed,
+  scored,
+  summary,
+)
 from jaxmed.evaluate.protocols.origins import SPLITS, origins
 from jaxmed.evaluate.protocols.protocol import lone_subject
 from jaxmed.evaluate.protocols.tasks import TRAINED, Task, make_task, sizes
@@ -134,7 +142,7 @@ class Bottleneck:
     if self.confounder:
       o = origins(source, label, self.confounder, 'bottleneck.confounder', self.splits, seed)
       chosen = choose_rows(o, self.correlation, seed)
-      task, rows, notes = o.task, chosen.rows, list(o.notes)
+      task, rows, notes = o.task, chosen.rows, [*o.notes, *missed(chosen, self.correlation)]
       found = described(o, chosen, self.correlation)
       score = lambda predicted, draws, s: scored(predicted, task, chosen, draws, s)
     else:

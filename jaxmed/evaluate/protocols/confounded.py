@@ -16,6 +16,7 @@ from jaxmed.evaluate.protocols.protocol import lone_subject
 from jaxmed.evaluate.protocols.tasks import Task, sizes
 
 LEAST = {'train': 4, 'val': 2, 'test': 2}  # rows of a cell at correlation 0
+TOLERANCE = 0.04  # of a correlation
 METRICS = {'id': 'ID accuracy', 'ood': 'OOD accuracy', 'gap': 'gap, ID - OOD'}
 
 
@@ -83,7 +84,8 @@ class Confounded:
       for method in PROBES:
         predicted = compared.classified(method, x, y, len(o.task.classes))
         found[name, method] = scored(predicted, o.task, chosen, draws, seed)
-    notes = [*o.notes, *([] if untrained is not None else [compared.MISSING]), *lone_subject(o.task)]
+    notes = [*o.notes, *missed(chosen, self.correlation), *([] if untrained is not None else [compared.MISSING]),
+             *lone_subject(o.task)]
     return described(o, chosen, self.correlation) | compared.rows_of(found) | dict(
         label=label, feature=feature, notes=notes, draws=draws, seed=seed)
 
@@ -125,6 +127,13 @@ def choose_rows(o: Origins, correlation: float, seed: int) -> Chosen:
       rows[name] = confounding.take(part.y, place, confounding.cells(size, design), along)
       found[name] = confounding.correlation(part.y[rows[name]], place[rows[name]], home)
   return Chosen(rows, home, found)
+
+
+def missed(chosen: Chosen, correlation: float) -> list[str]:
+  """A note where cells are too small for the correlation that was asked for."""
+  far = {name: r for name, r in chosen.correlations.items() if name != 'ood' and abs(r - correlation) > TOLERANCE}
+  told = ', '.join(f'{name} {r:.2f}' for name, r in far.items())
+  return [f'cells are too small for the correlation {correlation:g}: {told}'] if far else []
 
 
 def scored(predicted: np.ndarray, task: Task, chosen: Chosen, draws: int,
