@@ -145,3 +145,19 @@ def test_which_corruptions_suit(tmp_path, corpus):
   assert use(gray) == set(corruptions.KINDS) - {'compression', 'stain'}
   assert use(open_source(corpus)) == set(corruptions.KINDS) - {'ghosting', 'bias_field'}
   assert use(dataclasses.replace(gray)) == use(gray)
+
+
+def test_volumes(tmp_path):
+  """Of floating point, in two channels: all that suit, each of a shape that the encoder takes."""
+  (tmp_path / 'raw').mkdir()
+  for i in range(2):
+    np.save(tmp_path / 'raw' / f'{i}.npy', RNG.normal(50, 9, (10, 16, 12, 2)).astype(np.float32))
+  prepare([tmp_path / 'raw'], tmp_path / 'out', channels=['T1', 'T2'], progress=False)
+  source = open_source(tmp_path / 'out')
+  kinds = [kind for kind, why in corruptions.suited(source).items() if not why]
+  assert kinds == ['noise', 'blur', 'brightness', 'contrast', 'ghosting', 'bias_field']
+  clean = corruptions.corrupted(source, (8, 8, 8), kinds, (5,))
+  for (kind, _), one in clean.items():
+    image = one.record(1)['image']
+    assert image.shape == (8, 8, 8, 2) and image.dtype == np.float32 and np.isfinite(image).all()
+    assert np.array_equal(image, clean['', 0].record(1)['image']) == (kind == '')

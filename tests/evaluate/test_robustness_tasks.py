@@ -90,6 +90,7 @@ def check(result, protocol, source, tmp_path):
   """It is JSON, its text is narrow, its table whole, its pictures drawn."""
   assert json.loads(json.dumps(result, allow_nan=False)) == result
   assert max(map(len, protocol.tables(result).splitlines())) <= 120
+  assert protocol.html(result).count('<table') == 2 * (1 + ('corruptions' in result)) and 'None' not in protocol.html(result)
   head, *lines = protocol.csv_rows(result)
   assert lines and all(len(line) == len(head) and all(isinstance(c, str) for c in line) for line in lines)
   for name, draw in protocol.drawings(result, source).items():
@@ -118,7 +119,7 @@ def test_robustness(source, tmp_path, monkeypatch):
   assert difference['drop_id']['low'] <= difference['drop_id']['value'] <= difference['drop_id']['high']
   assert result['corruptions']['kinds'] == ['noise', 'brightness']
   text = protocol.tables(result)
-  assert 'robustness index' in text and 'performance drop, OOD' in text and 'change, noise' in text
+  assert 'robustness index' in text and 'performance drop, OOD' in text and 'mean change' in text
 
 
 def test_parts_and_new_splits(source):

@@ -107,10 +107,11 @@ class Bottleneck:
 
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text."""
-    names = ', '.join(f'{c["name"]} {c["accuracy"]:.2f}' if c['accuracy'] is not None else f'{c["name"]} n/a'
-                      for c in result['concepts'])
-    more = summary(result) if 'confounder' in result else ''
-    return tables.text_table(result, _metrics(result), METHODS) + f'{more}Concepts (accuracy on val rows): {names}.\n'
+    return tables.text_table(result, _metrics(result), METHODS) + _told(result)
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    return tables.html_table(result, _metrics(result), METHODS) + compared.note(_told(result))
 
   def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
     """A line for each score and each difference."""
@@ -165,6 +166,13 @@ def _alone(predicted: np.ndarray, task: Task, draws: int,
   """Balanced accuracy of all test rows."""
   value, drawn = grouped.balanced_accuracies(task.test.y, predicted, task.test.subjects, draws=draws, seed=seed)
   return {'id': float(value[0])}, {'id': drawn[:, 0]}
+
+
+def _told(result: Mapping[str, Any]) -> str:
+  """Rows and concepts in words."""
+  names = ', '.join(f'{c["name"]} {c["accuracy"]:.2f}' if c['accuracy'] is not None else f'{c["name"]} n/a'
+                    for c in result['concepts'])
+  return (summary(result) if 'confounder' in result else '') + f'Concepts (accuracy on val rows): {names}.\n'
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The trained encoder beside the untrained one, raw pixels and other encoders: features, rows, paired differences."""
 
 import dataclasses
+import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,11 @@ def lines(cells: Mapping[tuple[str, str], Cells], minus: Callable[[str, str, str
   differences = [{'features': one, 'minus': other, 'method': method, 'metrics': plain(minus(one, other, method))}
                  for one, other in pairs(list(dict.fromkeys(name for name, _ in cells))) for method in methods]
   return {'rows': rows, 'differences': differences}
+
+
+def note(text: str) -> str:
+  """Lines below a table as HTML."""
+  return ''.join(f'<p class="note">{html.escape(line)}</p>' for line in text.splitlines())
 
 
 def words(value: Any) -> tuple[str, ...]:

@@ -93,6 +93,10 @@ class Confounded:
     """What `run` returned as aligned text."""
     return tables.text_table(result, METRICS, PROBES) + summary(result)
 
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    return tables.html_table(result, METRICS, PROBES) + compared.note(summary(result))
+
   def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
     """A line for each score and each difference."""
     return tables.csv_rows(result)

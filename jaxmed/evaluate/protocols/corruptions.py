@@ -80,9 +80,9 @@ class Corruptions:
         found[name, method] = _by_kind(list(sources), value), _by_kind(list(sources), drawn)
         details += [dict(features=name, method=method, **line) for line in _lines(list(sources), value, drawn)]
     notes += [*more, *([] if UNTRAINED in those else [compared.MISSING])]
-    chance = 1 / len(set(task.test.y.tolist()))
+    chance = {CLEAN: 1 / len(set(task.test.y.tolist())), **dict.fromkeys((*kinds, MEAN), 0.0)}
     return compared.rows_of(found) | dict(
-        label=task.label, feature=feature, classes=list(task.classes), chance={CLEAN: chance}, kinds=list(kinds),
+        label=task.label, feature=feature, classes=list(task.classes), chance=chance, kinds=list(kinds),
         left_out=left_out, severities=details, shown=task.test.source.table['id'].to_pylist()[0],
         grid=list(encoder.image_size), notes=notes + lone_subject(task), draws=draws, seed=seed, **sizes(task))
 
@@ -98,10 +98,13 @@ class Corruptions:
 
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text."""
-    labels = {CLEAN: 'clean', **{k: f'change, {k}' for k in result['kinds']}, MEAN: 'change, mean'}
     left = ''.join(f'{kind} is left out: {why}.\n' for kind, why in result['left_out'].items())
-    return tables.text_table(result, labels, PROBES) + (
-        'Balanced accuracy; a change is of corrupted rows less the same rows clean, the mean over severities.\n' + left)
+    return tables.text_table(result, _labels(result), PROBES) + (
+        'Balanced accuracy of clean rows; of a corruption what it changes, the mean over severities.\n' + left)
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    return tables.html_table(result, _labels(result), PROBES)
 
   def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
     """A line for each kind of features, method, corruption and severity."""
@@ -150,6 +153,10 @@ class Corruptions:
       found = pixels_lib.source_features(those[TRAINED][0], *fitted.values(), *sources.values(), batch_size=batch_size)
       out[PIXELS] = dict(zip(fitted, found, strict=False)) | {'test': np.stack(found[len(fitted):])}
     return out
+
+
+def _labels(result: Mapping[str, Any]) -> dict[str, str]:
+  return {CLEAN: 'clean', **{kind: kind.replace('_', ' ') for kind in result['kinds']}, MEAN: 'mean change'}
 
 
 def _by_kind(names: list[tuple[str, int]], values: np.ndarray) -> dict[str, Any]:

@@ -136,11 +136,16 @@ class Robustness:
     """What `run` returned as aligned text."""
     blocks = []
     if result['rows']:
-      labels = {m: LABELS[m] for m in LABELS if m in result['rows'][0]['metrics']}
-      blocks.append(tables.text_table(result, labels, {METHOD: METHOD}) + _told(result))
+      blocks.append(tables.text_table(result, _labels(result), {METHOD: METHOD}) + _told(result))
     if 'corruptions' in result:
       blocks.append(self._corruptions().tables(result['corruptions']))
     return '\n'.join(blocks)
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    first = tables.html_table(result, _labels(result), {METHOD: METHOD}) + compared.note(_told(result))
+    more = self._corruptions().html(result['corruptions']) if 'corruptions' in result else ''
+    return (first if result['rows'] else '') + more
 
   def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
     """A line for each score and each difference, then those of the corruptions."""
@@ -338,6 +343,10 @@ def _chance(o: Origins, plans: Mapping[str, Any]) -> dict[str, float | None]:
   if 'clustering' in plans:
     out |= {'clustering': 0.0, 'ari_biology': 0.0, 'ari_centre': 0.0}
   return out
+
+
+def _labels(result: Mapping[str, Any]) -> dict[str, str]:
+  return {m: label for m, label in LABELS.items() if m in result['rows'][0]['metrics']}
 
 
 def _told(result: Mapping[str, Any]) -> str:
