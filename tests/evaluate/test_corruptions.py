@@ -151,8 +151,9 @@ def test_volumes(tmp_path):
   """Of floating point, in two channels: all that suit, each of a shape that the encoder takes."""
   (tmp_path / 'raw').mkdir()
   for i in range(2):
-    np.save(tmp_path / 'raw' / f'{i}.npy', RNG.normal(50, 9, (10, 16, 12, 2)).astype(np.float32))
-  prepare([tmp_path / 'raw'], tmp_path / 'out', channels=['T1', 'T2'], progress=False)
+    np.savez(tmp_path / 'raw' / f'{i}.npz', image=RNG.normal(50, 9, (10, 16, 12, 2)).astype(np.float32),
+             channels=('T1', 'T2'))
+  prepare([tmp_path / 'raw'], tmp_path / 'out', volumes='whole', progress=False)
   source = open_source(tmp_path / 'out')
   kinds = [kind for kind, why in corruptions.suited(source).items() if not why]
   assert kinds == ['noise', 'blur', 'brightness', 'contrast', 'ghosting', 'bias_field']
