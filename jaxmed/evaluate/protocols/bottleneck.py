@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import bottleneck, grouped, plots, tables
+from jaxmed.evaluate import bottleneck, grouped, tables
 from jaxmed.evaluate.protocols import compared
 from jaxmed.evaluate.protocols.confounded import (
   METRICS,
@@ -21,6 +21,7 @@ from jaxmed.evaluate.protocols.confounded import (
 from jaxmed.evaluate.protocols.origins import SPLITS, origins
 from jaxmed.evaluate.protocols.protocol import lone_subject
 from jaxmed.evaluate.protocols.tasks import TRAINED, Task, make_task, sizes
+from jaxmed.evaluate.report import shifts
 
 METHODS = {'linear': 'linear probe', 'bottleneck': 'bottleneck', 'no_prior': 'bottleneck, no prior'}
 
@@ -121,9 +122,9 @@ class Bottleneck:
     """{'accuracy': of all kinds of features and methods, 'weights': of the trained bottleneck beside the prior}."""
     names = [c['name'] for c in result['concepts']]
     shown = {'tanh of the weights': result['weights'], 'prior': result['prior']}
-    return {'accuracy': lambda path: plots.bars(result, {m: m.upper() for m in _metrics(result) if m != 'gap'}, METHODS,
-                                                path, f'Label {result["label"]}'),
-            'weights': lambda path: plots.heat(shown, result['classes'], names, path)}
+    parts = {m: m.upper() for m in _metrics(result) if m != 'gap'}
+    return {'accuracy': lambda path: shifts.bars(result, parts, METHODS, path, f'Label {result["label"]}'),
+            'weights': lambda path: shifts.heat(shown, result['classes'], names, path)}
 
   def _predicted(self, x: Mapping[str, np.ndarray], grounding: bottleneck.Grounding, p: Problem,
                  seed: int) -> tuple[dict[str, np.ndarray], bottleneck.Head]:

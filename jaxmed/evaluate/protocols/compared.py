@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate import metrics, probes
+from jaxmed.evaluate import metrics, probes, tables
 from jaxmed.evaluate.protocols.tasks import (
   PIXELS,
   SPLITS,
@@ -23,7 +23,7 @@ from jaxmed.evaluate.protocols.tasks import (
 )
 
 MISSING = 'no untrained encoder was given: that baseline is missing'
-PROBES = {'knn': 'kNN', 'logistic': 'logistic'}
+PROBES = {method: tables.METHODS[method] for method in ('knn', 'logistic')}
 
 Cells = dict[str, dict[str, float]]
 Found = Mapping[tuple[str, str], tuple[dict[str, float], dict[str, np.ndarray]]]

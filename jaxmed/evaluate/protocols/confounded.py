@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import confounding, grouped, plots, tables
+from jaxmed.evaluate import confounding, grouped, tables
 from jaxmed.evaluate.confounding import Design
 from jaxmed.evaluate.protocols import compared
 from jaxmed.evaluate.protocols.compared import PROBES
 from jaxmed.evaluate.protocols.origins import SPLITS, Origins, origins
 from jaxmed.evaluate.protocols.protocol import lone_subject
 from jaxmed.evaluate.protocols.tasks import Task, sizes
+from jaxmed.evaluate.report import shifts
 
 LEAST = {'train': 4, 'val': 2, 'test': 2}  # rows of a cell at correlation 0
 TOLERANCE = 0.04  # of a correlation
@@ -103,7 +104,7 @@ class Confounded:
 
   def drawings(self, result: Mapping[str, Any], source: Any) -> Mapping[str, Callable[[Any], None]]:
     """{'gap': accuracies on both test parts side by side}."""
-    return {'gap': lambda path: plots.bars(result, {'id': 'ID', 'ood': 'OOD'}, PROBES, path,
+    return {'gap': lambda path: shifts.bars(result, {'id': 'ID', 'ood': 'OOD'}, PROBES, path,
                                            f'Label {result["label"]}, confounder {result["confounder"]}')}
 
   def _origins(self, source: Any, label: str, seed: int) -> Origins:

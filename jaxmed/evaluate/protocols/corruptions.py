@@ -8,12 +8,13 @@ import numpy as np
 
 from jaxmed.data.resize import resize
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import confounding, corruptions, grouped, metrics, plots, tables
+from jaxmed.evaluate import confounding, corruptions, grouped, metrics, tables
 from jaxmed.evaluate import pixels as pixels_lib
 from jaxmed.evaluate.protocols import compared
 from jaxmed.evaluate.protocols.compared import PROBES
 from jaxmed.evaluate.protocols.protocol import lone_subject
 from jaxmed.evaluate.protocols.tasks import PIXELS, TRAINED, UNTRAINED, Part, Task, encoded, make_task, plain, sizes
+from jaxmed.evaluate.report import shifts
 
 CLEAN, MEAN = 'clean', 'mean'
 _SHOWN = (1, 3, 5)  # severities in the picture
@@ -117,7 +118,7 @@ class Corruptions:
 
   def drawings(self, result: Mapping[str, Any], source: Any) -> Mapping[str, Callable[[Any], None]]:
     """{'curves': accuracy against severity, 'examples': a record with each corruption}."""
-    return {'curves': lambda path: plots.severities(result, PROBES, path),
+    return {'curves': lambda path: shifts.severities(result, PROBES, path),
             'examples': lambda path: _examples(result, source, path)}
 
   def _levels(self) -> tuple[int, ...]:
@@ -185,4 +186,4 @@ def _examples(result: Mapping[str, Any], source: Any, path: Any) -> None:
   image = lambda kind, severity: sources[kind, severity].record(row)['image']
   lines = {kind: [resize(record['image'], result['grid']), *(image(kind, s) for s in _SHOWN)]
            for kind in result['kinds']}
-  plots.tiles(lines, ['clean', *(f'severity {s}' for s in _SHOWN)], record['channels'], path)
+  shifts.tiles(lines, ['clean', *(f'severity {s}' for s in _SHOWN)], record['channels'], path)

@@ -80,13 +80,13 @@ def origins(source: Any, label: str, column: str, option: str, splits: str, seed
 def _anew(source: Any, label: str, column: str, values: tuple[str, ...], seed: int) -> Task:
   """All rows with splits cut anew."""
   classes = tuple(source.classes(label))
-  whole = tasks.whole(source, label, classes)
-  split = confounding.cut_anew(whole.y, np.asarray(source.codes(column, values)), whole.subjects, seed)
+  y, subjects = np.asarray(source.codes(label, classes), np.int64), tasks.subjects_of(source)
+  split = confounding.cut_anew(y, np.asarray(source.codes(column, values)), subjects, seed)
   parts = {}
   for name in tasks.SPLITS:
     rows = split == name
     if not rows.any():
-      raise UserError(f'label {label!r}: {len(set(whole.subjects))} subjects are too few to cut train, val and test')
-    parts[name] = Part(source.keep(rows), whole.y[rows], whole.subjects[rows])
+      raise UserError(f'label {label!r}: {len(set(subjects))} subjects are too few to cut train, val and test')
+    parts[name] = Part(source.keep(rows), y[rows], subjects[rows])
   return Task(label, classes, **parts, fit=np.ones(len(parts['train'].y), bool))
 

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import clusters, confounding, drops, metrics, plots, robustness, tables
+from jaxmed.evaluate import clusters, confounding, drops, metrics, robustness, tables
 from jaxmed.evaluate import corruptions as corruptions_lib
 from jaxmed.evaluate.confounding import Design
 from jaxmed.evaluate.protocols import compared
 from jaxmed.evaluate.protocols.corruptions import Corruptions
 from jaxmed.evaluate.protocols.origins import SPLITS, Origins, origins
 from jaxmed.evaluate.protocols.tasks import TRAINED, UNTRAINED, sizes
+from jaxmed.evaluate.report import shifts
 
 PARTS = ('index', 'clustering', 'drop', 'corruptions')
 LABELS = {'index': 'robustness index', 'clustering': 'clustering score', 'ari_biology': 'ARI, label',
@@ -156,9 +157,9 @@ class Robustness:
     """{'index': against k, 'drop': accuracy against correlation}, and those of the corruptions."""
     out: dict[str, Callable[[Any], None]] = {}
     if 'index' in result:
-      out['index'] = lambda path: plots.index_curves(result, path)
+      out['index'] = lambda path: shifts.index_curves(result, path)
     if 'drop' in result:
-      out['drop'] = lambda path: plots.drop_curves(result, path)
+      out['drop'] = lambda path: shifts.drop_curves(result, path)
     more = self._corruptions().drawings(result['corruptions'], source) if 'corruptions' in result else {}
     return out | {f'corruptions_{name}': draw for name, draw in more.items()}
 

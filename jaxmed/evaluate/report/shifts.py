@@ -1,4 +1,4 @@
-"""Pictures of results of protocols, one PNG file each, from what the results hold."""
+"""Figures of robustness: indices, drops, corruptions, concepts. Each is one PNG file."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed.files import writing
+from jaxmed.evaluate.report.figures import COLOURS, figure_of, save_figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _INK, _QUIET = '#222222', '#666666'
 
 
@@ -19,7 +17,7 @@ def bars(result: Mapping[str, Any], metrics: Mapping[str, str], methods: Mapping
   shown = [m for m in methods if any(r['method'] == m for r in result['rows'])]
   kinds = list(dict.fromkeys(r['features'] for r in result['rows']))
   cells = {(r['features'], r['method']): r['metrics'] for r in result['rows']}
-  figure = _figure(3.6 * len(shown), 3.6)
+  figure = figure_of(3.6 * len(shown), 3.6)
   for ax, method in zip(figure.subplots(1, len(shown), squeeze=False, sharey=True).flat, shown, strict=True):
     for i, (metric, label) in enumerate(metrics.items()):
       own = [cells[kind, method][metric] for kind in kinds]
@@ -32,7 +30,7 @@ def bars(result: Mapping[str, Any], metrics: Mapping[str, str], methods: Mapping
     _plain(ax, methods[method], '', 'balanced accuracy')
     ax.legend(frameon=False, fontsize=8)
   figure.suptitle(title, color=_INK, fontsize=11)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def severities(result: Mapping[str, Any], methods: Mapping[str, str], path: str | os.PathLike) -> None:
@@ -40,7 +38,7 @@ def severities(result: Mapping[str, Any], methods: Mapping[str, str], path: str 
   kinds = list(dict.fromkeys(r['features'] for r in result['severities']))
   columns = min(4, len(result['kinds']))
   lines = -(-len(result['kinds']) // columns)
-  figure = _figure(3.0 * columns, 2.6 * lines)
+  figure = figure_of(3.0 * columns, 2.6 * lines)
   axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
   for ax in axes.flat[len(result['kinds']):]:
     ax.set_axis_off()
@@ -54,12 +52,12 @@ def severities(result: Mapping[str, Any], methods: Mapping[str, str], path: str 
                 label=f'{name}, {methods[method]}')
     _plain(ax, kind.replace('_', ' '), 'severity', 'balanced accuracy')
   axes.flat[0].legend(frameon=False, fontsize=6)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def index_curves(result: Mapping[str, Any], path: str | os.PathLike) -> None:
   """Robustness index and accuracy of the neighbours against k, for each kind of features."""
-  figure = _figure(8.4, 3.6)
+  figure = figure_of(8.4, 3.6)
   found = result['index']
   for ax, key, label in zip(figure.subplots(1, 2), ('index', 'accuracy'), ('robustness index',
                                                                           'balanced accuracy of the neighbours'),
@@ -72,14 +70,14 @@ def index_curves(result: Mapping[str, Any], path: str | os.PathLike) -> None:
     ax.set_xscale('log')
     ax.set_ylim(-0.02, 1.02)
   ax.legend(frameon=False, fontsize=8)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def drop_curves(result: Mapping[str, Any], path: str | os.PathLike) -> None:
   """Accuracy against the correlation of label and origin in training: the mean over draws, and their range."""
   found = result['drop']
   tests = list(next(iter(found['features'].values())))
-  figure = _figure(4.2 * len(tests), 3.6)
+  figure = figure_of(4.2 * len(tests), 3.6)
   for ax, test in zip(figure.subplots(1, len(tests), squeeze=False, sharey=True).flat, tests, strict=True):
     for i, (name, scores) in enumerate(found['features'].items()):
       values, colour = np.array(scores[test]), COLOURS[i % len(COLOURS)]
@@ -88,13 +86,13 @@ def drop_curves(result: Mapping[str, Any], path: str | os.PathLike) -> None:
                       linewidth=0)
     _plain(ax, test.upper(), 'correlation of label and origin in training', 'balanced accuracy')
   ax.legend(frameon=False, fontsize=8)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def heat(tables: Mapping[str, Sequence[Sequence[float]]], lines: Sequence[str], columns: Sequence[str],
          path: str | os.PathLike) -> None:
   """Tables of values in -1 .. 1 below each other, blue to red, with their numbers."""
-  figure = _figure(max(4.0, 0.7 * len(columns) + 2), len(tables) * (0.4 * len(lines) + 1.1))
+  figure = figure_of(max(4.0, 0.7 * len(columns) + 2), len(tables) * (0.4 * len(lines) + 1.1))
   for ax, (title, table) in zip(figure.subplots(len(tables), 1, squeeze=False).flat, tables.items(), strict=True):
     ax.imshow(np.array(table), cmap='coolwarm', vmin=-1, vmax=1, aspect='auto')
     ax.set_xticks(range(len(columns)), columns, rotation=30, ha='right', fontsize=8)
@@ -103,7 +101,7 @@ def heat(tables: Mapping[str, Sequence[Sequence[float]]], lines: Sequence[str], 
       for j, value in enumerate(row):
         ax.text(j, i, f'{value:.2g}', ha='center', va='center', fontsize=7, color=_INK)
     ax.set_title(title, color=_INK, loc='left', fontsize=10)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def tiles(lines: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], names: Sequence[str],
@@ -113,7 +111,7 @@ def tiles(lines: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], nam
   Red, green and blue are shown in colour, of other channels the first one.
   """
   from jaxmed.augment.color import rgb_ids
-  figure = _figure(1.5 * len(columns), 1.5 * len(lines) + 0.3)
+  figure = figure_of(1.5 * len(columns), 1.5 * len(lines) + 0.3)
   axes = figure.subplots(len(lines), len(columns), squeeze=False)
   rgb = list(rgb_ids(names)[:3]) or [0]
   for row, (title, images) in zip(axes, lines.items(), strict=True):
@@ -127,7 +125,7 @@ def tiles(lines: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], nam
     row[0].set_ylabel(title.replace('_', ' '), fontsize=8, color=_QUIET)
   for ax, label in zip(axes[0], columns, strict=True):
     ax.set_title(label, fontsize=8, color=_QUIET)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def _plain(ax: Any, title: str, across: str, up: str) -> None:
@@ -140,12 +138,3 @@ def _plain(ax: Any, title: str, across: str, up: str) -> None:
 def _nan(value: float | None) -> float:
   return np.nan if value is None else value
 
-
-def _figure(width: float, height: float) -> Any:
-  from matplotlib.figure import Figure  # without pyplot: no global state, no display
-  return Figure(figsize=(width, height), layout='constrained', facecolor='white')
-
-
-def _save(figure: Any, path: str | os.PathLike) -> None:
-  with writing(path) as part:
-    figure.savefig(part, format='png', dpi=130, metadata={'Software': None})
