@@ -14,6 +14,7 @@ from jaxmed.evaluate.robustness import Combination, combinations
 
 SEED = 1337  # of the published script
 LARGEST = 30
+ROWS = 1000
 STARTS = 20, 5  # of k-means: for the choice of K, of a repetition
 
 
@@ -26,14 +27,15 @@ class Clustered(NamedTuple):
 
 
 def clustered(x: np.ndarray, y: np.ndarray, centre: np.ndarray, *, repetitions: int = 10, largest: int = LARGEST,
-              most: int = 2000, seed: int = SEED) -> list[Clustered]:
+              most: int = ROWS, combined: int | None = None, seed: int = SEED) -> list[Clustered]:
   """k-means on unit vectors of every combination of two classes and two centres.
 
   Args:
     x: features [N, D]. y, centre: integers [N].
     repetitions: clusterings T of a combination with seeds `seed`, seed + 1, ...; 50 in the publication.
     largest: the number of clusters is that of 2 .. largest with the largest cosine silhouette.
-    most: rows of a combination that are clustered, a random sample beyond.
+    most: rows of a combination that are clustered, a random sample beyond. combined: the same of combinations; None
+      for all.
   Raises:
     UserError: no two classes and two centres have rows in all four cells.
   """
@@ -42,13 +44,16 @@ def clustered(x: np.ndarray, y: np.ndarray, centre: np.ndarray, *, repetitions: 
   from threadpoolctl import threadpool_limits
   x = np.asarray(x, np.float64)
   x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  out = []
+  out, rng = [], np.random.default_rng(seed)
+  chosen = list(combinations(y, centre))
+  if combined is not None and len(chosen) > combined:
+    chosen = [chosen[i] for i in np.sort(rng.choice(len(chosen), combined, replace=False))]
   with threadpool_limits(1), warnings.catch_warnings():
     warnings.simplefilter('ignore', ConvergenceWarning)  # fewer distinct rows than clusters
-    for combination in combinations(y, centre):
+    for combination in chosen:
       rows = combination.rows
       if len(rows) > most:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+        rows = np.sort(rng.choice(rows, most, replace=False))
       fit = lambda k, starts, s, part=x[rows]: KMeans(k, init='random', n_init=starts, random_state=s).fit_predict(part)
       k = _number(x[rows], lambda k, fit=fit: fit(k, STARTS[0], seed), largest)
       labels = np.stack([fit(k, STARTS[1], seed + t) for t in range(repetitions)])

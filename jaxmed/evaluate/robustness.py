@@ -14,6 +14,7 @@ from jaxmed.evaluate import metrics
 
 KINDS = ('SS', 'SO', 'OS', 'OO')  # same or other class, then same or other centre
 MOST = 1000  # largest k of the grid
+_SORTED = 4096  # rows beyond which only the nearest are put in order
 _DIGITS = 12  # of similarities: what differs beyond is rounding, and equally near
 _CHUNK = 2**23  # similarities held at once: 64 MiB of float64
 
@@ -42,7 +43,7 @@ def look(x: np.ndarray, y: np.ndarray, centre: np.ndarray, subjects: np.ndarray,
   parts = []
   for rows in (c.rows for c in combinations(y, centre)) if pairs else (np.arange(len(x)),):
     found = neighbours(x[rows], subjects[rows], most, seed)
-    near_y, near_centre = y[rows][found], centre[rows][found]
+    near_y, near_centre = y[rows].astype(np.int32)[found], centre[rows][found]
     kinds = 2 * (near_y != y[rows][:, None]) + (near_centre != centre[rows][:, None])
     parts.append(Looked(y[rows], near_y, kinds.astype(np.int8), subjects[rows]))
   if not parts:
@@ -86,8 +87,16 @@ def neighbours(x: np.ndarray, subjects: np.ndarray, most: int, seed: int | None 
     rows = slice(start, start + step)
     alike = np.round(x[rows] @ shuffled.T, _DIGITS)
     far = np.where(subject[rows, None] == whose, np.inf, -alike)
-    out[rows] = order[np.argsort(far, axis=1, kind='stable')[:, :count]]
+    out[rows] = order[_nearest(far, count)]
   return out
+
+
+def _nearest(far: np.ndarray, count: int) -> np.ndarray:
+  """The places of the smallest values of each row [m, N], in their order, [m, count]."""
+  if far.shape[1] <= _SORTED or 2 * count > far.shape[1]:
+    return np.argsort(far, axis=1, kind='stable')[:, :count]
+  some = np.sort(np.argpartition(far, count - 1, axis=1)[:, :count], axis=1)
+  return np.take_along_axis(some, np.argsort(np.take_along_axis(far, some, axis=1), axis=1, kind='stable'), axis=1)
 
 
 def grid(largest: int, most: int = MOST) -> tuple[int, ...]:

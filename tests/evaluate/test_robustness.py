@@ -68,6 +68,14 @@ def test_index_and_accuracy_are_those_of_a_slow_loop(seed, monkeypatch):
   assert sum(robustness.shares(looked, 5).values()) == pytest.approx(1)
 
 
+def test_the_nearest_of_many_rows(monkeypatch):
+  """Put in order alone, without the rest."""
+  given = problem()
+  want = robustness.neighbours(given[0], given[3], 6)
+  monkeypatch.setattr(robustness, '_SORTED', 10)
+  np.testing.assert_array_equal(robustness.neighbours(given[0], given[3], 6), want)
+
+
 def known(kind, seed=0, each=12):
   """Features that hold the class, the centre or both alike; slides of three rows."""
   y, centre = np.repeat([0, 0, 1, 1], each), np.repeat([0, 1, 0, 1], each)
@@ -160,6 +168,9 @@ def test_the_clustering_score_is_the_mean_over_combinations_of_ari():
           for p in parts for labels in p.labels]
   assert len(parts) == 3
   assert clusters.score(parts, y, centre)['clustering'] == pytest.approx(np.mean(each))
+  some = clusters.clustered(x, y, centre, repetitions=1, largest=2, combined=2)
+  assert len(some) == 2 and all(any((s.combination.rows == p.combination.rows).all() for p in parts if len(
+      p.combination.rows) == len(s.combination.rows)) for s in some)
   with pytest.raises(UserError, match='all four cells'):
     clusters.clustered(x, y, y)
 

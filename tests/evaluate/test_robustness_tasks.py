@@ -175,7 +175,8 @@ def test_options(options, words):
 
 
 def test_wants_of_parts(source):
-  for options, words in (({'k': 60, 'parts': 'index'}, r'robustness.k=60: the 48 test rows have at most 46'),
+  for options, words in (({'k': 60, 'parts': 'index'}, r'robustness.k=60: some of the 48 test rows have 46 neighbours'),
+                         ({'k': 31, 'parts': 'index', 'pairs': True}, r'have 30 neighbours'),
                          ({'known': 'A', 'parts': 'drop'}, 'two or more centres'),
                          ({'known': 'A,D', 'parts': 'drop'}, "value of column 'centre' 'D'"),
                          ({'kinds': 'stain', 'parts': 'corruptions'}, 'stain does not suit')):

@@ -57,7 +57,8 @@ class Robustness:
   Attributes:
     centre: column of the origin. parts: of index,clustering,drop,corruptions; without it all that the rows allow.
     k: neighbours; 0 for the k of the best balanced accuracy of the trained encoder's neighbours, on val rows.
-    pairs: index within every two classes and two centres apart, then pooled. repetitions: clusterings, 50 in the paper.
+    pairs: index within every two classes and two centres apart, then pooled.
+    repetitions: clusterings of two classes and two centres, 50 in the paper. combinations: most of these, at random.
     fits: draws of training subjects for the drop, 20 in the paper. steps: correlations from 0 to 1.
     known: centres of its training rows, by default the two with the most rows; the others are OOD.
     splits: 'corpus' measures test rows; 'new' measures all rows (as the paper) and cuts them anew by subject for the
@@ -70,6 +71,7 @@ class Robustness:
   k: int = 0
   pairs: bool = False
   repetitions: int = 10
+  combinations: int = 12
   fits: int = 5
   steps: int = 5
   known: Any = ''
@@ -85,7 +87,7 @@ class Robustness:
     for part in compared.words(self.parts):
       choose('robustness.parts', part, PARTS)
     choose('robustness.splits', self.splits, SPLITS)
-    for option, least in {'k': 0, 'repetitions': 1, 'fits': 1, 'steps': 2}.items():
+    for option, least in {'k': 0, 'repetitions': 1, 'combinations': 1, 'fits': 1, 'steps': 2}.items():
       compared.positive(f'robustness.{option}', getattr(self, option), least)
     if not isinstance(self.pairs, bool):
       raise UserError(f'robustness.pairs={self.pairs}: expected true or false')
@@ -188,20 +190,21 @@ class Robustness:
   def _measured(self, o: Origins) -> Rows:
     """The rows of index and clustering score."""
     splits = ('test',) if self.splits == 'corpus' else tuple(o.task.parts)
-    parts = [o.task.parts[s] for s in splits]
-    rows = Rows(np.concatenate([p.y for p in parts]), np.concatenate([o.places[s] for s in splits]),
-                np.concatenate([p.subjects for p in parts]), splits)
+    found = [o.task.parts[s] for s in splits]
+    rows = Rows(np.concatenate([p.y for p in found]), np.concatenate([o.places[s] for s in splits]),
+                np.concatenate([p.subjects for p in found]), splits)
     which, more = ('test rows', '; robustness.splits=new takes all rows') if splits == ('test',) else ('rows', '')
     for what, codes, names in ((f'label {o.task.label!r}', rows.y, o.task.classes),
                                (f'column {o.column!r}', rows.place, o.values)):
       if len(np.unique(codes)) < 2:
         raise UserError(f'{what}: all {len(codes)} {which} are {names[codes[0]]!r}; expected two or more values{more}')
-    largest = _largest(rows.subjects)
-    if largest < max(self.k, 1):
-      raise UserError(f'robustness.k={self.k}: the {len(rows.y)} {which} have at most {largest} neighbours of other '
-                      f'subjects{more}')
     if self.pairs:
       self._combined(o, rows)
+    parts = [c.rows for c in robustness.combinations(rows.y, rows.place)] if self.pairs else [slice(None)]
+    largest = min(_largest(rows.subjects[part]) for part in parts)
+    if largest < max(self.k, 1):
+      raise UserError(f'robustness.k={self.k}: some of the {len(rows.y)} {which} have {largest} neighbours of other '
+                      f'subjects; expected as many{more}')
     return rows
 
   def _combined(self, o: Origins, rows: Rows | None = None) -> Rows:
@@ -234,26 +237,25 @@ class Robustness:
 
   def _index(self, sets: Mapping[str, Mapping[str, np.ndarray]], o: Origins, rows: Rows, draws: int,
              seed: int) -> tuple[Measured, dict[str, Any]]:
-    looked = {name: robustness.look(np.concatenate([x[s] for s in rows.splits]), rows.y, rows.place, rows.subjects,
-                                    max(robustness.MOST, self.k), self.pairs, seed) for name, x in sets.items()}
-    largest = looked[TRAINED].kinds.shape[1]
-    k, where = self._chosen_k(sets[TRAINED], looked[TRAINED], o, largest)
-    ks = tuple(sorted({*robustness.grid(largest), k}))
-    at, found, details = ks.index(k), {}, {}
-    for name, one in looked.items():
-      curve = robustness.index(one, ks)
-      drawn = robustness.resampled_index(one, (k,), draws=draws, seed=seed)[:, 0]
-      found[name] = {'index': float(curve[at])}, {'index': drawn}
+    found, details = {}, {}
+    for name, x in sets.items():
+      looked = robustness.look(np.concatenate([x[s] for s in rows.splits]), rows.y, rows.place, rows.subjects,
+                               max(robustness.MOST, self.k), self.pairs, seed)
+      if name == TRAINED:  # the first one
+        k, where = self._chosen_k(x, looked, o)
+        ks = tuple(sorted({*robustness.grid(looked.kinds.shape[1]), k}))
+      curve = robustness.index(looked, ks)
+      drawn = robustness.resampled_index(looked, (k,), draws=draws, seed=seed)[:, 0]
+      found[name] = {'index': float(curve[ks.index(k)])}, {'index': drawn}
       details[name] = {'k': list(ks), 'index': [float(v) if np.isfinite(v) else None for v in curve],
-                       'accuracy': robustness.accuracies(one, ks).tolist(), 'shares': robustness.shares(one, k)}
+                       'accuracy': robustness.accuracies(looked, ks).tolist(), 'shares': robustness.shares(looked, k)}
     return found, {'k': k, 'chosen_on': where, 'features': details}
 
-  def _chosen_k(self, x: Mapping[str, np.ndarray], looked: robustness.Looked, o: Origins,
-                largest: int) -> tuple[int, str]:
+  def _chosen_k(self, x: Mapping[str, np.ndarray], looked: robustness.Looked, o: Origins) -> tuple[int, str]:
     """The number of neighbours, and the rows that it was chosen on ('' where it was given)."""
     if self.k:
       return self.k, ''
-    val, ks = o.task.parts['val'], robustness.grid(largest)
+    val, ks = o.task.parts['val'], robustness.grid(looked.kinds.shape[1])
     if self.splits == 'corpus' and _largest(val.subjects) >= 1 and len(np.unique(val.y)) > 1:
       looked = robustness.look(x['val'], val.y, o.places['val'], val.subjects, ks[-1])
       ks, where = tuple(k for k in ks if k <= looked.kinds.shape[1]), 'val'
@@ -266,12 +268,13 @@ class Robustness:
     found, details = {}, {}
     for name, x in sets.items():
       parts = clusters.clustered(np.concatenate([x[s] for s in rows.splits]), rows.y, rows.place,
-                                 repetitions=self.repetitions)
+                                 repetitions=self.repetitions, combined=self.combinations)
       found[name] = (clusters.score(parts, rows.y, rows.place),
                      clusters.resampled_score(parts, rows.y, rows.place, rows.subjects, draws=draws, seed=seed))
       details[name] = [{'classes': [o.task.classes[c] for c in p.combination.classes],
                         'centres': [o.values[c] for c in p.combination.centres], 'clusters': p.clusters} for p in parts]
-    return found, {'repetitions': self.repetitions, 'features': details}
+    of = sum(1 for _ in robustness.combinations(rows.y, rows.place))
+    return found, {'repetitions': self.repetitions, 'combinations': of, 'features': details}
 
   def _drop(self, sets: Mapping[str, Mapping[str, np.ndarray]], o: Origins, plan: Fits,
             seed: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
@@ -359,10 +362,11 @@ def _told(result: Mapping[str, Any]) -> str:
     chosen = f'chosen on {found["chosen_on"]}' if found['chosen_on'] else 'given'
     out.append(f'Index: k = {found["k"]} ({chosen}); neighbours of the trained encoder: {share}.')
   if 'clustering' in result:
-    parts = result['clustering']['features'][TRAINED]
+    found = result['clustering']
+    parts = found['features'][TRAINED]
     numbers = sorted(p['clusters'] for p in parts)
-    out.append(f'Clustering score: {len(parts)} combinations of two classes and two centres, {numbers[0]} to '
-               f'{numbers[-1]} clusters, {result["clustering"]["repetitions"]} repetitions.')
+    out.append(f'Clustering score: {len(parts)} of {found["combinations"]} combinations of two classes and two '
+               f'centres, {numbers[0]} to {numbers[-1]} clusters, {found["repetitions"]} repetitions.')
   if 'drop' in result:
     found = result['drop']
     others = ', '.join(found['others']) or 'none, so there is no OOD drop'
