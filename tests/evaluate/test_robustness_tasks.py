@@ -303,5 +303,7 @@ def test_the_command(trained, tiles, tmp_path, capsys):
   assert said['robustness']['corruptions']['kinds'] == ['noise', 'blur', 'compression', 'brightness', 'contrast', 'stain']
   assert said['robustness'] == json.loads((run / 'evaluation.robustness.json').read_text())
   assert (run / 'figures' / 'evaluation.robustness.index.png').exists()
+  page = (run / 'report.html').read_text()
+  assert all(words in page for words in ('Evaluation: robustness', 'clustering score', 'Evaluation: confounded', 'OOD accuracy'))
   assert cli.main([*words, *small, '--option', 'robustness.centre=center']) == 2
   assert "did you mean 'centre'" in capsys.readouterr().err
