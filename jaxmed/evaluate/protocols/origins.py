@@ -88,5 +88,5 @@ def _anew(source: Any, label: str, column: str, values: tuple[str, ...], seed: i
     if not rows.any():
       raise UserError(f'label {label!r}: {len(set(subjects))} subjects are too few to cut train, val and test')
     parts[name] = Part(source.keep(rows), y[rows], subjects[rows])
-  return Task(label, classes, *(parts[name] for name in tasks.SPLITS), fit=np.ones(len(parts['train'].y), bool))
+  return Task(label, classes, parts['train'], parts['val'], parts['test'], np.ones(len(parts['train'].y), bool))
 
