@@ -9,7 +9,7 @@ from jaxmed.evaluate.metrics import LABELS
 NAMES = LABELS | {'macro_f1': 'macro F1', 'ece': 'ECE, 15 bins', 'brier': 'Brier score', 'kappa': 'quadratic kappa',
                   'ap': 'macro AP', 'r2': 'R2', 'mae': 'MAE'}
 CALIBRATION = ('ece', 'brier')
-LOWER = ('ece', 'brier', 'mae')  # metrics of which the lower one is the better
+LOWER = ('ece', 'brier', 'mae', 'gap', 'ari_centre')  # metrics of which the lower one is the better
 METHODS = {'knn': 'kNN', 'logistic': 'logistic', 'ridge': 'ridge', 'capi': 'CAPI', 'vjepa': 'V-JEPA'}
 _ACROSS = 3  # kinds of features that stand side by side in text; of differences, which have signs, one less
 
