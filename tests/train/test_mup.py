@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed import create_model
 from jaxmed import config as config_lib
+from jaxmed import create_model
 from jaxmed.errors import UserError
 from jaxmed.objectives.distillation.dino import DINO
 from jaxmed.objectives.masked.data2vec import Data2Vec
