@@ -25,6 +25,7 @@ from jaxmed.train.optimizer import Group, Optimizer
 from jaxmed.train.step import Trainer
 from jaxmed.train.width import Growth
 from tests.common import same
+from tools import mup_rate
 
 SIZE, CHANNELS, SAMPLES = 16, 2, 8
 WIDTHS = (64, 128, 256, 512)
@@ -45,7 +46,10 @@ AS_GIVEN = AsGiven()
 
 @functools.cache
 def batch():
-  image = np.random.default_rng(0).normal(size=(SAMPLES, SIZE, SIZE, CHANNELS))
+  """Waves with some noise, of which a method has something to learn in a few steps."""
+  place = np.stack(np.meshgrid(*[np.arange(SIZE)] * 2, indexing='ij'), axis=-1)[None, ..., None, :]
+  noise = np.random.default_rng(0).normal(size=(SAMPLES, SIZE, SIZE, CHANNELS))
+  image = np.sin(place @ np.asarray([0.9, 0.5]) + np.arange(CHANNELS)) + 0.3 * noise
   return {'image': jnp.asarray(image, jnp.float32), 'channels': jnp.tile(jnp.arange(CHANNELS), (SAMPLES, 1)),
           'label': jnp.arange(SAMPLES) % 4}
 
@@ -136,7 +140,8 @@ def test_what_grows_in_heads():
   assert {n: k for n, k in dino.items() if n.startswith('head')} == {'head/dense0/kernel': 'output'}
   assert kinds(Supervised(encoder(128, 4), num_classes=4))['head/kernel'] == 'output'
   assert kinds(SimMIM(encoder(128, 4, mask_token=True)))['encoder/mask_token'] == 'input'
-  assert kinds(IJEPA(encoder(128, 4)))['predictor/predict/kernel'] == 'hidden'
+  assert kinds(IJEPA(encoder(256, 8)), base=128)['predictor/predict/kernel'] == 'hidden'
+  assert kinds(IJEPA(encoder(128, 4), predictor_dim=32))['predictor/predict/kernel'] == 'input'
   found = kinds(Data2Vec(encoder(128, 4), decoder_dim=32))
   names = [n for n in found if n.startswith('decoder')]
   assert {found[n] for n in names if n.endswith('conv0/kernel')} == {'output'}
@@ -393,3 +398,28 @@ def test_coordinate_check(case):
 def test_coordinate_check_fails_by_the_standard_rules(case):
   found = slopes(*CASES[case][:1], 'standard', CASES[case][1])
   assert max(change for _, _, change in found.values()) > 0.5
+
+
+# Rates over width
+
+
+def test_the_optimum_is_the_vertex_of_a_parabola():
+  rates = [1e-3 * 2**i for i in range(5)]
+  losses = np.asarray([0.1 * (np.log2(rate / 3e-3)) ** 2 for rate in rates])
+  assert mup_rate.optimum(rates, losses) == pytest.approx(3e-3)
+  assert mup_rate.optimum(rates, np.arange(5.0)) is None
+  assert mup_rate.optimum(rates, np.asarray([3, 2, 1, np.nan, np.nan])) is None
+  assert mup_rate.slope({64: 4e-3, 128: 2e-3, 256: 1e-3, 512: None}) == pytest.approx(-1)
+  assert mup_rate.slope({64: 4e-3}) is None
+
+
+def test_rates_over_width_at_their_smallest(corpus, capsys):
+  """At the base width both rules are one."""
+  mup_rate.main(['--data', str(corpus), '--widths', '32,64', '--rates', '3', '--steps', '5', '--batch', '4',
+                 'image_size=8', 'encoder.depth=1', 'loader.threads=1'])
+  rows = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
+  rows = [[cell.strip(' *') for cell in row] for row in rows]
+  assert [row[:2] for row in rows[2:]] == [[s, w] for s in ('mup', 'standard') for w in ('32', '64', 'slope')]
+  assert rows[2][2:5] == rows[5][2:5] and rows[3][2:5] != rows[6][2:5]
+  with pytest.raises(UserError, match='48 does not divide into heads of 32: nearest is 64'):
+    mup_rate.main(['--data', str(corpus), '--widths', '48'])
