@@ -213,7 +213,7 @@ def told(base_width: int, width: Width | None) -> str:
 
 def table(width: Width) -> str:
   """What grew and the factors on it: growth of the fans, factors on deviations and rates, a slash between parts."""
-  rows = [('parameter', 'kind', 'fan-in', 'fan-out', 'deviation', 'adamw', 'sgd')]
+  rows: list[tuple[str, ...]] = [('parameter', 'kind', 'fan-in', 'fan-out', 'deviation', 'adamw', 'sgd')]
   shown = lambda x: '/'.join(f'{v:.4g}' for v in np.ravel(x))
   for name, g in width.growth:
     factors = (g.fan_in, g.fan_out, g.deviation, g.rate('adamw'), g.rate('sgd'))

@@ -29,6 +29,7 @@ from tools import mup_rate
 
 SIZE, CHANNELS, SAMPLES = 16, 2, 8
 WIDTHS = (64, 128, 256, 512)
+FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # to compile
 XAVIER = dict(pos='sincos', kernel_init='xavier_uniform', patch_init='torch_bias')  # MAE's
 
 
@@ -50,8 +51,8 @@ def batch():
   place = np.stack(np.meshgrid(*[np.arange(SIZE)] * 2, indexing='ij'), axis=-1)[None, ..., None, :]
   noise = np.random.default_rng(0).normal(size=(SAMPLES, SIZE, SIZE, CHANNELS))
   image = np.sin(place @ np.asarray([0.9, 0.5]) + np.arange(CHANNELS)) + 0.3 * noise
-  return {'image': jnp.asarray(image, jnp.float32), 'channels': jnp.tile(jnp.arange(CHANNELS), (SAMPLES, 1)),
-          'label': jnp.arange(SAMPLES) % 4}
+  return {'image': image.astype(np.float32), 'channels': np.tile(np.arange(CHANNELS, dtype=np.int32), (SAMPLES, 1)),
+          'label': np.arange(SAMPLES, dtype=np.int32) % 4}
 
 
 def encoder(dim, heads, family='vit', **options):
@@ -171,7 +172,8 @@ def test_first_values_are_those_of_the_base_times_the_factors(make):
   """Measured on draws of both: Xavier's, PyTorch's and orthogonal laws know the width, the others do not."""
   objective = make(256)
   found = width.compared(objective, 64, 0, batch())
-  draw = lambda o, scale: jax.jit(lambda: nn.unbox(scale(o.init(jax.random.key(1), batch()))['params']))()
+  values = lambda o, scale: nn.unbox(scale(o.init(jax.random.key(1), batch()))['params'])
+  draw = lambda o, scale: jax.jit(lambda: values(o, scale), compiler_options=FAST)()
   base = draw(found.base, lambda v: v)
   wide = draw(objective, lambda v: found.scaled(objective, v, batch()))
   grown, checked = dict(found.growth), 0
@@ -189,7 +191,8 @@ def test_first_values_are_those_of_the_base_times_the_factors(make):
 def test_first_values_of_queries():
   objective = MAE(encoder(256, 2))
   found = width.compared(objective, 64, 2, batch())
-  params = nn.unbox(found.scaled(objective, objective.init(jax.random.key(0), batch()), batch())['params'])
+  draw = lambda: nn.unbox(found.scaled(objective, objective.init(jax.random.key(0), batch()), batch())['params'])
+  params = jax.jit(draw, compiler_options=FAST)()
   kernel = params['encoder']['transformer']['blocks']['attn']['qkv']['kernel']  # [L, D, 3, H, Dh]
   np.testing.assert_allclose(np.std(kernel, axis=(0, 1, 3, 4)), (0.02 / 4, 0.02 / 2, 0.02 / 2), rtol=0.02)
 
@@ -198,7 +201,7 @@ def test_a_target_begins_as_what_it_follows():
   objective = DINO(encoder(128, 4), hidden_dim=32, bottleneck_dim=16, out_dim=24)
   found = width.compared(objective, 64, 0, views())
   trainer = Trainer(objective, Optimizer(0.1, 10, growth=found.growth), AS_GIVEN, width=found)
-  state = jax.jit(lambda: nn.unbox(trainer.create(views())))()
+  state = jax.jit(lambda: nn.unbox(trainer.create(views())), compiler_options=FAST)()
   same(state.target, {name: state.params[name] for name in state.target})
   plain = nn.unbox(objective.init(jax.random.wrap_key_data(state.rng), views())['params'])
   np.testing.assert_allclose(state.params['head']['dense0']['kernel'], plain['head']['dense0']['kernel'] / 2, rtol=1e-6)
@@ -352,13 +355,14 @@ def activations(objective, params):
   return out
 
 
-def coordinates(objective, scaling, base_heads, rate=3e-3, steps=10):
+def coordinates(objective, scaling, base_heads, rate, steps=10):
   """({part: mean size at first}, after some steps of AdamW, of the change)."""
   found = width.compared(objective, WIDTHS[0], base_heads, batch()) if scaling == 'mup' else None
   optimizer = Optimizer(rate, 10**6, b2=0.95, growth=found.growth if found else ())
   trainer = Trainer(objective, optimizer, AS_GIVEN, width=found)
-  state = jax.jit(lambda: nn.unbox(trainer.create(batch())))()
-  first, step, look = state.params, jax.jit(trainer.step), jax.jit(functools.partial(activations, objective))
+  jit = functools.partial(jax.jit, compiler_options=FAST)
+  state = jit(lambda: nn.unbox(trainer.create(batch())))()
+  first, step, look = state.params, jit(trainer.step), jit(functools.partial(activations, objective))
   for _ in range(steps):
     state, _ = step(state, batch())
   before, after = look(first), look(state.params)
@@ -366,16 +370,18 @@ def coordinates(objective, scaling, base_heads, rate=3e-3, steps=10):
   return size(before), size(after), size(jax.tree.map(jnp.subtract, after, before))
 
 
-def slopes(make, scaling, base_heads):
+def slopes(case, scaling):
   """{part: exponents of its size over the width} at first, after some steps, and of the change."""
-  sizes = [coordinates(make(dim), scaling, base_heads) for dim in WIDTHS]
+  make, base_heads, rate = CASES[case]
+  sizes = [coordinates(make(dim), scaling, base_heads, rate) for dim in WIDTHS]
   exponent = lambda when, part: np.polyfit(np.log(WIDTHS), np.log([s[when][part] for s in sizes]), 1)[0]
   return {part: tuple(exponent(when, part) for when in range(3)) for part in sizes[0][0]}
 
 
 CASES = {
-    'vit': (lambda dim: Supervised(encoder(dim, dim // 32), num_classes=4, feature='mean'), 0),
-    'channel_vit': (lambda dim: MAE(encoder(dim, 2, 'channel_vit', **XAVIER), decoder_depth=1, decoder_heads=2), 2),
+    'vit': (lambda dim: Supervised(encoder(dim, dim // 32), num_classes=4, feature='mean'), 0, 3e-3),
+    'channel_vit': (lambda dim: MAE(encoder(dim, 2, 'channel_vit', **XAVIER), decoder_depth=1, decoder_heads=2), 2,
+                    2e-3),
 }
 
 
@@ -384,20 +390,20 @@ def test_coordinate_check(case):
   """Sizes of activations do not depend on the width, at first and after 10 steps; by the standard rules they do.
 
   ViT with heads of one width and normal kernels, supervised; ChannelViT with two heads and Xavier's kernels, with MAE's
-  decoder. Outputs, and logits of attention where heads grow wider, may begin smaller (appendix D of the paper).
+  decoder. Outputs, and logits of attention where heads grow wider, begin smaller, by the root of the width, and are near
+  their limit after some steps only (microsoft/mup, README, coordinate check).
   """
-  found = slopes(*CASES[case][:1], 'mup', CASES[case][1])
-  for part, (first, after, change) in found.items():
-    if part not in ('output', 'logits'):
-      assert abs(first) < 0.1, (part, first)
-    assert abs(after) < 0.12 and abs(change) < 0.12, (part, after, change)
-  assert -0.7 < found['output'][0] < 0.1
+  for part, (first, after, change) in slopes(case, 'mup').items():
+    late = part == 'output' or part == 'logits' and case == 'channel_vit'
+    assert -0.65 < first < 0.1 if late else abs(first) < 0.1, (part, first)
+    assert max(abs(after), abs(change)) < (0.5 if late else 0.15), (part, after, change)
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_coordinate_check_fails_by_the_standard_rules(case):
-  found = slopes(*CASES[case][:1], 'standard', CASES[case][1])
-  assert max(change for _, _, change in found.values()) > 0.5
+  found = slopes(case, 'standard')
+  assert min(found[part][2] for part in ('logits', 'proj', 'fc2')) > 0.3
+  assert max(change for _, _, change in found.values()) > 0.7
 
 
 # Rates over width
