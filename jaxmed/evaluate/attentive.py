@@ -28,7 +28,7 @@ GRIDS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     'vjepa': ((5e-3, 3e-3, 1e-3, 3e-4, 1e-4), (0.01, 0.1, 0.4, 0.8)),
 }
 _BLOCKS = 3  # of self-attention, in V-JEPA's
-_TOGETHER = 1 << 28  # numbers in the weights, gradients and moments of settings that are trained at once
+_TOGETHER = 1 << 28  # numbers in weights, gradients, moments and intermediates of settings that are trained at once
 _EPS = 1e-6
 
 
@@ -96,14 +96,14 @@ def fit(train: np.ndarray, train_y: np.ndarray, val: np.ndarray, val_y: np.ndarr
   rates, decays = grid or GRIDS[kind]
   settings = list(itertools.product(rates, decays))
   first = init(kind, jax.random.key(seed), train.shape[-1], num_classes)
-  size = 4 * sum(x.size for x in jax.tree.leaves(first))
+  batch = min(batch_size, len(train_y))
+  size = 4 * sum(x.size for x in jax.tree.leaves(first)) + _intermediate(kind, batch, *train.shape[1:])
   step = max(1, _TOGETHER // size)
   data = jnp.asarray(train, jnp.float32), jnp.asarray(train_y, jnp.int32)
   best: tuple[tuple[float, float], int, Any] | None = None
   for start in range(0, len(settings), step):
     some = np.asarray(settings[start:start + step], np.float32)
-    params = _train(kind, first, *data, some[:, 0], some[:, 1], jax.random.key(seed + 1), steps,
-                    min(batch_size, len(train_y)))
+    params = _train(kind, first, *data, some[:, 0], some[:, 1], jax.random.key(seed + 1), steps, batch)
     for i, found in enumerate(_judged(kind, params, val, np.asarray(val_y), batch_size)):
       if found is not None and (best is None or found > best[0]):
         best = found, start + i, jax.tree.map(lambda x, i=i: x[i], params)
@@ -116,6 +116,13 @@ def fit(train: np.ndarray, train_y: np.ndarray, val: np.ndarray, val_y: np.ndarr
   return scores[:len(asked)].astype(np.float32), {
       'learning_rate': rate, 'weight_decay': decay, 'val_accuracy': accuracy, 'settings': len(settings),
       'steps': steps, 'rate_at_edge': len(rates) > 1 and rate in (min(rates), max(rates))}
+
+
+def _intermediate(kind: str, batch: int, count: int, width: int) -> int:
+  """About how many numbers a backward pass keeps of N tokens: those of the MLPs and the weights of self-attention."""
+  if kind == 'capi':
+    return 4 * batch * count * heads_of(kind, width)
+  return _BLOCKS * batch * count * (20 * width + 2 * heads_of(kind, width) * count)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8))
