@@ -7,7 +7,7 @@ from typing import Any
 from jaxmed.evaluate.metrics import LABELS
 
 NAMES = LABELS | {'macro_f1': 'macro F1', 'ece': 'ECE, 15 bins', 'brier': 'Brier score', 'kappa': 'quadratic kappa',
-                  'ap': 'macro AP', 'r2': 'R2', 'mae': 'MAE'}
+                  'ap': 'macro AP', 'r2': 'R2', 'mae': 'MAE', 'recall_at_1': 'recall@1', 'map': 'mAP'}
 CALIBRATION = ('ece', 'brier')
 LOWER = ('ece', 'brier', 'mae', 'gap', 'ari_centre')  # metrics of which the lower one is the better
 METHODS = {'knn': 'kNN', 'logistic': 'logistic', 'ridge': 'ridge', 'capi': 'CAPI', 'vjepa': 'V-JEPA'}
