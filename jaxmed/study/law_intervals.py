@@ -26,7 +26,7 @@ from jaxmed.study.laws import DELTA, Design, Grid, Law, Problem
 
 LEVEL = 0.01  # an axis is decided where fewer permutations than this do as well
 PERMUTATIONS = 999
-NEAREST = 16  # cells that may give residuals to one: with 8 the intervals of 36 cells hold the truth hardly often enough
+NEAREST = 16  # cells that may give residuals to one: with 8, intervals of 36 cells barely hold the truth often enough
 _NOISE = 0.3  # of residuals, in their spread: enough that draws of few cells are not all alike
 _POINTS = 12  # exponents an axis that the test looks among
 
