@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxmed import cli
+from jaxmed import cli, owner
 from jaxmed.study import cells, compare, table
 from jaxmed.train.logs import read_rows
 from tests.conftest import TINY
@@ -241,6 +241,7 @@ def test_a_study_that_is_killed_twice_ends_as_one_that_nothing_stopped(finished,
   process.wait()
   wait(lambda: not [c for c in table.status(out)['cells'] if c['status'] == 'running'])
   process = begin(file, corpus, out, '--jobs', 2)
+  wait(lambda: (out / '.owner.json').exists() and owner._read(out / '.owner.json').get('process') == process.pid)
   second = begin(file, corpus, out)
   assert 'is being written by process' in second.communicate(timeout=250)[1] and second.returncode == 2
   wait(lambda: cells.result(out, names[1]) and steps(names[2]))
