@@ -30,8 +30,8 @@ VARIANTS = {
         'learning_rate': 5e-5 * 448 / 256,
         'encoder': {'drop_path': 0.1, 'pos_interpolation': 'offset', 'pooling': 'concat'},
         'objective': {'out_dim': 65536, 'hidden_dim': 2048, 'bottleneck_dim': 256, 'norm_last_layer': True,
-                      'start_temperature': 0.04, 'teacher_temperature': 0.04, 'freeze_epochs': 1.0,
-                      'start_momentum': 0.996},
+                      'start_temperature': 0.04, 'teacher_temperature': 0.04, 'temperature_epochs': 0.0,
+                      'freeze_epochs': 1.0, 'start_momentum': 0.996},
         'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'warmup_epochs': 10.0,
                       'clip': 3.0, 'clip_scope': 'tensor', 'final_learning_rate': 1e-6},
         'augment': CHANNELS | {

@@ -3,10 +3,12 @@
 Reproduces shermanlian/IC-ViT. `published` is the pretraining of its README on So2Sat (ICVIT-pretrain/train_dino.py):
 one random channel of each image in both views, batch 2 x 512, 201 epochs, no local views, teacher temperature 0.04,
 rate 5e-4 * B / 256, ViT-S of 32 pixels at patch 8. `finetune` is its fine-tuning on JUMP-CP (icvit/config): the same
-weights as ChannelViT-S/16 with fresh channel embeddings, hierarchical channel sampling, batch 2 x 32, 100 epochs,
-rate 5e-4 * B / 256; its pretraining is `published` with model=bag_small/16 image_size=224 augment.local_views=8
-augment.local_size=96 on that corpus. Differs: jitter has no saturation and hue, which a single channel lacks; views
-of JUMP-CP are those of experiments/supervised.py.
+weights as ChannelViT-S/16 with fresh channel embeddings, hierarchical channel sampling, batch 2 x 32, 100 epochs, rate
+5e-4 * B / 256; its pretraining is `published` with model=bag_small/16 image_size=224 augment.local_views=8
+augment.local_size=96 on that corpus. Differs: jitter has no saturation and hue, which a single channel lacks; images
+are standardised by the corpus, there not at all (its Normalize is commented out), and brightness adds 0.4 deviations;
+lengths of prototypes stay 1, as the option asks, which there has no effect (archs/hf_vit.py:DINOHead sets it on the
+module); views of JUMP-CP are those of experiments/supervised.py.
 
   jaxmed train experiments/ic_vit.py --data SO2SAT --out PRETRAINED
   jaxmed train experiments/ic_vit.py:finetune --data JUMPCP --out RUN init=PRETRAINED_ON_JUMPCP
@@ -30,8 +32,8 @@ VARIANTS = {
         'learning_rate': 5e-4 * 1024 / 256,
         'encoder': {'drop_path': 0.1, 'pos_interpolation': 'offset'},
         'objective': {'out_dim': 65536, 'hidden_dim': 2048, 'bottleneck_dim': 256, 'norm_last_layer': True,
-                      'start_temperature': 0.04, 'teacher_temperature': 0.04, 'freeze_epochs': 1.0,
-                      'start_momentum': 0.996},
+                      'start_temperature': 0.04, 'teacher_temperature': 0.04, 'temperature_epochs': 0.0,
+                      'freeze_epochs': 1.0, 'start_momentum': 0.996},
         'optimizer': {'b1': 0.9, 'b2': 0.999, 'weight_decay': 0.04, 'final_weight_decay': 0.4, 'warmup_epochs': 10.0,
                       'clip': 3.0, 'clip_scope': 'tensor', 'final_learning_rate': 1e-6},
         'augment': CHANNELS | {

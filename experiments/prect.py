@@ -1,11 +1,14 @@
 """A mixture like PreCT-160K: volumes of many collections, evened out (Wu et al. 2024, VoCo v2, arXiv 2410.09890).
 
-PreCT-160K is 160,000 CT volumes of 30 public collections, from some tens to tens of thousands each (from memory of
-Luffy03/Large-Scale-Medical). Reproduced is how such a set is read, not VoCo: random crops of whole volumes, window
--175 to 250 HU, masked autoencoding in its place. Collections are corpora of their own, given as --data A,B,C. Their
-shares are in proportion to the square root of their volumes; within a collection patients are drawn alike. `modality`
-is for sets that hold more than CT: shares by the column `modality`, to the power 0.3, each volume between its own
-percentiles. Differs: the method, the rate (MAE's), 100,000 steps from memory.
+PreCT-160K is 160,000 CT volumes of public collections in three groups: abdomen, head and neck, chest
+(Luffy03/Large-Scale-Medical, README.md, Self-supervised/utils/data_utils.py). Reproduced is how such a set is read, not
+VoCo: random crops of whole volumes of 1.5 mm (`jaxmed prepare --spacing 1.5`), window -175 to 250 HU, masked
+autoencoding in its place, as many volumes as there (2,000,000 steps of 16). Collections are corpora of their own, given
+as --data A,B,C. Their shares are in proportion to the square root of their volumes; within a collection patients are
+drawn alike. `modality` is for sets that hold more than CT: shares by the column `modality`, to the power 0.3, each
+volume between its own percentiles; it has no source. Differs: the method, and with it the optimizer's constants, which
+are MAE's; chest volumes have the same window and spacing (there -1000 to 500 HU, 1.25 x 1.25 x 5 mm); shares, there 8
+passes over abdomen and over head and neck for one over the chest.
 
   jaxmed train experiments/prect.py --data abdomen,chest,head --out RUN
   jaxmed train experiments/prect.py:modality --data ct,mr,pet --out RUN
@@ -22,7 +25,7 @@ PUBLISHED = {
     'model': 'vit_base/16',
     'image_size': 96,
     'batch_size': 256,
-    'steps': 100_000,
+    'steps': 125_000,
     'learning_rate': 1.5e-4,
     'objective': {'mask_ratio': 0.75, 'norm_pixels': True, 'decoder_dim': 512, 'decoder_depth': 8,
                   'decoder_heads': 16},

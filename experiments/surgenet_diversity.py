@@ -3,9 +3,10 @@
 The setting is that of experiments/surgenet.py (CAFormer-S18, 50 epochs); what differs between the variants are the
 frames alone. `published` takes the frames of all procedures and public videos as they are. `procedure` takes those of
 one: name its sources, as the column `source` of the manifest does. Both make as many passes over their own frames, as
-the paper's do; for the same number of steps instead give steps=N. Two mixtures that the paper does not have:
-`balanced` evens the sources out (shares in proportion to the square root of the frames), `focused` draws from all and,
-in the last fifth, mostly from one procedure (give loader.weights with its name). Differs: see experiments/surgenet.py.
+the paper's do; for the same number of steps instead give steps=N. No options of this study's pretraining are public:
+constants are those of experiments/surgenet.py. Two mixtures that the paper does not have: `balanced` evens the sources
+out (shares in proportion to the square root of the frames), `focused` draws from all and, in the last fifth, mostly
+from one procedure (give loader.weights with its name). Differs: see experiments/surgenet.py.
 
   jaxmed train experiments/surgenet_diversity.py --data FRAMES --out all init=FILE
   jaxmed train experiments/surgenet_diversity.py:procedure --data FRAMES --out one init=FILE loader.sources=RARP

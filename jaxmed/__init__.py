@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmed.version import __version__
 
-__all__ = ['__version__', 'attention_maps', 'create_model', 'load']
+__all__ = ['__version__', 'attention_maps', 'create_model', 'evaluate', 'load']
 
 if TYPE_CHECKING:
   from jaxmed.evaluate.attention import attention_maps
@@ -20,6 +20,9 @@ def __getattr__(name: str) -> Any:
   if name == 'create_model':
     from jaxmed.models import create_model
     return create_model
+  if name == 'evaluate':
+    import jaxmed.evaluate  # a package that can be called
+    return jaxmed.evaluate
   if name == 'attention_maps':
     from jaxmed.evaluate.attention import attention_maps
     return attention_maps

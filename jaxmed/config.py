@@ -91,6 +91,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'frozen_moments': Key(False, 'whether moments of what a method freezes at first go on, as with a rate of 0'),
         'layer_decay': Key(1.0, 'factor on the learning rate a layer below the top of the encoder'),
         'patch_embed_scale': Key(1.0, 'factor on the learning rate of the patch embedding'),
+        'scaling': Key('standard', 'law of first values and rates over the width; mup carries the best rates of a '
+                       'narrow encoder over to a wide one, for adamw and sgd', ('standard', 'mup')),
+        'base_width': Key(128, 'encoder.embed_dim at which mup is the standard'),
+        'base_heads': Key(0, 'encoder.num_heads at base_width; auto: as wide as those of the encoder', auto=True),
         'bias_scale': Key(1.0, 'factor on the learning rate of biases and norms'),
         'clip': Key(0.0, 'largest gradient norm; 0: no limit'),
         'clip_scope': Key('global', 'arrays that share one norm: all, those of a module, or each alone',

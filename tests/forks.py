@@ -12,7 +12,7 @@ import time
 
 SERVER = '''
 import importlib, json, os, signal, sys
-for name in ('jax', 'jaxmed.cli', 'jaxmed.train.loop', 'jaxmed.evaluate.report.page', 'jaxmed.train.build.rundir', 'tensorboardX',
+for name in ('jax', 'jaxmed.cli', 'jaxmed.train.loop', 'jaxmed.evaluate.page', 'jaxmed.train.build.rundir', 'tensorboardX',
              'tensorflow_datasets', 'jaxmed.interop.verify', 'jaxmed.evaluate.protocols.classify', 'jaxmed.data.prepare.prepare'):
   importlib.import_module(name)
 from jaxmed.cli import main

@@ -123,6 +123,8 @@ def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
     return owner.of_file(os.path.join(args.path, 'evaluation.json'))
   if args.verb in ('embed', 'evaluate', 'export', 'import', 'shrink') and args.out:
     return owner.of_file(args.out)
+  if args.verb == 'study fit' and args.out:
+    return owner.of_folder(args.out)
   return contextlib.nullcontext()
 
 

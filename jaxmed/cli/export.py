@@ -47,6 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   files.write_text(card, verify.model_card(
       args.format, model, info, file=pathlib.Path(args.out).name, title=f'{info.get("model", "encoder")} by jaxmed',
       config=read('config.json'), data=(read('data.json') or {}).get('summary'),
-      metrics=result['rows'] if result else (), difference=difference))
+      metrics=_scores(result) if result else (), difference=difference))
   return {'json': {'out': args.out, 'card': str(card), 'format': args.format, 'difference': difference},
           'text': f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}\ncard: {card}'}
+
+
+def _scores(result: dict[str, Any]) -> list[dict[str, Any]]:
+  """A row for each score of an evaluation."""
+  return [{'features': row['features'], 'method': row['method'], 'metric': metric, **cell}
+          for row in result['rows'] for metric, cell in row['metrics'].items()]

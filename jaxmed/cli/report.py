@@ -14,7 +14,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the report of a run again."""
-  from jaxmed.evaluate.report.page import write_report
+  from jaxmed.evaluate.page import write_report
   from jaxmed.train.build import rundir
   rundir.load_config(args.path)
   path = write_report(args.path)

@@ -99,6 +99,44 @@ def resampled_means(values: np.ndarray, subjects: Sequence | np.ndarray, *, draw
   return np.concatenate(parts)
 
 
+def resampled_sums(values: np.ndarray, subjects: Sequence | np.ndarray, *, draws: int = 1000,
+                   seed: int = 0) -> np.ndarray:
+  """Sums [draws, K] of rows [M, K] over resampled subjects, the same ones as of `resampled`; NaN for a single subject.
+
+  A metric that is a function of sums over rows has its resamples by these.
+  """
+  values = np.asarray(values, np.float64)
+  names, subject = _subjects(subjects, len(values), draws)
+  if len(names) < 2:
+    return np.full((1, values.shape[1]), np.nan)
+  total = np.zeros((len(names), values.shape[1]))
+  np.add.at(total, subject, values)
+  return np.concatenate([counts @ total for counts in resamples(len(names), draws, seed, max(1, _CHUNK // len(names)))])
+
+
+def resampled_counts(codes: np.ndarray, size: int, subjects: Sequence | np.ndarray, *, draws: int = 1000,
+                     seed: int = 0) -> np.ndarray:
+  """How many rows [draws, size] of each code in 0..size - 1 resampled subjects have; negative codes are not counted.
+
+  As of `resampled_sums` with rows that are one-hot, without making these.
+  """
+  codes = np.asarray(codes, np.int64)
+  names, subject = _subjects(subjects, len(codes), draws)
+  if len(names) < 2:
+    return np.full((1, size), np.nan)
+  total, ok = np.zeros((len(names), size)), codes >= 0
+  np.add.at(total, (subject[ok], codes[ok]), 1.0)
+  return np.concatenate([counts @ total for counts in resamples(len(names), draws, seed, max(1, _CHUNK // len(names)))])
+
+
+def resampled_weights(subjects: Sequence | np.ndarray, *, draws: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
+  """Yields how often each row is drawn, [<=draws, M], `draws` in all; nothing for a single subject."""
+  names, subject = _subjects(subjects, len(subjects), draws)
+  if len(names) > 1:
+    for counts in resamples(len(names), draws, seed, max(1, _CHUNK // len(subject))):
+      yield counts[:, subject]
+
+
 def difference(value_a: Mapping[str, float], drawn_a: Mapping[str, np.ndarray], value_b: Mapping[str, float],
                drawn_b: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
   """Differences a - b by metric, {metric: {'value', 'low', 'high'}}; both were drawn on the same resamples."""
@@ -193,6 +231,23 @@ def weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray)
   wins = np.einsum('rm,rm->r', w_pos, below)
   pairs = w_pos.sum(axis=1) * w_neg.sum(axis=1)
   return np.divide(wins, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
+
+
+def weighted_average_precision(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Average precision of one class under many weightings of the rows: the sum over distinct scores, from the highest,
+  of precision times the growth of recall; equal scores are one threshold (as scikit-learn's).
+
+  Takes and returns what `weighted_auroc` does; NaN where the weights leave no positive row.
+  """
+  order = np.argsort(-np.asarray(score), kind='stable')
+  ranked, w = np.asarray(score)[order], weights[:, order]
+  ends = np.flatnonzero(np.concatenate([ranked[1:] != ranked[:-1], [True]]))  # last row of each distinct score
+  hits = np.cumsum(w * np.asarray(positive, bool)[order], axis=1)[:, ends]
+  taken = np.cumsum(w, axis=1)[:, ends]
+  precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
+  total = hits[:, -1]
+  area = (precision * np.diff(hits, axis=1, prepend=0.0)).sum(axis=1)
+  return np.divide(area, total, out=np.full(len(w), np.nan), where=total > 0)
 
 
 def _bootstrap(y: np.ndarray, many: list[np.ndarray], subjects: Sequence | np.ndarray, draws: int, seed: int,

@@ -88,7 +88,7 @@ def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64
   pixels = int(np.prod(encoder.image_size)) * len(names)
   room = max(2, _FIT_BYTES // (4 * pixels))
   keep = np.unique(np.linspace(0, len(train) - 1, min(room, len(train))).round().astype(int))
-  sample = [x[np.isin(index, keep)] for x, index in _batches(encoder, train, names, batch_size)]
+  sample = [x[np.isin(index, keep)] for x, index in batches(encoder, train, names, batch_size)]
   pca = fit_pca(np.concatenate(sample), components)
   if len(keep) == len(train):
     first = pca.project(np.concatenate(sample))
@@ -98,19 +98,19 @@ def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64
 
 
 def _project(pca: PixelPCA, encoder: Any, source: Any, names: tuple[str, ...], batch_size: int) -> np.ndarray:
-  parts = [pca.project(x) for x, _ in _batches(encoder, source, names, batch_size)]
+  parts = [pca.project(x) for x, _ in batches(encoder, source, names, batch_size)]
   return np.concatenate(parts) if parts else np.zeros((0, pca.axes.shape[1]), np.float32)
 
 
-def _batches(encoder: Any, source: Any, names: tuple[str, ...], batch_size: int):
-  """Yields (images [b, *size, len(names)], row index [b]); a channel that a record lacks is 0."""
+def batches(encoder: Any, source: Any, names: tuple[str, ...], batch_size: int):
+  """Yields (images [b, *size, len(names)] at the encoder's size, row index [b]); a channel that a record lacks is 0."""
   place = np.full(len(encoder.vocabulary), -1)
   for i, name in enumerate(names):
     if name in encoder.vocabulary:
       place[encoder.vocabulary.index(name)] = i
-  batches = pipeline.eval_batches(source, batch_size=batch_size, size=tuple(encoder.image_size),
+  found = pipeline.eval_batches(source, batch_size=batch_size, size=tuple(encoder.image_size),
                                   vocabulary=tuple(encoder.vocabulary))
-  for batch in batches:
+  for batch in found:
     index = np.asarray(batch['index'])
     real = np.flatnonzero(index >= 0)
     image, mask = np.asarray(batch['image'])[real], np.asarray(batch['channel_mask'])[real]

@@ -4,13 +4,18 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxmed.evaluate.metrics import LABELS, METRICS
+from jaxmed.evaluate.metrics import LABELS
 
-_METHODS = {'knn': 'kNN', 'logistic': 'logistic'}
+NAMES = LABELS | {'macro_f1': 'macro F1', 'ece': 'ECE, 15 bins', 'brier': 'Brier score', 'kappa': 'quadratic kappa',
+                  'ap': 'macro AP', 'r2': 'R2', 'mae': 'MAE'}
+CALIBRATION = ('ece', 'brier')
+LOWER = ('ece', 'brier', 'mae', 'gap', 'ari_centre')  # metrics of which the lower one is the better
+METHODS = {'knn': 'kNN', 'logistic': 'logistic', 'ridge': 'ridge', 'capi': 'CAPI', 'vjepa': 'V-JEPA'}
+_ACROSS = 3  # kinds of features that stand side by side in text; of differences, which have signs, one less
 
 
 def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
-               methods: Mapping[str, str] = _METHODS) -> str:
+               methods: Mapping[str, str] = METHODS) -> str:
   """The result of a protocol as aligned text: value [95 % interval] for each kind of features, then the paired
   differences, sizes and notes. At most 100 columns wide.
 
@@ -18,19 +23,16 @@ def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
     result: what `FeatureProtocol.run` returned. labels, methods: {name: what the table calls it} of its metrics and
       methods.
   """
-  kinds = _kinds(result)
-  blocks = [
-    [('method', 'metric', *kinds)]
-    + [
-      (methods.get(name, name), labels[metric], *(_interval(cell) for cell in cells))
-      for name, metric, cells in _rows(result, kinds, labels)
-    ]
-  ]
-  minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
-  if minus:
-    blocks.append([('method', 'difference', *(f'{_short(kinds[0])} - {_short(m)}' for m in minus))] + [
-        (methods.get(name, name), labels[metric], *(_interval(cell, sign=True) for cell in cells))
-        for name, metric, cells in _differences(result, minus, labels)])
+  kinds, minus = _kinds(result), _minus(result)
+  blocks = []
+  for some in _groups(kinds, _ACROSS):
+    blocks.append([('method', 'metric', *some)] + [
+        (methods.get(name, name), labels[metric], *(interval(cell) for cell in cells))
+        for name, metric, cells in _rows(result, some, labels)])
+  for some in _groups(minus, _ACROSS - 1):
+    blocks.append([('method', 'difference', *(f'{short(kinds[0])} - {short(m)}' for m in some))] + [
+        (methods.get(name, name), labels[metric], *(interval(cell, sign=True) for cell in cells))
+        for name, metric, cells in _differences(result, some, labels)])
   width = [
     max(len(r[i]) for b in blocks for r in b if i < len(r)) for i in range(max(len(b[0]) for b in blocks))
   ]
@@ -41,23 +43,35 @@ def text_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
   return '\n'.join(lines + _wrapped(_caption(result, labels))) + '\n'
 
 
-def html_table(result: Mapping[str, Any]) -> str:
-  """What `Classify.run` returned as HTML tables with a caption; the page that holds them brings the style."""
-  kinds = _kinds(result)
+def csv_rows(result: Mapping[str, Any]) -> list[list[str]]:
+  """A row for each score, and for each difference with the name of what is subtracted, under a head."""
+  out = [['features', 'minus', 'method', 'metric', 'value', 'low', 'high']]
+  for row in (*result['rows'], *result['differences']):
+    for metric, cell in row['metrics'].items():
+      numbers = ['' if cell[k] is None else f'{cell[k]:.6g}' for k in ('value', 'low', 'high')]
+      out.append([row['features'], row.get('minus', ''), row['method'], metric, *numbers])
+  return out
+
+
+def html_table(result: Mapping[str, Any], labels: Mapping[str, str] = LABELS,
+               methods: Mapping[str, str] = METHODS) -> str:
+  """The same as HTML tables with a caption; the page that holds them brings the style. The best score is bold."""
+  kinds, minus = _kinds(result), _minus(result)
   body = []
-  for name, metric, cells in _rows(result, kinds, LABELS):
-    top = max((c['value'] for c in cells if c and c['value'] is not None), default=None)
+  for name, metric, cells in _rows(result, kinds, labels):
+    values = [c['value'] for c in cells if c and c['value'] is not None]
+    best = (min if metric in LOWER else max)(values, default=None)
     body.append(
-      [_METHODS.get(name, name), LABELS[metric]]
-      + [_html_interval(c, best=bool(c) and c['value'] == top) for c in cells]
-      + [_number(result['chance'].get(metric))]
+      [html.escape(methods.get(name, name)), labels[metric]]
+      + [_html_interval(c, best=bool(c) and c['value'] == best) for c in cells]
+      + [number(result['chance'].get(metric))]
     )
-  out = [_html(['method', 'metric', *kinds, 'chance'], body)]
-  minus = list(dict.fromkeys(d['minus'] for d in result['differences']))
+  out = [html_rows(['method', 'metric', *kinds, 'chance'], body)]
   if minus:
-    head = ['method', 'difference', *(f'{_short(kinds[0])} − {_short(m)}' for m in minus)]
-    out.append(_html(head, [[_METHODS.get(name, name), LABELS[metric]] + [_html_interval(c, sign=True) for c in cells]
-                            for name, metric, cells in _differences(result, minus, LABELS)]))
+    head = ['method', 'difference', *(f'{short(kinds[0])} − {short(m)}' for m in minus)]
+    out.append(html_rows(head, [
+        [methods.get(name, name), labels[metric]] + [_html_interval(c, sign=True) for c in cells]
+        for name, metric, cells in _differences(result, minus, labels)]))
   return '\n'.join(
     out + [f'<p class="note">{html.escape(line)}</p>' for line in _caption(result, {})]
   )
@@ -73,12 +87,14 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 
 def _against(result: Mapping[str, Any], minus: str, name: str) -> str:
-  found = [
-    (f'{_METHODS.get(d["method"], d["method"])} {LABELS[m]}', d['metrics'][m]['low'], d['metrics'][m]['high'])
-    for d in result['differences']
-    if d['minus'] == minus
-    for m in METRICS
-  ]
+  found = []
+  for d in result['differences']:
+    for m, cell in d['metrics'].items() if d['minus'] == minus else ():
+      if m not in CALIBRATION:
+        low, high = cell['low'], cell['high']
+        if m in LOWER and low is not None:
+          low, high = -high, -low
+        found.append((f'{METHODS.get(d["method"], d["method"])} {NAMES.get(m, m)}', low, high))
   found = [f for f in found if f[1] is not None]
   if not found:
     return ''
@@ -95,46 +111,63 @@ def _kinds(result: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(r['features'] for r in result['rows']))
 
 
+def _minus(result: Mapping[str, Any]) -> list[str]:
+  """What is subtracted from the first kind of features."""
+  first = result['rows'][0]['features']
+  return list(dict.fromkeys(d['minus'] for d in result['differences'] if d['features'] == first))
+
+
+def _groups(names: Sequence[str], size: int) -> list[list[str]]:
+  return [list(names[i:i + size]) for i in range(0, len(names), size)]
+
+
 def _rows(result: Mapping[str, Any], kinds: list[str], metrics: Iterable[str]):
   cells = {(r['features'], r['method']): r['metrics'] for r in result['rows']}
-  for method in dict.fromkeys(r['method'] for r in result['rows']):
+  metrics = [m for m in metrics if any(m in row for row in cells.values())]  # a result of an earlier version has fewer
+  for method in dict.fromkeys(m for _, m in cells):
     for metric in metrics:
       yield method, metric, [cells.get((k, method), {}).get(metric) for k in kinds]
 
 
 def _differences(result: Mapping[str, Any], minus: list[str], metrics: Iterable[str]):
-  cells = {(d['minus'], d['method']): d['metrics'] for d in result['differences']}
-  for method in dict.fromkeys(d['method'] for d in result['differences']):
+  first = result['rows'][0]['features']
+  cells = {(d['minus'], d['method']): d['metrics'] for d in result['differences'] if d['features'] == first}
+  metrics = [m for m in metrics if any(m in row for row in cells.values())]
+  for method in dict.fromkeys(m for _, m in cells):
     for metric in metrics:
       yield method, metric, [cells.get((m, method), {}).get(metric) for m in minus]
 
 
-def _short(kind: str) -> str:
+def short(kind: str) -> str:
+  """A kind of features in one word."""
   return kind.split(' ')[0]
 
 
-def _number(value: float | None, sign: bool = False) -> str:
+def number(value: float | None, sign: bool = False) -> str:
+  """A score, n/a where it does not exist."""
   return 'n/a' if value is None else f'{value:+.3f}' if sign else f'{value:.3f}'
 
 
-def _interval(cell: dict[str, Any] | None, sign: bool = False) -> str:
+def interval(cell: Mapping[str, Any] | None, sign: bool = False) -> str:
+  """Value [low, high]."""
   if cell is None:
     return '-'
   if cell['low'] is None:
-    return f'{_number(cell["value"], sign)} [n/a]'
-  return f'{_number(cell["value"], sign)} [{_number(cell["low"], sign)}, {_number(cell["high"], sign)}]'
+    return f'{number(cell["value"], sign)} [n/a]'
+  return f'{number(cell["value"], sign)} [{number(cell["low"], sign)}, {number(cell["high"], sign)}]'
 
 
 def _html_interval(cell: dict[str, Any] | None, sign: bool = False, best: bool = False) -> str:
   if cell is None:
     return '–'
-  value = _number(cell['value'], sign).replace('-', '−')
-  spread = 'n/a' if cell['low'] is None else f'{_number(cell["low"], sign)}, {_number(cell["high"], sign)}'
+  value = number(cell['value'], sign).replace('-', '−')
+  spread = 'n/a' if cell['low'] is None else f'{number(cell["low"], sign)}, {number(cell["high"], sign)}'
   value = f'<b>{value}</b>' if best else value
   return f'{value} <span class="interval">[{spread.replace("-", "−")}]</span>'
 
 
-def _html(head: list[str], body: list[list[str]]) -> str:
+def html_rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+  """A table; cells are HTML."""
   top = ''.join(f'<th scope="col">{html.escape(h)}</th>' for h in head)
   rows = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in body)
   return f'<table class="results"><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>'
@@ -144,9 +177,12 @@ def _caption(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
   """Label, sizes, what the brackets are, chance for these metrics, and the notes."""
   splits, subjects = result['splits'], result['subjects']
   sizes = ', '.join(f'{splits[s]:,} {s} ({subjects[s]:,} subjects)' for s in splits)
-  first = f'Label {result["label"]!r}, {len(result["classes"])} classes; rows: {sizes}.'
+  kind = {'number': 'a number', 'labels': f'{len(result["classes"])} labels'}.get(
+    result.get('target', ''), f'{len(result["classes"])} classes')
+  first = f'Label {result["label"]!r}, {kind}; rows: {sizes}.'
   second = f'[..] is the 95 % interval by bootstrap over test subjects ({result["draws"]:,} draws).'
-  levels = ', '.join(f'{label} {_number(result["chance"].get(m))}' for m, label in labels.items())
+  chance = result['chance']
+  levels = ', '.join(f'{label} {number(chance[m])}' for m, label in labels.items() if m in chance)
   more = [f'Chance: {levels}.'] if labels else []
   return [first, second, *more, *(f'Note: {n}.' for n in result['notes'])]
 
@@ -165,3 +201,9 @@ def _once(block: list[tuple[str, ...]], i: int) -> tuple[str, ...]:
 def text_row(cells: Iterable[str], width: Sequence[int]) -> str:
   """Cells of a row of a table as text, each as wide as its column."""
   return '  '.join(c.ljust(w) for c, w in zip(cells, width, strict=False)).rstrip()
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+  """Rows as lines of text, each column as wide as its widest cell."""
+  width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+  return [text_row(row, width) for row in table]

@@ -1,9 +1,9 @@
 """What a fitted law is worth: intervals, whether there is a law at all, predictions of what was left out, budgets.
 
-Intervals are of the residual bootstrap: the design stays, and each cell gets the residuals of a cell drawn with
-replacement, of one sign or the other, those of its seeds drawn without. So cells, not runs, are the independent units,
-and every draw can be fitted, which a draw of the cells themselves often cannot: it leaves sizes out. What corrects for
-few cells, as Student's t does for a mean:
+Intervals are of the residual bootstrap: the design stays, and each cell gets the residuals of one of the cells nearest
+to it, drawn with replacement, of one sign or the other, those of its seeds drawn without. So cells, not runs, are the
+independent units; noise may differ from one end of a table to the other; and every draw can be fitted, which a draw of
+the cells themselves often cannot: it leaves sizes out. What corrects for few cells, as Student's t does for a mean:
 
 - a fit of nearly absolute residuals goes through about as many runs as it has parameters, so the cells with the least
   residuals, as many as that, give none, and a little normal noise is added (De Angelis, Hall and Young 1993);
@@ -26,6 +26,7 @@ from jaxmed.study.laws import DELTA, Design, Grid, Law, Problem
 
 LEVEL = 0.01  # an axis is decided where fewer permutations than this do as well
 PERMUTATIONS = 999
+NEAREST = 8  # cells that may give residuals to one: enough for their spread, few enough for noise that differs
 _NOISE = 0.3  # of residuals, in their spread: enough that draws of few cells are not all alike
 _POINTS = 12  # exponents an axis that the test looks among
 
@@ -43,11 +44,12 @@ def unlink(design: Design, y: np.ndarray, predicted: np.ndarray, residual: np.nd
   return np.maximum(predicted + scale * residual, 1e-3 * scale)
 
 
-def redrawn(residual: np.ndarray, cells: np.ndarray, parameters: int, draws: int, seed: int) -> np.ndarray:
+def redrawn(residual: np.ndarray, cells: np.ndarray, x: np.ndarray, parameters: int, draws: int,
+            seed: int) -> np.ndarray:
   """Residuals [draws, n] of the bootstrap; see the module.
 
   Args:
-    residual: [n]. cells: [n], equal values are runs of one cell. parameters: of the fit.
+    residual: [n]. cells: [n], equal values are runs of one cell. x: [n, K], the axes. parameters: of the fit.
   """
   rng = np.random.default_rng(seed)
   names, cell = np.unique(cells, return_inverse=True)
@@ -59,22 +61,33 @@ def redrawn(residual: np.ndarray, cells: np.ndarray, parameters: int, draws: int
   order = np.argsort(cell, kind='stable')
   place = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)  # of a row in its cell
   member[cell[order], place] = order
-  source = rng.choice(givers, (draws, len(names)))  # the cell that gives residuals to each cell
+  near = _nearest(x, cell, givers)
+  pick = rng.integers(0, near.shape[1], (draws, len(names)))
+  source = near[np.arange(len(names)), pick]  # the cell that gives residuals to each cell
   shuffled = np.argsort(np.where(member[source] < 0, 2.0, rng.random((draws, *member.shape))), axis=2)
   given = source[:, cell[order]]
   out = np.empty((draws, len(residual)))
   out[:, order] = residual[member[given, shuffled[np.arange(draws)[:, None], cell[order], place % count[given]]]]
   out *= rng.choice((-1.0, 1.0), source.shape)[:, cell]
-  out += _NOISE * math.sqrt(sizes[givers].mean()) * rng.standard_normal(out.shape)
+  out += _NOISE * np.sqrt(sizes[near].mean(axis=1))[cell] * rng.standard_normal(out.shape)
   stretch = math.sqrt(len(cell) / max(len(cell) - parameters, 1) / (1 + _NOISE**2))
   return out * stretch * np.sqrt(free / rng.chisquare(free, (draws, 1)))
+
+
+def _nearest(x: np.ndarray, cell: np.ndarray, givers: np.ndarray) -> np.ndarray:
+  """For each cell the NEAREST of `givers`, or all where there are no more: [cells, k], by log x in its deviation."""
+  logs = np.log(x)
+  place = np.stack([np.bincount(cell, column) / np.bincount(cell) for column in logs.T], axis=1)
+  place /= np.maximum(place.std(axis=0), 1e-12)
+  distance = np.square(place[:, None] - place[None, givers]).sum(axis=2)
+  return givers[np.argsort(distance, axis=1, kind='stable')[:, :NEAREST]]
 
 
 def bootstrap(design: Design, y: np.ndarray, law: Law, cells: np.ndarray, draws: int = 1000, seed: int = 0,
               delta: float = DELTA) -> np.ndarray:
   """Numbers [draws, p] (E, A, alpha, R) of laws fitted to redrawn runs."""
   predicted = law.predict(design.x, design.distinct)
-  residual = redrawn(link(design, y, predicted), cells, design.parameters, draws, seed)
+  residual = redrawn(link(design, y, predicted), cells, design.x, design.parameters, draws, seed)
   return laws.fit_draws(design, y, unlink(design, y, predicted, residual), law, delta)
 
 
@@ -172,8 +185,8 @@ def held_out(design: Design, y: np.ndarray, cells: np.ndarray, size: np.ndarray,
   law = laws.fit(rest, y[~rows], delta)
   predicted = law.predict(design.x[rows], None if design.distinct is None else design.distinct[rows])
   numbers = bootstrap(rest, y[~rows], law, cells[~rows], draws, seed, delta)
-  noise = redrawn(link(rest, y[~rows], law.predict(rest.x, rest.distinct)), cells[~rows], rest.parameters, draws,
-                  seed + 1)
+  residual = link(rest, y[~rows], law.predict(rest.x, rest.distinct))
+  noise = redrawn(residual, cells[~rows], rest.x, rest.parameters, draws, seed + 1)
   drawn = np.array([law_of(design, row).predict(design.x[rows], _rows(design.distinct, rows)) for row in numbers])
   pick = np.random.default_rng(seed + 2).integers(0, noise.shape[1], drawn.shape)
   drawn = unlink(rest, y[~rows], drawn, np.take_along_axis(noise, pick, axis=1))

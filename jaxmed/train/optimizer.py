@@ -14,7 +14,8 @@ from optax import contrib
 
 from jaxmed.errors import UserError, choose
 from jaxmed.objectives.networks import cosine
-from jaxmed.train import rules
+from jaxmed.train import rules, width
+from jaxmed.train.width import Growth, name_of
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
 MOMENTS = ('float32', 'bfloat16')
@@ -73,6 +74,7 @@ class Optimizer:
     groups: (name, Group) of parameters that are trained in their own way.
     towers: the parts of the parameters that have depth, for layer_decay and patch_embed_scale.
     freeze: paths that are never trained; 'encoder/blocks/0..8' are blocks 0 to 8, both included.
+    growth: (path, Growth) of parameters that grew over a base width, whose rates follow by muP, see `width`.
   """
 
   learning_rate: float
@@ -97,6 +99,7 @@ class Optimizer:
   groups: tuple[tuple[str, Group], ...] = ()
   towers: tuple[str, ...] = ('encoder',)
   freeze: tuple[str, ...] = ()
+  growth: tuple[tuple[str, Growth], ...] = ()
 
   def __post_init__(self):
     rules.check('optimizer.name', self.name)
@@ -112,6 +115,7 @@ class Optimizer:
       raise UserError(f'optimizer.groups: either all rules begin with {rules.FREE} or none does')
     for group in self._all.values():
       self._rule(group)  # which looks at its options
+    width.check('mup' if self.growth else 'standard', map(self._name_of, self._all.values()))
 
   @property
   def free(self) -> bool:
@@ -178,7 +182,7 @@ class Optimizer:
 
   def check_paths(self, params: Any) -> None:
     """Raises a UserError where a path of a group or of `freeze` is none of the parameters'."""
-    leaves = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     known = {'/'.join(leaf.split('/')[:n]) for leaf in leaves for n in range(1, leaf.count('/') + 2)}
     for name, group in self.groups:
       for path in group.paths:
@@ -223,8 +227,13 @@ class Optimizer:
   def _around(self, group: Group, decay: Any, rate: Any,
               depths: Mapping[str, int]) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """What comes before the rule, gradients to gradients, and after it, directions to updates; neither has a state."""
-    name = self._name_of(group)
-    pulled = _by_path(lambda path, u, p: u + decay * p if decays(path, self.decay_lengths) else u)
+    name, grown = self._name_of(group), dict(self.growth)
+    widened = lambda path: grown[name_of(path)].rate(name) if name_of(path) in grown else 1.0
+
+    def pulled(path, update, param):
+      if not decays(path, self.decay_lengths):
+        return update
+      return update + (decay / widened(path) if grown else decay) * param  # times the rate it is as at the base width
 
     def scaled(path, update, param):
       scale = layer_scale(path, param.shape, self.layer_decay, depths)
@@ -232,13 +241,13 @@ class Optimizer:
         scale = scale * self.patch_embed_scale
       if not decays(path, self.decay_lengths):
         scale = scale * self.bias_scale
-      return -(rate * scale * update)
+      return -(rate * (scale * widened(path) if grown else scale) * update)
 
     if name == 'lars':
-      return optax.chain(pulled, _by_path(_trusted)), _by_path(scaled)
+      return optax.chain(_by_path(pulled), _by_path(_trusted)), _by_path(scaled)
     if name == 'sgd':
-      return pulled, _by_path(scaled)
-    return optax.identity(), optax.chain(pulled, _by_path(scaled))
+      return _by_path(pulled), _by_path(scaled)
+    return optax.identity(), optax.chain(_by_path(pulled), _by_path(scaled))
 
   def _name_of(self, group: Group) -> str:
     return (group.name or self.name).removeprefix(rules.FREE)
@@ -283,16 +292,12 @@ def _stacked(path: tuple) -> int:
   return int(any(getattr(k, 'key', '') == 'blocks' for k in path))  # JAX's keys of a path: one of a list has no `key`
 
 
-def _name(path: tuple) -> str:
-  return '/'.join(str(k.key) for k in path)
-
-
 def _below(name: str, prefix: str) -> bool:
   return name == prefix or name.startswith(prefix + '/')
 
 
 def _frozen(path: tuple, frozen: Mapping[str, jax.Array]) -> jax.Array | bool:
-  name = _name(path)
+  name = name_of(path)
   return next((value for prefix, value in frozen.items() if _below(name, prefix)), False)
 
 
@@ -304,7 +309,7 @@ def _blocks(path: str) -> tuple[str, tuple[int, int] | None]:
 
 def _blocks_at_rest(path: tuple, freeze: tuple[str, ...], depths: Mapping[str, int]) -> np.ndarray | bool:
   """Whether `freeze` holds a parameter; of stacked ones an array over the blocks."""
-  name, rest = _name(path), np.zeros(depths.get(path[0].key, 0), bool)
+  name, rest = name_of(path), np.zeros(depths.get(path[0].key, 0), bool)
   for entry in freeze:
     tower, blocks = _blocks(entry)
     if blocks is None and _below(name, entry):

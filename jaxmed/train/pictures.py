@@ -16,8 +16,8 @@ from jaxmed.data.feed import fields
 from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.data.resize import resize
 from jaxmed.evaluate.attention import MOST_BYTES, attention_maps, weight_bytes
+from jaxmed.evaluate.page import write_report
 from jaxmed.evaluate.report import figures
-from jaxmed.evaluate.report.page import write_report
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.layers import channel_embed
 from jaxmed.train.build import assemble

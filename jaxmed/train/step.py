@@ -19,6 +19,7 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import rules
 from jaxmed.train.monitor import spikes
 from jaxmed.train.optimizer import Optimizer
+from jaxmed.train.width import Width
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +65,7 @@ class Trainer:
   of the parameters fewer on each device, for one transfer of them each way a step. `skip_spikes` leaves out the update
   of a step whose loss is a spike (`spikes.judge`). `sizes` are views of several sizes, of which each step sees one,
   drawn with the probabilities `shares` or, with `firsts`, the last one whose first step was reached; `view` remains
-  what shapes, probes and held-out losses are made with.
+  what shapes, probes and held-out losses are made with. `width`: muP's first values; None for the standard ones.
   """
 
   objective: Objective
@@ -78,12 +79,15 @@ class Trainer:
   sizes: tuple[ViewMaker, ...] = ()
   shares: tuple[float, ...] = ()
   firsts: tuple[int, ...] = ()
+  width: Width | None = None
 
   def create(self, batch: Any) -> TrainState:
     """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter."""
     rng = jax.random.key(self.seed)
     views = self.view(rng, batch)
     variables = self.objective.init(rng, views)
+    if self.width is not None:
+      variables = self.width.scaled(self.objective, variables, views)
     params = variables['params']
     keeps = self.ema or self.optimizer.free
     zero = jnp.zeros((), jnp.int32)

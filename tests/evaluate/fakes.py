@@ -29,6 +29,9 @@ class FakeSource:
       self, table=self.table.take(pa.array(rows, pa.int64())), images=self.images[rows]
     )
 
+  def keep(self, rows):
+    return dataclasses.replace(self, table=self.table.filter(pa.array(rows)), images=self.images[rows])
+
   def codes(self, label, classes):
     return np.array(
       [-1 if v is None else classes.index(str(v)) for v in self.table[label].to_pylist()], np.int32

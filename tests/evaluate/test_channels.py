@@ -93,7 +93,7 @@ def test_the_command(trained, corpus, tmp_path, capsys):
   assert '7 of 7 subsets' in text and 'contribution' in text
   assert (tmp_path / 'by.png').stat().st_size > 1000
   lines = (tmp_path / 'by.csv').read_text().splitlines()
-  assert len(lines) == 1 + 2 * 7 * 3  # methods, subsets, metrics: both encoders are the same run
+  assert len(lines) == 1 + 2 * 7 * 6  # methods, subsets, metrics: both encoders are the same run
   import json
   found = json.loads((tmp_path / 'by.json').read_text())[str(trained)]['methods']['logistic']
   assert [c['subsets'] for c in found['counts']] == [3, 3, 1]

@@ -159,8 +159,8 @@ def test_no_window_and_no_global_state(tmp_path):
   import subprocess
   import sys
   code = (
-    'import sys; from jaxmed.evaluate import metrics, pixels, probes, tables\n'
-    'from jaxmed.evaluate.protocols import channels, classify; from jaxmed.evaluate.report import figures, page\n'
+    'import sys; from jaxmed.evaluate import metrics, page, pixels, probes, tables\n'
+    'from jaxmed.evaluate.protocols import channels, classify; from jaxmed.evaluate.report import figures\n'
     "print([m for m in ('matplotlib', 'sklearn', 'torch', 'tensorflow') if m in sys.modules])\n"
     f"import numpy as np; figures.image_grid(np.zeros((1, 4, 4, 1)), ['x'], {str(tmp_path / 'x.png')!r})\n"
     "print('matplotlib.pyplot' in sys.modules)"

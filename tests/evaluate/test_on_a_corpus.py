@@ -80,7 +80,15 @@ def test_pixels_of_a_corpus(corpus):
     np.testing.assert_allclose(g, w, atol=1e-3)
 
 
-@pytest.mark.parametrize(('label', 'words'), [('il', "did you mean 'ill'"), ('age', 'measurement')])
-def test_unusable_labels(corpus, label, words):
+@pytest.mark.parametrize(('label', 'target', 'words'), [('il', 'auto', "did you mean 'ill'"), ('age', 'classes', 'measurement')])
+def test_unusable_labels(corpus, label, target, words):
   with pytest.raises(UserError, match=words):
-    classify.Classify().run(Pixels(), corpus, label, draws=5)
+    classify.Classify(target).run(Pixels(), corpus, label, draws=5)
+
+
+def test_a_number_and_labels_of_a_corpus(corpus):
+  result = classify.Classify().run(Pixels(), corpus, 'age', draws=20)
+  assert result['target'] == 'number' and sum(result['splits'].values()) == 90
+  result = classify.Classify('labels').run(Pixels(), corpus, 'ill', draws=20)
+  assert result['classes'] == ['ill'] and sum(result['splits'].values()) == 86
+  assert all(r['metrics']['auroc']['value'] == 1.0 for r in result['rows'])

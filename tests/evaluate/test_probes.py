@@ -135,3 +135,50 @@ def test_logistic_with_constant_columns_and_unseen_classes():
     probes.logistic(train_x, np.zeros(80), val_x, val_y, val_x, 4)
   with pytest.raises(UserError, match='no validation row'):
     probes.logistic(train_x, train_y, val_x[:0], val_y[:0], val_x, 4)
+
+
+@pytest.mark.parametrize('rows', [40, 9])
+def test_ridge_of_numbers_equals_scikit_learn(rows):
+  from sklearn.linear_model import Ridge
+  rng = np.random.default_rng(0)
+  x, val_x, test_x = (rng.normal(size=(n, 12)) * 3 + 1 for n in (rows, 15, 6))
+  x[:, 0] = val_x[:, 0] = test_x[:, 0] = 2.0  # a constant feature
+  true = rng.normal(size=12)
+  y, val_y = (50 + a @ true + rng.normal(size=len(a)) for a in (x, val_x))
+
+  def reference(x, y, asked, penalty):
+    mean, scale = probes.standardiser(x)
+    model = Ridge(alpha=penalty * len(x)).fit((x - mean) / scale, y)
+    return model.predict((asked - mean) / scale)
+  errors = {p: np.square(reference(x, y, val_x, p) - val_y).mean() for p in probes.RIDGE_GRID}
+  for refit in (False, True):
+    got, info = probes.ridge_numbers(x, y, val_x, val_y, test_x, refit=refit)
+    assert info['penalty'] == min(errors, key=errors.get)
+    assert info['grid_val_mse'] == pytest.approx([errors[p] for p in info['grid']], rel=1e-4)
+    both = (np.r_[x, val_x], np.r_[y, val_y]) if refit else (x, y)
+    np.testing.assert_allclose(got, reference(*both, test_x, info['penalty']), rtol=1e-4)
+
+
+def test_knn_of_numbers_equals_a_slow_loop_and_votes_for_classes():
+  rng = np.random.default_rng(1)
+  x, test = rng.normal(size=(30, 5)), rng.normal(size=(7, 5))
+  y = rng.normal(size=(30, 2))
+  unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+  for i, s in enumerate(unit(test) @ unit(x).T):
+    top = np.argsort(-s)[:4]
+    w = np.exp(s[top] / 0.07)
+    np.testing.assert_allclose(probes.knn_mean(x, y, test, 4)[i], (w[:, None] * y[top]).sum(axis=0) / w.sum(), rtol=1e-4)
+  labels = rng.integers(0, 3, 30)
+  np.testing.assert_allclose(probes.knn_mean(x, np.eye(3)[labels], test), probes.knn(x, labels, test, 3), atol=1e-6)
+
+
+def test_logistic_without_a_second_fit_leaves_the_validation_rows_out():
+  rng = np.random.default_rng(2)
+  y, val_y = rng.integers(0, 2, 60), rng.integers(0, 2, 30)
+  x, val_x = (rng.normal(size=(len(a), 4)) + a[:, None] for a in (y, val_y))
+  alone, info = probes.logistic(x, y, val_x, val_y, val_x, 2, refit=False)
+  from sklearn.linear_model import LogisticRegression
+  mean, scale = probes.standardiser(x)
+  want = LogisticRegression(C=info['C'], max_iter=1000).fit((x - mean) / scale, y).predict_proba((val_x - mean) / scale)
+  np.testing.assert_allclose(alone, want, atol=1e-3)
+  assert np.abs(alone - probes.logistic(x, y, val_x, val_y, val_x, 2)[0]).max() > 1e-3

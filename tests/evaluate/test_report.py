@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate.report import figures, page
+from jaxmed.evaluate import page
+from jaxmed.evaluate.report import figures
 
 from .test_tables import make_result
 

@@ -55,7 +55,7 @@ def test_the_result():
     GOOD.embed_source(test, 1)['mean'],
     3,
   )
-  assert value['trained', 'knn'] == metrics.intervals(y, scores, names, draws=100)
+  assert value['trained', 'knn'].items() >= metrics.intervals(y, scores, names, draws=100).items()
   counts = np.bincount(['abc'.index(v) for v in train.table['region'].to_pylist()])
   assert result['chance']['accuracy'] == pytest.approx(np.mean(np.array(y) == counts.argmax()))
   assert result['chance']['balanced_accuracy'] == pytest.approx(1 / 3)
@@ -70,7 +70,7 @@ def test_answers_are_what_the_metrics_are_of():
   for row in result['rows']:
     if row['features'] == 'trained':
       want = metrics.intervals(answers['y'], answers[row['method']], answers['subjects'], draws=100)
-      assert row['metrics'] == want
+      assert row['metrics'].items() >= want.items()
 
 
 def test_labels_may_be_numbers_and_the_feature_is_chosen():

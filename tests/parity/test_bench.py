@@ -1,4 +1,4 @@
-"""The step benchmark runs: one short round of a case through the script itself, and the steps of every case."""
+"""The benchmarks beside PyTorch run: one short round through the script itself, the steps of every case, and single functions."""
 
 import dataclasses
 import json
@@ -6,9 +6,11 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
-from tools import bench_step
+from tools import bench_kernels, bench_step
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -38,3 +40,19 @@ def test_every_case_at_its_smallest(name, monkeypatch):
     step = make(case)
     step()
     step()
+
+
+def test_single_functions(tmp_path):
+  out = tmp_path / 'kernels.json'
+  assert bench_kernels.main(['--small', '--rounds', '1', '--step', '--json', str(out)]) == 0
+  rows = json.loads(out.read_text())
+  assert {r['form'] for r in rows} == {'gelu', 'gelu, gradient', 'forward', 'input', 'weights', 'weights, x turned',
+                                       'weights, g turned', 'kept', 'blocks'}
+  assert all(r['ms'] > 0 and r['ratio'] > 0 for r in rows)
+
+
+def test_the_orders_of_a_weight_gradient_are_one_product():
+  forms = bench_kernels.dense(torch, 12, 3, 5)
+  want = np.asarray(forms['torch weights']())
+  for name in ('weights', 'weights, x turned', 'weights, g turned'):
+    np.testing.assert_allclose(forms[name](), want, rtol=1e-5, atol=1e-5)

@@ -222,7 +222,7 @@ def test_a_curve_needs_four_sizes_of_one_budget():
 def test_seeds_of_a_cell_are_drawn_together():
   cells = np.array([0, 0, 1, 1, 1, 2, 3, 3])
   residual = np.array([5.0, 5, 1, 1, 1, -2, 0.5, 0.5])  # the same in all seeds of a cell
-  drawn = law_intervals.redrawn(residual, cells, 1, 2000, 0)
+  drawn = law_intervals.redrawn(residual, cells, 1.0 + cells[:, None], 1, 2000, 0)
   spread = drawn.std()
   for c in (0, 1, 3):
     rows = drawn[:, cells == c]
@@ -231,15 +231,22 @@ def test_seeds_of_a_cell_are_drawn_together():
   assert np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1] > 0.8 > 0.3 > abs(between)
 
 
+def test_noise_may_differ_along_a_table():
+  rng, x = np.random.default_rng(0), np.geomspace(1, 1e6, 200)[:, None]
+  residual = np.where(np.arange(200) < 100, 0.01, 1.0) * rng.standard_normal(200)
+  spread = law_intervals.redrawn(residual, np.arange(200), x, 3, 400, 0).std(axis=0)
+  np.testing.assert_allclose([spread[:80].mean(), spread[120:].mean()], [0.01, 1.0], rtol=0.15)
+
+
 @pytest.mark.parametrize('count', [6, 60])
 def test_an_interval_is_hardly_wider_than_students_t_and_not_narrower(count):
   from scipy import stats
   ratios = []
   for seed in range(20):
     values = np.random.default_rng(seed).standard_normal(count)
-    drawn = law_intervals.redrawn(values - values.mean(), np.arange(count), 1, 4000, seed).mean(axis=1)
+    drawn = law_intervals.redrawn(values - values.mean(), np.arange(count), 1.0 + np.arange(count)[:, None], 1, 4000, seed)
     half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
-    ratios.append(np.ptp(np.percentile(drawn, [2.5, 97.5])) / 2 / half)
+    ratios.append(np.ptp(np.percentile(drawn.mean(axis=1), [2.5, 97.5])) / 2 / half)
   assert 0.97 < np.mean(ratios) < 1 + 2 / count
 
 
@@ -298,8 +305,8 @@ def inside(seed, draws=200, **how):
 
 def test_intervals_hold_the_truth():
   """tools/law_coverage.py simulates more."""
-  held = np.array([inside(seed, widths=4, sizes=4, seeds=2) for seed in range(20)])
-  assert (held.sum(axis=0) >= 17).all()
+  held = np.array([inside(seed, widths=4, sizes=4, seeds=2) for seed in range(10)])
+  assert (held.sum(axis=0) >= 8).all()
 
 
 def test_the_script_counts(tmp_path, capsys):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxmed.evaluate.report.page import write_report
+from jaxmed.evaluate.page import write_report
 from jaxmed.train import loop
 from jaxmed.train.monitor import times
 from tests.conftest import TINY

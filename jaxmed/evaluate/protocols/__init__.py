@@ -11,10 +11,16 @@ from typing import Any
 
 from jaxmed.contracts import EvaluationProtocol
 from jaxmed.errors import UserError, choose
+from jaxmed.evaluate.protocols.bottleneck import Bottleneck
 from jaxmed.evaluate.protocols.classify import Classify
+from jaxmed.evaluate.protocols.confounded import Confounded
+from jaxmed.evaluate.protocols.corruptions import Corruptions
+from jaxmed.evaluate.protocols.dense import Dense
 from jaxmed.evaluate.protocols.retrieve import Retrieve
+from jaxmed.evaluate.protocols.robustness import Robustness
 
-PROTOCOLS: dict[str, EvaluationProtocol] = {p.name: p for p in (Classify(), Retrieve())}
+PROTOCOLS: dict[str, EvaluationProtocol] = {
+    p.name: p for p in (Classify(), Dense(), Retrieve(), Robustness(), Corruptions(), Confounded(), Bottleneck())}
 
 
 def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:

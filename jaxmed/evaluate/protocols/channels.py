@@ -15,8 +15,8 @@ from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics
 from jaxmed.evaluate.protocols.classify import Classify
 from jaxmed.evaluate.protocols.protocol import FeatureProtocol
-from jaxmed.evaluate.protocols.tasks import TRAINED, Task, encoded, make_task, plain
-from jaxmed.evaluate.tables import text_row
+from jaxmed.evaluate.protocols.tasks import TRAINED, Task, encoded, plain
+from jaxmed.evaluate.tables import aligned
 
 SUBSETS = 255  # all of eight channels
 _BYTES = 1 << 28  # features of subsets that a probe is asked of at once
@@ -68,8 +68,12 @@ class ByChannels:
     Raises:
       UserError: as of `FeatureProtocol.run`; fewer than two channels; no test row that has all of them.
     """
-    protocol, task = self.protocol, make_task(source, label, seed)
-    notes = protocol.notes(task)
+    protocol = self.protocol.resolved(source, label)
+    if protocol is not self.protocol:
+      return dataclasses.replace(self, protocol=protocol).run(encoder, source, label, feature=feature,
+                                                              batch_size=batch_size, seed=seed, draws=draws)
+    task = protocol.task_of(source, label, seed)
+    notes = [*task.notes, *protocol.notes(task)]
     task, names, more = common_rows(task)
     notes += more
     tried = chosen_subsets(names, self.subsets, np.random.default_rng(seed))
@@ -222,7 +226,7 @@ def text_table(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, st
     for i, count in enumerate(first['methods'][method]['counts']):
       table.append([str(count['channels']), str(count['subsets']),
                     *(cell(f['counts'][i]['metrics'][metric]) for f in many.values())])
-    lines += [f'{method}, {labels[metric]} (mean over subsets)', *_aligned(table), '']
+    lines += [f'{method}, {labels[metric]} (mean over subsets)', *aligned(table), '']
     for name, found in many.items():
       worst = min(found['subsets'], key=lambda s: s['metrics'][metric]['value'])
       best = max(found['subsets'], key=lambda s: s['metrics'][metric]['value'])
@@ -231,15 +235,10 @@ def text_table(results: Mapping[str, Mapping[str, Any]], labels: Mapping[str, st
       lines.append(f'{name}: {told}')
     table = [['contribution', *many]]
     table += [[c, *(cell(f['shapley'][c][metric]) for f in many.values())] for c in first['channels']]
-    lines += ['', *_aligned(table), '']
+    lines += ['', *aligned(table), '']
   tried = first['subsets']
   lines.append(f'Label {first["label"]!r}, {first["rows"]} test rows, {tried["tried"]} of {tried["of"]} subsets; '
                f'chance {first["chance"][metric]:.3f}. Probes were fitted on training rows with all their channels. A '
                "channel's contribution is its Shapley value.")
   lines += [f'Note: {note}.' for note in dict.fromkeys(n for r in results.values() for n in r['notes'])]
   return '\n'.join(lines)
-
-
-def _aligned(table: list[list[str]]) -> list[str]:
-  width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-  return [text_row(row, width) for row in table]

@@ -1,11 +1,13 @@
 """What a protocol of frozen features is: it fits on some splits and scores another, beside two baselines."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics as statistics
 from jaxmed.evaluate import tables
 from jaxmed.evaluate.protocols.tasks import (
@@ -52,6 +54,27 @@ class FeatureProtocol:
     """Splits whose features are read."""
     return SPLITS
 
+  @property
+  def headline(self) -> str:
+    """The metric that a report shows first."""
+    return next(iter(self.metrics))
+
+  def resolved(self, source: Any, label: str) -> 'FeatureProtocol':
+    """The protocol as the column asks for it."""
+    return self
+
+  def task_of(self, source: Any, label: str, seed: int) -> Task:
+    """The labelled rows of each split."""
+    return make_task(source, label, seed)
+
+  def features(self, encoder: Any, task: Task, feature: str, batch_size: int, name: str) -> dict[str, np.ndarray]:
+    """What is asked of an encoder: {split: [n, D]}, maybe more by other names."""
+    return encoded(encoder, task, feature, batch_size, name, self.splits)
+
+  def methods_for(self, x: Mapping[str, np.ndarray]) -> list[str]:
+    """The methods that these features can serve."""
+    return list(self.methods)
+
   def answers(self, method: str, x: Mapping[str, np.ndarray], task: Task) -> Answers:
     """The answers of a method, given features {split: [n, D]}; test features may be several sets, [..., M, D]."""
     raise NotImplementedError
@@ -72,9 +95,24 @@ class FeatureProtocol:
     """What a reader must know of the rows."""
     raise NotImplementedError
 
-  def run(self, encoder: Any, source: Any, label: str, *, untrained: Any = None, feature: str = 'mean',
-          batch_size: int = 64, seed: int = 0, draws: int = 1000, pixels: bool = True) -> dict[str, Any]:
-    """Scores frozen features beside the untrained encoder and raw pixels.
+  def details(self, name: str, method: str, x: Mapping[str, np.ndarray], answers: Answers, task: Task, draws: int,
+              seed: int) -> dict[str, Any]:
+    """What the row of a method on the features called `name` says besides."""
+    return {}
+
+  def whole(self, sets: Mapping[str, Mapping[str, np.ndarray]], task: Task, draws: int, seed: int) -> dict[str, Any]:
+    """What the result says besides, of all kinds of features."""
+    return {}
+
+  def check(self, source: Any, label: str, seed: int = 0) -> None:
+    """A UserError where the rows cannot be judged, before anything is embedded."""
+    protocol = self.resolved(source, label)
+    protocol.notes(protocol.task_of(source, label, seed))
+
+  def run(self, encoder: Any, source: Any, label: str, *, untrained: Any = None, beside: Mapping[str, Any] = {},
+          feature: str = 'mean', batch_size: int = 64, seed: int = 0, draws: int = 1000,
+          pixels: bool = True) -> dict[str, Any]:
+    """Scores frozen features beside the untrained encoder, raw pixels, and maybe other encoders.
 
     Intervals are 95 % percentile bootstrap over test subjects.
 
@@ -82,47 +120,58 @@ class FeatureProtocol:
       encoder: has `embed_source(source, batch_size) -> {'cls': [N, D], 'mean': [N, D]}`, image_size and vocabulary.
       source: a jaxmed.data.corpus.source.Source with splits. label: a column of its table.
       untrained: the same encoder with its initial weights; without it that baseline is missing, and noted.
+      beside: other encoders by name, each judged by the vector that it recommends.
       feature: which array of embed_source to use. draws: bootstrap resamples. pixels: whether to score raw pixels too.
 
     Returns:
       A dict ready for JSON: label, feature, classes, splits and subjects {split: count}, chance {metric: value},
       rows [{features, method, metrics: {metric: {value, low, high}}, ...}],
-      differences [{features, minus, method, metrics}], notes, draws, seed. A value that does not exist is None.
+      differences [{features, minus, method, metrics}] of the encoder to all others and of those of `beside` to each
+      other, notes, draws, seed. A value that does not exist is None.
 
     Raises:
       UserError: unknown column or feature, no test or training rows, a single class, a subject in two splits,
         features that are not finite.
     """
-    task = make_task(source, label, seed)
-    notes = self.notes(task)
-    sets = {TRAINED: encoded(encoder, task, feature, batch_size, TRAINED, self.splits)}
+    protocol = self.resolved(source, label)
+    if protocol is not self:
+      return protocol.run(encoder, source, label, untrained=untrained, beside=beside, feature=feature,
+                          batch_size=batch_size, seed=seed, draws=draws, pixels=pixels)
+    task = self.task_of(source, label, seed)
+    notes = [*task.notes, *self.notes(task)]
+    sets = {TRAINED: self.features(encoder, task, feature, batch_size, TRAINED)}
     if untrained is not None:
-      sets[UNTRAINED] = encoded(untrained, task, feature, batch_size, UNTRAINED, self.splits)
+      sets[UNTRAINED] = self.features(untrained, task, feature, batch_size, UNTRAINED)
     else:
       notes.append('no untrained encoder was given: that baseline is missing')
     if pixels:
       sets[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
+    for name, other in beside.items():
+      sets[_free(name, sets)] = self.features(other, task, other.feature, batch_size, name)
     rows, differences, troubles = self._scored(sets, task, draws, seed)
     return dict(label=label, feature=feature, classes=list(task.classes), chance=self.chance(task), rows=rows,
-                differences=differences, notes=notes + troubles, draws=draws, seed=seed, **sizes(task))
+                differences=differences, notes=notes + troubles, draws=draws, seed=seed, headline=self.headline,
+                **sizes(task), **self.whole(sets, task, draws, seed))
 
   def _scored(self, sets: Mapping[str, Mapping[str, np.ndarray]], task: Task, draws: int,
               seed: int) -> tuple[list[dict], list[dict], list[str]]:
     """The rows, the paired differences and the notes of every method on every kind of features."""
     rows, differences, notes, found = [], [], [], {}
     for name, features in sets.items():
-      for method in self.methods:
+      for method in self.methods_for(features):
         answers = self.answers(method, features, task)
         value, drawn = self.outcome(answers.values, task, draws, seed)
         found[name, method] = value, drawn
         rows.append(dict(features=name, method=method, metrics=plain(statistics.summarised(value, drawn)),
-                         **answers.info))
+                         **answers.info, **self.details(name, method, features, answers, task, draws, seed)))
         if answers.trouble:
           notes.append(f'{method} on {name}: {answers.trouble}')
-    for other in (UNTRAINED, PIXELS):
-      for method in self.methods if other in sets else ():
-        got = statistics.difference(*found[TRAINED, method], *found[other, method])
-        differences.append(dict(features=TRAINED, minus=other, method=method, metrics=plain(got)))
+    encoders = [name for name in sets if name not in (UNTRAINED, PIXELS)]
+    pairs = [(TRAINED, other) for other in sets if other != TRAINED] + list(itertools.combinations(encoders[1:], 2))
+    for one, other in pairs:
+      for method in (m for m in self.methods if (one, m) in found and (other, m) in found):
+        got = statistics.difference(*found[one, method], *found[other, method])
+        differences.append(dict(features=one, minus=other, method=method, metrics=plain(got)))
     return rows, differences, notes
 
   def outcome(self, values: np.ndarray, task: Task, draws: int,
@@ -133,6 +182,25 @@ class FeatureProtocol:
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text."""
     return tables.text_table(result, self.metrics, self.methods)
+
+  def html(self, result: Mapping[str, Any]) -> str:
+    """The same as HTML."""
+    return tables.html_table(result, self.metrics, self.methods)
+
+  def csv_rows(self, result: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each score and each difference, under a head."""
+    return tables.csv_rows(result)
+
+  def drawings(self, result: Mapping[str, Any], source: Any) -> Mapping[str, Callable[[Any], None]]:
+    """{name: what writes a PNG to a path}, of what `run` returned and of the source that it judged."""
+    return {}
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+  """A name that no features have yet, or a UserError."""
+  if name in taken:
+    raise UserError(f'two encoders are called {name!r}; expected a name each')
+  return name
 
 
 def lone_subject(task: Task) -> list[str]:

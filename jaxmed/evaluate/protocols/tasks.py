@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxmed.data.corpus.source import Source
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import pixels
+from jaxmed.evaluate.remembered import Remembered, digest
 
 TRAINED, UNTRAINED, PIXELS = 'trained', 'untrained', 'pixels (PCA)'
 SPLITS = ('train', 'val', 'test')
@@ -16,7 +18,8 @@ SPLITS = ('train', 'val', 'test')
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """The labelled rows of one split: its source, label indices y [n] (int64) and subjects [n] (str)."""
+  """The labelled rows of one split: its source, subjects [n] (str), and y: indices of classes [n] (int64), several
+  labels [n, L] (1, 0, or -1 for unknown), or numbers [n] (float64)."""
 
   source: Any
   y: np.ndarray
@@ -25,7 +28,8 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Three parts, the classes, and which training rows fit the penalty search (the rest judges it)."""
+  """Three parts, the classes (of several labels their names, of numbers none), which training rows fit the penalty
+  search (the rest judges it), and what a reader must know of how the label was read."""
 
   label: str
   classes: tuple[str, ...]
@@ -33,6 +37,7 @@ class Task:
   val: Part | None
   test: Part
   fit: np.ndarray  # bool [len(train)]: all True if there is a val split
+  notes: tuple[str, ...] = ()
 
   @property
   def parts(self) -> dict[str, Part]:
@@ -46,27 +51,53 @@ class Task:
     return sorted(int(c) for c in seen)
 
 
-def make_task(source: Any, label: str, seed: int) -> Task:
-  """The labelled rows of each split.
+def make_task(source: Any, label: str, seed: int, order: Callable[[tuple[str, ...]], tuple[str, ...]] = tuple) -> Task:
+  """The labelled rows of each split; `order` puts the classes in order, which is alphabetic.
 
   Raises:
     UserError: unknown column, no test or training rows, a single class, a subject in two splits.
   """
-  classes = tuple(source.classes(label)) if label in source.table.column_names else ()
+  classes = order(tuple(source.classes(label))) if label in source.table.column_names else ()
   if not classes:
     source.select(label=label)  # an unknown column raises here, with the nearest name
     raise UserError(f'label {label!r} is empty in every row; expected a column with two or more classes')
-  train, val, test = (part_of(source, split, label, classes) for split in SPLITS)
-  for split, part in (('train', train), ('test', test)):
-    if part is None:
-      has = ', '.join(sorted({str(s) for s in source.table['split'].to_pylist()}))
-      raise UserError(f'no row of split {split!r} has the label {label!r}; expected train and test rows '
-                      f'(the splits present are: {has})')
-  assert train is not None and test is not None
+  train, val, test = _present(source, label, [part_of(source, split, label, classes) for split in SPLITS])
   _check_classes(train, label, classes)
-  _check_subjects(dict(train=train, val=val, test=test))
+  check_subjects(dict(train=train, val=val, test=test))
   fit = np.ones(len(train.y), bool) if val is not None else cut(train, label, seed)
   return Task(label, classes, train, val, test, fit)
+
+
+def _present(source: Any, label: str, parts: Sequence[Part | None]) -> tuple[Part, Part | None, Part]:
+  """Train, val and test, or a UserError where train or test has no row."""
+  train, val, test = parts
+  if train is None or test is None:
+    has = ', '.join(sorted({str(s) for s in source.table['split'].to_pylist()}))
+    raise UserError(f'no row of split {"train" if train is None else "test"!r} has the label {label!r}; expected train '
+                    f'and test rows (the splits present are: {has})')
+  return train, val, test
+
+
+def assembled(source: Any, label: str, names: tuple[str, ...], y: np.ndarray, known: np.ndarray, seed: int,
+              notes: tuple[str, ...] = ()) -> Task:
+  """The task of a label that is no class.
+
+  Args:
+    y: [N, ...] of each row of the source. known: bool [N], rows that have it. names: of several labels.
+  Raises:
+    UserError: no test or training rows, a subject in two splits.
+  """
+  split = np.array([str(s) for s in source.table['split'].to_pylist()])
+  rows = {s: (split == s) & known for s in SPLITS}
+  parts = [Part(source.keep(r), y[r], subjects_of(source.keep(r))) if r.any() else None for r in rows.values()]
+  train, val, test = _present(source, label, parts)
+  check_subjects(dict(train=train, val=val, test=test))
+  fit = np.ones(len(train.y), bool)
+  if val is None:
+    kinds = train.y > np.median(train.y) if y.ndim == 1 else np.unique(train.y, axis=0, return_inverse=True)[1].ravel()
+    fit = cut(dataclasses.replace(train, y=kinds), label, seed)
+    notes = (*notes, f'no val split: choices were made on {np.count_nonzero(~fit)} train rows, cut by subject')
+  return Task(label, names, train, val, test, fit, notes)
 
 
 def part_of(source: Any, split: str, label: str, classes: tuple[str, ...]) -> Part | None:
@@ -77,12 +108,13 @@ def part_of(source: Any, split: str, label: str, classes: tuple[str, ...]) -> Pa
   part = source.select(split=split, label=label)
   if not len(part):
     return None
-  y = np.asarray(part.codes(label, classes), np.int64)
-  ids, names = part.table['id'].to_pylist(), part.table['subject'].to_pylist()
-  # A row without a subject stands for itself; the prefix keeps it apart from subjects of the same name.
-  return Part(
-    part, y, np.array([f'row {i}' if s is None else str(s) for i, s in zip(ids, names, strict=True)])
-  )
+  return Part(part, np.asarray(part.codes(label, classes), np.int64), subjects_of(part))
+
+
+def subjects_of(source: Any) -> np.ndarray:
+  """Subjects [n] (str) of the rows. A row without one stands for itself, with a prefix that no subject has."""
+  ids, names = source.table['id'].to_pylist(), source.table['subject'].to_pylist()
+  return np.array([f'row {i}' if s is None else str(s) for i, s in zip(ids, names, strict=True)])
 
 
 def _check_classes(train: Part, label: str, classes: tuple[str, ...]) -> None:
@@ -93,11 +125,12 @@ def _check_classes(train: Part, label: str, classes: tuple[str, ...]) -> None:
   if len(seen) > max(2, len(train.y) // 2):
     raise UserError(
       f'label {label!r}: {len(seen)} different values in {len(train.y)} training rows; expected classes '
-      'with several rows each (is it an identifier or a measurement?)'
+      'with several rows each (is it an identifier, or a measurement: classify.target=number?)'
     )
 
 
-def _check_subjects(parts: dict[str, Part | None]) -> None:
+def check_subjects(parts: Mapping[str, Any]) -> None:
+  """A UserError where a subject has rows in two of the parts {split: Part, or another with `subjects`, or None}."""
   home: dict[str, str] = {}
   for split, part in parts.items():
     for subject in sorted({str(s) for s in part.subjects}) if part else ():
@@ -157,9 +190,12 @@ def encoded(encoder: Any, task: Task, feature: str, batch_size: int, name: str,
 def pixel_features(encoder: Any, task: Task, batch_size: int,
                    splits: Sequence[str] = SPLITS) -> dict[str, np.ndarray]:
   """{split: [n, D]} principal components of raw pixels, fitted on the training rows."""
-  parts = {s: p.source for s, p in task.parts.items() if s == 'train' or s in splits}
-  found = pixels.source_features(encoder, *parts.values(), batch_size=batch_size)
-  return dict(zip(parts, found, strict=True))
+  wanted = {s for s in task.parts if s == 'train' or s in splits}
+  remembers = isinstance(encoder, Remembered) and all(type(p.source) is Source for p in task.parts.values())
+  parts = {s: p.source for s, p in task.parts.items() if remembers or s in wanted}  # another task wants the others
+  make = lambda: pixels.source_features(encoder, *parts.values(), batch_size=batch_size)
+  found = encoder.once(('pixels', *map(digest, parts.values())), make) if remembers else make()
+  return {s: x for s, x in zip(parts, found, strict=True) if s in wanted}
 
 
 def sizes(task: Task) -> dict[str, dict[str, int]]:

@@ -1,1 +1,1 @@
-"""What people see of a run: report.html and its figures."""
+"""Pictures of a run and of its evaluations, which `page` puts into report.html."""

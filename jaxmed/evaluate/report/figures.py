@@ -47,7 +47,7 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
     raise UserError('loss_curves: no row has a step and a number; expected rows of metrics.jsonl')
   columns = min(2, len(names))
   lines = -(-len(names) // columns)
-  figure = _figure(5.2 * columns, 2.7 * lines)
+  figure = figure_of(5.2 * columns, 2.7 * lines)
   axes = figure.subplots(lines, columns, squeeze=False)
   steps = [r['step'] for r in rows if _is_number(r.get('step'))]
   margin = 0.03 * max(1, max(steps) - min(steps))
@@ -56,7 +56,7 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
   for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
     _curve(ax, rows, name, COLOURS[i % len(COLOURS)])
     ax.set_xlim(min(steps) - margin, max(steps) + margin)  # the same in every panel
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def method_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Sequence[float]]]]],
@@ -66,7 +66,7 @@ def method_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Sequen
   Args:
     curves: {metric: {method: [(images seen, values of the runs)]}}.
   """
-  figure = _figure(6.4 * len(curves), 4.6)
+  figure = figure_of(6.4 * len(curves), 4.6)
   methods = list(dict.fromkeys(m for panel in curves.values() for m in panel))
   styles = ('-', '--', ':', '-.')
   for ax, (metric, panel) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
@@ -82,7 +82,7 @@ def method_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, Sequen
     ax.set_ylabel('accuracy on held-out images', color=_QUIET)
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize=8, ncols=2)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def channel_curves(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike, metric: str = 'accuracy') -> None:
@@ -92,7 +92,7 @@ def channel_curves(results: Mapping[str, Mapping[str, Any]], path: str | os.Path
     results: {encoder: what `channels.ByChannels.run` returned}.
   """
   methods = list(next(iter(results.values()))['methods'])
-  figure = _figure(5.6 * len(methods), 4.2)
+  figure = figure_of(5.6 * len(methods), 4.2)
   for ax, method in zip(figure.subplots(1, len(methods), squeeze=False).flat, methods, strict=True):
     for i, (name, result) in enumerate(results.items()):
       colour, found = COLOURS[i % len(COLOURS)], result['methods'][method]
@@ -110,7 +110,7 @@ def channel_curves(results: Mapping[str, Mapping[str, Any]], path: str | os.Path
     ax.set_xticks(x)
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def image_grid(images: np.ndarray, names: Sequence[str], path: str | os.PathLike, title: str = '') -> None:
@@ -153,7 +153,7 @@ def reconstructions(original: np.ndarray, masked: np.ndarray, predicted: np.ndar
 def channel_similarity(cosine: np.ndarray, names: Sequence[str], path: str | os.PathLike) -> None:
   """Cosines [V, V] between the embeddings of channels, as a matrix with numbers."""
   side = 1.6 + 0.45 * len(names)
-  figure = _figure(side + 1.0, side)
+  figure = figure_of(side + 1.0, side)
   ax = figure.subplots()
   ax.imshow(cosine, cmap='RdBu_r', vmin=-1, vmax=1)
   ax.set_xticks(range(len(names)), list(names), rotation=90)
@@ -162,7 +162,7 @@ def channel_similarity(cosine: np.ndarray, names: Sequence[str], path: str | os.
     ax.text(j, i, f'{cosine[i, j]:.1f}', ha='center', va='center', fontsize=7,
             color='white' if abs(cosine[i, j]) > 0.6 else _INK)
   ax.set_title('cosine between channel embeddings', color=_INK, loc='left', fontsize=11)
-  _save(figure, path)
+  save_figure(figure, path)
 
 
 def looked_at(images: np.ndarray, maps: np.ndarray, share: np.ndarray, names: Sequence[str], path: str | os.PathLike,
@@ -355,7 +355,7 @@ def _mosaic(tiles: list[list[np.ndarray]], labels: Sequence[str], path: str | os
   inches = min(12.0, max(4.0, 1.15 * len(tiles[0])))
   head = (0.35 if title else 0) + (0.38 if any('\n' in n for n in labels) else 0.22 if any(labels) else 0)
   body = inches * canvas.shape[0] / width
-  figure = _figure(inches, body + head, layout=None)
+  figure = figure_of(inches, body + head, layout=None)
   ax = figure.add_axes((0, 0, 1, body / (body + head)))
   ax.imshow(canvas, interpolation='nearest', aspect='auto', extent=(0, width, canvas.shape[0], 0))
   ax.set_axis_off()
@@ -374,14 +374,16 @@ def _mosaic(tiles: list[list[np.ndarray]], labels: Sequence[str], path: str | os
       fontsize=min(10.5, 13 * inches / 8 + 2),
       color=_INK,
     )
-  _save(figure, path)
+  save_figure(figure, path)
 
 
-def _figure(width: float, height: float, layout: Literal['constrained'] | None = 'constrained') -> Any:
+def figure_of(width: float, height: float, layout: Literal['constrained'] | None = 'constrained') -> Any:
+  """A figure of so many inches."""
   from matplotlib.figure import Figure  # without pyplot: no global state, no display
   return Figure(figsize=(width, height), layout=layout, facecolor='white')
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Any, path: str | os.PathLike) -> None:
+  """Writes a PNG, whole or not at all."""
   with writing(path) as part:
     figure.savefig(part, format='png', dpi=130, metadata={'Software': None})

@@ -117,7 +117,7 @@ class GroupedConv(nn.Module):
     boxed = nn.with_logical_partitioning
     bound = (len(taps) * size) ** -0.5  # PyTorch's: a uniform of one over the root of the fan-in
     uniform = lambda key, s, dtype: jax.random.uniform(key, s, dtype, -bound, bound)
-    kernel = self.param('kernel', boxed(uniform, (None, None, 'embed')),
+    kernel = self.param('kernel', boxed(uniform, ('stack', None, 'embed')),
                         (self.groups, len(taps) * size, self.features // self.groups), jnp.float32)
     bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (self.features,), jnp.float32)
     before = (self.kernel - 1) // 2

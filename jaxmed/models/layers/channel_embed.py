@@ -87,7 +87,7 @@ class HashedChannels(nn.Module):
     named = nn.with_logical_partitioning
     table = self.param('rows', named(nn.initializers.normal(1.0), (None, None)), (self.rows, self.width), jnp.float32)
     wide = self.hashes * self.width
-    kernel = self.param('kernel', named(nn.initializers.normal(0.02 / wide**0.5), (None, None, 'embed')),
+    kernel = self.param('kernel', named(nn.initializers.normal(0.02 / wide**0.5), ('stack', None, 'embed')),
                         (len(FEATURES), wide, self.dim), jnp.float32)
     index = stacked(self.channels, self.rows, self.hashes)  # [V, F, K]
     picked = table[np.maximum(index, 0)] * (index >= 0)[..., None]  # [V, F, K, width]

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmed.models.layers import flash
-from jaxmed.parallel.mesh import axis_size
+from jaxmed.parallel.mesh import axis_size, platform
 
 FORMS = ('auto', 'flash')
-KEEP = 1024  # keys up to which attention keeps its probabilities; with more, it computes them again going back
+# Keys up to which attention keeps its probabilities; with more, it computes them again going back, some queries at a
+# time. On CPU half as many: what fits a cache is computed again sooner than it is read back.
+KEEP = 1024
 CHUNK_BYTES = 2**24  # of logits that attention on CPU makes at a time where it does not keep them
 LEAST = 256  # queries at a time on accelerators, where the batch is cut over devices and products must be large
 _MASKED = -1e30  # logit of a key that may not be looked at
@@ -107,7 +109,7 @@ def _attention(qkv, mask):
 
 def _attention_fwd(qkv, mask):
   q, k, v = qkv = _once(qkv)
-  if k.shape[2] <= KEEP:
+  if k.shape[2] <= (KEEP // 2 if platform() == 'cpu' else KEEP):
     out, _, total, weights = _attend(q, k, v, mask)
     return out, (qkv, mask, out, total, weights)
   wide = functools.partial(_attend_chunks, least=LEAST)

@@ -29,6 +29,7 @@ from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE, samples
 from jaxmed.train.optimizer import Optimizer
 from jaxmed.train.step import Trainer
+from jaxmed.train.width import Width, compared
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Trainer:
@@ -50,19 +51,24 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   view = ViewMaker(tuple(config.image_size), table('mean'), table('std'), config.loader.normalize, place,
                    rgb=color.rgb_ids(spec.vocabulary), top=float(np.iinfo(spec.dtype).max) if whole else 1.0, **augment)
   o = config.optimizer
-  return Trainer(objective, optimizer_of(config, method), view, config.seed, o.accumulate, o.ema, o.offload,
-                 config.on_spike == 'skip', *view_sizes.views(config, view))
+  width = None
+  if o.scaling == 'mup':
+    views = jax.eval_shape(view, jax.random.key(0), batch_shapes(config, spec))
+    width = compared(objective, o.base_width, o.base_heads, views)
+  return Trainer(objective, optimizer_of(config, method, width), view, config.seed, o.accumulate, o.ema, o.offload,
+                 config.on_spike == 'skip', *view_sizes.views(config, view), width)
 
 
-def optimizer_of(config: ConfigDict, method: Any) -> Optimizer:
-  """The optimizer that a config describes, with the groups of method and config."""
+def optimizer_of(config: ConfigDict, method: Any, width: Width | None = None) -> Optimizer:
+  """The optimizer that a config describes, with the groups of method and config, and rates by `width`."""
   o = {k: v for k, v in config.optimizer.items()
-       if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs', 'options', 'groups')}
+       if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs', 'options', 'groups', 'scaling', 'base_width',
+                    'base_heads')}
   trained = tuple(towers.path_of(name) for name in method.TOWERS if not config.towers.get(name, {}).get('fixed'))
   own = groups.of(config.optimizer.groups.to_dict(), method.GROUPS)
   return Optimizer(
       config.learning_rate, config.steps, options=tuple(sorted(config.optimizer.options.to_dict().items())),
-      groups=own, towers=trained, freeze=groups.names(config.freeze), **o)
+      groups=own, towers=trained, freeze=groups.names(config.freeze), growth=width.growth if width else (), **o)
 
 
 def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:

@@ -11,6 +11,7 @@ import jax
 from jaxmed import files
 from jaxmed.errors import Stopped
 from jaxmed.parallel import process, sharding_table
+from jaxmed.train import width
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.step import TrainState
 
@@ -18,12 +19,16 @@ LAST_SECONDS = 10.0
 
 
 def announce(run: Any, abstract: TrainState) -> None:
-  """Says what runs and how its state lies on the devices, in RUN/layout.txt array by array; all processes call it."""
+  """Says what runs and how its state lies on the devices, in RUN/layout.txt array by array; all processes call it.
+
+  With muP that file also has the factors on first values and rates.
+  """
   owners, memory = process.owners(), sharding_table.device_memory()
   if not process.is_main():
     return
   table = sharding_table.table(abstract, memory)
-  files.write_text(run.folder / 'layout.txt', table + '\n')
+  grown = '' if run.trainer.width is None else '\n' + width.table(run.trainer.width) + '\n'
+  files.write_text(run.folder / 'layout.txt', table + '\n' + grown)
   if run.times.quiet:
     return
   c, s = run.config, run.spec
@@ -33,6 +38,7 @@ def announce(run: Any, abstract: TrainState) -> None:
       f'learning rate {c.learning_rate:.3g}, seed {c.seed}',
       f'{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh '
       + ' '.join(f'{k}={v}' for k, v in run.mesh.shape.items() if v > 1 or k == 'data'),
+      *([width.told(c.optimizer.base_width, run.trainer.width)] if c.optimizer.scaling == 'mup' else []),
       *owners, table if jax.device_count() > 1 else sharding_table.total(abstract, memory),
   ]
   print('\n'.join(lines), file=sys.stderr, flush=True)

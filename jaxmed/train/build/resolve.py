@@ -18,7 +18,7 @@ from jaxmed.data.feed.fields import ALWAYS
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import evaluators, loggers, rules
+from jaxmed.train import evaluators, loggers, rules, width
 from jaxmed.train.build import towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec, same_aspect
 
@@ -95,6 +95,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (-1, math.inf),
     'optimizer.final_learning_rate': (0, math.inf),
     'optimizer.patch_embed_scale': (0, math.inf), 'optimizer.bias_scale': (0, math.inf),
+    'optimizer.base_width': (1, math.inf), 'optimizer.base_heads': (0, math.inf),
 }
 
 
@@ -111,6 +112,8 @@ def check_values(config: ConfigDict) -> None:
       choose(key, value, choices)
   loggers.check(config.loggers)
   rules.check('optimizer.name', config.optimizer.name)
+  own = [str(group.get('name', '')) for group in config.optimizer.groups.values() if isinstance(group, ConfigDict)]
+  width.check(config.optimizer.scaling, [n.removeprefix(rules.FREE) for n in (config.optimizer.name, *own) if n])
   if config.optimizer.ema and config.optimizer.name.startswith(rules.FREE):
     raise UserError(f'optimizer.ema={config.optimizer.ema} and {config.optimizer.name} both average the weights: set '
                     'optimizer.ema=0')

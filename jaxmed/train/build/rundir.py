@@ -78,7 +78,8 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'loader.records', 'loader.records_seed',
          'loader.vocabulary', 'loader.unknown', 'augment.channel_temperature', *(f'loader.{key}' for key in MIXTURE),
          'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'optimizer.decay_lengths',
-         'optimizer.frozen_moments', 'init_parts', 'init_map', 'freeze',
+         'optimizer.frozen_moments', 'optimizer.scaling', 'optimizer.base_width', 'optimizer.base_heads',
+         'init_parts', 'init_map', 'freeze',
          'evaluators', 'loader.text_length', 'loader.signal_length',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in view_sizes.LISTS))

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxmed.errors import UserError
-from jaxmed.evaluate import tables
-from jaxmed.evaluate.protocols import classify, tasks
+from jaxmed.evaluate import tables, wins
+from jaxmed.evaluate.protocols import PROTOCOLS, classify, tasks
 from jaxmed.evaluate.report import figures
 from jaxmed.files import read_json, read_json_lines, write_text
 from jaxmed.models.layers.channel_embed import told
@@ -34,7 +34,8 @@ OF_CHANNELS = ('relevance', 'channel_similarity')  # figures that only a Channel
 def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
   """Writes `run_dir`/report.html from what the directory holds, and returns its path.
 
-  Read are config.json, data.json, metrics.jsonl, times.json, evaluation.json and figures/*.png. What is missing or
+  Read are config.json, data.json, metrics.jsonl, times.json, evaluation.json, evaluation.TASK.json and figures/*.png.
+  What is missing or
   damaged is named on the page. figures/loss.png is drawn (again) if metrics.jsonl is newer. The page holds
   its figures and its style, and no script.
 
@@ -66,7 +67,9 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     evaluation = _absent(f'evaluation.json is not the result of an evaluation ({type(e).__name__}: {e}).')
     head = _header(place, config, {}) + _tiles(config, rows, {})
   sections = [
-    ('Evaluation', evaluation),
+    ('Evaluation', evaluation + _pictures(place, 'classify', missing)),
+    *_other_tasks(place, missing),
+    *_wins(place, missing),
     ('Figures', _figures(place, missing)),
     *([('Channel embeddings', f'<p>{html.escape(told(hashed["features"], hashed["width"]))}</p>')] if hashed else []),
     *([('Seconds besides the steps', _tree(times))] if times else []),
@@ -183,14 +186,14 @@ def _tiles(config: Mapping[str, Any], rows: list[dict[str, Any]], result: Mappin
 
 
 def _score_tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-  """The best probe's balanced accuracy, and how far that probe is above its untrained baseline."""
+  """The best probe's headline metric, and how far that probe is above its untrained baseline."""
   best = classify.best_row(dict(result)) if result else None
   if not best:
     return [('Best metric', '', 'not evaluated'), ('Trained − untrained', '', 'not evaluated')]
-  name = {'knn': 'kNN'}.get(best['method'], best['method'])
-  tiles = [('Best balanced accuracy', *_cell(best['metrics']['balanced_accuracy'], '.3f', name))]
+  metric, name = result.get('headline', 'balanced_accuracy'), tables.METHODS.get(best['method'], best['method'])
+  tiles = [(f'Best {tables.NAMES[metric]}', *_cell(best['metrics'][metric], '.3f', name))]
   pair = [d for d in result['differences'] if d['minus'] == tasks.UNTRAINED and d['method'] == best['method']]
-  cell = pair[0]['metrics']['balanced_accuracy'] if pair else dict(value=None, low=None, high=None)
+  cell = pair[0]['metrics'][metric] if pair else dict(value=None, low=None, high=None)
   return [*tiles, ('Trained − untrained', *_cell(cell, '+.3f', name if pair else 'no untrained encoder'))]
 
 
@@ -224,24 +227,67 @@ def _absent(text: str) -> str:
 def _evaluation(result: Mapping[str, Any]) -> str:
   return (f'<p>Frozen features ({html.escape(str(result["feature"]))}), probed for '
           f'<b>{html.escape(str(result["label"]))}</b>, on the same rows as the baselines.</p>'
-          f'<div class="scroll">{tables.html_table(dict(result))}</div>')
+          + _told(PROTOCOLS['classify'], result))
+
+
+def _other_tasks(place: pathlib.Path, missing: list[str]) -> list[tuple[str, str]]:
+  """A section for each evaluation.TASK.json and evaluation.TASK.LABEL.json."""
+  out = []
+  for path in sorted(place.glob('evaluation.*.json')):
+    key = path.name.removeprefix('evaluation.').removesuffix('.json')
+    protocol = PROTOCOLS.get(key.partition('.')[0])
+    result = _read(path, missing, 'an evaluation') if protocol else {}
+    if not result:
+      continue
+    try:
+      text = _told(protocol, result)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+      text = _absent(f'{path.name} is not the result of an evaluation ({type(e).__name__}: {e}).')
+    out.append((f'Evaluation: {html.escape(key)}', text + _pictures(place, key, missing)))
+  return out
+
+
+def _wins(place: pathlib.Path, missing: list[str]) -> list[tuple[str, str]]:
+  """A section for evaluation.wins.json."""
+  path = place / 'evaluation.wins.json'
+  found = _read(path, missing, 'wins over tasks') if path.exists() else {}
+  try:
+    return [('Wins over tasks', f'<div class="scroll">{wins.as_html(found["wins"])}</div>')] if found else []
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    return [('Wins over tasks', _absent(f'{path.name} is not a table of wins ({type(e).__name__}: {e}).'))]
+
+
+def _told(protocol: Any, result: Mapping[str, Any]) -> str:
+  """A result as its protocol tells it."""
+  told = protocol.html(result) if hasattr(protocol, 'html') else f'<pre>{html.escape(protocol.tables(result))}</pre>'
+  return f'<div class="scroll">{told}</div>'
+
+
+def _pictures(place: pathlib.Path, key: str, missing: list[str]) -> str:
+  """The drawings of a task, figures/evaluation.KEY.NAME.png."""
+  found = sorted((place / 'figures').glob(f'evaluation.{key}.*.png'))
+  names = [p.name.removeprefix(f'evaluation.{key}.').removesuffix('.png') for p in found]
+  return '\n'.join(_figure(path, name.replace('_', ' '), missing) for path, name in zip(found, names, strict=True)
+                   if '.' not in name)  # else it is of KEY.LABEL
+
+
+def _figure(path: pathlib.Path, caption: str, missing: list[str]) -> str:
+  content = path.read_bytes()
+  if not content.startswith(b'\x89PNG\r\n\x1a\n'):
+    missing.append(f'figures/{path.name} is damaged: not a PNG')
+    return ''
+  data, caption = base64.b64encode(content).decode(), html.escape(caption)
+  return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+          f'<figcaption>{caption}</figcaption></figure>')
 
 
 def _figures(place: pathlib.Path, missing: list[str]) -> str:
-  found = {p.stem: p for p in sorted((place / 'figures').glob('*.png')) if not p.name.startswith('.')}
+  found = {p.stem: p for p in sorted((place / 'figures').glob('*.png'))
+           if not p.name.startswith(('.', 'evaluation.'))}
   lacking = [k for k in CAPTIONS if k not in found and k not in OF_CHANNELS]
   out = []
   for name in [*(k for k in CAPTIONS if k in found), *(k for k in found if k not in CAPTIONS)]:
-    content = found[name].read_bytes()
-    if not content.startswith(b'\x89PNG\r\n\x1a\n'):
-      missing.append(f'figures/{found[name].name} is damaged: not a PNG')
-      continue
-    data = base64.b64encode(content).decode()
-    caption = html.escape(CAPTIONS.get(name, name.replace('_', ' ')))
-    out.append(
-      f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-      f'<figcaption>{caption}</figcaption></figure>'
-    )
+    out.append(_figure(found[name], CAPTIONS.get(name, name.replace('_', ' ')), missing))
   if lacking:
     out.append(_absent('Not drawn for this run: ' + ', '.join(f'figures/{k}.png' for k in lacking) + '.'))
   return '\n'.join(out)
