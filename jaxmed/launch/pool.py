@@ -10,7 +10,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,8 +146,9 @@ def follow_parent(env: Mapping[str, str] = os.environ) -> None:
     return
 
   def follow() -> None:
-    with contextlib.suppress(OSError, ValueError):
-      sys.stdin.buffer.read()
+    with contextlib.suppress(OSError):
+      while os.read(0, 1024):  # not sys.stdin, whose lock an interpreter that ends wants
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
   threading.Thread(target=follow, name='parent', daemon=True).start()

@@ -18,8 +18,6 @@ from jaxmed import objectives
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.feed import lacking
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate.protocols.protocol import FeatureProtocol
-from jaxmed.evaluate.protocols.tasks import make_task
 from jaxmed.parallel import sharding_table
 from jaxmed.parallel.chips import Cluster
 from jaxmed.plan import plan, roofline, worker
@@ -175,14 +173,14 @@ def check_judges(study: Study, corpus: Corpus) -> None:
     return
   if LOSS in study.judges and not len(corpus.source.select(split='val')):
     raise UserError(f"{corpus.data} has no records of split val: judge 'loss' is the loss on those")
-  for judge in study.judges:
-    if isinstance(judge, Judge) and judge.label:
+  for judge in (j for j in study.judges if isinstance(j, Judge)):
+    protocol = grid.made(judge)
+    if judge.label:
       choose(f'column of {corpus.data}', judge.label, corpus.source.table.column_names)
-    if isinstance(judge, Judge) and isinstance(grid.made(judge), FeatureProtocol):
-      if not judge.label:
-        raise UserError(f'judge {judge.task} has no label: name a column of {corpus.data}')
-      if judge.task == 'classify' and not judge.options:
-        make_task(corpus.source, judge.label, 0)
+    elif getattr(protocol, 'labelled', True):
+      raise UserError(f'judge {judge.task} has no label: name a column of {corpus.data}')
+    if hasattr(protocol, 'check'):
+      protocol.check(corpus.source, judge.label, 0)
 
 
 def _resolved(user: Mapping[str, Any], corpus: Corpus) -> tuple[ConfigDict, data_spec.DataSpec]:

@@ -110,6 +110,15 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
     time.sleep(0.02)
 
 
+def test_a_child_that_follows_ends_well_by_itself(tmp_path):
+  found = {}
+  child = 'from jaxmed.launch import pool\npool.follow_parent()\nprint("done")'
+  task = pool.Task('a', [sys.executable, '-c', child], tmp_path / 'log')
+  pool.run([task], 1, lambda t, code, last: found.update({t.name: (code, last)}),
+           environments=[{'PYTHONPATH': str(ROOT)}])
+  assert found == {'a': (0, 'done')}
+
+
 def test_only_a_child_of_a_pool_follows():
   before = threading.active_count()
   pool.follow_parent({})
