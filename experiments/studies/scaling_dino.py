@@ -22,7 +22,7 @@ STUDIES = {
     'published': Study(
         'experiments/dino.py', {'model': SIZES, 'samples': (20_000, 80_000, 320_000, 'all')}, shared={'seed': 0}),
     'compute': Study(
-        'experiments/dino.py', {'model': SIZES, 'budget': (1e19, 1e20, 1e21)}, rules=(rules.warmup(0.05),),
+        'experiments/dino.py', {'model': SIZES, 'budget': (1e18, 1e19, 1e20)}, rules=(rules.warmup(0.05),),
         shared={'seed': 0}),
     'laptop': Study(
         'experiments/dino.py:laptop', {'width': WIDTHS, 'samples': (250, 1000, 'all'), 'seed': (0, 1)},

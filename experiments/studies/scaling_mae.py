@@ -28,7 +28,7 @@ STUDIES = {
     'published': Study(
         'experiments/mae.py', {'model': SIZES, 'samples': (20_000, 80_000, 320_000, 'all')}, shared={'seed': 0}),
     'compute': Study(
-        'experiments/mae.py', {'model': SIZES, 'budget': (1e19, 1e20, 1e21, 1e22)},
+        'experiments/mae.py', {'model': SIZES, 'budget': (1e18, 1e19, 1e20, 1e21)},
         rules=(rules.warmup(0.05),), shared={'seed': 0}),
     'laptop': Study(
         'experiments/mae.py:laptop', {'width': WIDTHS, 'samples': (250, 700, 2000, 'all'), 'seed': (0, 1)},

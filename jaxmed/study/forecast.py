@@ -72,12 +72,12 @@ def text(found: Mapping[str, Any], study: Study) -> str:
   head = ('cell', 'params', 'records', 'batch', 'rate', 'steps', 'epochs', 'seen', 'FLOPs', 'memory', 'hours', '')
   lines = [head]
   for r in found['cells']:
-    amounts = [amount(r['flops'], ''), amount(r['memory'], 'B'), f'{r["hours"]:.3g}']
+    amounts = [f'{r["flops"]:.3g}', amount(r['memory'], 'B'), f'{r["hours"]:.3g}']
     lines.append((r['cell'], amount(r['params'], ''), str(r['samples']), str(r['batch_size']),
                   f'{r["learning_rate"]:.3g}', str(r['steps']), f'{r["epochs"]:.3g}', str(r['seen']), *amounts,
                   '' if r.get('fits', True) else 'DOES NOT FIT'))
   chips = f', {found["chip_hours"]:.3g} chip hours' if 'chip_hours' in found else ''
   judges = len(study.judges)
-  return (f'{aligned(lines)}\n{len(found["cells"])} cells, {amount(found["flops"], "FLOP")}, {found["hours"]:.3g} hours'
+  return (f'{aligned(lines)}\n{len(found["cells"])} cells, {found["flops"]:.3g} FLOP, {found["hours"]:.3g} hours'
           f'{chips} {found["how"]}\nnot counted: compilation, checkpoints and {judges} '
           f'judge{"s" if judges > 1 else ""}; memory is an estimate without fusion where nothing was compiled')
