@@ -422,7 +422,7 @@ def test_the_optimum_is_the_vertex_of_a_parabola():
 def test_rates_over_width_at_their_smallest(corpus, capsys):
   """At the base width both rules are one."""
   mup_rate.main(['--data', str(corpus), '--widths', '32,64', '--rates', '3', '--steps', '5', '--batch', '4',
-                 'image_size=8', 'encoder.depth=1', 'loader.threads=1'])
+                 'image_size=16', 'encoder.depth=1', 'loader.threads=1'])
   rows = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
   rows = [[cell.strip(' *') for cell in row] for row in rows]
   assert [row[:2] for row in rows[2:]] == [[s, w] for s in ('mup', 'standard') for w in ('32', '64', 'slope')]
