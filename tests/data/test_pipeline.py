@@ -137,6 +137,15 @@ def test_evaluation_sees_every_row_once(source, fit, processes):
   assert np.array_equal(joined['image'][5], expected)
 
 
+def test_a_class_that_training_lacks_is_no_label_of_evaluation(source):
+  """A subset of few subjects may lack one; a held-out row of it has a loss all the same."""
+  options = {'batch_size': 22, 'size': (6, 7), 'vocabulary': VOCABULARY, 'label': 'kind', 'classes': ('y',)}
+  [batch] = eval_batches(source, **options)
+  assert batch['label'].tolist() == [(-1, -1, 0)[i % 3] for i in range(22)]
+  with pytest.raises(UserError, match="value of column 'kind'.*'x'"):
+    take(1, source=source, classes=('y',))
+
+
 def test_volumes(tmp_path):
   source = corpus(tmp_path, [(5, 9, 8, 2), (7, 9, 8, 1)], volumes='whole')
   batch = take(1, source=source, size=(4, 6, 6), batch_size=4)[0]

@@ -149,18 +149,18 @@ class Source:
     """The values of a column as sorted text, nulls left out."""
     return tuple(sorted(v for v in self._texts(label)[1] if v is not None))
 
-  def codes(self, label: str, classes: Sequence[str]) -> np.ndarray:
+  def codes(self, label: str, classes: Sequence[str], strict: bool = True) -> np.ndarray:
     """int32 [N]: the position of each row's value among `classes`, -1 where it has none.
 
     Raises:
-      UserError: an unknown column, or a value that is none of `classes`.
+      UserError: an unknown column, or a value that is none of `classes`; unless `strict` that is -1, too.
     """
     codes, texts = self._texts(label)
     places = {name: i for i, name in enumerate(classes)}
-    for text in texts:
+    for text in texts if strict else ():
       if text is not None and text not in places:
         choose(f'value of column {label!r} in {self.path}', text, classes)
-    return np.array([-1 if t is None else places[t] for t in texts], np.int32)[codes]
+    return np.array([-1 if t is None else places.get(t, -1) for t in texts], np.int32)[codes]
 
   def _texts(self, label: str) -> tuple[np.ndarray, list[str | None]]:
     """`distinct` with the values as text."""

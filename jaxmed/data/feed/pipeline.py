@@ -240,11 +240,11 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Every row, or window, once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
 
-  A crop is taken from the centre.
+  A crop is taken from the centre. A label that is none of `classes` is none at all: training did not know it.
   """
   count = len(source) if windows is None else len(windows)
   length = -(-count // max(batch_size, 1)) * batch_size
-  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize)
+  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, strict=False)
   if windows is not None:
     elements = _Windowed(elements, windows, length)
   local = _share(batch_size, process_index, process_count)
@@ -265,7 +265,8 @@ def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
   return data.crop(element, rng) if data.fit == 'crop' else element
 
 
-def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8) -> Any:
+def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8,
+              strict=True) -> Any:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
   choose('fit', fit, FITS)
@@ -275,7 +276,7 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, 
     choose(f'channel of {source.path}', name, vocabulary)
   labels = np.broadcast_to(np.int32(-1), len(source))
   if label is not None:
-    labels = source.codes(label, classes or source.classes(label))
+    labels = source.codes(label, classes or source.classes(label), strict)
   ids = dict(vocabulary) if isinstance(vocabulary, Mapping) else {name: i for i, name in enumerate(vocabulary)}
   if not fields:
     fields = fields_lib.of_source(source, size, extent=fit == 'aspect')
