@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmed.study.laws import Law
 
+LEAST = 0.1  # exponents of compute below it mean that an axis costs nothing
 SAME = 1.2  # runs whose budgets differ by less lie on one isoflop curve
 FEWEST = 4  # sizes on a curve: a parabola has three numbers
 
@@ -22,6 +23,11 @@ class Compute:
   u: float = 1.0
   v: float = 1.0
   spread: float = 1.0
+
+  @property
+  def trades(self) -> bool:
+    """Whether both axes cost compute, so that a budget can be spent on one or the other."""
+    return min(self.u, self.v) >= LEAST
 
   def of(self, params: np.ndarray, samples: np.ndarray) -> np.ndarray:
     return self.k * params**self.u * samples**self.v
@@ -39,8 +45,7 @@ def compute_of(params: np.ndarray, samples: np.ndarray, flops: np.ndarray) -> Co
     return dataclasses.replace(constant, spread=spread(constant))
   (k, u, v), *_ = np.linalg.lstsq(np.stack([np.ones(len(flops)), *logs[1:]], axis=1), logs[0], rcond=None)
   free = Compute(float(np.exp(k)), float(u), float(v))
-  best = free if u > 0 and v > 0 else constant
-  return dataclasses.replace(best, spread=spread(best))
+  return dataclasses.replace(free, spread=spread(free))
 
 
 def optimum(numbers: np.ndarray, budgets: np.ndarray, compute: Compute) -> np.ndarray:

@@ -96,7 +96,7 @@ def analysed(table: law_table.Table, options: Options) -> tuple[dict[str, Any], 
       'chance': chance, 'verdict': 'undecided' if without else 'law', 'unclear': without,
       'frontier': None, 'isoflop': None,
       'extrapolation': _extrapolation(table, options) if options.hold_out else None}
-  if table.rule is not None:
+  if table.rule is not None and table.rule.trades:
     params, samples = design.x.T
     result['frontier'] = _frontier(table, law, numbers, options.compute)
     if not design.rising:
@@ -176,6 +176,9 @@ def _notes(table: law_table.Table, law: Law, numbers: np.ndarray, result: Mappin
                  f'{cells - table.design.parameters} degrees of freedom')
   if options.hold_out and result['extrapolation'] is None:
     notes.append('the largest cells were not held out: the others are too few for a fit')
+  if table.rule is not None and not table.rule.trades:
+    free = table.axes[table.rule.v < budgets.LEAST]
+    notes.append(f'FLOPs do not grow with {free}, as where all runs train for as many steps: there is no frontier')
   spread = result['frontier'] and result['frontier']['compute']['spread']
   if spread and spread > 1.05:
     notes.append(f'FLOPs differ from the rule of compute by up to a factor of {spread:.2f}')

@@ -129,7 +129,10 @@ Drawing = tuple[str, Callable[[pathlib.Path], None]]
 def figures(result: Mapping[str, Any], table: Table, law: Law, numbers: np.ndarray) -> dict[str, Drawing]:
   """{name: (title, function that writes the PNG)}."""
   out: dict[str, Drawing] = {}
-  if table.rule is not None:
+  if table.rule is not None and not table.rule.trades:
+    out['law'] = (f'{table.value} against {table.axes[1]}: runs, and the law at each size of model.',
+                  lambda path: _draw_sizes(table, law, path))
+  elif table.rule is not None:
     out['compute'] = (f'{table.value} against compute: runs, the law at each size of model (thin) and its frontier '
                       '(black).', lambda path: _draw_compute(table, law, path))
     if result['isoflop']:
@@ -218,6 +221,19 @@ def _draw_law(table: Table, law: Law, numbers: np.ndarray, path: pathlib.Path) -
   ax.set_ylim(table.y.min() - room, table.y.max() + room)
   ax.set_xscale('log')
   _saved(figure, ax, path, table.axes[0], table.value)
+
+
+def _draw_sizes(table: Table, law: Law, path: pathlib.Path) -> None:
+  figure, ax = _axes()
+  params, samples = table.design.x.T
+  x = np.geomspace(samples.min(), samples.max(), 60)
+  for i, n in enumerate(np.unique(params)):
+    colour = COLOURS[i % len(COLOURS)]
+    ax.plot(samples[params == n], table.y[params == n], '.', color=colour)
+    ax.plot(x, law.predict(np.stack([np.full(len(x), n), x], axis=1)), color=colour, linewidth=0.9, label=f'{n:.3g}')
+  ax.set_xscale('log')
+  ax.legend(title=table.axes[0], frameon=False, fontsize=7, title_fontsize=8)
+  _saved(figure, ax, path, table.axes[1], table.value)
 
 
 def _draw_residuals(table: Table, law: Law, path: pathlib.Path) -> None:

@@ -110,6 +110,20 @@ def test_an_axis_without_a_law_is_named(runs, tmp_path):
   assert 'does not tell whether it depends on params' in result['text']
 
 
+def test_runs_of_equal_steps_have_no_frontier(runs, tmp_path):
+  """Their FLOPs follow the size of the model alone: no budget can be spent on more samples."""
+  design, y, _ = runs
+  path = write(tmp_path / 'runs.csv', ('params', 'samples', 'loss', 'flops'),
+               np.column_stack([design.x, y, 2e4 * design.x[:, 0]]).tolist())
+  result = run(path, '--out', tmp_path / 'fit', *QUICK)
+  assert result['json']['frontier'] is None and result['json']['isoflop'] is None
+  assert 'FLOPs do not grow with samples' in result['text'] and 'compute-optimal' not in result['text']
+  assert (tmp_path / 'fit' / 'fit_law.png').stat().st_size > 5000
+  other = write(tmp_path / 'other.csv', ('params', 'samples', 'loss', 'flops'),
+                np.column_stack([design.x, y, 2e4 * design.x[:, 1]]).tolist())
+  assert 'FLOPs do not grow with params' in run(other, *QUICK)['text']
+
+
 def test_isoflop_curves_of_a_table(tmp_path):
   rows = [(n, c / (6 * n)) for c in (1e12, 1e13, 1e14) for n in np.sqrt(c) * np.geomspace(0.02, 0.5, 5)]
   x = np.array(rows)
