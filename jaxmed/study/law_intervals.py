@@ -178,7 +178,9 @@ def held_out(design: Design, y: np.ndarray, cells: np.ndarray, size: np.ndarray,
     largest fitted cell gives, 'law'}; None where the others are too few for a fit.
   """
   names, cell = np.unique(cells, return_inverse=True)
-  order = np.argsort([size[cell == c].mean() for c in range(len(names))], kind='stable')
+  mean = lambda values: np.array([values[cell == c].mean() for c in range(len(names))])
+  # Of cells of one compute, the larger are those of more parameters and samples.
+  order = np.lexsort((mean(np.log(design.x).sum(axis=1)), np.round(np.log(mean(size)), 6)))
   left = order[len(order) - max(1, round(fraction * len(order))):]
   rows = np.isin(cell, left)
   rest = design.at(~rows)

@@ -276,6 +276,14 @@ def test_an_axis_without_a_law_is_undecided():
   assert sum(p <= law_intervals.LEVEL for p in seen) <= 1 and 0.2 < np.mean(seen) < 0.8
 
 
+def test_of_equal_compute_the_larger_axes_are_held_out():
+  design, y, cells = grid(4, 4, 1, noise=0.01, rng=np.random.default_rng(0))
+  found = law_intervals.held_out(design, y, cells, design.x[:, 0], 0.1, draws=100)
+  assert len(found['rows']) == 2 and (design.x[found['rows'], 0] == design.x[:, 0].max()).all()
+  assert sorted(design.x[found['rows'], 1]) == sorted(np.unique(design.x[:, 1]))[-2:]
+
+
+
 def test_noise_is_undecided():
   rng, design, chances = np.random.default_rng(12), grid(4, 4, 2)[0], []
   for _ in range(100):
