@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -233,6 +234,7 @@ def test_the_result(gallery):
   assert against['untrained']['value'] == pytest.approx(value['trained'] - value['untrained'])
   assert 0 < against['untrained']['low'] < against['untrained']['high']
   assert list(row['metrics']) == [*NAMES, 'nmi'] and row['metrics']['nmi']['value'] > result['chance']['nmi'] + 0.2
+  assert row['metrics']['nmi']['low'] <= row['metrics']['nmi']['value'] <= row['metrics']['nmi']['high']
   assert ['trained', 'cosine', 'map'] in [[r[0], *r[2:4]] for r in protocol.csv_rows(result)]
   text = protocol.tables(result)
   assert 'recall@10' in text and 'mAP' in text and 'Chance: recall@1' in text and max(map(len, text.splitlines())) <= 100
@@ -401,3 +403,16 @@ def test_the_command(trained, corpus, tmp_path, capsys, monkeypatch):
   assert cli.main([*words, '--option', 'retrieve.galery=test']) == 2
   assert cli.main(['list', 'protocols', 'retrieve']) == 0
   assert 'retrieve.*:' in (text := capsys.readouterr().out) and 'gallery=train' in text
+
+
+def test_resamples_of_nmi_lie_around_its_value():
+  """Of rows without any relation resampled subjects have a higher one, which is no evidence."""
+  rng, protocol = np.random.default_rng(0), Retrieve()
+  y, groups = rng.integers(0, 6, 60), rng.integers(0, 6, 60)
+  subjects = np.array([f's{i // 3}' for i in range(60)])
+  part = types.SimpleNamespace(y=y, subjects=subjects)
+  values = np.column_stack([np.zeros((60, len(protocol.k) + 3)), groups])
+  task = types.SimpleNamespace(test=part)
+  assert retrieval.resampled_score(y, groups, subjects, draws=400).mean() > protocol.score(values, task)['nmi'] + 0.05
+  drawn = protocol.resampled(values, task, 400, 0)['nmi']
+  assert drawn.mean() == pytest.approx(protocol.score(values, task)['nmi']) and drawn.std() > 0.01

@@ -108,7 +108,9 @@ class Retrieve(FeatureProtocol):
     ask = dict(draws=draws, seed=seed)
     found = self._named(statistics.resampled_means(values[:, :len(self.k) + 3], task.test.subjects, **ask).T)
     if self.nmi:
-      found['nmi'] = retrieval.resampled_score(task.test.y, values[:, -1], task.test.subjects, **ask)
+      # NMI rises where fewer different subjects are counted: the resamples say how far it scatters, not around what.
+      drawn = retrieval.resampled_score(task.test.y, values[:, -1], task.test.subjects, **ask)
+      found['nmi'] = drawn - drawn.mean() + retrieval.clustering_score(task.test.y, values[:, -1])
     return found
 
   def chance(self, task: Task) -> dict[str, float]:
