@@ -1,17 +1,23 @@
 """Whole losses and decoders beside restatements of the official code in PyTorch: values and gradients.
 
-Each restatement names its file. Encoders and heads are left out: an objective is given their outputs. The differences
-from the official code as it is stand in docs/guide/methods.md.
+Each restatement names its file. Encoders and heads are left out, but for CA-MAE's: an objective is given their outputs.
+The differences from the official code as it is stand in docs/guide/methods.md.
 """
 
+import dataclasses
+import pathlib
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxmed import config
+from jaxmed.augment.intensity import normalize
 from jaxmed.models import create_model
 from jaxmed.models.decoders.mae import Decoder
-from jaxmed.models.layers import positions
 from jaxmed.models.layers.tokens import Features
 from jaxmed.objectives.clustering.deepcluster import DeepCluster
 from jaxmed.objectives.contrastive import siamese
@@ -23,7 +29,7 @@ from jaxmed.objectives.distillation.dinov3 import DINOv3
 from jaxmed.objectives.losses import matching
 from jaxmed.objectives.losses.diversity import channel_diversity
 from jaxmed.objectives.masked.mae import MAE, Masking
-from jaxmed.objectives.networks import Clock
+from jaxmed.objectives.networks import Clock, encode_shown
 from tests.objectives import distillation_fakes, siamese_fakes
 
 torch = pytest.importorskip('torch')
@@ -176,13 +182,12 @@ def operands(latent, order, prefix, shared=None):
 
 
 def dense(x, p):
-  kernel = torch.tensor(np.asarray(p['kernel']))
-  x = x @ kernel.flatten(1)
-  return x + torch.tensor(p['bias']).flatten() if 'bias' in p else x
+  x = x @ torch.as_tensor(p['kernel']).flatten(1)
+  return x + torch.as_tensor(p['bias']).flatten() if 'bias' in p else x
 
 
 def norm(x, p):
-  return F.layer_norm(x, x.shape[-1:], torch.tensor(p['scale']), torch.tensor(p['bias']), 1e-6)
+  return F.layer_norm(x, x.shape[-1:], torch.as_tensor(p['scale']), torch.as_tensor(p['bias']), 1e-6)
 
 
 def heads_of(x, heads):
@@ -199,42 +204,176 @@ def attention(q, k, v, heads):
 
 def merged(p):
   """A projection after heads [H, Dh, D] or [D, D] as one matrix."""
-  return p | {'kernel': np.asarray(p['kernel']).reshape(-1, D)}
+  return p | {'kernel': p['kernel'].reshape(-1, D)}
 
 
 def block(x, p, heads=2):
+  """timm's Block, with LayerScale where there is one."""
   y = dense(norm(x, p['norm1']), p['attn']['qkv'])
-  x = x + dense(attention(*y.chunk(3, dim=-1), heads), merged(p['attn']['proj']))
-  return x + mlp(norm(x, p['norm2']), p['mlp'])
+  x = x + p.get('ls1', 1) * dense(attention(*y.chunk(3, dim=-1), heads), merged(p['attn']['proj']))
+  return x + p.get('ls2', 1) * mlp(norm(x, p['norm2']), p['mlp'])
 
 
 def filled(latent, hole, order):
   """Shown tokens, then mask tokens, in the order of the grid."""
-  x = torch.cat([latent, torch.tensor(hole).expand(B, C * N - latent.shape[1], D)], dim=1)
-  return torch.gather(x, 1, torch.tensor(order)[..., None].expand(-1, -1, D))
+  order = torch.as_tensor(order)
+  x = torch.cat([latent, torch.as_tensor(hole).expand(B, order.shape[1] - latent.shape[1], D)], dim=1)
+  return torch.gather(x, 1, order[..., None].expand(-1, -1, D))
+
+
+def ca_mae_positions(count, dim):
+  """vit.py:6-69, generate_2d_sincos_pos_embeddings of `count` patches of each channel, without the class token's zeros.
+
+  The first half is of the height; here as in MAE it is of the width, so the halves change places.
+  """
+  weights = 1 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+  places = torch.meshgrid(*[torch.arange(count**0.5, dtype=torch.float64)] * 2, indexing='ij')
+  height, width = (torch.outer(place.flatten(), weights) for place in places)
+  return torch.cat([height.sin(), height.cos(), width.sin(), width.cos()], dim=1).roll(dim // 2, dims=1).repeat(C, 1)
+
+
+def ca_mae_masked(noise, ratio):
+  """masking.py:7-52, transformer_random_masking: tokens kept, the rank of each token, and 1 where it is hidden."""
+  order = torch.argsort(noise, dim=1)
+  rank, keep = torch.argsort(order, dim=1), int(noise.shape[1] * (1 - ratio))
+  return order[:, :keep], rank, (rank >= keep).double()
+
+
+def ca_mae_encoded(image, p, keep):
+  """Tokens [B, 1 + K, D] of images [B, C, H, W]: mae_modules.py:57-77, MAEEncoder.forward_masked, over timm's Block.
+
+  With vit.py:94-100, ChannelAgnosticPatchEmbed.forward, and vit.py:104-124, ChannelAgnosticViT._pos_embed.
+  """
+  kernel = p['patch_embed']['kernel'].T.reshape(D, 1, 4, 4)
+  each = [F.conv2d(image[:, c : c + 1], kernel, p['patch_embed']['bias'], stride=4) for c in range(C)]
+  x = torch.stack(each, dim=2).flatten(2).transpose(1, 2)
+  x = x + ca_mae_positions(x.shape[1] // C, D)
+  x = torch.gather(x, 1, keep[..., None].expand(-1, -1, D))
+  x = torch.cat([p['cls_token'].expand(B, 1, D), x], dim=1)
+  for i in range(2):
+    x = block(x, jax.tree.map(lambda x, i=i: x[i], p['transformer']['blocks']))
+  return norm(x, p['norm'])
+
+
+def ca_mae_decoded(latent, p, order):
+  """Pixels of all tokens from those kept: mae_modules.py:132-171, CrossAttention of 8 heads; 174-276, CAMAEDecoder."""
+  x, count = filled(dense(latent, p['embed']), p['mask_token'], order), order.shape[1] // C
+  x = x + ca_mae_positions(count, D) + torch.as_tensor(p['channel_embed']).repeat_interleave(count, dim=0)
+  k, v = dense(norm(x, p['context_norm']), p['look_kv']).chunk(2, dim=-1)
+  out = []
+  for c in range(C):
+    q = dense(norm(x[:, c * count : (c + 1) * count], p['query_norm']), p['look_q'])
+    y = dense(attention(q, k, v, 8), merged(p['look_proj']))
+    y = y + mlp(norm(y, p['out_norm']), p['mlp'])
+    out.append(block(y, jax.tree.map(lambda x, c=c: x[c, 0], p['transformer']['blocks'])))
+  return dense(torch.cat(out, dim=1), p['predict'])
+
+
+def ca_mae_error(predicted, image, hidden, normalised, weight):
+  """mae.py:MAE.compute_MAE_loss @ 3dd1085, with its mae_utils.py:apply_norm_pix, and loss.py:25-59, FourierLoss.
+
+  Of a channel with as many patches as a patch has pixels: otherwise the view of FourierLoss cuts across patches.
+  """
+  cut = image.unfold(2, 4, 4).unfold(3, 4, 4).reshape(B, -1, 16)  # mae_utils.py:29-31, flatten_images
+  if normalised:
+    cut = (cut - cut.mean(-1, keepdim=True)) / (cut.var(-1, keepdim=True) + 1e-6).sqrt()
+  over_hidden = lambda error: (error.mean(dim=-1) * hidden).sum() / hidden.sum()
+  side = int((cut.shape[1] // C) ** 0.5)
+  spectrum = lambda x: torch.fft.fft2(x.reshape(B, 16 * C, side, side)).abs()
+  spectra = (spectrum(predicted) - spectrum(cut)).abs().reshape(B, -1, 16)
+  return (1 - weight) * over_hidden((predicted - cut).square()) + weight * over_hidden(spectra)
 
 
 def test_ca_mae_decoder():
-  """recursionpharma/maes_microscopy, mae_modules.py:CAMAEDecoder."""
+  """recursionpharma/maes_microscopy @ b3e68bb, mae_modules.py:CAMAEDecoder."""
   decoder, p, latent, order = decoder_case(channels='separate')
-  heads = p['look_q']['kernel'].shape[2]
-  weight = RNG.normal(size=(B, C * N, 16))
+  aim = RNG.normal(size=(B, C * N, 16))
+  ours = lambda given: decoder.apply({'params': float32(p)}, *operands(given['z'], order, None))
+  theirs = lambda given: ca_mae_decoded(given['z'], p, order)
+  same(ours(float32({'z': latent})), theirs({'z': tensor(latent)}), 1e-6)
+  compare(lambda given: jnp.square(ours(given) - aim).mean(),
+          lambda given: (theirs(given) - torch.tensor(aim)).square().mean(), {'z': latent}, 1e-6)
+
+
+RECIPE = config.load_file(str(pathlib.Path(__file__).parents[2] / 'experiments' / 'ca_mae.py'))
+
+
+def ca_mae_case():
+  """(the recipe's objective and encoder, tiny, of 2 blocks; a batch; random parameters as a flat dict).
+
+  Channel embeddings of the encoder, which the official one lacks, are 0 and not among the parameters.
+  """
+  encoder = create_model('channel_vit_micro/4', (16, 16), C, embed_dim=D, depth=2, num_heads=2, **RECIPE['encoder'])
+  small = {'decoder_dim': D, 'decoder_depth': 1, 'decoder_heads': 2}
+  objective = MAE(encoder, **RECIPE['objective'] | small)
+  image = RNG.normal(size=(B, 16, 16, C))
+  batch = {'image': float32(image), 'channels': jnp.tile(jnp.arange(C), (B, 1))}
+  shapes = nn.unbox(jax.eval_shape(lambda: objective.init(KEY, batch)['params']))
+  flat = flatten_dict(shapes, sep='/')
+  del flat['encoder/channel_embed']
+  return objective, batch, image, {name: 0.4 * RNG.normal(size=x.shape) for name, x in flat.items()}
+
+
+def whole(flat):
+  return unflatten_dict({'encoder/channel_embed': jnp.zeros((C, D))} | flat, sep='/')
+
+
+def ca_mae_noise():
+  """What sorts the tokens of `ca_mae_case` in MAE.loss."""
+  return torch.tensor(np.asarray(jax.random.uniform(jax.random.split(KEY)[0], (B, C * 16))))
+
+
+@pytest.mark.parametrize('ratio', [0.75, 0.5, 0.3])
+def test_ca_mae_masks(ratio):
+  """maes_microscopy @ b3e68bb, masking.py:transformer_random_masking: all channels' tokens are sorted together."""
+  objective, batch, *_ = ca_mae_case()
+  masking = dataclasses.replace(objective, mask_ratio=ratio)._mask(jax.random.split(KEY)[0], batch)
+  for have, want in zip((masking.ids_keep, masking.ids_restore, masking.hidden), ca_mae_masked(ca_mae_noise(), ratio)):
+    np.testing.assert_array_equal(have, want)
+  assert masking.visible.all() and masking.decoder_valid is None
+
+
+def test_ca_mae_standardised():
+  """maes_microscopy @ b3e68bb, mae_modules.py:19-28, SelfStandardize, whose 1e-5 beside the variance is taken out."""
+  stored = RNG.integers(0, 256, (B, 16, 16, C))
+  x = torch.tensor(stored).permute(0, 3, 1, 2).double() / 255
+  want = F.instance_norm(x) * (1 + 1e-5 / x.var(dim=(2, 3), keepdim=True, correction=0)).sqrt()
+  have = normalize(jnp.asarray(stored, jnp.uint8), jnp.zeros((B, C), int), jnp.zeros(1), jnp.ones(1), 'image')
+  same(have, want.permute(0, 2, 3, 1), 1e-6)
+
+
+def test_ca_mae_encoder():
+  """maes_microscopy @ b3e68bb, mae_modules.py:MAEEncoder.forward_masked: class token and tokens kept."""
+  objective, batch, image, arrays = ca_mae_case()
+  arrays = {name: x for name, x in arrays.items() if name.startswith('encoder/')}
+  keep = ca_mae_masked(ca_mae_noise(), 0.75)[0]
+  aim, pixels = RNG.normal(size=(B, 1 + keep.shape[1], D)), torch.tensor(image).permute(0, 3, 1, 2)
+
+  def ours(given):
+    latent, _ = encode_shown(objective.encoder, whole(given)['encoder'], batch, jnp.asarray(keep), None, False, {})
+    return jnp.concatenate([latent.cls[:, None], latent.patches], axis=1)
+
+  theirs = lambda given: ca_mae_encoded(pixels, whole(given)['encoder'], keep)
+  same(ours(float32(arrays)), theirs(jax.tree.map(tensor, arrays)), 1e-6)
+  compare(lambda given: jnp.square(ours(given) - aim).mean(),
+          lambda given: (theirs(given) - torch.tensor(aim)).square().mean(), arrays, 1e-6)
+
+
+@pytest.mark.parametrize('normalised', [False, True])
+def test_ca_mae(normalised):
+  """Masks, encoder, decoder and both errors of maes_microscopy in one: the loss by every weight of the recipe."""
+  objective, batch, image, arrays = ca_mae_case()
+  objective = dataclasses.replace(objective, norm_pixels=normalised)
+  keep, rank, hidden = ca_mae_masked(ca_mae_noise(), 0.75)
+  pixels = torch.tensor(image).permute(0, 3, 1, 2)
 
   def theirs(given):
-    x = filled(dense(given['z'], p['embed']), p['mask_token'], order)
-    x = x + torch.tensor(np.tile(np.asarray(positions.sincos((2, 2), D), np.float64), (C, 1)))
-    x = x + torch.tensor(np.repeat(p['channel_embed'], N, axis=0))
-    k, v = dense(norm(x, p['context_norm']), p['look_kv']).chunk(2, dim=-1)
-    out = []
-    for c in range(C):
-      q = dense(norm(x[:, c * N : (c + 1) * N], p['query_norm']), p['look_q'])
-      y = dense(attention(q, k, v, heads), merged(p['look_proj']))
-      y = y + mlp(norm(y, p['out_norm']), p['mlp'])
-      out.append(block(y, jax.tree.map(lambda x, c=c: x[c, 0], p['transformer']['blocks'])))
-    return (dense(torch.cat(out, dim=1), p['predict']) * torch.tensor(weight)).sum()
+    p = whole(given)
+    latent = ca_mae_encoded(pixels, p['encoder'], keep)
+    return ca_mae_error(ca_mae_decoded(latent[:, 1:], p['decoder'], rank), pixels, hidden, normalised, 0.01)
 
-  ours = lambda given: (decoder.apply({'params': float32(p)}, *operands(given['z'], order, None)) * weight).sum()
-  compare(ours, theirs, {'z': latent}, 2e-5)
+  compare(lambda given: objective.loss({'params': whole(given), 'extra': {}}, batch, KEY, 0, train=False)[0], theirs,
+          arrays, 1e-6)
 
 
 def test_cha_mae_decoder():
