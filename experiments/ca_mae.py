@@ -5,15 +5,15 @@ one, 75 % of them hidden, fixed positions, LayerScale from 1e-4, drop path 0.1; 
 and 16 heads for each channel after a common cross-attention (mae_modules.py:CAMAEDecoder); 0.99 of the pixels' error
 and 0.01 of the spectra's (loss.py, config.yaml), without normalised patches; decay 0.05, b2 0.95, warm-up over a
 tenth of the run. Differs: the repository has no training loop, so that batch, length and the form of the rate are
-this recipe's; AdamW at MAE's rate instead of Lion at 1e-4; the encoder's blocks are timm's Block (there its
-ParallelScalingBlock, with attention and MLP side by side under one norm, LayerScale and draw of drop path, and
-normalised queries and keys: vit.py:236-251), of which all transformers here are made; the encoder has channel
-embeddings, which there only the decoder has; positions have the width's features first, there the height's
-(vit.py:50-58), the same but for the order of features; a channel's variance is taken as it is, where InstanceNorm2d
-adds 1e-5 to that of x / 255 (mae_modules.py:19-28), which tells where a channel varies by a few grey values only; mask
-token and embeddings of the decoder begin at random (there at 0). Phenom-Beta (phenombeta.yaml, global_pool: avg) has
-no norm between encoder and decoder, and decoders of 4 blocks. A decoder runs for every name of the vocabulary:
-objective.decoder_channels=together is cheaper where images have few of many channels.
+this recipe's; AdamW at MAE's rate instead of Lion at 1e-4; the encoder's blocks are timm's Block, of which all
+transformers here are made, there its ParallelScalingBlock (attention and MLP side by side under one norm, LayerScale
+and draw of drop path) with normalised queries and keys (vit.py:236-251); the encoder has channel embeddings, which
+there only the decoder has; positions have the width's features first, there the height's (vit.py:50-58), the same but
+for the order of features; a channel's variance is taken as it is, where InstanceNorm2d adds 1e-5 to that of x / 255
+(mae_modules.py:19-28), which tells where a channel varies by a few grey values only; mask token and embeddings of the
+decoder begin at random (there at 0). Phenom-Beta (phenombeta.yaml, global_pool: avg) has no norm between encoder and
+decoder, and decoders of 4 blocks. A decoder runs for every name of the vocabulary: objective.decoder_channels=together
+is cheaper where images have few of many channels.
 
   jaxmed train experiments/ca_mae.py --data CELLS --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/ca_mae.py:laptop --data corpus --out RUN
