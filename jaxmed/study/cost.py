@@ -18,6 +18,7 @@ from jaxmed import objectives
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.feed import lacking
 from jaxmed.errors import UserError, choose
+from jaxmed.objectives.distillation.self_distillation import SelfDistillation, prototypes
 from jaxmed.parallel import sharding_table
 from jaxmed.parallel.chips import Cluster
 from jaxmed.plan import plan, roofline, worker
@@ -108,8 +109,13 @@ class Sizes:
     kept['loader'] = {k: kept['loader'][k] for k in _LOADER}
     kept['optimizer'] = {k: v for k, v in kept['optimizer'].items() if k in ('name', 'accumulate', 'ema', 'groups',
                                                                              'options', 'moments')}
-    rows = spec.rows if objectives.filled(objectives.get(config.method), rows=0) else 0
-    key = json.dumps([kept, spec.vocabulary, spec.slots, spec.masked, spec.mixed, spec.dtype, spec.classes, rows],
+    if not config.objective.get('class_weight', 1.0):  # classes of a subset that nothing is computed with
+      kept['objective'].pop('num_classes', None)
+    method = objectives.get(config.method)
+    rows = spec.rows if objectives.filled(method, rows=0) else 0
+    if issubclass(method, SelfDistillation):  # records decide how many prototypes there are, and no other shape
+      rows = prototypes(rows)
+    key = json.dumps([kept, spec.vocabulary, spec.slots, spec.masked, spec.mixed, spec.dtype, bool(spec.classes), rows],
                      sort_keys=True, default=str)
     if key not in self._known:
       self._known[key] = plan.trace(config, spec)

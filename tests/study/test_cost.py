@@ -1,5 +1,6 @@
 """What cells take before they run: subsets, lengths, FLOPs, rules; what cannot fit is one line that names the cell."""
 
+import dataclasses
 import types
 
 import jax
@@ -224,3 +225,17 @@ def test_shapes_are_traced_once(known, monkeypatch):
   ready(known, {'seed': [0, 1], 'samples': [16, 32], 'learning_rate': [1e-3, 2e-3], 'steps': [5, 6]})
   assert len(calls) == 1
   assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize('method, weight, traces', [('mae', 0.0, 1), ('mae', 0.5, 2), ('dino', None, 1)])
+def test_classes_and_records_of_a_subset_are_no_shapes(known, monkeypatch, method, weight, traces):
+  """Unless a method trains on the classes."""
+  calls, sizes = [], type(cost.Sizes())()
+  monkeypatch.setattr(cost.plan, 'trace', lambda config, spec: calls.append(spec))
+  for classes, rows in ((('a', 'b'), 100), (('a', 'b', 'c'), 200)):
+    base = {k: v for k, v in TINY.items() if k != 'objective'}
+    config, spec = cost._resolved(merge(base, {'method': method, 'data': known.data}), known)
+    if weight is not None:
+      config.objective.class_weight, config.objective.num_classes = weight, len(classes)
+    sizes.of(config, dataclasses.replace(spec, classes=classes, rows=rows))
+  assert len(calls) == traces

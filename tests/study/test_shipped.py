@@ -51,9 +51,9 @@ def demo(tmp_path_factory):
   return cost.Corpus(str(place))
 
 
-@pytest.mark.parametrize('path, variant', [c for c in CASES if 'laptop' in c[1]], ids=[n for n in NAMED if 'laptop' in n])
-def test_laptop_variants_can_run(demo, path, variant):
+@pytest.mark.parametrize('path', STUDIES, ids=lambda p: p.stem)
+def test_laptop_variants_can_run(demo, path):
   """On the demo corpus: all cells fit, and together take minutes of a processor of 20 GFLOP/s."""
-  cells = cost.ready(grid.read(f'{path}:{variant}'), demo)
+  cells = cost.ready(grid.read(f'{path}:laptop'), demo)
   assert sum(c.flops for c in cells) / 20e9 < 1800
   assert cost.check_memory(cells, 2) == []
