@@ -41,7 +41,7 @@ $(VENV)/.test: $(VENV)/.installed
 # Where it cannot be had the tests say so and are skipped.
 slurm-test: $(VENV)/.test
 	-tools/slurm_here.sh
-	$(BIN)/python -m pytest -q -m slurm tests/launch/test_slurm.py tests/data/test_cluster.py; code=$$?; tools/slurm_here.sh stop; exit $$code
+	$(BIN)/python -m pytest -q -m slurm tests/launch/test_slurm.py tests/launch/test_studies.py tests/data/test_cluster.py; code=$$?; tools/slurm_here.sh stop; exit $$code
 
 # Against the real PyTorch classes. The extra is large, so it has a target of its own.
 parity: $(VENV)/.parity
