@@ -35,9 +35,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from jaxmed.models import create_model  # noqa: E402
 from jaxmed.models.layers import kernels  # noqa: E402
 from jaxmed.parallel.memory import restart_with_huge_pages  # noqa: E402
+from jaxmed.train.utilization import keeping  # noqa: E402
 from tools.needs import measured_on, need, run_script  # noqa: E402
 
-MANY = 1 << 40  # keys of any attention
+KEPT = {'kept': 1 << 62, 'blocks': 0}  # keys whose probabilities attention keeps
 PAUSE, EACH = 0.02, 5  # seconds before a turn, calls in it
 DENSE = ((3152, 192, 768), (3152, 768, 192), (1576, 384, 1536), (1576, 1536, 384))  # rows, in, out of ViT-Ti and ViT-S
 ATTENTION = ((16, 197, 3, 64), (4, 577, 6, 64), (2, 785, 6, 64), (1, 1569, 6, 64))  # batch, tokens, heads, width
@@ -114,27 +115,24 @@ def attention(torch: Any, *shape: int) -> dict[str, Callable[[], Any]]:
     torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
 
   total = lambda x: kernels.self_attention(x).sum()
-  return {name: keeping(most, lambda: compiled(jax.value_and_grad(total), qkv))
-          for name, most in (('kept', MANY), ('blocks', 0))} | {'torch': theirs}
+  forms: dict[str, Callable[[], Any]] = {}
+  for name, keys in KEPT.items():
+    with keeping(keys):
+      forms[name] = compiled(jax.value_and_grad(total), qkv)
+  return forms | {'torch': theirs}
 
 
-def keeping(most: int, compile: Callable[[], Any]) -> Any:
-  """What `compile` gives where attention keeps the probabilities of so many keys."""
-  before, kernels.KEEP = kernels.KEEP, most
-  try:
-    return compile()
-  finally:
-    kernels.KEEP = before
-
-
-def step(name: str, batch: int, size: int, channels: int) -> dict[str, Callable[[], Any]]:
+def step(model_name: str, batch: int, size: int, channels: int) -> dict[str, Callable[[], Any]]:
   """The gradient of an encoder, with and without kept probabilities."""
-  model = create_model(name, image_size=size, in_channels=channels)
+  model = create_model(model_name, image_size=size, in_channels=channels)
   x, ids = _normal(0, batch, size, size, channels), jnp.tile(jnp.arange(channels), (batch, 1))
   params = jax.jit(lambda key: nn.unbox(model.init(key, x, ids)['params']))(jax.random.key(0))
   loss = lambda params, x: model.apply({'params': params}, x, ids).mean.sum()
-  return {form: keeping(most, lambda: compiled(jax.grad(loss), params, x))
-          for form, most in (('kept', MANY), ('blocks', 0))}
+  forms = {}
+  for name, keys in KEPT.items():
+    with keeping(keys):
+      forms[name] = compiled(jax.grad(loss), params, x)
+  return forms
 
 
 def rows_of(title: str, times: Mapping[str, list[float]], theirs: Callable[[str], str]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Several processes on this machine: started together, watched, ended together, started again after exit code 75."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from jaxmed.errors import EXIT_STOPPED, EXIT_UNAVAILABLE, UserError
@@ -124,16 +125,16 @@ class _Child:
 
 
 @contextlib.contextmanager
-def _forwarding(children: list[_Child]) -> Iterator[list[int]]:
-  """Hands signals on to the children; yields the list of those that came."""
+def noted(then: Callable[[int], Any] = lambda number: None) -> Iterator[list[int]]:
+  """Calls `then` of signals that ask this process to end or to save; yields the list of those that came."""
   came: list[int] = []
 
-  def hand_on(number: int, frame: Any) -> None:
+  def note(number: int, frame: Any) -> None:
     del frame
     came.append(number)
-    _send(children, number)
+    then(number)
 
-  before = {n: signal.signal(n, hand_on) for n in _FORWARDED}
+  before = {n: signal.signal(n, note) for n in _FORWARDED}
   try:
     yield came
   finally:
@@ -195,7 +196,7 @@ def submit(job: Job, o: Local) -> dict[str, Any]:
   attempt = 0
   while True:
     children: list[_Child] = []
-    with _forwarding(children) as came:
+    with noted(functools.partial(_send, children)) as came:
       for i, env in enumerate(environments(job, o, gpus, _free_port())):
         children.append(_Child(i, o.processes, job, env))
       if came:

@@ -12,14 +12,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxmed.errors import EXIT_STOPPED, Stopped
+from jaxmed.launch.local import noted
 from jaxmed.parallel.devices import cores
 
 FOLLOW = 'JAXMED_FOLLOWS'  # set for processes whose standard input is the pipe
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL = 0.05  # seconds
 
 
@@ -60,7 +60,7 @@ def run(tasks: Sequence[Task], at_once: int, ended: Callable[[Task, int, str], N
   """
   waiting, running = list(tasks), list[_Child]()
   shares = _shares(at_once)
-  with _noted() as came:
+  with noted() as came:
     try:
       while running or (waiting and not came):
         while waiting and not came and len(running) < at_once:
@@ -114,19 +114,6 @@ def _kill_later(children: Sequence[_Child], grace: float) -> None:
   for child in children:
     with contextlib.suppress(ProcessLookupError):
       child.process.kill()
-
-
-@contextlib.contextmanager
-def _noted() -> Iterator[list[int]]:
-  """Yields the list of signals that came meanwhile."""
-  came: list[int] = []
-  note = lambda number, frame: came.append(number)
-  before = {n: signal.signal(n, note) for n in _SIGNALS}
-  try:
-    yield came
-  finally:
-    for n, handler in before.items():
-      signal.signal(n, handler)
 
 
 def last_line(log: pathlib.Path) -> str:

@@ -1,5 +1,6 @@
 """What a training method need not say, with the values of one that does not."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +18,11 @@ class Method:
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
   FIELDS: ClassVar[tuple[str, ...]] = ('image',)
   WINDOWS: ClassVar[bool] = False
+
+  @classmethod
+  def shaped_by(cls, rows: int) -> int:
+    """What of the number of training records decides shapes: all of it where the method has a field `rows`."""
+    return rows if 'rows' in {f.name for f in dataclasses.fields(cls)} else 0  # type: ignore[arg-type]
 
   @property
   def feature(self) -> str:

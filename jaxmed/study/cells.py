@@ -20,6 +20,7 @@ from jaxmed import files, owner
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Stopped, Unavailable, UserError, choose
 from jaxmed.evaluate.protocols.tasks import TRAINED
+from jaxmed.evaluate.remembered import Remembered
 from jaxmed.study import grid
 from jaxmed.study.cost import Ready
 from jaxmed.study.grid import LOSS, Judge, Study
@@ -175,10 +176,12 @@ def judged(plan: Mapping[str, Any], cell: Mapping[str, Any], place: pathlib.Path
   judges = [Judge(**j) for j in plan['judges'] if j != LOSS]
   if not judges:
     return {}
-  encoder, source, seed = load_encoder(place / 'run'), open_source(plan['data']), int(cell['config'].get('seed', 0))
+  source, seed = open_source(plan['data']), int(cell['config'].get('seed', 0))
+  encoder = Remembered(load_encoder(place / 'run'))  # judges share what they embed
+  untrained = Remembered(encoder.untrained(seed))
   scores: dict[str, float | None] = {}
   for number, judge in enumerate(judges):
-    said = grid.made(judge).run(encoder, source, judge.label, untrained=encoder.untrained(seed),
+    said = grid.made(judge).run(encoder, source, judge.label, untrained=untrained,
                                 feature=judge.feature or encoder.feature, seed=seed)
     twice = sum(j.task == judge.task for j in judges) > 1
     files.write_json(place / (f'{judge.task}.{number}.json' if twice else f'{judge.task}.json'), said)

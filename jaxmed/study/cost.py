@@ -18,7 +18,6 @@ from jaxmed import objectives
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.feed import lacking
 from jaxmed.errors import UserError, choose
-from jaxmed.objectives.distillation.self_distillation import SelfDistillation, prototypes
 from jaxmed.parallel import sharding_table
 from jaxmed.parallel.chips import Cluster
 from jaxmed.plan import plan, roofline, worker
@@ -111,10 +110,7 @@ class Sizes:
                                                                              'options', 'moments')}
     if not config.objective.get('class_weight', 1.0):  # classes of a subset that nothing is computed with
       kept['objective'].pop('num_classes', None)
-    method = objectives.get(config.method)
-    rows = spec.rows if objectives.filled(method, rows=0) else 0
-    if issubclass(method, SelfDistillation):  # records decide how many prototypes there are, and no other shape
-      rows = prototypes(rows)
+    rows = objectives.get(config.method).shaped_by(spec.rows)
     key = json.dumps([kept, spec.vocabulary, spec.slots, spec.masked, spec.mixed, spec.dtype, bool(spec.classes), rows],
                      sort_keys=True, default=str)
     if key not in self._known:

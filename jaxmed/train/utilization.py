@@ -43,9 +43,9 @@ def plain(config: ConfigDict) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def keeping() -> Iterator[None]:
-  """Has attention keep its probabilities for any number of keys while something is traced."""
-  before, kernels.KEEP = kernels.KEEP, 1 << 62
+def keeping(keys: int = 1 << 62) -> Iterator[None]:
+  """Has attention keep its probabilities of so many keys (`kernels.KEEP`) while something is traced; of any number."""
+  before, kernels.KEEP = kernels.KEEP, keys
   try:
     yield
   finally:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import html
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -13,8 +12,9 @@ from jaxmed.data.corpus.source import Source
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import dense, overlap, pixels, tables
 from jaxmed.evaluate import metrics as statistics
-from jaxmed.evaluate.protocols import masks
+from jaxmed.evaluate.protocols import compared, masks
 from jaxmed.evaluate.protocols.masks import MaskTask, Part
+from jaxmed.evaluate.protocols.protocol import lone_subject
 from jaxmed.evaluate.protocols.tasks import PIXELS, SPLITS, TRAINED, UNTRAINED, plain
 
 HELD = 0.1  # of the training subjects choose where there is no val split: CAPI, eval_segmentation.py
@@ -183,11 +183,7 @@ class Dense:
                          chosen=_without_nan(s.probes[method].info), classes=_by_class(table, names)))
         if s.probes[method].trouble:
           notes.append(f'{method} on {kind}: {s.probes[method].trouble}')
-    encoders = [kind for kind in scored if kind not in (UNTRAINED, PIXELS)]
-    pairs = [(TRAINED, other) for other in scored if other != TRAINED] + list(itertools.combinations(encoders[1:], 2))
-    differences = [dict(features=one, minus=other, method=method, metrics=plain(
-        statistics.difference(*found[one, method], *found[other, method])))
-        for one, other in pairs for method in self._methods]
+    differences = compared.rows_of(found)['differences']
     first = next(iter(scored[TRAINED].tables.values()))
     constant = overlap.constant(first, int(np.bincount(sample.pixels[sample.pixels >= 0]).argmax()))
     chance = overlap.score(constant, foreground)
@@ -216,10 +212,8 @@ class Dense:
       notes.append('classes that are the commonest of no fitted patch, which logistic regression cannot predict: '
                    + named(task.known & ~seen))
     if UNTRAINED not in scored:
-      notes.append('no untrained encoder was given: that baseline is missing')
-    if len(set(task.test.subjects)) < 2:
-      notes.append('the test rows are of one subject: there are no intervals')
-    return notes
+      notes.append(compared.MISSING)
+    return notes + lone_subject(task)
 
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text: scores, then the classes of the trained encoder by its best probe."""

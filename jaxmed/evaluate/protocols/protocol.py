@@ -1,15 +1,14 @@
 """What a protocol of frozen features is: it fits on some splits and scores another, beside two baselines."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics as statistics
 from jaxmed.evaluate import tables
+from jaxmed.evaluate.protocols import compared
 from jaxmed.evaluate.protocols.tasks import (
   PIXELS,
   SPLITS,
@@ -139,15 +138,12 @@ class FeatureProtocol:
                           batch_size=batch_size, seed=seed, draws=draws, pixels=pixels)
     task = self.task_of(source, label, seed)
     notes = [*task.notes, *self.notes(task)]
-    sets = {TRAINED: self.features(encoder, task, feature, batch_size, TRAINED)}
-    if untrained is not None:
-      sets[UNTRAINED] = self.features(untrained, task, feature, batch_size, UNTRAINED)
-    else:
-      notes.append('no untrained encoder was given: that baseline is missing')
+    notes += [] if untrained is not None else [compared.MISSING]
+    those = compared.encoders(encoder, feature, untrained, beside)
+    made = {name: self.features(one, task, vector, batch_size, name) for name, (one, vector) in those.items()}
     if pixels:
-      sets[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
-    for name, other in beside.items():
-      sets[_free(name, sets)] = self.features(other, task, other.feature, batch_size, name)
+      made[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
+    sets = {name: made[name] for name in (TRAINED, UNTRAINED, PIXELS, *beside) if name in made}
     rows, differences, troubles = self._scored(sets, task, draws, seed)
     return dict(label=label, feature=feature, classes=list(task.classes), chance=self.chance(task), rows=rows,
                 differences=differences, notes=notes + troubles, draws=draws, seed=seed, headline=self.headline,
@@ -166,9 +162,7 @@ class FeatureProtocol:
                          **answers.info, **self.details(name, method, features, answers, task, draws, seed)))
         if answers.trouble:
           notes.append(f'{method} on {name}: {answers.trouble}')
-    encoders = [name for name in sets if name not in (UNTRAINED, PIXELS)]
-    pairs = [(TRAINED, other) for other in sets if other != TRAINED] + list(itertools.combinations(encoders[1:], 2))
-    for one, other in pairs:
+    for one, other in compared.pairs(list(sets)):
       for method in (m for m in self.methods if (one, m) in found and (other, m) in found):
         got = statistics.difference(*found[one, method], *found[other, method])
         differences.append(dict(features=one, minus=other, method=method, metrics=plain(got)))
@@ -196,13 +190,6 @@ class FeatureProtocol:
     return {}
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-  """A name that no features have yet, or a UserError."""
-  if name in taken:
-    raise UserError(f'two encoders are called {name!r}; expected a name each')
-  return name
-
-
-def lone_subject(task: Task) -> list[str]:
+def lone_subject(task: Any) -> list[str]:
   """The note on test rows of one subject."""
   return ['the test rows are of one subject: there are no intervals'] if len(set(task.test.subjects)) < 2 else []

@@ -207,6 +207,11 @@ class SelfDistillation(Method):
       if not 0 <= vars(self)[name] <= 1:
         raise UserError(f'objective.{name} {vars(self)[name]} must lie in 0 .. 1')
 
+  @classmethod
+  def shaped_by(cls, rows: int) -> int:
+    """The number of prototypes."""
+    return prototypes(rows)
+
   @property
   def heads(self) -> dict[str, DINOHead]:
     """The projection heads by their names in the parameters."""
