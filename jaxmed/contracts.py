@@ -200,6 +200,30 @@ class Encoder(Structure):
 
 
 @runtime_checkable
+class Decoder(Structure):
+  """A Flax module that makes logits of pixels from maps of an encoder, see `models.decoders.dense`."""
+
+  @property
+  def num_classes(self) -> int:
+    """K of the logits."""
+
+  @property
+  def deep_supervision(self) -> bool:
+    """Whether there are logits of coarser grids too, where the decoder has them."""
+
+  @classmethod
+  def levels(cls, encoder: Encoder) -> tuple[int, ...]:
+    """The levels of an encoder whose maps it takes, in the order in which it takes them."""
+
+  def init(self, *args: Any, **kwargs: Any) -> Any:
+    """Boxed variables."""
+
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    """Of an image [B, *size, C], maps ([B, *grid, D], ...) and `train`: logits ([B, *size, K], ...) float32, the first
+    on the grid of the image; with `deep_supervision` coarser ones after it."""
+
+
+@runtime_checkable
 class Objective(Structure):
   """A training method: a frozen dataclass of pure functions. Its simple fields are its options.
 
