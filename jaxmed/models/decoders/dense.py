@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Decoder, Encoder
 from jaxmed.errors import UserError, choose
+from jaxmed.models.decoders.unet import UNet
 from jaxmed.models.layers.tokens import Features
 from jaxmed.models.layers.transformer import Dense, LayerNorm
 
@@ -42,13 +43,15 @@ class Linear(nn.Module):
     return (jax.image.resize(logits, (*image.shape[:-1], self.num_classes), 'linear'),)
 
 
-DECODERS: dict[str, Any] = {'linear': Linear}
+DECODERS: dict[str, Any] = {'linear': Linear, 'unet': UNet}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
 
 
 def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervision: bool = False,
                    **options: Any) -> Decoder:
   """Makes a decoder for an encoder, in the encoder's compute type.
+
+  Options that are not given are those that the encoder has in `decoder_options`, if any: its published network's.
 
   Raises:
     UserError: an unknown name or option, or an encoder without levels.
@@ -59,6 +62,7 @@ def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervisi
   known = [field for field in decoder.__dataclass_fields__ if field not in FILLED]
   for option in options:
     choose(f'option of the decoder {name}', option, known)
+  options = getattr(encoder, 'decoder_options', {}).get(name, {}) | options
   return decoder(num_classes=num_classes, deep_supervision=deep_supervision, dtype=encoder.dtype, **options)
 
 
