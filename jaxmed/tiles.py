@@ -11,7 +11,7 @@ image; beyond BUDGET they lie in a temporary file.
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from jaxmed.data.resize import weights
 from jaxmed.errors import UserError
 from jaxmed.parallel.mesh import batch_sharding, batch_shards, make_mesh
 
@@ -88,6 +89,38 @@ def slices(network: Network, image: np.ndarray, tile: Sequence[int], *, step: fl
     sums.add(place, logits, weight)
   assert sums is not None
   yield from (x[inside] for z, x in sums.until(size[0]) if z in shown)
+
+
+def resampled(slices: Iterable[np.ndarray], length: int, size: Sequence[int],
+              scales: Sequence[float | None] | None = None) -> Iterator[np.ndarray]:
+  """Yields slices [*size[1:], K] of an image of the grid `size`, linear between those [*grid[1:], K] of another grid.
+
+  Args:
+    length: number of the given slices. scales: for each axis how many of the given pixels the new ones are apart, around
+      the same middle; None where both grids cover the same field.
+  """
+  scales = scales or (None,) * len(size)
+  first = weights(length, size[0], scales[0], False)
+  source, held = enumerate(slices), dict[int, np.ndarray]()
+  for i in range(size[0]):
+    wanted = {int(c): float(w) for c, w in zip(*(x[first.indptr[i] : first.indptr[i + 1]] for x in (
+      first.indices, first.data))) if w}
+    held = {z: x for z, x in held.items() if z >= min(wanted)}
+    while max(held, default=-1) < max(wanted):
+      z, x = next(source)
+      if z >= min(wanted):
+        held[z] = _plane(x, size[1:], scales[1:])
+    yield sum(held[z] * np.float32(w) for z, w in wanted.items())  # type: ignore[misc]
+
+
+def _plane(x: np.ndarray, size: Sequence[int], scales: Sequence[float | None]) -> np.ndarray:
+  """A slice [*grid, K] at other places of each axis."""
+  for axis, (n, scale) in enumerate(zip(size, scales)):
+    if scale or x.shape[axis] != n:
+      moved = np.moveaxis(x, axis, 0)
+      matrix = weights(len(moved), n, scale, False)
+      x = np.moveaxis((matrix @ moved.reshape(len(moved), -1)).reshape(n, *moved.shape[1:]), 0, axis)
+  return x
 
 
 class _Sums:
