@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed import config as config_lib
+from jaxmed import objectives
 from jaxmed import owner as owner_lib
 from jaxmed.data.feed import lacking
 from jaxmed.data.feed.pipeline import train_batches
@@ -127,7 +128,8 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   """The full config, what the run knows of its data, and its stream; every option is checked, nothing is written."""
   label = str(dict(user.get('loader', {})).get('label', ''))
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
-  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
+  wanted = objectives.get(str(user.get('method', 'mae'))).FIELDS
+  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack, wanted)
   config = resolve.resolve(user, spec)
   towers.opened(config, rundir.load)
   mesh = mesh_lib.make_mesh(config.mesh)

@@ -43,7 +43,16 @@ class Linear(nn.Module):
 
 
 DECODERS: dict[str, Any] = {'linear': Linear}
+# The decoder of each family of encoders where none is named; of what has no line here, or no such decoder, the linear one.
+AUTO = {
+    'vit': 'unetr', 'channel_vit': 'unetr', 'bag': 'unetr', 'swin': 'swin_unetr', 'resenc': 'unet', 'resnet': 'unet',
+    'convnextv2': 'upernet', 'caformer': 'upernet', 'pvt_v2': 'fpn'}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
+
+
+def decoder_for(family: str) -> str:
+  """The decoder that goes with a family of encoders, see AUTO."""
+  return AUTO[family] if AUTO.get(family) in DECODERS else 'linear'
 
 
 def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervision: bool = False,

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from jaxmed import config as config_lib
 from jaxmed.data.corpus import joint, vocabulary
+from jaxmed.data.corpus.labels import Labels, labels_of
 from jaxmed.data.corpus.vocabulary import Vocabulary
 from jaxmed.data.feed import fields, lacking
 from jaxmed.errors import UserError, choose
@@ -33,7 +34,8 @@ class DataSpec:
   records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
   classes: of the label, () for none. holds: what records have beside images, see `feed.fields.held`; signal: steps
   and channels of the first signal, () for none; boxes: the most boxes of a record; uneven: whether some record has
-  another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions.
+  another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions; mask_values,
+  mask_names: the classes of masks, see `data.corpus.labels`, where the method trains on masks.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -50,6 +52,8 @@ class DataSpec:
   boxes: int = 0
   uneven: bool = False
   digest: str = ''
+  mask_values: tuple[int, ...] = ()
+  mask_names: tuple[str, ...] = ()
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -63,11 +67,12 @@ class DataSpec:
 
 
 def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
-              lack: lacking.Lack | None = None) -> DataSpec:
+             lack: lacking.Lack | None = None, wanted: Sequence[str] = ()) -> DataSpec:
   """Looks at the manifest and statistics of a `data.corpus.source.Source` (already reduced to the rows to train on).
 
   Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `lack`
-  (loader.missing) records differ in their channels.
+  (loader.missing) records differ in their channels. wanted: fields that the method reads; with 'mask' the classes of
+  the masks are looked up.
   """
   if not len(source):
     raise UserError('the corpus has no record to train on')
@@ -89,11 +94,13 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
       'sizes': _commonest(('x'.join(map(str, s[:-1])) for s in shapes), of_shape),
   }
   lacks, holds = lack is not None, fields.held(source)
+  labels = labels_of(source) if 'mask' in wanted and 'mask' in holds else Labels((), ())
   return DataSpec(channels, max(counts), len(counts) > 1 or lacks,
                   dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
                   len(sets) > 1 or lacks, holds, _signal(source) if 'signal' in holds else (),
                   _most_boxes(source, len(size)) if 'boxes' in holds else 0,
-                  not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source))
+                  not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source), labels.values,
+                  labels.names)
 
 
 def digest_of(source: Any) -> str:
