@@ -237,6 +237,7 @@ class Objective(Structure):
   TOWERS: ClassVar[tuple[str, ...]]  # its networks, 'image' (the encoder) first; the run fills in the field `towers`
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]  # {group of the optimizer: paths of its parameters}
   FIELDS: ClassVar[tuple[str, ...]]  # what it wants of a record, see FIELDS
+  REQUIRED: ClassVar[tuple[str, ...]]  # of these what every training record must have
   WINDOWS: ClassVar[bool]  # whether its samples may be windows of several records, loader.window
 
   @property

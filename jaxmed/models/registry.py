@@ -110,11 +110,15 @@ def _check_size(name: str, image_size: tuple[int, ...], patch: tuple[int, ...]) 
     raise UserError(f'image_size {image_size} does not divide into the patches of {name}: nearest is {near}')
 
 
+def family_of(model: Encoder) -> str:
+  """The family of a model, a key of FAMILIES."""
+  return next(name for name, cls in FAMILIES.items() if type(model) is cls)
+
+
 def describe(model: Encoder) -> dict[str, Any]:
   """All fields of a model as plain data, which `rebuild` turns back into it."""
-  family = next(name for name, cls in FAMILIES.items() if type(model) is cls)
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
-  return {'family': family} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+  return {'family': family_of(model)} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def rebuild(description: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ class Method:
   TOWERS: ClassVar[tuple[str, ...]] = ('image',)
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
   FIELDS: ClassVar[tuple[str, ...]] = ('image',)
+  REQUIRED: ClassVar[tuple[str, ...]] = ()
   WINDOWS: ClassVar[bool] = False
 
   @classmethod

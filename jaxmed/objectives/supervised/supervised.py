@@ -35,6 +35,7 @@ class Supervised(Diversity, Method):
 
   LEARNING_RATE: ClassVar = (5e-4, 256)  # insitro/ChannelViT: 5e-4 * B / 256 at a batch of 256
   FEATURE: ClassVar[str] = 'cls'
+  REQUIRED: ClassVar[tuple[str, ...]] = ('label',)
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'encoder': {'drop_path': 0.1},
       'optimizer': {'weight_decay': 0.04, 'final_learning_rate': 1e-6},

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -42,8 +43,11 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   method = objectives.get(config.method)
   clock = Clock(config.steps, samples(config, spec) / config.batch_size)
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
-  objective = method(encoder=model, **config.objective,
-                     **objectives.filled(method, clock=clock, rows=spec.rows, towers=others))
+  names = dict(zip(spec.mask_values, spec.mask_names))
+  known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others,
+                            names=tuple(names.get(v, str(v)) for v in config.objective.get('values', ())))
+  given = {k: FrozenDict(v.to_dict()) if isinstance(v, ConfigDict) else v for k, v in config.objective.items()}
+  objective = method(encoder=model, **given, **known)
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
   whole = np.issubdtype(spec.dtype, np.integer)

@@ -220,6 +220,21 @@ def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
     config.objective.num_classes = len(spec.classes)
     if not config.loader.label and config.objective.get('class_weight', 1.0):  # by default the method is about classes
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+  if 'mask' in objectives.get(config.method).FIELDS and 'values' in config.objective:
+    _fill_values(config, spec)
+
+
+def _fill_values(config: ConfigDict, spec: DataSpec) -> None:
+  """The classes of masks: those of the training records, or those named, of which there must be some."""
+  named, found = config.objective['values'], [v for v in spec.mask_values if v not in config.objective.ignore]
+  config.objective['values'] = tuple(named or found)
+  lost = [v for v in config.objective['values'] if v not in found] or [v for v in found if v not in named and named]
+  if lost:
+    raise UserError(f'objective.values={",".join(map(str, named))}, but the masks of the training records have the values '
+                    f'{", ".join(map(str, found))}: name them all, or give others in objective.ignore')
+  if len(found) < 2:
+    raise UserError(f'the masks of the training records have {"only " + str(found[0]) if found else "no value"}: expected '
+                    'two or more classes')
 
 
 def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
