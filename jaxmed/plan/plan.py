@@ -29,7 +29,7 @@ from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
 ROWS, CLASSES, PER_CHIP = 1_000_000, 1000, 64
-MASK_VALUES = tuple(range(14))  # of masks: the background and 13 organs, as BTCV
+MASK_CLASSES = 2  # of masks, the background among them
 SIGNAL, BOXES = (5000, 12), 16  # steps and channels of a signal, boxes of a record: 10 s of a 12-lead ECG at 500 Hz
 
 
@@ -103,10 +103,13 @@ def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   rank = max(len(size), str(user['model']).rpartition('/')[2].count('x') + 1, 2)
   size = size * rank if len(size) == 1 else size
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
-  classes = tuple(f'class{i}' for i in range(CLASSES)) if user.get('method') == 'supervised' else ()
+  method = objectives.get(str(user.get('method', 'mae')))
+  classes = tuple(f'class{i}' for i in range(CLASSES)) if method.PREDICTS == 'label' else ()
   return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes,
-                            holds=FIELDS, signal=SIGNAL, boxes=BOXES, mask_values=MASK_VALUES,
-                            mask_names=tuple(map(str, MASK_VALUES)))
+                            holds=FIELDS, signal=SIGNAL, boxes=BOXES,
+                            mask_values=tuple(range(MASK_CLASSES)),
+                            mask_names=tuple(f'class{i}' for i in range(MASK_CLASSES)),
+                            number=(0.0, 1.0) if data_spec.numeric(user) else ())
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Decoder, Encoder
 from jaxmed.errors import UserError, choose
+from jaxmed.models.decoders.unet import UNet
 from jaxmed.models.layers.tokens import Features
 from jaxmed.models.layers.transformer import Dense, LayerNorm
 
@@ -42,11 +43,12 @@ class Linear(nn.Module):
     return (jax.image.resize(logits, (*image.shape[:-1], self.num_classes), 'linear'),)
 
 
-DECODERS: dict[str, Any] = {'linear': Linear}
-# The decoder of each family of encoders where none is named; of what has no line here, or no such decoder, the linear one.
+DECODERS: dict[str, Any] = {'linear': Linear, 'unet': UNet}
+# The decoder of each family of encoders where none is named; the linear one of a family that is not here, or whose
+# decoder is not there.
 AUTO = {
-    'vit': 'unetr', 'channel_vit': 'unetr', 'bag': 'unetr', 'swin': 'swin_unetr', 'resenc': 'unet', 'resnet': 'unet',
-    'convnextv2': 'upernet', 'caformer': 'upernet', 'pvt_v2': 'fpn'}
+    'vit': 'unetr', 'channel_vit': 'unetr', 'bag': 'unetr', 'swin': 'swin_unetr', 'unet': 'unet', 'resnet': 'unet',
+    'convnextv2': 'unet', 'caformer': 'unet', 'pvt_v2': 'unet'}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
 
 
@@ -59,6 +61,8 @@ def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervisi
                    **options: Any) -> Decoder:
   """Makes a decoder for an encoder, in the encoder's compute type.
 
+  Options that are not given are those that the encoder has in `decoder_options`, if any: its published network's.
+
   Raises:
     UserError: an unknown name or option, or an encoder without levels.
   """
@@ -68,6 +72,7 @@ def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervisi
   known = [field for field in decoder.__dataclass_fields__ if field not in FILLED]
   for option in options:
     choose(f'option of the decoder {name}', option, known)
+  options = getattr(encoder, 'decoder_options', {}).get(name, {}) | options
   return decoder(num_classes=num_classes, deep_supervision=deep_supervision, dtype=encoder.dtype, **options)
 
 
