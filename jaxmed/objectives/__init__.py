@@ -12,10 +12,12 @@ defaults of what it need not say:
   LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch.
   FEATURE: 'cls' or 'mean', the vector it recommends.
   FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. REQUIRED: of these what every
-    training record must have; records without are left out. WINDOWS: whether its samples may be
-    windows of several records, see `data.feed.windows`.
+    training record must have; records without are left out. PREDICTS: what of a record it predicts itself, 'mask' by
+    `logits(variables, batch, train, rngs) -> ((logits, ...), stats)`, or 'label' or 'number' by `predict(variables,
+    batch)`; '' for nothing. WINDOWS: whether its samples may be windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
-a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records), `names` (of the classes of masks).
+a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records),
+`names` and `stored` (of the classes of masks).
 A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.
 """
 
@@ -43,6 +45,7 @@ from jaxmed.objectives.masked.data2vec import Data2Vec
 from jaxmed.objectives.masked.ijepa import IJEPA
 from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
+from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 
 METHODS: dict[str, Any] = {
@@ -50,7 +53,7 @@ METHODS: dict[str, Any] = {
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed,
-    'supervised': Supervised, 'segment': Segment,
+    'supervised': Supervised, 'regress': Regress, 'segment': Segment,
 }
 
 
@@ -59,7 +62,7 @@ def get(name: str) -> Any:
   return METHODS[choose('method', name, METHODS)]
 
 
-FILLED = ('encoder', 'towers', 'clock', 'rows', 'names')  # fields that a run fills in
+FILLED = ('encoder', 'towers', 'clock', 'rows', 'names', 'stored')  # fields that a run fills in
 
 
 def default_options(name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Method:
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
   FIELDS: ClassVar[tuple[str, ...]] = ('image',)
   REQUIRED: ClassVar[tuple[str, ...]] = ()
+  PREDICTS: ClassVar[str] = ''
   WINDOWS: ClassVar[bool] = False
 
   @classmethod

@@ -26,8 +26,8 @@ AUTO = 'auto'
 class Segment(Method):
   """Trains encoder and decoder on masks; the loss is that of nnU-Net v2 by default (nnUNetTrainer._build_loss).
 
-  Cross-entropy minus soft Dice of the classes but the background, weights 1 and 1, so that -1 is the optimum. A pixel of
-  -1 counts nowhere. Where a sample has `annotated` [K], the other classes are merged into the background there, see
+  Cross-entropy minus soft Dice of the classes but the background, weights 1 and 1, so that -1 is the optimum. A pixel
+  of -1 counts nowhere. Where a sample has `annotated` [K], the other classes are merged into the background there, see
   `losses.segmentation.log_probabilities`. Parameters: {'encoder', 'decoder'}.
 
   Attributes:
@@ -43,7 +43,7 @@ class Segment(Method):
     batch_dice: whether soft Dice has the sums of the whole batch and not of each sample; nnU-Net takes it for images
       and for crops of volumes that a coarser network sees whole.
     freeze_encoder: whether the encoder's weights stay as they are; it then runs as in evaluation.
-    decoder_first: fraction of the run, from its beginning, in which the decoder alone is trained.
+    head_first: fraction of the run, from its beginning, in which the decoder alone is trained.
   """
 
   encoder: Encoder
@@ -59,16 +59,18 @@ class Segment(Method):
   boundary_weight: float = 0.0
   batch_dice: bool = False
   freeze_encoder: bool = False
-  decoder_first: float = 0.0
-  names: tuple[str, ...] = ()
+  head_first: float = 0.0
+  names: tuple[str, ...] = ()  # of `values`
+  stored: tuple[int, ...] = ()  # values of all classes of the corpus, which `annotated` goes by; () for `values`
   clock: Clock = Clock()
 
   # nnssl's rate from scratch for its transformers (Primus). Its batch, 2 volumes of 160^3 in patches of 8^3, has the
   # tokens of 80 images of 14 x 14; 16 lies between.
   LEARNING_RATE: ClassVar = (3e-4, 16)
   FEATURE: ClassVar[str] = 'mean'
-  FIELDS: ClassVar[tuple[str, ...]] = ('image', 'mask')
+  FIELDS: ClassVar[tuple[str, ...]] = ('image', 'mask', 'annotated')
   REQUIRED: ClassVar[tuple[str, ...]] = ('mask',)
+  PREDICTS: ClassVar[str] = 'mask'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'checkpoint': {'best': 'dice', 'best_mode': 'max'},
       # Strengths and probabilities of nnU-Net's augmentation, as far as a view has them: sides of 0.7 to 1 of a record.
@@ -87,8 +89,8 @@ class Segment(Method):
     weights = (self.ce_weight, self.dice_weight, self.focal_weight, self.boundary_weight)
     if min(*weights, self.focal_gamma) < 0 or not any(weights):
       raise UserError(f'objective.*_weight {weights} must be at least 0, one above, and focal_gamma too')
-    if not 0 <= self.decoder_first < 1:
-      raise UserError(f'objective.decoder_first {self.decoder_first} must lie in [0, 1)')
+    if not 0 <= self.head_first < 1:
+      raise UserError(f'objective.head_first {self.head_first} must lie in [0, 1)')
 
   @property
   def network(self) -> Decoder:
@@ -117,7 +119,10 @@ class Segment(Method):
 
   def truth(self, batch: Batch) -> losses.Truth:
     """The labels of a batch."""
-    return losses.truth_of(batch['mask'], self.values, batch.get('annotated'))
+    annotated, stored = batch.get('annotated'), self.stored or self.values
+    if annotated is not None:
+      annotated = annotated[:, jnp.asarray([stored.index(v) for v in self.values])]
+    return losses.truth_of(batch['mask'], self.values, annotated)
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """The weighted terms over outputs and the known pixels of the global batch."""
@@ -136,14 +141,15 @@ class Segment(Method):
 
   def frozen(self, step: jax.Array) -> Mapping[str, Any]:
     """The encoder, at all steps or at the first ones."""
-    return resting(self.freeze_encoder, self.decoder_first, step, self.clock.steps)
+    return resting(self.freeze_encoder, self.head_first, step, self.clock.steps)
 
   def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
-    """'segmentation': the image, its classes and those predicted [B, *size], -1 where the label is unknown."""
+    """'segmentation': the image, its mask and that predicted [B, *size], -1 where the label is unknown."""
     del rng
     truth = self.truth(batch)
     found = losses.log_probabilities(self.logits(variables, batch)[0][0], truth).argmax(axis=-1)
-    return {'segmentation': (batch['image'], jnp.where(truth.known, truth.classes, -1), found)}
+    stored = jnp.asarray(self.values)
+    return {'segmentation': (batch['image'], jnp.where(truth.known, stored[truth.classes], -1), stored[found])}
 
   def _maps(self, params: Any, batch: Batch, train: bool, rngs: Any) -> tuple[tuple[jax.Array, ...], Any]:
     """The maps that the decoder wants, [B, *grid, D], and running statistics."""

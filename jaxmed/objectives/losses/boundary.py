@@ -1,8 +1,8 @@
 """The boundary loss and the signed distance maps that it reads, computed on the device.
 
 Masks are augmented on the device, so distances that were prepared on the host would be those of other masks. The
-transform is exact and separable: along each axis of n pixels the least of f(j) + (i - j)^2 over all j, n passes over the
-map (the distance of Felzenszwalb and Huttenlocher 2012 without their lower envelope, which is sequential).
+transform is exact and separable: along each axis of n pixels the least of f(j) + (i - j)^2 over all j, n passes over
+the map (the distance of Felzenszwalb and Huttenlocher 2012 without their lower envelope, which is sequential).
 """
 
 import jax
@@ -16,8 +16,8 @@ FAR = 1e9  # squared distance to nothing
 def boundary(logp: jax.Array, truth: Truth) -> jax.Array:
   """Mean over known pixels and annotated foreground classes of p times the signed distance to the class.
 
-  Kervadec et al. 2019, eq. 5, by LIVIAETS/boundary-loss, losses.py:SurfaceLoss. Distances are in pixels of the view, and
-  the border of what is known is no boundary: an unknown pixel is outside of every class.
+  Kervadec et al. 2019, eq. 5, by LIVIAETS/boundary-loss, losses.py:SurfaceLoss. Distances are in pixels of the view.
+  An unknown pixel is outside of every class.
 
   Args:
     logp: [B, *size, K] log probabilities.

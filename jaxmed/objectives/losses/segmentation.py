@@ -30,7 +30,7 @@ class Truth(NamedTuple):
 
 
 def truth_of(mask: jax.Array, values: Sequence[int], annotated: jax.Array | None = None) -> Truth:
-  """The labels of masks [B, *size] of stored values, of which `values` [K], rising, are the classes; 0 is the background.
+  """The labels of masks [B, *size] of stored values, of which `values` [K], rising, are the classes; 0: background.
 
   Every other value, -1 among them, is an unknown label. A pixel of a class that is not annotated in its sample belongs
   to the background there; without a background its label is unknown.

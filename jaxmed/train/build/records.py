@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from jaxmed import objectives
 from jaxmed.data.corpus import selection
+from jaxmed.data.corpus.labels import VALUES, Labels
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.curate import leakage
 from jaxmed.data.curate.features import unit
@@ -52,7 +54,26 @@ def _required(corpus: Any, user: Mapping[str, Any], label: str) -> str:
   if 'mask' in required and 'mask' not in fields.held(corpus):
     raise UserError(f'{user.get("data", corpus.path)} has no record with a mask: give jaxmed prepare a table with a '
                     "column 'mask' of files")
-  return label if 'label' in required else 'mask' if 'mask' in required else ''
+  return label if {'label', 'number'} & {*required} else 'mask' if 'mask' in required else ''
+
+
+def tell_classes(source: Any, labels: Labels) -> None:
+  """Says which classes of masks have no pixel in the records to train on, as far as the manifest knows.
+
+  Raises:
+    UserError: none of them has one.
+  """
+  if len(labels) < 2 or VALUES not in source.table.column_names:
+    return
+  found = set(pc.unique(pc.list_flatten(source.column(VALUES))).to_pylist())
+  lost = [f'{name} ({value})' for value, name in zip(labels.values, labels.names) if value and value not in found]
+  if len(lost) == sum(value != 0 for value in labels.values):
+    raise UserError(f'the masks of the {len(source)} records of {source.path} to train on have no pixel of '
+                    f'{", ".join(lost[:10])}')
+  if lost and process.is_main():
+    print(f'jaxmed: the {len(source)} records to train on have no pixel of {", ".join(lost[:10])}'
+          f'{f" and {len(lost) - 10} more" if len(lost) > 10 else ""}: nothing can be learned of that', file=sys.stderr,
+          flush=True)
 
 
 def subset(source: Any, count: int, seed: int) -> Any:
