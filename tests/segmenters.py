@@ -1,5 +1,6 @@
 """Segmentation networks of random weights for tests."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -43,3 +44,20 @@ def _logits(objective, params, image, ids):
 def direct(s, image, ids=(0, 1)):
   """Logits of one image [*image_size, C] that is normalised already."""
   return np.asarray(_logits(s.objective, s.params, jnp.asarray(image, jnp.float32), jnp.asarray(ids)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bright(Segment):
+  """Of which the whole result is known: the second class is where the first channel is above 0, normalised."""
+
+  def logits(self, variables, batch, train=False, rngs=None):
+    x = batch['image'][..., :1]
+    return (jnp.concatenate([-x, x], axis=-1),), {}
+
+
+def bright(size=(8, 8, 8), level=100.0, channels=('T1',), **options):
+  """A segmenter of two classes, 0 and 3: what is brighter than `level`."""
+  encoder = network(size, 'vit_micro/4', (0, 3), len(channels))[0].encoder
+  entries = tuple({'name': name, 'mean': level, 'std': 1.0} for name in channels)
+  objective = Bright(encoder, decoder='linear', values=(0, 3), names=('background', 'lamp'))
+  return Segmenter(objective, {'encoder': {}, 'decoder': {}}, entries, **{'tile': size} | options)

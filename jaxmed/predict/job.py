@@ -146,18 +146,21 @@ def _claim(out: pathlib.Path, own: dict[str, Any], cases: Sequence[Case], overwr
 
 
 def _read(case: Case, channels: Sequence[str] | None, segmenter: Segmenter) -> dict[str, Any]:
-  """The record of a case with channels that the run knows."""
+  """The record of a case with channels that the run knows, in the order of its vocabulary."""
   record = case.read()
   names, count = list(record['channels']), record['image'].shape[-1]
   if channels is not None:
     names = list(channels)
   elif names == numbered(count) and count == len(segmenter.channels):  # a file that does not name them
     names = list(segmenter.encoder.vocabulary)
+  ids = segmenter.encoder.ids
+  order = sorted(range(len(names)), key=lambda i: ids.get(names[i], -1))
   try:
-    segmenter.encoder.channel_ids(names, count)
+    segmenter.encoder.channel_ids([names[i] for i in order], count)
   except UserError as e:
     raise UserError(f'{case.name}: {e}') from e
-  return record | {'channels': names}
+  image = record['image'] if order == list(range(count)) else record['image'][..., order]
+  return record | {'image': image, 'channels': [names[i] for i in order]}
 
 
 def _shown(cases: Sequence[Case], progress: bool) -> Iterator[Case]:
