@@ -175,5 +175,5 @@ def test_bad_input(tmp_path, make, options, words):
 def test_an_unknown_spacing_where_the_run_has_one(tmp_path):
   (tmp_path / 'in').mkdir()
   Image.new('L', (9, 9)).save(tmp_path / 'in' / 'a.png')
-  with pytest.raises(UserError, match='a.png does not say its spacing.*0.5, 0.5 mm'):
+  with pytest.raises(UserError, match='a.png: spacing is not known.*0.5, 0.5 mm'):
     predict(bright((8, 8), spacing=(0.5, 0.5)), tmp_path / 'in', tmp_path / 'out')
