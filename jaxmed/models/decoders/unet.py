@@ -90,7 +90,7 @@ class UNet(nn.Module):
       step += 1
       factor = tuple(2 if n % 2 == 0 else n for n in total)
       total = tuple(n // f for n, f in zip(total, factor, strict=True))
-      x = stage(x, None, factor, f'_fine{step}', max(x.shape[-1] // 2, NARROWEST), 1 if count == 0 else depths[0], (3,) * rank)
+      x = stage(x, None, factor, f'_fine{step}', max(x.shape[-1] // 2, NARROWEST), (*depths, 1)[0], (3,) * rank)
     outs = outs[::-1] if self.deep_supervision else outs[-1:]
     head = lambda name: Conv(self.num_classes, 1, kernel_init='leaky', dtype=dtype, name=f'head{name}')
     return tuple(head(name)(x).astype(jnp.float32) for name, x in outs)

@@ -8,7 +8,17 @@ import jax
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.convolution import Hierarchical, flat_features, keep, path_rates
 from jaxmed.models.layers.tokens import Features
-from jaxmed.models.layers.unet_blocks import BLOCKS, DOWNS, GROUP, NORMS, Plain, Style, each_stage, pooled_down, read_axes
+from jaxmed.models.layers.unet_blocks import (
+  BLOCKS,
+  DOWNS,
+  GROUP,
+  NORMS,
+  Plain,
+  Style,
+  each_stage,
+  pooled_down,
+  read_axes,
+)
 
 _NNUNET = dict(dims=(32, 64, 128, 256, 320, 320))
 _RESENC = dict(block='residual_d', depths=(1, 3, 4, 6, 6, 6), stem_width=32, zero_init_residual=True, **_NNUNET)
@@ -109,7 +119,8 @@ class UNet(Hierarchical):
       return image
     rank = len(self.image_size)
     kernel = each_stage(self.kernels, 1, rank, 3)[0]
-    return Plain(self.stem_width, kernel, (1,) * rank, True, self._style(train), name='stem')(image, 0.0, visible, train)
+    layer = Plain(self.stem_width, kernel, (1,) * rank, True, self._style(train), name='stem')
+    return layer(image, 0.0, visible, train)
 
   def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> list[jax.Array]:
     rank, rates, maps = len(self.image_size), path_rates(self.drop_path, self.depths), []

@@ -1,7 +1,8 @@
 """What U-Nets are made of: blocks of convolutions with a norm and a leaky ReLU, and ways down and up.
 
-All take maps [B, *size, D] and the mask of visible places [B, *grid, 1], None for all; hidden places stay zero. A block
-is `block(features, kernel, stride, first, style)(x, rate, visible, train)`; `kernel` and `stride` have a number an axis.
+All take maps [B, *size, D] and the mask of visible places [B, *grid, 1], None for all; hidden places stay zero. A
+block is `block(features, kernel, stride, first, style)(x, rate, visible, train)`; `kernel` and `stride` have a number
+for each axis.
 """
 
 import dataclasses
@@ -78,8 +79,8 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-  """Two convolutions beside a shortcut, which in the first block of a stage is a strided 1x1 convolution with a bias and
-  no norm: STU-Net's (uni-medical/STU-Net, STUNet.py:BasicResBlock)."""
+  """Two convolutions beside a shortcut, which in the first block of a stage is a strided 1x1 convolution with a bias
+  and no norm: STU-Net's (uni-medical/STU-Net, STUNet.py:BasicResBlock)."""
 
   features: int
   kernel: tuple[int, ...]
@@ -131,7 +132,7 @@ BLOCKS: dict[str, type[nn.Module]] = {'plain': Plain, 'residual': Residual, 'res
 
 
 def pooled_down(x: jax.Array, stride: tuple[int, ...], how: str) -> jax.Array:
-  """The 'mean' or 'max' of each window of the stride, which divides the size: [B, *size, D] -> [B, *size / stride, D]."""
+  """The 'mean' or 'max' of each window: [B, *size, D] -> [B, *size / stride, D]; the stride divides the size."""
   if math.prod(stride) == 1:
     return x
   split = [n for size, step in zip(x.shape[1:-1], stride, strict=True) for n in (size // step, step)]
