@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, unet
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, unet, video
 from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
@@ -31,13 +31,13 @@ SIZES: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, type[Encoder]] = {
     'vit': ViT, 'channel_vit': ChannelViT, 'bag': BagOfChannels, 'resnet': resnet.ResNet,
     'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT,
-    'unet': unet.UNet}
+    'unet': unet.UNet, 'video_resnet': video.VideoResNet}
 
 # Every name, without a patch: its family, and the fields that differ from the family's defaults.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit', 'bag') for size, fields in SIZES.items()}
 for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caformer', metaformer), ('pvt_v2', pvt),
-                         ('unet', unet)):
+                         ('unet', unet), ('video_resnet', video)):
   MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
 
 CHOICES = {
