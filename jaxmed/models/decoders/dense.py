@@ -1,7 +1,8 @@
 """Decoders of dense outputs by name: logits of every pixel from the maps of an encoder.
 
-A decoder is a Flax module, see `contracts.Decoder`: it says which levels of an encoder it wants, takes their maps beside
-the image, and gives logits, the finest first. DECODERS has them by name; a new one is one file and one line here.
+A decoder is a Flax module, see `contracts.Decoder`: it says which levels of an encoder it wants, takes their maps
+beside the image, and gives logits, the finest first. DECODERS has them by name; a new one is one file and one line
+here.
 """
 
 from typing import Any
@@ -12,6 +13,11 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Decoder, Encoder
 from jaxmed.errors import UserError, choose
+from jaxmed.models.decoders.fpn import FPN
+from jaxmed.models.decoders.primus import Primus
+from jaxmed.models.decoders.swin_unetr import SwinUNETR
+from jaxmed.models.decoders.unetr import UNETR
+from jaxmed.models.decoders.upernet import UPerNet
 from jaxmed.models.layers.tokens import Features
 from jaxmed.models.layers.transformer import Dense, LayerNorm
 
@@ -42,7 +48,14 @@ class Linear(nn.Module):
     return (jax.image.resize(logits, (*image.shape[:-1], self.num_classes), 'linear'),)
 
 
-DECODERS: dict[str, Any] = {'linear': Linear}
+DECODERS: dict[str, Any] = {
+    'linear': Linear,
+    'swin_unetr': SwinUNETR,
+    'unetr': UNETR,
+    'primus': Primus,
+    'upernet': UPerNet,
+    'fpn': FPN,
+}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
 
 
