@@ -37,6 +37,7 @@ Batch = TypedDict('Batch', {
     'label': jax.Array,  # [B] int32, class; -1 for none
     'index': jax.Array,  # [B] int32, row of the source; -1 for padding
     'mask': jax.Array,  # [B, *size] int32, labels of pixels; -1 where the mask does not tell
+    'annotated': jax.Array,  # [B, K] bool, classes of masks that the record's source annotates
     'text': jax.Array,  # [B, L] int32, ids of bytes + 1 or of a tokenizer; 0 where padded
     'signal': jax.Array,  # [B, T, K] float32, steps and channels; 0 where padded
     'signal_mask': jax.Array,  # [B, T] bool, steps that the signal has
@@ -320,8 +321,8 @@ class EvaluationProtocol(Structure):
 Protocol = EvaluationProtocol
 
 
-KINDS = ('image', 'mask', 'text', 'signal', 'label', 'box', 'row')
-FIELDS = ('image', 'mask', 'text', 'signal', 'boxes', 'label')  # what an objective may want of a record
+KINDS = ('image', 'mask', 'class', 'text', 'signal', 'label', 'box', 'row')
+FIELDS = ('image', 'mask', 'annotated', 'text', 'signal', 'boxes', 'label')  # what an objective may want of a record
 _FILL = {'mask': -1, 'label': -1, 'box': -1, 'row': -1}  # what stands for a missing value; 0 for the other kinds
 
 
@@ -332,7 +333,7 @@ class Field:
   Attributes:
     name: its key.
     kind: one of KINDS, which decides what stands for a missing value and what geometry does to it. Channels go with
-      'image', the steps of a signal with 'signal'.
+      'image', the steps of a signal with 'signal'; 'class' has a value for each class of masks.
     shape: of one sample. dtype: by its NumPy name.
   """
 

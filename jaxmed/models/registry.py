@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, swin
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, swin, unet
 from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
@@ -31,13 +31,14 @@ SIZES: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, type[Encoder]] = {
     'vit': ViT, 'channel_vit': ChannelViT, 'bag': BagOfChannels, 'resnet': resnet.ResNet,
     'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT,
-    'swin': swin.Swin, 'swin_unetr': swin.SwinUNETR}
+    'unet': unet.UNet, 'swin': swin.Swin, 'swin_unetr': swin.SwinUNETR}
 
 # Every name, without a patch: its family, and the fields that differ from the family's defaults.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit', 'bag') for size, fields in SIZES.items()}
 for _family, _sizes in (('resnet', resnet.SIZES), ('convnextv2', convnext.SIZES), ('caformer', metaformer.SIZES),
-                        ('pvt_v2', pvt.SIZES), ('swin', swin.SIZES), ('swin_unetr', swin.UNETR_SIZES)):
+                        ('pvt_v2', pvt.SIZES), ('unet', unet.SIZES), ('swin', swin.SIZES),
+                        ('swin_unetr', swin.UNETR_SIZES)):
   MODELS |= {name: (_family, fields) for name, fields in _sizes.items()}
 
 CHOICES = {

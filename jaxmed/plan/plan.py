@@ -28,6 +28,7 @@ from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
 ROWS, CLASSES, PER_CHIP = 1_000_000, 1000, 64
+MASK_CLASSES = 2  # of masks, the background among them
 SIGNAL, BOXES = (5000, 12), 16  # steps and channels of a signal, boxes of a record: 10 s of a 12-lead ECG at 500 Hz
 
 
@@ -103,7 +104,9 @@ def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
   classes = tuple(f'class{i}' for i in range(CLASSES)) if user.get('method') == 'supervised' else ()
   return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes,
-                            holds=FIELDS, signal=SIGNAL, boxes=BOXES)
+                            holds=FIELDS, signal=SIGNAL, boxes=BOXES,
+                            mask_values=tuple(range(MASK_CLASSES)),
+                            mask_names=tuple(f'class{i}' for i in range(MASK_CLASSES)))
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

@@ -114,6 +114,6 @@ def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
   config, size = run.config, tuple(run.config.loader.load_size)
   wanted = fields.of_source(source, size, run.trainer.objective.FIELDS, **assemble.lengths(config, run.spec))
   batch = next(iter(eval_batches(source, batch_size=len(source), size=size, vocabulary=run.spec.ids,
-                                 fit=config.loader.fit, fields=wanted)))
+                                 fit=config.loader.fit, fields=wanted, labels=run.spec.mask_values)))
   batch.pop('channel_mask')
   return batch, names

@@ -22,6 +22,7 @@ TINY = {
   'convnextv2_micro': SMALL,
   'caformer_micro': SMALL,
   'pvt_v2_micro': SMALL | dict(num_heads=(1, 2, 4), mlp_ratios=(2, 2, 2), reductions=(4, 2, 1)),
+  'resenc_micro': SMALL | dict(stem_width=8, strides=(2, 2, 2)),
 }
 HIDDEN = np.zeros((2, 12), bool)
 HIDDEN[0, [0, 2, 3, 7, 10, 11]] = HIDDEN[1, [1, 5, 6, 8]] = True

@@ -16,6 +16,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.fpn import FPN
 from jaxmed.models.decoders.primus import Primus
 from jaxmed.models.decoders.swin_unetr import SwinUNETR
+from jaxmed.models.decoders.unet import UNet
 from jaxmed.models.decoders.unetr import UNETR
 from jaxmed.models.decoders.upernet import UPerNet
 from jaxmed.models.layers.tokens import Features
@@ -50,6 +51,7 @@ class Linear(nn.Module):
 
 DECODERS: dict[str, Any] = {
     'linear': Linear,
+    'unet': UNet,
     'swin_unetr': SwinUNETR,
     'unetr': UNETR,
     'primus': Primus,
@@ -63,6 +65,8 @@ def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervisi
                    **options: Any) -> Decoder:
   """Makes a decoder for an encoder, in the encoder's compute type.
 
+  Options that are not given are those that the encoder has in `decoder_options`, if any: its published network's.
+
   Raises:
     UserError: an unknown name or option, or an encoder without levels.
   """
@@ -72,6 +76,7 @@ def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervisi
   known = [field for field in decoder.__dataclass_fields__ if field not in FILLED]
   for option in options:
     choose(f'option of the decoder {name}', option, known)
+  options = getattr(encoder, 'decoder_options', {}).get(name, {}) | options
   return decoder(num_classes=num_classes, deep_supervision=deep_supervision, dtype=encoder.dtype, **options)
 
 

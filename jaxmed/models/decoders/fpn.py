@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxmed.contracts import Encoder
 from jaxmed.errors import UserError
 from jaxmed.models.layers.convolution import Conv
+from jaxmed.models.layers.norm import GroupNorm
 from jaxmed.models.layers.pyramid import Pyramid, four_levels, nearest, resize_corners
-from jaxmed.models.layers.residual import EPSILON
 
 
 class FPN(nn.Module):
@@ -63,23 +63,5 @@ class FPN(nn.Module):
     """Map i of the pyramid at the stride of the finest: a convolution before each of its `sizes`, or one."""
     for j, size in enumerate(reversed(sizes or [x.shape[1:-1]])):
       x = Conv(self.width, 3, 1, 1, False, 'torch', compute, name=f'conv{i}_{j}')(x)
-      x = resize_corners(jax.nn.relu(GroupNorm(self.groups, compute, name=f'norm{i}_{j}')(x)), size)
+      x = resize_corners(jax.nn.relu(GroupNorm(self.width // self.groups, dtype=compute, name=f'norm{i}_{j}')(x)), size)
     return x
-
-
-class GroupNorm(nn.Module):
-  """x [B, *size, D] normalised over the places and channels of each group, statistics in float32 (Wu, He 2018)."""
-
-  groups: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    boxed, size = nn.with_logical_partitioning, x.shape[-1]
-    wide = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
-    axes = (*range(1, x.ndim - 1), x.ndim)
-    apart = wide - wide.mean(axis=axes, keepdims=True)
-    wide = apart * jax.lax.rsqrt(jnp.square(apart).mean(axis=axes, keepdims=True) + EPSILON)
-    scale = self.param('scale', boxed(nn.initializers.ones_init(), ('embed',)), (size,), jnp.float32)
-    bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (size,), jnp.float32)
-    return (wide.reshape(x.shape) * scale + bias).astype(self.dtype)

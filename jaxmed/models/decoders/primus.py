@@ -10,8 +10,8 @@ import numpy as np
 from jaxmed.contracts import Encoder
 from jaxmed.models.layers import kernels
 from jaxmed.models.layers.pyramid import doublings
-from jaxmed.models.layers.residual import TransposedConv
 from jaxmed.models.layers.transformer import LayerNorm
+from jaxmed.models.layers.unet_blocks import Up
 
 EPSILON = 1e-5  # of the final norm, PyTorch's default; those between the convolutions have 1e-6
 
@@ -46,7 +46,7 @@ class Primus(nn.Module):
     for i, (width, stride) in enumerate(zip(widths, reversed(steps), strict=True)):
       if i:
         x = kernels.gelu(LayerNorm(compute, name=f'norm{i}')(x))
-      x = TransposedConv(width, stride, True, 'he', compute, name=f'up{i}')(x)
+      x = Up(width, stride, dtype=compute, name=f'up{i}')(x)
     return (x.astype(jnp.float32),)
 
 

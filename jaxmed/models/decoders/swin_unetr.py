@@ -21,7 +21,7 @@ class SwinUNETR(nn.Module):
 
   Attributes:
     num_classes: of the logits. deep_supervision: whether each level but the last has logits too.
-    feature_size: width of the block on the image; 0 for the width of level 0.
+    feature_size: width of the block on the image; 0 for the width of the finest level.
   """
 
   num_classes: int
@@ -31,7 +31,7 @@ class SwinUNETR(nn.Module):
 
   @classmethod
   def levels(cls, encoder: Encoder) -> tuple[int, ...]:
-    """All, from the stem.
+    """All stages, and the stem where it is finer than they.
 
     Raises:
       UserError: an encoder whose levels have one grid.
@@ -39,7 +39,7 @@ class SwinUNETR(nn.Module):
     if of_one_grid(encoder):
       raise UserError(f'the decoder swin_unetr needs levels of several strides, which {type(encoder).__name__} lacks: '
                       'choose a model such as swin_unetr_48, or the decoder unetr')
-    return tuple(range(encoder.num_levels + 1))
+    return tuple(range(0 if getattr(encoder, 'stem_level', False) else 1, encoder.num_levels + 1))
 
   @nn.compact
   def __call__(self, image: jax.Array, maps: tuple[jax.Array, ...], train: bool = False) -> tuple[jax.Array, ...]:

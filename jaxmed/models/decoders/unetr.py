@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmed.contracts import Encoder
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.pyramid import doublings, evenly, of_one_grid
-from jaxmed.models.layers.residual import ResidualConv, TransposedConv, UpBlock
+from jaxmed.models.layers.residual import ResidualConv, UpBlock, raised
 from jaxmed.models.layers.transformer import Dense, LayerNorm
 
 TAPS = ('paper', 'monai')
@@ -73,8 +73,8 @@ class UNETR(nn.Module):
   def _raised(self, x: jax.Array, j: int, width: int, steps: list[tuple[int, ...]]) -> jax.Array:
     """A map raised to stride 2^j: a transposed convolution, then one and a residual block for each further step."""
     compute, (*rest, first) = jnp.dtype(self.dtype), steps
-    x = TransposedConv(width, first, dtype=compute, name=f'skip{j}_up')(x)
+    x = raised(width, first, compute, f'skip{j}_up')(x)
     for i, stride in enumerate(reversed(rest)):
-      x = TransposedConv(width, stride, dtype=compute, name=f'skip{j}_up{i}')(x)
+      x = raised(width, stride, compute, f'skip{j}_up{i}')(x)
       x = ResidualConv(width, compute, name=f'skip{j}_conv{i}')(x)
     return x

@@ -159,6 +159,11 @@ class SwinUNETR(Swin):
     """The total stride along each axis."""
     return (self.stem_patch * 2 ** len(self.depths),) * len(self.image_size)
 
+  @property
+  def stem_level(self) -> bool:
+    """Level 0 is twice as fine as level 1, as every stage ends in a merging."""
+    return True
+
   def stem(self, image: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
     if self.patch_norm:
       return super().stem(image, visible, train)

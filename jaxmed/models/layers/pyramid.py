@@ -16,7 +16,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.layers import kernels
 from jaxmed.models.layers.convolution import Hierarchical
 from jaxmed.models.layers.norm import BatchNorm
-from jaxmed.models.layers.residual import TransposedConv
+from jaxmed.models.layers.unet_blocks import Up
 
 Size = tuple[int, ...]
 
@@ -63,7 +63,7 @@ class Pyramid(nn.Module):
   def __call__(self, maps: tuple[jax.Array, ...], train: bool = False) -> tuple[jax.Array, ...]:
     finest, fine, middle, coarse = maps
     two = (2,) * (middle.ndim - 2)
-    up = lambda x, name: TransposedConv(x.shape[-1], two, True, dtype=self.dtype, name=name)(x)
+    up = lambda x, name: Up(x.shape[-1], two, 'transposed', self.dtype, True, 'torch', name=name)(x)
     finest = kernels.gelu(BatchNorm(dtype=self.dtype, name='norm')(up(finest, 'up4_first'), train))
     if min(coarse.shape[1:-1]) > 1:
       coarse = lax.reduce_window(coarse, -jnp.inf, lax.max, (1, *two, 1), (1, *two, 1), 'VALID')

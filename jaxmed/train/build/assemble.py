@@ -78,10 +78,10 @@ def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
 
 
 def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
-  """Sizes of texts, signals and boxes, and whether there is an extent, as arguments of `fields.of`."""
+  """Sizes of texts, signals, boxes, classes of masks, and whether there is an extent, as arguments of `fields.of`."""
   steps, channels = spec.signal or (0, 0)
   return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
-          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect'}
+          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect', 'labels': len(spec.mask_values)}
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -95,7 +95,7 @@ def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[s
 def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
-  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit,
+  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit, labels=spec.mask_values,
               fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
               **classes)
 
