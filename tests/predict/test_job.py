@@ -132,11 +132,11 @@ def test_images_and_their_volumes(tmp_path):
 
 
 def test_volumes_are_of_the_stored_grid_and_of_kept_masks_too(tmp_path):
-  scan(tmp_path / 'in' / 'a.nii', TURNS[3], (0.5, 1.0, 2.0))
+  scan(tmp_path / 'in' / 'a.nii', TURNS[3], (0.5, 1.0, 3.0))
   for _ in range(2):
     predict(bright(), tmp_path / 'in', tmp_path / 'out', Options(volumes=str(tmp_path / 'v.csv')))
     row = next(csv.DictReader((tmp_path / 'v.csv').open()))
-    assert float(row['volume_mm3']) == pytest.approx((ball() > 100).sum() * 1.0)
+    assert float(row['volume_mm3']) == pytest.approx((ball() > 100).sum() * 1.5)
     assert float(row['mean_T1']) == 150 and row['touches_border'] == '1'
 
 
