@@ -81,7 +81,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'options': Key({}, 'options of a rule of optax, by its names: optimizer.options.ns_steps=5'),
         'groups': Key({}, 'parameters that are trained in their own way, by a name: optimizer.groups.head.paths=head, '
                       'with .name, .options, .rate (a factor) and .every (steps)'),
-        'annealing': Key('cosine', 'course of the learning rate after warm-up', ('cosine', 'none')),
+        'annealing': Key('cosine', 'course of the learning rate after warm-up; poly is (1 - t)^0.9', ('cosine', 'poly',
+                         'none')),
         'weight_decay': Key(0.05, 'weight decay at the first step'),
         'final_weight_decay': Key(-1.0, 'weight decay at the last step, reached by a cosine; negative: constant'),
         'warmup_steps': Key(-1, 'steps of linear warm-up; auto: from warmup_epochs, or a tenth of the run', auto=True),

@@ -103,7 +103,7 @@ class Dice:
   def __call__(self, snapshot: Any) -> dict[str, float]:
     """{'dice', 'dice/NAME' of each foreground class that the records have}, see `evaluate.overlap.dice_of_cases`."""
     both, total = snapshot.probe.answers(snapshot.state, snapshot.probe.told)
-    scores = overlap.dice_of_cases(both, total)
+    scores = overlap.mean(overlap.dice_of_cases(both, total), 0)
     names = snapshot.probe.trainer.objective.names
     found = {f'dice/{name}': float(score) for name, score in zip(names, scores, strict=True) if np.isfinite(score)}
     return found | ({'dice': float(np.nanmean(scores))} if found else {})
