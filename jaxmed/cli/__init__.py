@@ -22,6 +22,7 @@ from jaxmed.cli import (
   embed,
   evaluate,
   export,
+  fingerprint,
   import_,
   launch,
   list_,
@@ -42,7 +43,7 @@ from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
 _MODULES = (prepare, curate, train, launch, status, stop, study, study_fit, compare, evaluate, embed, export, shrink,
-            import_, report, demo_data, list_, plan, doctor)
+            import_, report, demo_data, fingerprint, list_, plan, doctor)
 _NAMES = {study_fit: 'study fit'}  # of two words
 VERBS: dict[str, ModuleType] = {
     _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
