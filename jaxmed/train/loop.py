@@ -128,7 +128,8 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   label = str(dict(user.get('loader', {})).get('label', ''))
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
   spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
-                            data_spec.labels_of(user, corpus))
+                            data_spec.labels_of(user, corpus), data_spec.numeric(user))
+  records.tell_classes(source, spec.labels)
   config = resolve.resolve(user, spec)
   towers.opened(config, rundir.load)
   mesh = mesh_lib.make_mesh(config.mesh)

@@ -361,7 +361,7 @@ class Transformer(nn.Module):
               ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """Tokens after all blocks and, with `collect`, the outputs of all blocks and of their MLPs [L, B, N, D]."""
     scanned = nn.scan(
-        _remat(Block, remat or self.remat),
+        rematerialised(Block, remat or self.remat),
         variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0), split_rngs={'params': True},
         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
     blocks = scanned(self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.kernel_init,
@@ -397,7 +397,8 @@ def _filled(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more
   return grow(x), grow(mask), None if angles is None else grow(angles)
 
 
-def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
+  """The block with a policy of REMAT_POLICIES, for use under a scan."""
   if policy == 'none':
     return block
   policies = {

@@ -148,12 +148,16 @@ class Up(nn.Module):
   Attributes:
     how: 'transposed', a transposed convolution whose windows do not overlap (nnU-Net); 'nearest' or 'linear', a 1x1
       convolution and an interpolation, in the order that computes less: the two commute (STU-Net interpolates first).
+    use_bias, kernel_init: of the transposed convolution; a law of `conv_init`, with the fan-in that PyTorch counts, its
+      outputs times the window.
   """
 
   features: int
   factor: tuple[int, ...]
-  how: str
+  how: str = 'transposed'
   dtype: Any = jnp.float32
+  use_bias: bool = True
+  kernel_init: str = 'leaky'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -166,17 +170,21 @@ class Up(nn.Module):
         x = jnp.repeat(x, factor, axis=axis)
       return x
     boxed, rank = nn.with_logical_partitioning, len(self.factor)
-    kernel = self.param('kernel', boxed(_transposed_init, (None,) * (rank + 1) + ('embed',)),
-                        (*self.factor, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
-    bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (self.features,), jnp.float32)
+    law = boxed(_transposed(conv_init(self.kernel_init)), (None,) * (rank + 1) + ('embed',))
+    shape = (*self.factor, x.shape[-1], self.features)
+    kernel = self.param('kernel', law, shape, jnp.float32).astype(self.dtype)
     flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
     patches = kernels.dense(x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1]), flat)
-    return unpatchify(patches, size, self.factor) + bias.astype(self.dtype)
+    out = unpatchify(patches, size, self.factor)
+    if not self.use_bias:
+      return out
+    bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (self.features,), jnp.float32)
+    return out + bias.astype(self.dtype)
 
 
-def _transposed_init(key, shape, dtype=jnp.float32):
-  """'leaky' with the fan-in that PyTorch counts in a transposed convolution, its outputs times the window."""
-  return jnp.moveaxis(conv_init('leaky')(key, (*shape[:-2], shape[-1], shape[-2]), dtype), -1, -2)
+def _transposed(law: nn.initializers.Initializer) -> nn.initializers.Initializer:
+  """The law of a kernel [*k, C, D] for the kernel [*k, D, C] of a transposed convolution."""
+  return lambda key, shape, dtype=jnp.float32: jnp.moveaxis(law(key, (*shape[:-2], shape[-1], shape[-2]), dtype), -1, -2)
 
 
 def stages_text(name: str, values: Any, count: int | None, rank: int) -> str:
