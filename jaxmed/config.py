@@ -167,7 +167,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
                    'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
-                         'percentile[:LOW:HIGH], full range of the type, or none'),
+                         'percentile[:LOW:HIGH], foreground:LOW:HIGH:MEAN:STD (jaxmed fingerprint), full range of the '
+                         'type, or none'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),
         'signal_length': Key(0, 'steps of a signal; longer ones are cut; auto: those of the first signal', auto=True),
         'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),
