@@ -144,6 +144,21 @@ SECTIONS: dict[str, dict[str, Key]] = {
                              ('each', 'shared')),
         'teacher_channels': Key('all', 'channels of a teacher whose student sees a sample', ('all', 'same')),
     },
+    'adapter': {
+        'name': Key('', 'what is trained beside the frozen encoder of init; jaxmed list adapters shows the kinds; empty: '
+                    'the encoder itself is trained',
+                    ('', 'lora', 'houlsby', 'adaptformer', 'vpt', 'vpt_deep', 'dvpt', 'depthwise')),
+        'rank': Key(0, 'inner width; auto: 8 for lora, 64 for houlsby and adaptformer, 20 for dvpt, half of the '
+                    "encoder's for depthwise", auto=True),
+        'alpha': Key(0.0, 'lora: alpha over rank is the factor on what it adds; auto: twice the rank', auto=True),
+        'targets': Key(('q', 'v'), 'lora: projections that have it', ('q', 'k', 'v', 'proj', 'fc1', 'fc2')),
+        'dropout': Key(0.0, 'rate of dropout in adapters'),
+        'prompts': Key(0, 'tokens that vpt, vpt_deep and dvpt learn; auto: 5, and 50 for dvpt', auto=True),
+        'gate': Key(True, 'whether attention to prompts begins at zero, so that a run begins at the features of init'),
+        'share': Key(3, 'dvpt: blocks that share a bottleneck'),
+        'also': Key('', 'names in the encoder that are trained beside adapters: norm1,norm2,pos_embed; empty: those of '
+                    'the papers (norms for houlsby and depthwise); none: none'),
+    },
     'loader': {
         'split': Key('train', 'split to train on'),
         'sources': Key('', 'sources to train on, comma-separated, from the column source; empty: all'),
