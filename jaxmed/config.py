@@ -145,8 +145,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'teacher_channels': Key('all', 'channels of a teacher whose student sees a sample', ('all', 'same')),
     },
     'adapter': {
-        'name': Key('', 'what is trained beside the frozen encoder of init; jaxmed list adapters shows the kinds; empty: '
-                    'the encoder itself is trained',
+        'name': Key('', 'what is trained beside the frozen encoder of init; jaxmed list adapters shows the kinds; '
+                    'empty: the encoder itself is trained',
                     ('', 'lora', 'houlsby', 'adaptformer', 'vpt', 'vpt_deep', 'dvpt', 'depthwise')),
         'rank': Key(0, 'inner width; auto: 8 for lora, 64 for houlsby and adaptformer, 20 for dvpt, half of the '
                     "encoder's for depthwise", auto=True),

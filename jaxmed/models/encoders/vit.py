@@ -319,10 +319,11 @@ def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:
 
 
 def as_volume(model: ViT, params: dict, volume: ViT) -> dict:
-  """A 2D network's parameters for volumes: a volume that is the same in every slice has the features of its slice.
+  """A 2D network's parameters for volumes.
 
   The kernel of the patch embedding is spread evenly over the slices of a patch, a table of positions is the same in
-  each (Carreira, Zisserman 2017, arXiv 1705.07750, inflate filters that way).
+  each (Carreira, Zisserman 2017, arXiv 1705.07750, inflate filters that way). A volume that is the same in every slice
+  has the features of its slice where no class token or register stands beside the patches, of which there are more.
 
   Raises:
     UserError: other patches in the plane, or positions that are not a learned table.
