@@ -216,7 +216,7 @@ OPEN = {'encoder': 'options of the model: jaxmed list models NAME', 'objective':
         'jaxmed list methods NAME', 'towers': 'networks of the method beside its encoder: towers.NAME.model, .options, '
         '.init (a run or file) and .fixed (read, never trained)'}
 # Sections that take any key; what reads them looks at what they hold.
-FREE = ('towers', 'optimizer.options', 'optimizer.groups')
+FREE = ('towers', 'optimizer.options', 'optimizer.groups', 'objective.decoder_options')
 NOTES = {'1': 'one number, or three: for the first global view, the other global views, the local views'}
 AUTO = 'auto'
 _FULL = {f'{section}.{name}' if section else name: key for section, keys in SECTIONS.items()

@@ -53,6 +53,14 @@ def dice(table: np.ndarray) -> np.ndarray:
   return _ratio(2 * both, truth + predicted)
 
 
+def dice_of_cases(both: np.ndarray, total: np.ndarray) -> np.ndarray:
+  """Mean Dice [K] over cases of pixels in both maps [N, K], and of those in the one plus those in the other [N, K].
+
+  A case that has a class in neither map says nothing of it; NaN where no case says anything.
+  """
+  return _nanmean(_ratio(2 * np.asarray(both, np.float64), np.asarray(total, np.float64)), 0)
+
+
 def outcomes(table: np.ndarray) -> dict[str, np.ndarray]:
   """Cases [K] that have a class in 'both' maps, in the truth alone ('missed'), in the prediction alone
   ('hallucinated') and in neither ('absent'), of tables [N, K, K]; the four add up to N."""

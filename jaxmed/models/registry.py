@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models.encoders import convnext, metaformer, pvt, resnet
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, swin, unet, video
 from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
@@ -32,19 +32,23 @@ SIZES: dict[str, dict[str, Any]] = {
 
 FAMILIES: dict[str, type[Encoder]] = {
     'vit': ViT, 'channel_vit': ChannelViT, 'bag': BagOfChannels, 'resnet': resnet.ResNet,
-    'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT}
+    'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT,
+    'unet': unet.UNet, 'video_resnet': video.VideoResNet, 'swin': swin.Swin, 'swin_unetr': swin.SwinUNETR}
 
 # Every name, without a patch: its family, and the fields that differ from the family's defaults.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit', 'bag') for size, fields in SIZES.items()}
-for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caformer', metaformer), ('pvt_v2', pvt)):
-  MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
+for _family, _sizes in (('resnet', resnet.SIZES), ('convnextv2', convnext.SIZES), ('caformer', metaformer.SIZES),
+                        ('pvt_v2', pvt.SIZES), ('unet', unet.SIZES), ('video_resnet', video.SIZES),
+                        ('swin', swin.SIZES), ('swin_unetr', swin.UNETR_SIZES)):
+  MODELS |= {name: (_family, fields) for name, fields in _sizes.items()}
 
 CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
     'dtype': ('float32', 'bfloat16'), 'drop_path_law': DROP_LAWS,
     'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES, 'pos_interpolation': ('antialias', 'offset'),
     'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
+    'merging': tuple(swin.MERGINGS), 'bias_slice': swin.BIAS_SLICES,
     'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS, 'pooling': POOLINGS,
 }
 
@@ -110,13 +114,17 @@ def _check_size(name: str, image_size: tuple[int, ...], patch: tuple[int, ...]) 
     raise UserError(f'image_size {image_size} does not divide into the patches of {name}: nearest is {near}')
 
 
+def family_of(model: Encoder) -> str:
+  """The family of a model, a key of FAMILIES."""
+  return next(name for name, cls in FAMILIES.items() if type(model) is cls)
+
+
 def describe(model: Encoder) -> dict[str, Any]:
   """All fields of a model as plain data, which `rebuild` turns back into it."""
-  family = next(name for name, cls in FAMILIES.items() if type(model) is cls)
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
   adapter = fields.pop('adapter', None)
   beside = {} if adapter is None else {'adapter': _plain(dataclasses.asdict(adapter))}
-  return {'family': family} | _plain(fields) | beside
+  return {'family': family_of(model)} | _plain(fields) | beside
 
 
 def rebuild(description: dict[str, Any]) -> Any:

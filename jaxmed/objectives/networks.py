@@ -57,6 +57,25 @@ def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: A
   return out, state.get(STATS, {})
 
 
+def encode(encoder: Encoder, params: Any, batch: Batch, train: bool, rngs: Any, fixed: bool = False,
+           **kwargs: Any) -> tuple[Features, Any]:
+  """`run` of an encoder on a batch; a fixed one runs as in evaluation, and no gradient reaches it."""
+  if fixed:
+    params, train = jax.lax.stop_gradient(params), False
+  return run(encoder, params, **inputs(batch), train=train, rngs=rngs, **kwargs)
+
+
+def resting(fixed: bool, first: float, step: jax.Array, steps: int) -> dict[str, Any]:
+  """{'encoder': whether it rests at a step}: always where it is fixed, else in the first fraction `first` of a run."""
+  return {'encoder': True} if fixed else {'encoder': step < first * steps} if first else {}
+
+
+def placed(image: jax.Array, channels: jax.Array, count: int) -> jax.Array:
+  """Images [B, *size, C] with each channel at the place of its id, [B, *size, count]; zeros where there is none."""
+  where = (channels[..., None] == jnp.arange(count)).astype(image.dtype)  # [B, C, count]
+  return jnp.einsum('b...c,bcv->b...v', image, where, precision=jax.lax.Precision.HIGHEST)
+
+
 def quiet(encoder: Encoder) -> Any:
   """The encoder without whatever is random in training, for a target or teacher.
 

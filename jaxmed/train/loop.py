@@ -127,7 +127,9 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   """The full config, what the run knows of its data, and its stream; every option is checked, nothing is written."""
   label = str(dict(user.get('loader', {})).get('label', ''))
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
-  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
+  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
+                            data_spec.labels_of(user, corpus), data_spec.numeric(user))
+  records.tell_classes(source, spec.labels)
   config = resolve.resolve(user, spec)
   towers.opened(config, rundir.load)
   mesh = mesh_lib.make_mesh(config.mesh)

@@ -24,7 +24,7 @@ from tests.conftest import SUPERVISED, TINY
 from tests.models.common import build
 from tests.train.test_step import Bench
 
-LORA = {'adapter': {'name': 'lora', 'rank': 2}, 'optimizer': {'ema': 0.5, 'warmup_steps': 1}, 'steps': 4,
+LORA = {'adapter': {'name': 'lora', 'rank': 2}, 'encoder': {'pos': 'sincos'}, 'optimizer': {'ema': 0.5, 'warmup_steps': 1}, 'steps': 4,
         'checkpoint_every': 2, 'evaluators': 'loss', 'learning_rate': 1e-2}
 
 

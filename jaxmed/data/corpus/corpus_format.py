@@ -8,6 +8,7 @@ A folder that TensorFlow Datasets reads without TensorFlow
   features.json, dataset_info.json                  TFDS metadata
   manifest.parquet                                  one row a record, in the order of the plan
   stats.json                                        per channel: count, mean, std, low, high of the train split
+  labels.json                                       names of the values of masks, where somebody gave them
   rejects.csv                                       path, reason: files that could not be read
   card.md, mosaic.png                               what is in it
 
@@ -27,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from jaxmed import files
-from jaxmed.data.corpus import store
+from jaxmed.data.corpus import labels, store
 from jaxmed.data.corpus.stats import Stats
 
 NAME = 'corpus'
@@ -147,12 +148,15 @@ class Writer:
     shards[-1][0] += 1
     shards[-1][1] += image.nbytes
     self.stats.add(image, record['channels'], split)
+    counts = record.get('mask_counts')
+    if counts is None and 'mask' in self._fields and 'mask' in record:
+      counts = labels.counted(record['mask'])
     self.rows.append({
       'id': record['id'], 'subject': record['subject'], 'source': record['source'],
       'split': split, 'row': row,
       'channels': record['channels'], 'shape': list(image.shape), 'dtype': image.dtype.name,
       'spacing': record['spacing'], 'path': path, 'sha256': sha256,
-    } | dict(extra))
+    } | dict(extra) | ({} if counts is None else {labels.VALUES: list(counts), labels.VOXELS: list(counts.values())}))
 
   def close(self) -> None:
     """Closes open shards; their errors (a full disk) surface here at the latest."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed import files
-from jaxmed.data.corpus import manifest, selection, store
+from jaxmed.data.corpus import labels, manifest, selection, store
 from jaxmed.data.corpus.corpus_format import COLUMNS, MANIFEST, is_corpus, shard_name
 from jaxmed.data.corpus.joint import join
 from jaxmed.data.corpus.manifest import Manifest
@@ -56,7 +56,9 @@ def _open(uri: str | os.PathLike) -> Source:
   shards, lengths = _open_shards(path, table)
   bricks = {split: store.Files([str(path / shard_name(f'{split}-bricks', i, len(ends))) for i in range(len(ends))])
             for split, ends in lengths.items()}
-  return Source(path, selection.filtered(path, name, table) if name else table, stats, shards, bricks, lengths)
+  names = {path.name: labels.read(path / labels.FILE)} if (path / labels.FILE).is_file() else {}
+  return Source(path, selection.filtered(path, name, table) if name else table, stats, shards, bricks, lengths,
+                labels=names)
 
 
 def _open_shards(path: pathlib.Path, table: Manifest) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -30,6 +30,7 @@ class Source:
     bricks: {split: files of the pixels of its large volumes}.
     shards: {split: records up to the end of each shard}.
     datasets: names of several corpora, the values of the column `dataset`; () for one.
+    labels: {corpus: {value of its masks: name}} of those that have labels.json.
   """
 
   path: pathlib.Path
@@ -39,6 +40,7 @@ class Source:
   bricks: dict[str, store.Files] = dataclasses.field(repr=False, default_factory=dict)
   shards: dict[str, np.ndarray] = dataclasses.field(repr=False, default_factory=dict)
   datasets: tuple[str, ...] = ()
+  labels: Mapping[str, Mapping[int, str]] = dataclasses.field(repr=False, default_factory=dict)
 
   def __len__(self) -> int:
     return self.table.num_rows

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from jaxmed import files
 from jaxmed.data import readers
+from jaxmed.data.corpus import labels
 from jaxmed.data.corpus.corpus_format import MANIFEST, fields_of, shard_name, write_metadata, write_rejects
 from jaxmed.data.corpus.stats import Stats, merged
 from jaxmed.data.prepare.blocks import Task, schema
@@ -47,8 +48,12 @@ def rows(tasks: Sequence[Task], place: Place) -> pa.Table:
   return _numbered(table.drop_columns(empty))
 
 
-def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequence[Sequence[str]]) -> None:
-  """Moves the shards of all blocks to their names in the corpus and writes everything beside them but the card."""
+def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequence[Sequence[str]],
+          names: Mapping[int, str]) -> None:
+  """Moves the shards of all blocks to their names in the corpus and writes everything beside them but the card.
+
+  `names` are those of the values of masks; 0, where they lack it and a mask has it, is 'background'.
+  """
   for path in place.corpus.iterdir():  # what a kill may have left half-done
     if '.array_record' not in path.name or path.name.startswith('.'):
       path.unlink()
@@ -70,6 +75,10 @@ def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequenc
   files.write_json(place.corpus / 'stats.json', stats.summary())
   with files.writing(place.corpus / MANIFEST) as part:
     pq.write_table(table, part)
+  if names:
+    found = set(pc.unique(pc.list_flatten(table[labels.VALUES])).to_pylist())
+    more = {0: 'background'} if labels.BACKGROUND in found and labels.BACKGROUND not in names else {}
+    files.write_json(place.corpus / labels.FILE, {str(k): v for k, v in sorted((more | dict(names)).items())})
   write_metadata(place.corpus, shards, fields_of(tasks[0].types if tasks else {}))
 
 

@@ -65,6 +65,7 @@ class Plan:
     empty: (path, reason) of files that hold no image by their nature, such as reports.
     given: a table or folders give splits.
     note: what the card must say of it.
+    labels: {value of masks: name}; {} where nobody names them.
   """
 
   items: list[Item]
@@ -76,6 +77,7 @@ class Plan:
   empty: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   given: bool = False
   note: str = ''
+  labels: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def paths(item: Item) -> list[pathlib.Path]:

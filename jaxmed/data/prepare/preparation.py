@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format, store
+from jaxmed.data.corpus import labels as labels_lib
 from jaxmed.data.corpus.corpus_format import SPLITS
 from jaxmed.data.prepare import benchmarks, blocks, synthetic
 from jaxmed.data.prepare.items import Item, Plan, given_splits
@@ -44,6 +46,7 @@ class Preparation:
     plan = self.plan
     told: list[Any] = [[task.made, task.seed] for task in self.tasks if task.made == 'synthetic']
     told += [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
+             sorted(plan.labels.items()),
              plan.empty, store.CHUNK_BYTES, store.EDGE, corpus_format.SHARD_BYTES]
     for task in self.tasks:
       told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp, *_of_parts(i)] for i in task.items])
@@ -82,7 +85,7 @@ def make_preparation(
     inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
     labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
     volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, layout: str = benchmarks.AUTO,
-    **reading: Any,
+    labels: str | os.PathLike | None = None, **reading: Any,
 ) -> Preparation:
   """Walks the inputs and reads headers of files that are grouped. See `prepare` for the arguments.
 
@@ -92,20 +95,31 @@ def make_preparation(
   options = _options(channels, volumes, reading)
   shares = _fractions(splits)
   if made := made_of(inputs):
-    if table or labels_from_folders or subject_pattern or channels:
+    if table or labels_from_folders or subject_pattern or channels or labels:
       raise UserError(f'the {made} corpus takes no table, labels, subject pattern or channels: {made!r} stands alone')
     plan = Plan([], types=_MADE[made], given=True, note=synthetic.told(seed) if made == 'synthetic' else '')
     return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
   plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
+  if labels is not None:
+    plan.labels = _named(pathlib.Path(labels), plan)
   given = given_splits(plan.items)
   plan.given = any(i.split for i in plan.items)
   subject = lambda i: i.subject or ''
   drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, shares, fill=not plan.given)
   plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or drawn[subject(i)])
                 for i in plan.items]
-  work = Preparation(plan, blocks.cut(plan.items, options, plan.types), options, shares)
+  work = Preparation(plan, blocks.cut(plan.items, options, plan.types, plan.labels), options, shares)
   work.check_train({(i.subject, i.split) for i in plan.items})
   return work
+
+
+def _named(path: pathlib.Path, plan: Plan) -> dict[int, str]:
+  """The names that a file gives to the values of masks; a UserError where the layout says them, or there is no mask."""
+  if plan.labels:
+    raise UserError(f'--labels {path}: the layout names the values of its masks itself: leave --labels out')
+  if 'mask' not in plan.types:
+    raise UserError(f'--labels {path} names values of masks, and there are none: give a table with a column mask')
+  return labels_lib.read(path)
 
 
 def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:

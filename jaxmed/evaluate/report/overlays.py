@@ -38,6 +38,25 @@ def masks(result: Mapping[str, Any], source: Any, path: str | os.PathLike) -> No
   _mosaic(lines, ['image', 'mask', 'predicted'], path, title, group=3)
 
 
+def segmentation(images: np.ndarray, truth: np.ndarray, predicted: np.ndarray, channels: Sequence[str],
+                 values: Sequence[int], names: Sequence[str], path: str | os.PathLike) -> None:
+  """A line for each image: the image, its mask and the prediction; of a volume the slice with most of the foreground.
+
+  Args:
+    images: [N, *size, C]. truth, predicted: [N, *size] of `values`; -1 in the truth for what is not known.
+    channels: names of the C. values, names: of the classes; 0 has no colour.
+  """
+  lines = []
+  for image, mask, found in zip(images, truth, predicted, strict=True):
+    if mask.ndim == 3:
+      at = int((mask > 0).sum(axis=(1, 2)).argmax())
+      image, mask, found = image[at], mask[at], found[at]
+    base = _picture(image, channels)
+    lines.append([base, _painted(base, mask, values), _painted(base, found, values)])
+  shown = ', '.join(name for value, name in zip(values, names, strict=True) if value)
+  _mosaic(lines, ['image', 'mask', 'predicted'], path, f'Masks and predictions: {shown}'[:80], group=3)
+
+
 def retrieved(examples: Sequence[Mapping[str, Any]], source: Any, path: str | os.PathLike) -> None:
   """A line for each query: its image (grey frame), then the images that it found, nearest first, framed green where
   they are of its class, else red.

@@ -416,7 +416,7 @@ class Transformer(nn.Module):
     adapter, count, shared = self.adapter, self._prompts, None
     drops = adapter is not None and adapter.dropout > 0
     scanned = nn.scan(
-        _remat(Block, remat or self.remat),
+        rematerialised(Block, remat or self.remat),
         variable_axes=dict.fromkeys(('params', 'intermediates', LOOK, LOOK_SLOPES), 0),
         split_rngs={'params': True} | ({'dropout': True} if drops else {}),
         in_axes=(0, nn.broadcast, nn.broadcast, 0), length=self.depth, metadata_params={nn.PARTITION_NAME: 'layers'})
@@ -483,7 +483,8 @@ def _filled(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more
   return grow(x), grow(mask), None if angles is None else grow(angles)
 
 
-def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
+  """The block with a policy of REMAT_POLICIES, for use under a scan."""
   if policy == 'none':
     return block
   policies = {

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -43,8 +44,11 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   method = objectives.get(config.method)
   clock = Clock(config.steps, samples(config, spec) / config.batch_size)
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
-  objective = method(encoder=model, **config.objective,
-                     **objectives.filled(method, clock=clock, rows=spec.rows, towers=others))
+  names = dict(zip(spec.mask_values, spec.mask_names))
+  known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others, stored=spec.mask_values,
+                            names=tuple(names.get(v, str(v)) for v in config.objective.get('values', ())))
+  given = {k: FrozenDict(v.to_dict()) if isinstance(v, ConfigDict) else v for k, v in config.objective.items()}
+  objective = method(encoder=model, **given, **known)
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
   whole = np.issubdtype(spec.dtype, np.integer)
@@ -80,10 +84,10 @@ def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
 
 
 def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
-  """Sizes of texts, signals and boxes, and whether there is an extent, as arguments of `fields.of`."""
+  """Sizes of texts, signals, boxes, classes of masks, and whether there is an extent, as arguments of `fields.of`."""
   steps, channels = spec.signal or (0, 0)
   return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
-          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect'}
+          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect', 'labels': len(spec.mask_values)}
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -97,7 +101,8 @@ def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[s
 def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
-  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit,
+  classes |= {'number': config.loader.label} if spec.number else {}
+  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit, labels=spec.mask_values,
               fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
               **classes)
 

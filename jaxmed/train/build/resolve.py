@@ -222,6 +222,24 @@ def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
     config.objective.num_classes = len(spec.classes)
     if not config.loader.label and config.objective.get('class_weight', 1.0):  # by default the method is about classes
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+  predicts = objectives.get(config.method).PREDICTS
+  if predicts == 'mask':
+    _fill_values(config, spec)
+  if predicts == 'number' and not config.objective.std:
+    config.objective.mean, config.objective.std = spec.number
+
+
+def _fill_values(config: ConfigDict, spec: DataSpec) -> None:
+  """The classes of masks: those of the training records, or those named, of which there must be some."""
+  named, found = config.objective['values'], [v for v in spec.mask_values if v not in config.objective.ignore]
+  config.objective['values'] = tuple(named or found)
+  lost = [v for v in config.objective['values'] if v not in found] or [v for v in found if v not in named and named]
+  if lost:
+    raise UserError(f'objective.values={",".join(map(str, named))}, but the masks of the corpus have the values '
+                    f'{", ".join(map(str, found))}: name them all, or give others in objective.ignore')
+  if len(found) < 2:
+    some = f'only the value {found[0]}' if found else 'no value'
+    raise UserError(f'the masks of the corpus have {some}: expected two or more classes')
 
 
 def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
@@ -233,7 +251,7 @@ def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
                       f'jaxmed prepare a table with a column {name!r}')
   if 'image' not in objective.FIELDS:
     raise UserError(f'method {config.method} must have the field image beside {", ".join(objective.FIELDS)}')
-  if 'label' in objective.FIELDS and not config.loader.label:
+  if {'label', 'number'} & {*objective.FIELDS} and not config.loader.label:
     raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
   if config.loader.window and not objective.WINDOWS:
     raise UserError(f'loader.window={config.loader.window} makes samples of several records, but method '

@@ -16,6 +16,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import adapters
 from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
 from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
@@ -75,6 +76,35 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   model, params = product(model, weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
                  feature_of(trainer.objective) if model.class_token else 'mean', info)
+
+
+def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segmenter:
+  """Loads the segmentation network of a run of method segment.
+
+  Args:
+    path: a run directory. checkpoint: 'latest', 'best' or a step.
+  Returns:
+    A Segmenter; `predict(image, channels=...)` gives the mask of a whole image.
+  Raises:
+    UserError: no run, or one of another method.
+  """
+  config, _ = load_config(path)
+  if config.method != 'segment':
+    raise UserError(f'{path} is a run of method {config.method}, which has no classes of pixels: expected a run of '
+                    'method segment')
+  return segmenter_of(*load_state(path, checkpoint))
+
+
+def segmenter_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Segmenter:
+  """The segmentation network of a training state; with the averaged weights if the run keeps them."""
+  params = (state.average if state.average else None) or state.variables()['params']
+  size = tuple(trainer.objective.encoder.image_size)
+  chances = tuple(config.augment.flip) or (0.0,) * (len(size) - 1) + (0.5,)
+  info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
+          'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
+  return Segmenter(trainer.objective, params, spec.channels, config.loader.normalize,
+                   tuple(config.loader.load_size) if config.loader.fit == 'crop' else (), spec.spacing,
+                   tuple(i for i, chance in enumerate(chances) if chance > 0), info)
 
 
 # Keys that runs of earlier versions lack, whose defaults do what those did.
