@@ -1,6 +1,6 @@
 """Where the pixels of an image come from: turns, rotations, and any displacement, for images of any rank.
 
-Places are coordinates of pixels: pixel p has its centre at p, so that displacements of zero are the identity to the bit.
+Places are coordinates of pixels: pixel p has its centre at p, so displacements of zero are the identity to the bit.
 """
 
 import math
@@ -92,7 +92,7 @@ def displaced_nearest(mask: jax.Array, flow: jax.Array, outside: int) -> jax.Arr
 
 
 def jacobian_determinant(flow: jax.Array) -> jax.Array:
-  """det(I + d flow / dx) [*grid] of a displacement [*grid, rank] in pixels: the growth of volume, negative where it folds.
+  """det(I + d flow / dx) [*grid] of a displacement [*grid, rank] in pixels: growth of volume, negative where it folds.
 
   Central differences, one-sided at the border (numpy.gradient); exact for affine maps.
   """

@@ -204,6 +204,7 @@ def samples(config: ConfigDict, spec: DataSpec) -> int:
 def _fill_views(config: ConfigDict, objective: Any) -> None:
   """Sets sizes of views; a UserError for a number of views that the method cannot use."""
   augment, rank = config.augment, len(config.image_size)
+  augment.flip = augment.flip * rank if len(augment.flip) == 1 else augment.flip
   needs = objective.DEFAULTS.get('augment', {}).get('views', 1)
   if (needs > 1) != (augment.views > 1) or (needs == 1 and augment.local_views):
     takes = 'compares views: augment.views must be at least 2' if needs > 1 else 'takes one view and no local ones'

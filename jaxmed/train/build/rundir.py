@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed import files
+from jaxmed.augment import nnunet, views
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import adapters
@@ -117,6 +118,7 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'init_parts', 'init_map', 'freeze',
          'evaluators', 'loader.text_length', 'loader.signal_length',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
+         *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
          *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
