@@ -20,7 +20,7 @@ from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import evaluators, pictures
-from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, towers, weights
+from jaxmed.train.build import adapting, assemble, begin, data_spec, records, resolve, rundir, towers, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
@@ -139,6 +139,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
     trainer = assemble.build(config, spec)
     state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
     trainer.optimizer.check_paths(state.params)
+    adapting.check_names(config, state.params['encoder'])
     _evaluation(trainer, config, spec, corpus, mesh, agreed)
     weights.given_weights(config, state, spec.vocabulary, quiet=False)
   return config, spec, stream
