@@ -87,9 +87,9 @@ def open_remote(url: str) -> Source:
     bricks[split] = Records(url, [shard_name(f'{split}-bricks', i, len(names)) for i in range(len(names))], [])
     lengths[split] = np.cumsum(info.shard_lengths)
   stats = files.read_json(folder / 'stats.json')
-  found = folder / labels.FILE
-  names = {url: labels.read(found)} if found.is_file() else {}
-  return Source(Url(url), table, stats, readers, bricks, lengths, labels=names)  # type: ignore[arg-type]
+  told = folder / labels.FILE
+  classes = {url: labels.read(told)} if told.is_file() else {}
+  return Source(Url(url), table, stats, readers, bricks, lengths, labels=classes)  # type: ignore[arg-type]
 
 
 def _system(url: str) -> tuple[Any, str]:
