@@ -82,6 +82,7 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'init_parts', 'init_map', 'freeze',
          'evaluators', 'loader.text_length', 'loader.signal_length',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
+         'loader.foreground', 'loader.foreground_rule',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 
