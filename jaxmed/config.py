@@ -205,6 +205,9 @@ SECTIONS: dict[str, dict[str, Key]] = {
                          'records are longer', auto=True),
         'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
                    'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
+        'foreground': Key(0.0, 'fraction of crops that must show a class of the mask, with fit=crop; nnU-Net: 0.33'),
+        'foreground_rule': Key('slots', 'crops that must: the last ones of each batch, rounded as nnU-Net does (half '
+                               'of a batch of 2), or exactly that fraction of the stream', ('slots', 'exact')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
                          'percentile[:LOW:HIGH], foreground:LOW:HIGH:MEAN:STD (jaxmed fingerprint), full range of the '
                          'type, or none'),
