@@ -23,6 +23,7 @@ from jaxmed.cli import (
   evaluate,
   export,
   finetune,
+  fingerprint,
   import_,
   launch,
   list_,
@@ -43,8 +44,8 @@ from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, train, finetune, launch, status, stop, study, study_fit, compare, evaluate, predict, embed,
-            export, shrink, import_, report, demo_data, list_, plan, doctor)
+_MODULES = (prepare, curate, fingerprint, train, finetune, launch, status, stop, study, study_fit, compare, evaluate,
+            predict, embed, export, shrink, import_, report, demo_data, list_, plan, doctor)
 _NAMES = {study_fit: 'study fit'}  # of two words
 VERBS: dict[str, ModuleType] = {
     _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
