@@ -1,7 +1,7 @@
 """Host memory that predicting a whole volume takes beside its image and the weights.
 
-A network that costs next to nothing gives logits of real size; tiles, sums and classes are those of `Segmenter.predict`.
-Memory is the peak of this process (ru_maxrss) less what it had before prediction.
+A network that costs next to nothing gives logits of real size; tiles and sums are those of `Segmenter.predict`. Memory
+is the peak of this process (ru_maxrss) less what it had before prediction.
 
 Needs `make install` alone.
 

@@ -63,7 +63,7 @@ class Segment:
     choose('segment.flips', self.flips, FLIPS)
     choose('segment.postprocess', self.postprocess, post.MODES)
     compared.positive('segment.tiles', self.tiles)
-    self.ask
+    assert self.ask  # which checks the rest
 
   @property
   def ask(self) -> segmentation.Ask:
@@ -172,8 +172,9 @@ class Segment:
     notes = ['means are over cases, then over classes; a class that is missed or made up has Dice and NSD 0 and the '
              'diagonal of the image as distance, one that is absent from both says nothing']
     if self.ask.surface:
-      unit = 'mm' if all(r for r in task.source.column('spacing').to_pylist()) else 'pixels where the spacing is unknown'
-      notes.append(f'surfaces are of {self.surface}s; NSD at {self.tolerance:g} mm; distances in {unit}')
+      known = all(task.source.column('spacing').to_pylist())
+      notes.append(f'surfaces are of {self.surface}s; NSD at {self.tolerance:g} mm; distances in mm'
+                   + ('' if known else ', in pixels where the spacing is unknown'))
     if self.ask.lesions:
       notes.append(f'lesions are connected components, found by the rule {self.lesions}; sensitivity is of all lesions '
                    'together, false positives are components a case')
@@ -200,7 +201,8 @@ class Segment:
 
   def _by_class(self, result: Mapping[str, Any]) -> str:
     """A line a class of the run's own row."""
-    names = [m for m in ('dice', 'nsd', 'hd95', 'volume_difference', 'sensitivity') if m in result['rows'][0]['metrics']]
+    some = ('dice', 'nsd', 'hd95', 'volume_difference', 'sensitivity')
+    names = [m for m in some if m in result['rows'][0]['metrics']]
     text = lambda v: 'n/a' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
     body = [[c['name'], *(text(c[k]) for k in (*names, *OUTCOMES))] for c in result['rows'][0]['classes']]
     table = tables.aligned([['class', *(self.metrics[m] for m in names), *OUTCOMES], *body])
