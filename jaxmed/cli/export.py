@@ -17,7 +17,8 @@ def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   which(p)
   tower(p)
-  p.add_argument('--format', required=True, help='weight format: timm, channelvit or jaxmed')
+  p.add_argument('--format', required=True, help='weight format: timm, channelvit, monai_vit, '
+                 'monai_swinunetr, monai_swinunetr_legacy, monai_swinunetr_mergingv2 or jaxmed')
   p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
 
 

@@ -22,7 +22,7 @@ from jaxmed.contracts import Supports
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import kernels
 from jaxmed.models.layers.defaults import EncoderDefaults
-from jaxmed.models.layers.initial import normal
+from jaxmed.models.layers.initial import normal, patch_laws
 from jaxmed.models.layers.norm import BatchNorm, GroupNorm
 from jaxmed.models.layers.tokens import Features, Level, check_levels, drop_channels, grid_of, patchify
 
@@ -47,8 +47,9 @@ class Conv(nn.Module):
 
   Attributes:
     kernel, stride, padding: one number, or one for each axis.
-    kernel_init: 'trunc_normal' (std 0.02), 'fan_out' (normal, variance 2 / fan_out: He et al. 2015) or 'leaky'
-      (variance 2 / (1 + 0.01**2) / fan_in, before a leaky ReLU).
+    kernel_init: 'trunc_normal' (std 0.02), 'fan_out' (normal, variance 2 / fan_out: He et al. 2015), 'leaky' (variance
+      2 / (1 + 0.01**2) / fan_in, before a leaky ReLU) or 'torch' (uniform in +-1 / sqrt(fan_in), and so the biases:
+      PyTorch's default).
   """
 
   features: int
@@ -68,8 +69,8 @@ class Conv(nn.Module):
     kernel = self.param('kernel', boxed(conv_init(self.kernel_init), axes), shape, jnp.float32).astype(self.dtype)
     x = convolve(x.astype(self.dtype), kernel, self.stride, self.padding)
     if self.use_bias:
-      zeros = boxed(nn.initializers.zeros_init(), ('embed',))
-      x = x + self.param('bias', zeros, (self.features,), jnp.float32).astype(self.dtype)
+      law = patch_laws(self.kernel_init if self.kernel_init == 'torch' else '', '', math.prod(shape[:-1]))[1]
+      x = x + self.param('bias', boxed(law, ('embed',)), (self.features,), jnp.float32).astype(self.dtype)
     return x
 
 
@@ -97,6 +98,8 @@ def conv_init(name: str, groups: int = 1) -> nn.initializers.Initializer:
   """Initialiser of a kernel [*kernel, C_in / groups, C_out]."""
   if name == 'trunc_normal':
     return normal()
+  if name == 'torch':
+    return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
   gain, at = {'fan_out': (2.0, -1), 'leaky': (2 / (1 + LEAK**2), -2)}[name]
 
   def he(key, shape, dtype=jnp.float32):
@@ -309,12 +312,17 @@ class Hierarchical(EncoderDefaults, nn.Module):
     x = self._hide(self.pool_stem(first, sparse), None if self.masking == 'sparse' else visible)
     maps = [first, *self.stages(x, sparse, train)]
     features = self.head(maps[-1], sparse)
-    found = tuple(Level(maps[i].reshape(len(image), -1, maps[i].shape[-1]), maps[i].shape[1:-1]) for i in levels)
+    shown = [self.level(maps[i]) for i in levels]
+    found = tuple(Level(x.reshape(len(image), -1, x.shape[-1]), x.shape[1:-1]) for x in shown)
     return dataclasses.replace(features, levels=found) if levels else features
 
   def pool_stem(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:
     """What follows the stem before the stages; nothing here."""
     del visible
+    return x
+
+  def level(self, x: jax.Array) -> jax.Array:
+    """What is shown of the output of a stage or the stem as a level; the output itself here."""
     return x
 
   def _hide(self, x: jax.Array, visible: jax.Array | None) -> jax.Array:

@@ -66,6 +66,7 @@ class GroupNorm(nn.Module):
 
   Attributes:
     channels: of a group, neighbours; they divide D.
+    affine: whether there are a scale and a bias.
     zero_scale: the scale starts at 0, so that a branch which ends in it begins as nothing.
   """
 
@@ -73,6 +74,7 @@ class GroupNorm(nn.Module):
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
   zero_scale: bool = False
+  affine: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False, where: jax.Array | None = None) -> jax.Array:
@@ -80,8 +82,10 @@ class GroupNorm(nn.Module):
     del train
     size, boxed = x.shape[-1], nn.with_logical_partitioning
     scale_init = nn.initializers.zeros_init() if self.zero_scale else nn.initializers.ones_init()
-    scale = self.param('scale', boxed(scale_init, ('embed',)), (size,), jnp.float32)
-    bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (size,), jnp.float32)
+    scale, bias = jnp.ones(()), jnp.zeros(())
+    if self.affine:
+      scale = self.param('scale', boxed(scale_init, ('embed',)), (size,), jnp.float32)
+      bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (size,), jnp.float32)
     wide, axes = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
 
     def average(y):
