@@ -33,6 +33,8 @@ from PIL import Image  # noqa: E402
 
 from tests.tiers import *  # noqa: E402, F403  the hooks of the two tiers
 
+gc.set_threshold(20_000, 10, 10)
+
 TILE = 24
 MOST_MAPS = 25_000
 # The run that tests train. Its step takes milliseconds and is compiled once, also for other processes; other values
@@ -50,7 +52,6 @@ def pytest_collection_finish(session):
   """What was imported stays: searching it for garbage, again and again while JAX traces, is a twelfth of the time."""
   gc.collect()
   gc.freeze()
-  gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture(autouse=True, scope='module')
