@@ -15,7 +15,7 @@ EXAMPLE = 'jaxmed prepare scans/ --out corpus'
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' names the demo corpus, "
-                 "'synthetic' a generated one (--seed)")
+                 "'tissue' a part of it with masks, 'synthetic' a generated one (--seed)")
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')

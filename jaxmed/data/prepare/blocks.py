@@ -43,7 +43,7 @@ class Task:
     items: to read; each has subject and split.
     options: of the readers.
     types: the manifest's other columns.
-    made: the block is 'demo' or 'synthetic', a corpus that has no items.
+    made: the block is 'demo', 'tissue' or 'synthetic', a corpus that has no items.
     seed: of what is synthetic.
     labels: {value of masks: name}; {} allows all values.
   """
@@ -233,10 +233,11 @@ def _add(record: readers.Record, item: Item, digest: str, task: Task, writer: Wr
 
 
 def _made(task: Task, part: pathlib.Path) -> dict[str, Any]:
-  writer = Writer(part, task.number)
+  writer = Writer(part, task.number, fields_of(task.types))
+  records = {'demo': demo.records, 'tissue': demo.tissue_records}.get(task.made, lambda: synthetic.records(task.seed))
   try:
-    for record, split, path, digest, extra in demo.records() if task.made == 'demo' else synthetic.records(task.seed):
-      writer.add(record, split, path, digest, extra)
+    for record, split, path, digest, extra in records():
+      writer.add(_counted(record, task.labels), split, path, digest, extra)
   finally:
     writer.close()
   return _rows(writer, task, [], [])

@@ -46,8 +46,9 @@ def prepare(
   same bytes as one made without a stop, by any number of processes.
 
   Args:
-    inputs: folders or files; the words 'demo' and 'synthetic', where nothing of that name exists, are the demo corpus
-      and one that is generated with `seed` (see jaxmed.data.prepare.synthetic).
+    inputs: folders or files; the words 'demo', 'tissue' and 'synthetic', where nothing of that name exists, are the demo
+      corpus, brain slices with masks (see jaxmed.data.prepare.demo), and one that is generated with `seed` (see
+      jaxmed.data.prepare.synthetic).
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
