@@ -188,6 +188,10 @@ class Encoder(Structure):
     """Which intermediates are computed again in the backward pass."""
 
   @property
+  def adapter(self) -> Any:
+    """What is trained beside frozen weights, a `models.layers.adapters.Adapter`; None for nothing."""
+
+  @property
   def dtype(self) -> Any:
     """'float32' or 'bfloat16' compute."""
 

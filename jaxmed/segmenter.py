@@ -2,7 +2,7 @@
 `jaxmed.load_segmenter` returns."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jaxmed import tiles
 from jaxmed.augment import intensity
 from jaxmed.augment.views import ViewMaker
+from jaxmed.data.readers.spacing import resampled
 from jaxmed.data.resize import resize
 from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
@@ -103,6 +104,33 @@ class Segmenter:
   def predict(self, image: np.ndarray, channels: Sequence[str] | None = None, **options: Any) -> np.ndarray:
     """The mask [*size] int32 of a whole image [*size, C], in stored values of classes; arguments as of `logits`."""
     return self.decided(self.logits(image, channels, **options))
+
+  def mask_of(self, record: Mapping[str, Any], name: str = '', **options: Any) -> np.ndarray:
+    """The mask [*size] int32 of a record on the grid of its image.
+
+    The image is brought to the spacing of training, where that is known; logits go back to the grid of the image, and
+    the largest one decides there.
+
+    Args:
+      record: with image, channels and spacing, as a source gives it. name: of it, in errors. options: of `logits`.
+    Raises:
+      UserError: a spacing that is unknown where training had one, and as of `logits`.
+    """
+    size, spacing = record['image'].shape[:-1], record['spacing']
+    try:
+      moved, scales = dict(record), None
+      if self.spacing and len(size) == self.rank:
+        if not spacing:
+          raise UserError(f'spacing is not known, and the run was trained on pixels of '
+                          f'{", ".join(f"{s:g}" for s in self.spacing)} mm: expected an image that says it')
+        moved = resampled(moved, self.spacing)
+        scales = [None if n == s else s / n for n, s in zip(moved['spacing'], spacing, strict=True)]
+      logits = self.logits(moved['image'], moved['channels'], **options)
+      if scales and any(scales):
+        logits = tiles.resampled(logits, len(moved['image']), size, scales)
+      return self.decided(logits)
+    except UserError as e:
+      raise UserError(f'{name}: {e}' if name else str(e)) from e
 
   def decided(self, logits: Iterator[np.ndarray]) -> np.ndarray:
     """The mask [*size] int32 of slices of logits: the value of the class with the largest one."""

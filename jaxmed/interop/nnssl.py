@@ -26,6 +26,8 @@ def adaptation_plan(encoder: UNet, spacing: Sequence[float] | None = None) -> di
     UserError: nnU-Net's classes cannot hold the encoder.
   """
   nnunet.check_nnunet(encoder)
+  if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
+    raise UserError(f'spacing {tuple(spacing)}: expected three numbers of mm above 0, one for each stored axis')
   if len(encoder.image_size) != 3:
     raise UserError(f"format 'nnssl' holds encoders of volumes, not of image size {tuple(encoder.image_size)}: export "
                     'with --format nnunet')

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmed.errors import UserError
-from jaxmed.interop import conv, nnunet, stunet, torchvision
+from jaxmed.interop import conv, monai, nnunet, stunet, torchvision
 from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.interop.state_dict import Params, ratio_of
 from jaxmed.interop.weight_formats import FORMATS, METADATA, load_file
@@ -78,6 +78,8 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
     return TARGETS[fmt].snippet(model, file)
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.snippet(model, file)
+  if fmt.startswith('monai_'):
+    return monai.snippet(fmt, model, file)
   if isinstance(model, BagOfChannels):
     model = model.single
   size, patch = tuple(model.image_size), tuple(model.patch_size)
@@ -123,6 +125,8 @@ def _call_lines(fmt: str, model: Encoder) -> str:
     return TARGETS[fmt].call_lines(model)
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.call_lines(model)
+  if fmt.startswith('monai_'):
+    return monai.call_lines(fmt, model)
   if isinstance(model, BagOfChannels) and fmt == 'timm':
     return (f'{_call_lines(fmt, model.single)} Each channel of an image goes through it by itself; the vector of an '
             'image is the mean over its channels, or these one after the other.')
@@ -152,6 +156,9 @@ def limits(fmt: str, model: Encoder) -> list[str]:
     out.append(f'With k channels at a square size whose patches times k equal those of {native} '
                '(four channels at half the size), the official class does not share positions between '
                'channels; this model does.')
+  if fmt == 'monai_vit' and model.norm_epsilon != monai.EPSILON:
+    out.append(f"MONAI's layer norms add {monai.EPSILON:g} to the variance, this model's {model.norm_epsilon:g}: "
+               'features differ slightly.')
   if fmt != 'jaxmed' and model.dtype != 'float32':
     out.append(f'The model was trained with {model.dtype} compute; the file and the check are float32.')
   return out

@@ -1,6 +1,7 @@
 """Models by name, as timm's users write them: `family_size/patch`, or without a patch where the family has strides."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmed.errors import UserError, choose
@@ -9,12 +10,13 @@ from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
 from jaxmed.models.layers import channel_attention, channel_embed, initial
+from jaxmed.models.layers.adapters import Adapter
 from jaxmed.models.layers.convolution import MASKINGS, Hierarchical
 from jaxmed.models.layers.kernels import FORMS
 from jaxmed.models.layers.transformer import DROP_LAWS, REMAT_POLICIES
 
 Encoder = ViT | Hierarchical
-FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names')  # fields that are no options
+FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names', 'adapter')  # no options
 
 # embed_dim, depth, num_heads and what else differs; 'giant' is timm's vit_giant_patch14, 'giant2' DINOv2's ViT-g.
 SIZES: dict[str, dict[str, Any]] = {
@@ -120,14 +122,26 @@ def family_of(model: Encoder) -> str:
 def describe(model: Encoder) -> dict[str, Any]:
   """All fields of a model as plain data, which `rebuild` turns back into it."""
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
-  return {'family': family_of(model)} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+  adapter = fields.pop('adapter', None)
+  beside = {} if adapter is None else {'adapter': _plain(dataclasses.asdict(adapter))}
+  return {'family': family_of(model)} | _plain(fields) | beside
 
 
 def rebuild(description: dict[str, Any]) -> Any:
   """The model that `describe` described."""
   fields = dict(description)
   family = choose('model family', fields.pop('family'), FAMILIES)
-  return FAMILIES[family](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+  adapter = fields.pop('adapter', None)
+  beside = {} if adapter is None else {'adapter': Adapter(**_tuples(adapter))}
+  return FAMILIES[family](**_tuples(fields), **beside)
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def _split(name: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:

@@ -83,7 +83,10 @@ def quiet(encoder: Encoder) -> Any:
   """
   rates = {'drop_path': encoder.drop_path, 'rope_shift': encoder.rope_shift, 'rope_jitter': encoder.rope_jitter,
            'rope_rescale': encoder.rope_rescale, 'hash_draw': encoder.hash_draw}
-  return encoder.clone(**{name: type(rate)() for name, rate in rates.items() if rate})  # 0.0 and False
+  still = {name: type(rate)() for name, rate in rates.items() if rate}  # 0.0 and False
+  if encoder.adapter is not None and encoder.adapter.dropout:
+    still['adapter'] = dataclasses.replace(encoder.adapter, dropout=0.0)
+  return encoder.clone(**still)
 
 
 def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:

@@ -11,17 +11,18 @@ from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed import files
+from jaxmed.augment import nnunet, views
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
+from jaxmed.models.layers import adapters
 from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
+from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
-
-TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
 
 
 def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
@@ -51,11 +52,16 @@ def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any
 
 
 def product(model: Any, params: Any) -> tuple[Any, Any]:
-  """The encoder without options and weights that only training uses; its features are the same."""
+  """The encoder without options and weights that only training uses; its features are the same.
+
+  Adapters that are linear are merged into the weights.
+  """
   off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0,
          'hash_draw': False, 'packing': 0.0}
   fields = {f.name for f in dataclasses.fields(model)}  # a family without the option has it off as a constant
   model = model.clone(**{k: v for k, v in off.items() if k in fields})
+  if model.adapter is not None and model.adapter.linear:
+    model, params = model.clone(adapter=None), adapters.merged(model.adapter, params)
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 
@@ -112,6 +118,9 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'init_parts', 'init_map', 'freeze',
          'evaluators', 'loader.text_length', 'loader.signal_length',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
+         *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
+         *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),
+         'loader.foreground', 'loader.foreground_rule',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 
