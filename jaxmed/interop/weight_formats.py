@@ -90,6 +90,9 @@ def export_file(path: str | os.PathLike, fmt: str, model: Encoder, params: Param
       written.
   """
   layout = FORMATS[choose('format', fmt, FORMATS)]
+  if model.adapter is not None and fmt != 'jaxmed':
+    raise UserError(f'format {fmt!r} has no place for adapters of {model.adapter.name}, which no weights can take up: '
+                    'export with --format jaxmed')
   check_params(model, params)
   if fmt == 'channelvit':  # whose class has a table
     model, params = inflate.as_table(model, params)

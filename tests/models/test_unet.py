@@ -226,13 +226,14 @@ def test_other_norms_and_ways_down_see_nothing_of_hidden_patches(options):
 
 def test_a_description_and_back():
   encoder = create_model('resenc_l', (32, 64, 64), 1, kernels=['1x3x3', 3, 3, 3, 3, 3], strides=[1, [1, 2, 2], 2, 2, 2, 2])
-  assert encoder.kernels == ((1, 3, 3), 3, 3, 3, 3, 3) and encoder.patch_size == (16, 32, 32)
+  assert encoder.kernels == '1x3x3,3,3,3,3,3' and encoder.strides == '1,1x2x2,2,2,2,2'
+  assert encoder.patch_size == (16, 32, 32)
   assert registry.rebuild(registry.describe(encoder)) == encoder
-  assert create_decoder('unet', encoder, 2).kernels == ((1, 3, 3), 3, 3, 3, 3)
+  assert create_decoder('unet', encoder, 2).kernels == '1x3x3,3,3,3,3'
 
 
 @pytest.mark.parametrize('name, options, words', [
-    ('nnunet_plain', dict(kernels=(3, 3)), 'encoder.kernels has 2 entries.*6 stages'),
+    ('nnunet_plain', dict(kernels=(3, 3)), 'encoder.kernels has 2 entries.*of 6 stages'),
     ('nnunet_plain', dict(strides=('1x2x2',) * 6), "entry '1x2x2'.*as 3x3"),
     ('nnunet_plain', dict(block='residul'), "did you mean 'residual'"),
     ('nnunet_plain', dict(drop_path=0.1), 'needs a block with a shortcut'),

@@ -22,7 +22,7 @@ from jaxmed.objectives import METHODS, filled
 from jaxmed.parallel import mesh as mesh_lib
 
 COUNT, STEP = 8, 1000  # a sample a device; a step at which queues, clusters and the Gram loss are in use
-MESHES = {'one': {}, 'data=2': {'data': 2}, 'data=8': {'data': 8}, 'fsdp=2 data=4': {'fsdp': 2, 'data': 4},
+MESHES = {'one': {}, 'data=8': {'data': 8}, 'fsdp=2 data=4': {'fsdp': 2, 'data': 4},
           'replica=2 sequence=2 tensor=2': {'replica': 2, 'sequence': 2, 'tensor': 2},
           'fsdp=2 data=2': {'fsdp': 2, 'data': 2}, 'fsdp=2 tensor=2': {'fsdp': 2, 'tensor': 2}}
 TRANSFORMER = ('channel_vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2))
@@ -36,7 +36,7 @@ EVERY_AXIS = ('fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
 # On meshes with this word samples share rows of tokens; the one device they are compared with has them padded.
 PACKED = 'packed '
 ROWS = tuple(PACKED + mesh for mesh in ('one', 'fsdp=2 data=2', 'replica=2 sequence=2 tensor=2'))
-ALL = {name: (name, TRANSFORMER, (f'{PACKED}data=2', EVERY_AXIS[i % 2])) for i, name in enumerate(METHODS)}
+ALL = {name: (name, TRANSFORMER, (PACKED + EVERY_AXIS[i % 2],)) for i, name in enumerate(METHODS)}
 HIDING = {f'{name} {model[0]}': (name, model, ('data=8', EVERY_AXIS[i % 2]))
           for i, (name, model) in enumerate(CONVOLUTIONAL.items())}
 CASES = ALL | HIDING | {f'{name} packed': (name, TRANSFORMER, ROWS) for name in ('mae', 'dino')} | {

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxmed import files
 from jaxmed.data import readers
 from jaxmed.data.corpus import labels
-from jaxmed.data.corpus.corpus_format import COLUMNS, Writer, fields_of
+from jaxmed.data.corpus.corpus_format import BESIDE, COLUMNS, Writer, fields_of
 from jaxmed.data.prepare import demo, synthetic
 from jaxmed.data.prepare.items import Item, one_line, paths
 from jaxmed.data.readers.companions import read_signal
@@ -248,8 +248,9 @@ def _rows(writer: Writer, task: Task, rejects: list[tuple[str, str]], empty: lis
   arrays = [pa.array([r.get(f.name) for r in writer.rows], type=f.type) for f in columns]
   pq.write_table(pa.Table.from_arrays(arrays, schema=columns), writer.folder / 'rows.parquet')
   writer.stats.save(writer.folder / 'stats.npz')
-  bricks = {s: [i for i in range(len(n)) if writer.part(f'{s}-bricks', i).exists()] for s, n in writer.shards.items()}
-  return {'shards': writer.shards, 'bricks': bricks, 'rejects': rejects, 'empty': empty}
+  beside = {s: [[k for k in BESIDE if writer.part(f'{s}-{k}', i).exists()] for i in range(len(n))]
+            for s, n in writer.shards.items()}
+  return {'shards': writer.shards, 'beside': beside, 'rejects': rejects, 'empty': empty}
 
 
 def _flush(folder: pathlib.Path) -> None:

@@ -76,9 +76,10 @@ class Preparation:
 
 
 def _of_parts(item: Item) -> list[Any]:
-  """How the channels of an item lie in its files, for the fingerprint."""
-  parts = item.parts
-  return [parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else []
+  """How channels and mask of an item lie in its files, for the fingerprint."""
+  parts, mask = item.parts, item.mask
+  masks = [mask.values, mask.absent, [f.name for f in mask.files]] if isinstance(mask, readers.Masks) else []
+  return masks + ([parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else [])
 
 
 def make_preparation(
@@ -105,7 +106,8 @@ def make_preparation(
   given = given_splits(plan.items)
   plan.given = any(i.split for i in plan.items)
   subject = lambda i: i.subject or ''
-  drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, shares, fill=not plan.given)
+  drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, _open(shares, plan.tested),
+                    fill=plan.fill or not plan.given)
   plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or drawn[subject(i)])
                 for i in plan.items]
   work = Preparation(plan, blocks.cut(plan.items, options, plan.types, plan.labels), options, shares)
@@ -149,6 +151,12 @@ def splits_of(subjects: Iterable[str], seed: int, splits: Sequence[float], fill:
       count[name] += 1
       found[moved] = name
   return found
+
+
+def _open(shares: tuple[float, float, float], tested: bool) -> tuple[float, float, float]:
+  """The fractions to draw by; where the test split is given, those of train and val alone."""
+  rest = shares[0] + shares[1]
+  return (shares[0] / rest, shares[1] / rest, 0.0) if tested and rest else shares
 
 
 def _number(subject: str, seed: int) -> float:

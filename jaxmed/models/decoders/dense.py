@@ -58,7 +58,18 @@ DECODERS: dict[str, Any] = {
     'upernet': UPerNet,
     'fpn': FPN,
 }
+# The decoder of each family of encoders where none is named; the linear one of a family that is not here, or whose
+# decoder is not there.
+AUTO = {
+    'vit': 'unetr', 'channel_vit': 'unetr', 'bag': 'unetr', 'swin': 'unet', 'unet': 'unet', 'resnet': 'unet',
+    'convnextv2': 'unet', 'caformer': 'unet', 'pvt_v2': 'unet',
+    'swin_unetr': 'swin_unetr', 'video_resnet': 'unet'}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
+
+
+def decoder_for(family: str) -> str:
+  """The decoder that goes with a family of encoders, see AUTO."""
+  return AUTO[family] if AUTO.get(family) in DECODERS else 'linear'
 
 
 def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervision: bool = False,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmed.contracts import Encoder
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.convolution import Conv
-from jaxmed.models.layers.unet_blocks import BLOCKS, NORMS, UPS, Style, Up, each_stage, read_axes
+from jaxmed.models.layers.unet_blocks import BLOCKS, NORMS, UPS, Style, Up, each_stage, stages_text
 
 NARROWEST = 16  # channels that stages without a skip are halved to
 
@@ -22,7 +22,7 @@ class UNet(nn.Module):
   """From the last map up: enlarged, beside the next finer map, through blocks; and a linear layer to the classes.
 
   Where the finest map is coarser than the image, stages without a skip follow, each twice as large and half as wide.
-  Options of stages are in the encoder's order, the finest first; () is the default in all of them.
+  Options of stages are in the encoder's order, the finest first.
 
   Attributes:
     num_classes: of the logits.
@@ -30,7 +30,7 @@ class UNet(nn.Module):
     block: 'plain', 'residual' or 'residual_d', see `layers.unet_blocks`.
     depths: blocks of each stage; () for two.
     dims: channels of each stage; () for those of the map beside it.
-    kernels: kernel of each stage, a number, or one for each axis as 1x3x3; () for 3.
+    kernels: kernel of each stage, a number, or one for each axis: '1x3x3,3,3'; '' for 3.
     up: 'transposed' convolution, or 'nearest' or 'linear' interpolation.
     norm: 'instance', 'group' (of eight channels) or 'batch'.
     slope: of the leaky ReLU below zero.
@@ -42,7 +42,7 @@ class UNet(nn.Module):
   block: str = 'plain'
   depths: tuple[int, ...] = ()
   dims: tuple[int, ...] = ()
-  kernels: tuple[Any, ...] = ()
+  kernels: str = ''
   up: str = 'transposed'
   norm: str = 'instance'
   slope: float = 0.01
@@ -71,7 +71,7 @@ class UNet(nn.Module):
     style = Style(self.norm, self.slope, dtype=dtype)
     depths = self._each('depths', self.depths, count) or (2,) * count
     dims = self._each('dims', self.dims, count) or tuple(x.shape[-1] for x in maps[:-1])
-    kernels = each_stage(self._each('kernels', read_axes('decoder.kernels', self.kernels, rank), count), count, rank, 3)
+    kernels = each_stage(stages_text('decoder.kernels', self.kernels, count, rank), count, rank, 3)
     x, outs = maps[-1].astype(dtype), []
 
     def stage(x, skip, factor, name, dim, depth, kernel):
@@ -90,7 +90,7 @@ class UNet(nn.Module):
       step += 1
       factor = tuple(2 if n % 2 == 0 else n for n in total)
       total = tuple(n // f for n, f in zip(total, factor, strict=True))
-      x = stage(x, None, factor, f'_fine{step}', max(x.shape[-1] // 2, NARROWEST), 1 if count == 0 else depths[0], (3,) * rank)
+      x = stage(x, None, factor, f'_fine{step}', max(x.shape[-1] // 2, NARROWEST), (*depths, 1)[0], (3,) * rank)
     outs = outs[::-1] if self.deep_supervision else outs[-1:]
     head = lambda name: Conv(self.num_classes, 1, kernel_init='leaky', dtype=dtype, name=f'head{name}')
     return tuple(head(name)(x).astype(jnp.float32) for name, x in outs)

@@ -8,7 +8,17 @@ import jax
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.convolution import Hierarchical, flat_features, keep, path_rates
 from jaxmed.models.layers.tokens import Features
-from jaxmed.models.layers.unet_blocks import BLOCKS, DOWNS, GROUP, NORMS, Plain, Style, each_stage, pooled_down, read_axes
+from jaxmed.models.layers.unet_blocks import (
+  BLOCKS,
+  DOWNS,
+  GROUP,
+  NORMS,
+  Plain,
+  Style,
+  each_stage,
+  pooled_down,
+  stages_text,
+)
 
 _NNUNET = dict(dims=(32, 64, 128, 256, 320, 320))
 _RESENC = dict(block='residual_d', depths=(1, 3, 4, 6, 6, 6), stem_width=32, zero_init_residual=True, **_NNUNET)
@@ -41,8 +51,8 @@ class UNet(Hierarchical):
   Attributes:
     depths, dims: blocks and channels of each stage.
     block: 'plain' (convolution, norm, leaky ReLU), 'residual' (STU-Net) or 'residual_d' (nnU-Net's ResEnc).
-    kernels: kernel of each stage, a number, or one for each axis as 1x3x3; () for 3.
-    strides: stride of each stage, likewise; () for 1, then 2.
+    kernels: kernel of each stage, a number, or one for each axis: '1x3x3,3,3'; '' for 3.
+    strides: stride of each stage, likewise; '' for 1, then 2.
     norm: 'instance', 'group' (of eight channels) or 'batch'.
     down: what strides: the first 'conv' of a stage, or a 'mean' or 'max' before it.
     stem_width: channels of a convolution before the stages; 0 for none. Level 0 is then the image.
@@ -53,8 +63,8 @@ class UNet(Hierarchical):
   depths: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
   dims: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
   block: str = 'plain'
-  kernels: tuple[Any, ...] = ()
-  strides: tuple[Any, ...] = ()
+  kernels: str = ''
+  strides: str = ''
   norm: str = 'instance'
   down: str = 'conv'
   stem_width: int = 0
@@ -65,11 +75,8 @@ class UNet(Hierarchical):
     for option, choices in (('block', BLOCKS), ('norm', NORMS), ('down', DOWNS)):
       choose(f'encoder.{option}', getattr(self, option), choices)
     for option in ('kernels', 'strides'):
-      values = read_axes(f'encoder.{option}', getattr(self, option), len(self.image_size))
-      if len(values) not in (0, len(self.depths)):
-        raise UserError(f'encoder.{option} has {len(values)} entries: expected one for each of the '
-                        f'{len(self.depths)} stages of encoder.depths')
-      object.__setattr__(self, option, values)
+      text = stages_text(f'encoder.{option}', getattr(self, option), len(self.depths), len(self.image_size))
+      object.__setattr__(self, option, text)
     if self.drop_path and self.block == 'plain':
       raise UserError('encoder.drop_path needs a block with a shortcut: residual or residual_d, not plain')
     if self.norm == 'group' and any(n % GROUP for n in (*self.dims, self.stem_width)):
@@ -79,7 +86,8 @@ class UNet(Hierarchical):
   @property
   def stage_strides(self) -> list[tuple[int, ...]]:
     """The stride of each stage along each axis."""
-    return each_stage(self.strides or (1, *(2,) * (len(self.depths) - 1)), len(self.depths), len(self.image_size), 1)
+    steps = self.strides or ','.join('1' + '2' * (len(self.depths) - 1))
+    return each_stage(steps, len(self.depths), len(self.image_size), 1)
 
   @property
   def patch_size(self) -> tuple[int, ...]:
@@ -99,7 +107,7 @@ class UNet(Hierarchical):
     depths = depths if len(depths) > 1 else depths * (len(self.depths) - 1)
     own = self.block == 'residual'
     return {'unet': dict(block='residual' if own else 'plain', up='nearest' if own else 'transposed', depths=depths,
-                         kernels=self.kernels[:-1], norm=self.norm, slope=self.slope)}
+                         kernels=self.kernels.rpartition(',')[0], norm=self.norm, slope=self.slope)}
 
   def _style(self, train: bool) -> Style:
     return Style(self.norm, self.slope, self.zero_init_residual, train and self.drop_path > 0, self.compute)
@@ -109,7 +117,8 @@ class UNet(Hierarchical):
       return image
     rank = len(self.image_size)
     kernel = each_stage(self.kernels, 1, rank, 3)[0]
-    return Plain(self.stem_width, kernel, (1,) * rank, True, self._style(train), name='stem')(image, 0.0, visible, train)
+    layer = Plain(self.stem_width, kernel, (1,) * rank, True, self._style(train), name='stem')
+    return layer(image, 0.0, visible, train)
 
   def stages(self, x: jax.Array, visible: jax.Array | None, train: bool) -> list[jax.Array]:
     rank, rates, maps = len(self.image_size), path_rates(self.drop_path, self.depths), []

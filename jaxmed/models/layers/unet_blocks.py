@@ -1,9 +1,11 @@
 """What U-Nets are made of: blocks of convolutions with a norm and a leaky ReLU, and ways down and up.
 
-All take maps [B, *size, D] and the mask of visible places [B, *grid, 1], None for all; hidden places stay zero. A block
-is `block(features, kernel, stride, first, style)(x, rate, visible, train)`; `kernel` and `stride` have a number an axis.
+All take maps [B, *size, D] and the mask of visible places [B, *grid, 1], None for all; hidden places stay zero. A
+block is `block(features, kernel, stride, first, style)(x, rate, visible, train)`; `kernel` and `stride` have a number
+for each axis.
 """
 
+import ast
 import dataclasses
 import math
 from typing import Any
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxmed.errors import UserError
 from jaxmed.models.layers import kernels
-from jaxmed.models.layers.convolution import Conv, by_axis, conv_init, keep, normalise
+from jaxmed.models.layers.convolution import Conv, conv_init, keep, normalise
 from jaxmed.models.layers.convolution import drop_path as drop
 from jaxmed.models.layers.norm import BatchNorm, GroupNorm
 from jaxmed.models.layers.tokens import unpatchify
@@ -78,8 +80,8 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-  """Two convolutions beside a shortcut, which in the first block of a stage is a strided 1x1 convolution with a bias and
-  no norm: STU-Net's (uni-medical/STU-Net, STUNet.py:BasicResBlock)."""
+  """Two convolutions beside a shortcut, which in the first block of a stage is a strided 1x1 convolution with a bias
+  and no norm: STU-Net's (uni-medical/STU-Net, STUNet.py:BasicResBlock)."""
 
   features: int
   kernel: tuple[int, ...]
@@ -131,7 +133,7 @@ BLOCKS: dict[str, type[nn.Module]] = {'plain': Plain, 'residual': Residual, 'res
 
 
 def pooled_down(x: jax.Array, stride: tuple[int, ...], how: str) -> jax.Array:
-  """The 'mean' or 'max' of each window of the stride, which divides the size: [B, *size, D] -> [B, *size / stride, D]."""
+  """The 'mean' or 'max' of each window: [B, *size, D] -> [B, *size / stride, D]; the stride divides the size."""
   if math.prod(stride) == 1:
     return x
   split = [n for size, step in zip(x.shape[1:-1], stride, strict=True) for n in (size // step, step)]
@@ -185,23 +187,39 @@ def _transposed(law: nn.initializers.Initializer) -> nn.initializers.Initializer
   return lambda key, shape, dtype=jnp.float32: law(key, (*shape[:-2], shape[-1], shape[-2]), dtype).swapaxes(-1, -2)
 
 
-def read_axes(name: str, values: Any, rank: int) -> tuple[int | tuple[int, ...], ...]:
-  """An option with one entry a stage, each a number for all axes, or one for each: (1, 3, 3) or '1x3x3'.
+def stages_text(name: str, values: Any, count: int | None, rank: int) -> str:
+  """An option with one entry a stage, each a number for all axes or one for each, as its plain text: '1x3x3,3,3'.
 
+  Args:
+    values: such a text, or a sequence of numbers, texts and sequences: (1, (1, 2, 2), '2x2x2').
+    count: entries that there must be, if any; None for any number.
   Raises:
-    UserError: an entry that is neither, or has another number of axes; names the option.
+    UserError: an entry that is none of these, or another number of entries or axes; names the option.
   """
-  return tuple(_entry(name, value, rank) for value in (values if isinstance(values, (tuple, list)) else (values,)))
+  entries = ['x'.join(map(str, _entry(name, value, rank))) for value in _listed(values)]
+  if count is not None and len(entries) not in (0, count):
+    raise UserError(f'{name} has {len(entries)} entries: expected one for each of {count} stages')
+  return ','.join(entries)
 
 
-def _entry(name: str, value: Any, rank: int) -> int | tuple[int, ...]:
+def each_stage(text: str, count: int, rank: int, rest: int) -> list[tuple[int, ...]]:
+  """The numbers of each axis of each of `count` stages in such a text; '' is `rest` in all of them."""
+  entries = [tuple(map(int, entry.split('x'))) for entry in text.split(',')] if text else [(rest,)] * count
+  return [entry * rank if len(entry) == 1 else entry for entry in entries]
+
+
+def _listed(values: Any) -> list[Any]:
+  if isinstance(values, str):
+    try:
+      values = ast.literal_eval(values)  # a sequence that a config has made text of
+    except (ValueError, SyntaxError):
+      values = values.split(',') if values else []
+  return list(values) if isinstance(values, (tuple, list)) else [values]
+
+
+def _entry(name: str, value: Any, rank: int) -> list[int]:
   parts = value.split('x') if isinstance(value, str) else list(value) if isinstance(value, (tuple, list)) else [value]
-  if not all(str(part).isdigit() and int(part) > 0 for part in parts) or len(parts) not in (1, rank):
+  if not all(str(part).strip().isdigit() and int(part) > 0 for part in parts) or len(parts) not in (1, rank):
     raise UserError(f'{name} has the entry {value!r}: expected a positive number, or one for each of {rank} axes, as '
                     + 'x'.join('133'[-rank:]))
-  return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
-
-
-def each_stage(values: tuple[Any, ...], count: int, rank: int, rest: int) -> list[tuple[int, ...]]:
-  """Such an option with a number an axis for each of `count` stages; () is `rest` in all of them."""
-  return [by_axis(value, rank) for value in (values or (rest,) * count)]
+  return [int(part) for part in parts]

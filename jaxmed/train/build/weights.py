@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jaxmed.errors import UserError, choose
 from jaxmed.interop.inflate import inflate
+from jaxmed.models import registry
 from jaxmed.models.encoders.bag import BagOfChannels
-from jaxmed.models.encoders.vit import ViT, at_size
+from jaxmed.models.encoders.vit import ViT, as_volume, at_size
 from jaxmed.parallel import process
-from jaxmed.train.build import towers
+from jaxmed.train.build import adapting, towers
 from jaxmed.train.build.rundir import TRAINING_ONLY, encoder_of, load, load_state
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.step import TrainState
@@ -57,6 +58,7 @@ def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
   elif config.init:
     given = (_all_parts(config, given) if config.init_parts != 'encoder' else
              _encoder_alone(config, given, vocabulary, quiet))
+  given |= {name: adapting.with_fresh(given[name], own[name]) for name in ('params', 'target')}
   shape = lambda tree: {jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
                         for path, x in jax.tree_util.tree_leaves_with_path(tree)}
   here, there = shape(own), shape(given)
@@ -86,7 +88,10 @@ def _encoder(config: Any, given: Any, fresh: Any, vocabulary: Sequence[str], qui
     if unknown and not quiet and process.is_main():
       print(f'init={config.init} does not know the channels {", ".join(unknown)}: they begin as the mean of '
             f'{", ".join(given.vocabulary)}', file=sys.stderr, flush=True)
-  encoder = at_size(given.model, params, tuple(config.image_size))
+  size = tuple(config.image_size)
+  if isinstance(given.model, ViT) and (len(given.model.image_size), len(size)) == (2, 3):
+    params = as_volume(given.model, params, registry.create_model(config.model, size, 1, **config.encoder))
+  encoder = at_size(given.model, params, size)
   names = ('channel_embed', 'channel_hash') if isinstance(given.model, BagOfChannels) else ()  # to which all are one
   more = (*TRAINING_ONLY, *names)
   return encoder | {k: fresh[k] for k in more if k in fresh and k not in encoder}
