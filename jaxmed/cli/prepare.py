@@ -15,7 +15,7 @@ EXAMPLE = 'jaxmed prepare scans/ --out corpus'
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' names the demo corpus, "
-                 "'synthetic' a generated one (--seed)")
+                 "'tissue' a part of it with masks, 'synthetic' a generated one (--seed)")
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')
@@ -30,8 +30,9 @@ def _add_records(p: Any) -> None:
   p.add_argument('--table', metavar='FILE', help='CSV or Parquet file with a column path, and subject, split, source, '
                  'labels')
   p.add_argument('--labels-from-folders', action='store_true', help="use the name of each file's folder as its label")
-  p.add_argument('--layout', default='auto', help='layout of a published benchmark, with its channels, labels and '
-                 'splits: jumpcp, chammi, so2sat, brats; default auto, none ignores it')
+  p.add_argument('--layout', default='auto', help='layout of a published data set, with its channels, labels and '
+                 'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids; default auto, none ignores it')
+  p.add_argument('--labels', metavar='NAMES', help='JSON file with the names of the values of masks')
   p.add_argument('--subject-pattern', metavar='REGEX', help='regular expression whose first group in the path is the '
                  'subject')
   p.add_argument('--channels', metavar='NAMES', help='names of the channels, comma-separated')
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                  channels=names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
                  spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
-                 layout=args.layout, nan=args.nan)
+                 layout=args.layout, nan=args.nan, labels=args.labels)
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:

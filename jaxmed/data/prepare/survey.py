@@ -74,8 +74,9 @@ def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:
 def _pairs(work: Preparation) -> list[tuple[str, Any]]:
   """(split, subject) of each item; of a corpus that comes with the package, of each record."""
   made = work.tasks[0].made if work.tasks else ''
-  if made == 'demo':
-    return [(split, record['subject']) for record, split, *_ in demo.records()]
+  if made in ('demo', 'tissue'):
+    records = demo.records() if made == 'demo' else demo.tissue_records()
+    return [(split, record['subject']) for record, split, *_ in records]
   return list(synthetic.subjects()) if made else [(i.split or '', i.subject) for i in work.plan.items]
 
 
