@@ -15,7 +15,7 @@ EXAMPLE = 'jaxmed prepare scans/ --out corpus'
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('inputs', nargs='+', metavar='FOLDER', help='folders or files, or a word: demo, synthetic, phantoms, '
-                 'tissues, regions, nuclei, nuclei3d')
+                 'tissue, regions, nuclei, nuclei3d')
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')

@@ -106,7 +106,8 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any = None,
 
 def with_untold(model: Hierarchical, read: Hierarchical) -> Hierarchical:
   """A model read from tensors, with the fields of the exported one that no tensor tells."""
-  return read.clone(**{name: getattr(model, name) for name in FAMILIES[type(model)].untold})
+  untold = FAMILIES[type(model)].untold if type(model) in FAMILIES else ()
+  return read.clone(**{name: getattr(model, name) for name in untold})
 
 
 def family_of(tensors: Mapping[str, Any]) -> type[Hierarchical] | None:

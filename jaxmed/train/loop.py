@@ -19,8 +19,8 @@ from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import evaluators, pictures
-from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, towers, weights
+from jaxmed.train import evaluators, pictures, verdict
+from jaxmed.train.build import adapting, assemble, begin, data_spec, records, resolve, rundir, towers, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
@@ -65,7 +65,8 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   Args:
     user: nested config values; `data` names the corpus.
   Returns:
-    A summary: run, steps, loss, skipped, seconds, images_per_second.
+    A summary: run, steps, loss, skipped, seconds, images_per_second, verdict (lines that say what the features are
+    worth, see `verdict.lines`).
   Raises:
     UserError: see `resolve.check` and `resolve.resolve`. Stopped: a signal came; everything is saved.
   """
@@ -128,7 +129,8 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   label = str(dict(user.get('loader', {})).get('label', ''))
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
   spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
-                            data_spec.labels_of(user, corpus))
+                            data_spec.labels_of(user, corpus), data_spec.numeric(user))
+  records.tell_classes(source, spec.labels)
   config = resolve.resolve(user, spec)
   towers.opened(config, rundir.load)
   mesh = mesh_lib.make_mesh(config.mesh)
@@ -138,6 +140,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
     trainer = assemble.build(config, spec)
     state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
     trainer.optimizer.check_paths(state.params)
+    adapting.check_names(config, state.params['encoder'])
     _evaluation(trainer, config, spec, corpus, mesh, agreed)
     weights.given_weights(config, state, spec.vocabulary, quiet=False)
   return config, spec, stream
@@ -281,7 +284,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          rows.latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
+          rows.latest |= _probe(functools.partial(evaluation, names=probing, last=last), state, logs, n)
         stopping = agreement.point()
         if evaluation.tells_collapse(probing):
           watch.look(n, rows.latest)
@@ -311,8 +314,12 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   seconds = time.monotonic() - begun
   return {'run': str(run.folder), 'steps': config.steps, 'loss': rows.latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
-          'memory_bytes': _memory(step),
+          'memory_bytes': _memory(step), 'verdict': verdict.lines(rows.latest, watch.start, _length(config)),
           **{k: rows.latest[k] for k in ('val_loss', 'knn', 'ridge', 'rankme') if k in rows.latest}}
+
+
+def _length(config: Any) -> verdict.Length:
+  return verdict.Length(config.method, config.epochs)
 
 
 def _memory(step: Any) -> int:

@@ -20,9 +20,8 @@ nilearn = pytest.importorskip('nilearn')
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  out = tmp_path_factory.mktemp('demo') / 'c'
-  return prepare(['demo'], out, progress=False), open_source(out)
+def made(demo_corpus):
+  return json.loads(demo_corpus.with_suffix('.json').read_text()), open_source(demo_corpus)
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +151,7 @@ def test_sample_stains_have_names_and_a_pixel_size(samples, tmp_path):
 
 
 @pytest.mark.parametrize('way', ['dicom', 'ome', 'table'])
-def test_three_ways_in(samples, tmp_path, capsys, way):
+def test_three_ways_in(no_figures, samples, tmp_path, capsys, way):
   """From files to features, by the commands."""
   from jaxmed import cli
 

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from jaxmed.data.corpus.labels import labels_of
@@ -115,16 +114,15 @@ def test_prepared_phantoms_have_the_same_bytes_each_time(tmp_path):
 
 def test_tissues(tmp_path):
   pytest.importorskip('nilearn')
-  whole = list(real_masks.records('tissues', 'whole'))
+  whole = list(real_masks.records('tissue', 'whole'))
   assert [s for _, s, *_ in whole] == ['train', 'test', 'val', 'train', 'test', 'val', 'train'][:len(whole)]
   for record, *_ in whole:
     assert record['image'].shape[-1] == 1 and record['mask'].shape == record['image'].shape[:-1]
     grey, white = (record['image'][..., 0][record['mask'] == v].mean() for v in (1, 2))
     assert white > grey  # of T1
-  prepare(['tissues'], tmp_path / 'c', progress=False)
-  table = pq.read_table(tmp_path / 'c' / 'manifest.parquet')
-  assert len(table) == sum(len(r['image']) for r, *_ in whole)
-  assert labels_of(open_source(tmp_path / 'c')).names == ('other', 'grey matter', 'white matter')
+  prepare(['tissue'], tmp_path / 'c', volumes='whole', progress=False)
+  source = open_source(tmp_path / 'c')
+  assert len(source) == len(whole) and labels_of(source).names == ('other', 'GM', 'WM')
 
 
 def test_regions():
@@ -133,7 +131,7 @@ def test_regions():
       real_masks.names('regions')
       next(real_masks.records('regions', 'whole'))
     return
-  tissue = np.concatenate([r['mask'] for r, *_ in real_masks.records('tissues', 'whole')])
+  tissue = np.concatenate([r['mask'] for r, *_ in real_masks.records('tissue', 'whole')])
   assert (tissue == 1).any()
   grey = real_masks._template('gm')
   region = real_masks._atlas(grey.shape)

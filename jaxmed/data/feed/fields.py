@@ -16,7 +16,7 @@ from jaxmed.errors import UserError, choose
 
 TEXT_LENGTH = 256
 # Fields that need nothing of a corpus: every record has an image, a label may be missing, all classes be annotated.
-ALWAYS = ('image', 'label', 'annotated')
+ALWAYS = ('image', 'label', 'number', 'annotated')
 ANNOTATED = 'annotated'  # column of the manifest: JSON or lists, values of masks whose classes the source annotates
 BOXES = 'boxes'  # column of the manifest: JSON or lists, [[start ..., end ...], ...] in pixels of the stored image
 
@@ -55,6 +55,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
       'text': [('text', 'text', (text_length,), 'int32')],
       'signal': [('signal', 'signal', tuple(signal), 'float32'), ('signal_mask', 'signal', tuple(signal[:1]), 'bool')],
       'boxes': [('boxes', 'box', (boxes, 2 * len(size)), 'float32')],
+      'number': [('number', 'number', (), 'float32')],
   }
   found = [Field(*array) for name in arrays if name in wanted for array in arrays[name]]
   return (*found, Field('label', 'label', (), 'int32'), Field('index', 'row', (), 'int32'))
@@ -229,6 +230,26 @@ def annotated(source: Any, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarra
                         f'choose among {", ".join(map(str, labels))}')
     out[k] = np.isin(labels, found)
   return codes, out
+
+
+def numbers(source: Any, column: str) -> np.ndarray:
+  """A column as numbers [N] float64, NaN where it says nothing.
+
+  Raises:
+    UserError: an unknown column, or a value that is no finite number.
+  """
+  codes, values = source.distinct(column)
+  out = np.full(len(values), np.nan)
+  for k, value in enumerate(values):
+    if value is None or value == '' or value != value:
+      continue
+    try:
+      out[k] = float(value)
+    except (TypeError, ValueError):
+      out[k] = np.inf
+    if np.isinf(out[k]):
+      raise UserError(f'column {column!r} of {source.path} holds {value!r}: expected finite numbers') from None
+  return out[codes]
 
 
 def channel_ids(names: Sequence[str], ids: Mapping[str, int], slots: int) -> np.ndarray:

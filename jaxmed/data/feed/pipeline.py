@@ -52,6 +52,7 @@ class _Elements:
   lack: Lack | None = None
   tokenize: Tokenize = utf8
   annotated: tuple[np.ndarray, np.ndarray] | None = None  # see fields.annotated
+  numbers: np.ndarray | None = None  # see fields.numbers
 
   def __len__(self) -> int:
     return self.length
@@ -119,6 +120,8 @@ class _Elements:
     if 'annotated' in shapes and self.annotated is not None:
       kinds, classes = self.annotated
       out['annotated'] = classes[kinds[i]]
+    if 'number' in shapes and self.numbers is not None:
+      out['number'] = np.float32(self.numbers[i])
     if 'text' in shapes:
       out['text'] = fields_lib.text_ids(record.get('text') or '', shapes['text'][0], self.tokenize)
     if 'signal' in shapes and 'signal' in record:
@@ -195,7 +198,7 @@ def train_batches(
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
     windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
-    foreground: Foreground | None = None,
+    number: str = '', foreground: Foreground | None = None,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
@@ -221,22 +224,23 @@ def train_batches(
     windows: of which each element is one; the arrays have an axis K after the first, and the sampler gives windows.
     tokenize: text -> ids, of which 0 is padding.
     labels: stored values of the K classes of masks (see jaxmed.data.corpus.labels), for the field `annotated`.
+    number: manifest column of the field `number`.
     foreground: which crops must show a class of their record's mask; fit is 'crop' then, and windows are None.
 
   Returns:
     An iterator of dicts with an array [b, ...] for each field. By default: image [b, *size, C] (uint8, uint16 or int16
     if all records are, else float32), channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32
     (-1 where none), index [b] int32 (row of the source). C is the largest number of channels of the source.
-    Others: mask [b, *size] int32 (-1 where it does not tell), annotated [b, K] bool, text [b, L] int32, signal
-    [b, T, S] float32 and signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32 (pixels of the loaded array, rows of
-    -1 for none).
+    Others: mask [b, *size] int32 (-1 where it does not tell), annotated [b, K] bool, number [b] float32 (NaN where
+    none), text [b, L] int32, signal [b, T, S] float32 and signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32
+    (pixels of the loaded array, rows of -1 for none).
 
   Raises:
     UserError: nothing to read, a size of another rank than the images, a channel that is not in the
       vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
   elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, tokenize,
-                       masks=labels)
+                       masks=labels, number=number)
   if windows is not None:
     elements = _Windowed(elements, windows, len(windows))
   local = _share(batch_size, process_index, process_count)
@@ -261,6 +265,7 @@ def eval_batches(
     label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
     process_count: int = 1, threads: int = 2, prefetch: int | None = None, fields: Sequence[Field] = (),
     windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
+    number: str = '',
 ) -> Iterator[Batch]:
   """Every row, or window, once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
 
@@ -268,7 +273,8 @@ def eval_batches(
   """
   count = len(source) if windows is None else len(windows)
   length = -(-count // max(batch_size, 1)) * batch_size
-  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, False, labels)
+  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, False, labels,
+                       number)
   if windows is not None:
     elements = _Windowed(elements, windows, length)
   local = _share(batch_size, process_index, process_count)
@@ -290,7 +296,7 @@ def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8,
-              strict=True, masks=()) -> Any:
+              strict=True, masks=(), number='') -> Any:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
   choose('fit', fit, FITS)
@@ -305,9 +311,10 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, 
   if not fields:
     fields = fields_lib.of_source(source, size, extent=fit == 'aspect')
   fields = fields_lib.widened(fields, fields_lib.widest(source))
-  wanted = 'annotated' in fields_lib.names(fields)
+  wanted = fields_lib.names(fields)
   return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize,
-                   fields_lib.annotated(source, masks) if wanted else None)
+                   fields_lib.annotated(source, masks) if 'annotated' in wanted else None,
+                   fields_lib.numbers(source, number) if 'number' in wanted and number else None)
 
 
 def _check_rank(source: Source, size: tuple[int, ...]) -> None:

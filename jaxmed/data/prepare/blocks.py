@@ -234,7 +234,7 @@ def _made(made: Made, task: Task, part: pathlib.Path) -> dict[str, Any]:
   writer = Writer(part, task.number, fields_of(task.types))
   try:
     for record, split, path, digest, extra in made.records():
-      writer.add(record, split, path, digest, extra)
+      writer.add(_counted(record, task.labels) or record, split, path, digest, extra)
   finally:
     writer.close()
   return _rows(writer, task, [], [])

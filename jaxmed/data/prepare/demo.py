@@ -13,6 +13,10 @@ unseen slice was cut, when slices 5 mm away have been seen. It shows nothing abo
 scanners. There is one brain, so `subject` is a block of slab x 24 mm, and an interval over subjects is an
 interval over places.
 
+The tissue corpus: every other of these brain patches along both axes, T1 alone, with a mask of tissue: the most probable
+of GM, WM and what is neither. Without the probability maps as channels, which would be the answer. T1 of an average of
+152 brains is smooth and its brightness tells most of the tissue: the task is an easy one.
+
 Without labels, in train only: colour fundus (`retina.jpg`), immunohistochemistry of the colon (`ihc.png`),
 microaneurysms (the green channel of a fundus), a cell in quantitative phase (all scikit-image), and nuclei in
 fluorescence (`nuclear.png` of mahotas).
@@ -69,6 +73,18 @@ def records() -> Iterator[Cut]:
   yield from _brain()
   for tile in _TILES:
     yield from _tiles(*tile)
+
+
+TISSUES = {0: 'other', 1: 'GM', 2: 'WM'}  # values of the masks of `tissue_records`
+
+
+def tissue_records() -> Iterator[Cut]:
+  """Yields (record, split, path, sha256 of the file, extra columns) of the tissue corpus; errors as of `records`."""
+  for record, split, path, digest, extra in _brain(2 * STRIDE):
+    grey, white = (record['image'][..., c].astype(np.int16) for c in (1, 2))
+    mask = np.stack([255 - grey - white, grey, white]).argmax(axis=0).astype(np.uint8)
+    record |= {'image': np.ascontiguousarray(record['image'][..., :1]), 'channels': ['T1'], 'mask': mask}
+    yield record, split, path, digest, extra | {'mask': 'nilearn/' + _ICBM.format('gm')}
 
 
 def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -184,7 +200,7 @@ def slab(z: int) -> tuple[str | None, int]:
   raise AssertionError('the slabs cover every slice')
 
 
-def _brain() -> Iterator[Cut]:
+def _brain(stride: int = STRIDE) -> Iterator[Cut]:
   volume, digest = _volume()
   x_mid, y_mid, z_mid = 98, 134, 72  # index of the voxel at 0 mm: the template's affine is 1 mm and RAS
   inside = volume[..., 1].astype(np.int32) + volume[..., 2] > BRAIN_LEVEL
@@ -192,8 +208,8 @@ def _brain() -> Iterator[Cut]:
     split, number = slab(k - z_mid)
     if split is None:
       continue
-    for y in range(28, volume.shape[0] - SIZE + 1, STRIDE):
-      for x in range(26, x_mid - SIZE + 1, STRIDE):  # the patch ends left of the midline
+    for y in range(28, volume.shape[0] - SIZE + 1, stride):
+      for x in range(26, x_mid - SIZE + 1, stride):  # the patch ends left of the midline
         if inside[y:y + SIZE, x:x + SIZE, k].mean() < BRAIN_FRACTION:
           continue
         mm = (x + SIZE / 2 - x_mid, y + SIZE / 2 - y_mid, k - z_mid)

@@ -2,7 +2,7 @@
 
   demo, synthetic                        see jaxmed.data.prepare.demo and .synthetic
   phantoms                               see .phantoms
-  tissues, regions, nuclei, nuclei3d     see .real_masks
+  tissue, regions, nuclei, nuclei3d      see .real_masks
 """
 
 import dataclasses
@@ -37,9 +37,8 @@ class Made:
   @property
   def types(self) -> dict[str, pa.DataType]:
     """The manifest's other columns."""
-    if self.word in ('demo', 'synthetic'):
-      return {'region' if self.word == 'demo' else 'relation': pa.string()}
-    return dict(phantoms.TYPES) if self.word == 'phantoms' else {'mask': pa.string()}
+    own = {'demo': {'region'}, 'tissue': {'region', 'mask'}, 'synthetic': {'relation'}}.get(self.word, {'mask'})
+    return dict(phantoms.TYPES) if self.word == 'phantoms' else dict.fromkeys(sorted(own, reverse=True), pa.string())
 
   @property
   def labels(self) -> dict[int, str]:

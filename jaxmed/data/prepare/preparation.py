@@ -96,7 +96,7 @@ def make_preparation(
             '--channels': channels, '--labels': labels}
   if made := made_lib.of(made_of(inputs), seed, volumes, given, [name for name, value in others.items() if value]):
     plan = Plan([], types=made.types, given=True, note=made.note, labels=made.labels)
-    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made)], options, shares)
+    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, made.labels)], options, shares)
   plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
   if labels is not None:
     plan.labels = _named(pathlib.Path(labels), plan)

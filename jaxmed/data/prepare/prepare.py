@@ -47,7 +47,7 @@ def prepare(
 
   Args:
     inputs: folders or files; or a word of jaxmed.data.prepare.made, where nothing of that name exists: 'demo',
-      'synthetic' and 'phantoms' (generated with `seed`), 'tissues', 'regions', 'nuclei', 'nuclei3d'.
+      'synthetic' and 'phantoms' (generated with `seed`), 'tissue', 'regions', 'nuclei', 'nuclei3d'.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into

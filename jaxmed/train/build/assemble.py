@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,7 +25,7 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process, sharding_table
 from jaxmed.parallel.axes import filled, open_mesh
 from jaxmed.parallel.mesh import make_mesh
-from jaxmed.train.build import groups, towers, view_sizes
+from jaxmed.train.build import adapting, groups, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE, samples
 from jaxmed.train.optimizer import Optimizer
@@ -36,14 +37,18 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
   model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels),
                                 vocabulary.described(spec.channels), **config.encoder)
+  model = adapting.attached(model, config)
   if config.augment.channel_sampling == 'diverse' and not model.supports.channel_vectors:
     raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)
   clock = Clock(config.steps, samples(config, spec) / config.batch_size)
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
-  objective = method(encoder=model, **config.objective,
-                     **objectives.filled(method, clock=clock, rows=spec.rows, towers=others))
+  names = dict(zip(spec.mask_values, spec.mask_names))
+  known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others, stored=spec.mask_values,
+                            names=tuple(names.get(v, str(v)) for v in config.objective.get('values', ())))
+  given = {k: FrozenDict(v.to_dict()) if isinstance(v, ConfigDict) else v for k, v in config.objective.items()}
+  objective = method(encoder=model, **given, **known)
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
   whole = np.issubdtype(spec.dtype, np.integer)
@@ -68,7 +73,8 @@ def optimizer_of(config: ConfigDict, method: Any, width: Width | None = None) ->
   own = groups.of(config.optimizer.groups.to_dict(), method.GROUPS)
   return Optimizer(
       config.learning_rate, config.steps, options=tuple(sorted(config.optimizer.options.to_dict().items())),
-      groups=own, towers=trained, freeze=groups.names(config.freeze), growth=width.growth if width else (), **o)
+      groups=own, towers=trained, freeze=groups.names(config.freeze), growth=width.growth if width else (),
+      adapted=(towers.path_of(towers.IMAGE),) if config.adapter.name else (), beside=adapting.beside(config), **o)
 
 
 def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
@@ -95,6 +101,7 @@ def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[s
 def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
+  classes |= {'number': config.loader.label} if spec.number else {}
   return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit, labels=spec.mask_values,
               fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
               **classes)
