@@ -96,7 +96,7 @@ def test_pixels_are_those_of_the_template_which_is_symmetric(made):
   _, source = made
   from nilearn.datasets import load_mni152_template
 
-  path = demo._find('nilearn', demo._ICBM.format('t1'))
+  path = demo.find('nilearn', demo.template('t1'))
   t1 = np.asarray(nibabel.load(path).dataobj)
   # Why the right half is not used: it holds no other data.
   assert np.array_equal(t1, t1[::-1])
@@ -146,7 +146,7 @@ def test_sample_series_is_the_template_turned_back(samples, tmp_path):
   assert len(names) == demo.PATIENTS * demo.SLICES
   prepare([samples / 'dicom'], tmp_path / 'c', volumes='whole', progress=False)
   source = open_source(tmp_path / 'c')
-  t1 = np.asarray(nibabel.load(demo._find('nilearn', demo._ICBM.format('t1'))).dataobj)
+  t1 = np.asarray(nibabel.load(demo.find('nilearn', demo.template('t1'))).dataobj)
   assert len(source) == demo.PATIENTS
   for i in range(len(source)):
     record, row = source[i], source.table.slice(i, 1).to_pylist()[0]
