@@ -40,7 +40,7 @@ class Key(NamedTuple):
 # reference come from here.
 SECTIONS: dict[str, dict[str, Key]] = {
     '': {
-        'method': Key('mae', 'method by name; jaxmed list methods shows them'),
+        'method': Key('simclr', 'method by name; jaxmed list methods shows them'),
         'model': Key('', 'encoder by family, size and patch: vit_small/16; empty: chosen from data and device'),
         'data': Key('', 'corpus to train on; --data sets it'),
         'seed': Key(0, 'seed of weights, order of records and augmentations'),
@@ -81,7 +81,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'options': Key({}, 'options of a rule of optax, by its names: optimizer.options.ns_steps=5'),
         'groups': Key({}, 'parameters that are trained in their own way, by a name: optimizer.groups.head.paths=head, '
                       'with .name, .options, .rate (a factor) and .every (steps)'),
-        'annealing': Key('cosine', 'course of the learning rate after warm-up', ('cosine', 'none')),
+        'annealing': Key('cosine', 'course of the learning rate after warm-up; poly is (1 - t)^0.9', ('cosine', 'poly',
+                         'none')),
         'weight_decay': Key(0.05, 'weight decay at the first step'),
         'final_weight_decay': Key(-1.0, 'weight decay at the last step, reached by a cosine; negative: constant'),
         'warmup_steps': Key(-1, 'steps of linear warm-up; auto: from warmup_epochs, or a tenth of the run', auto=True),
@@ -204,8 +205,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
                          'records are longer', auto=True),
         'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
                    'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
+        'foreground': Key(0.0, 'fraction of crops that must show a class of the mask, with fit=crop; nnU-Net: 0.33'),
+        'foreground_rule': Key('slots', 'crops that must: the last ones of each batch, rounded as nnU-Net does (half '
+                               'of a batch of 2), or exactly that fraction of the stream', ('slots', 'exact')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
-                         'percentile[:LOW:HIGH], full range of the type, or none'),
+                         'percentile[:LOW:HIGH], foreground:LOW:HIGH:MEAN:STD (jaxmed fingerprint), full range of the '
+                         'type, or none'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),
         'signal_length': Key(0, 'steps of a signal; longer ones are cut; auto: those of the first signal', auto=True),
         'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),

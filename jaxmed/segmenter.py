@@ -2,7 +2,7 @@
 `jaxmed.load_segmenter` returns."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jaxmed import tiles
 from jaxmed.augment import intensity
 from jaxmed.augment.views import ViewMaker
+from jaxmed.data.readers.spacing import resampled
 from jaxmed.data.resize import resize
 from jaxmed.encoder import Encoder
 from jaxmed.errors import UserError
@@ -78,7 +79,7 @@ class Segmenter:
   def logits(self, image: np.ndarray, channels: Sequence[str] | None = None, *, step: float = 0.5,
              flips: Sequence[int] | None = None, batch_size: int = 1,
              devices: Sequence[Any] | None = None) -> Iterator[np.ndarray]:
-    """Yields the logits of a whole image on its own grid, a slice [*size[1:], K] float32 along its first axis at a time.
+    """Yields the logits of a whole image on its own grid, a slice [*size[1:], K] float32 of its first axis at a time.
 
     Args:
       image: [*size, C] in stored intensities, of any number type, at the spacing of training.
@@ -104,6 +105,33 @@ class Segmenter:
     """The mask [*size] int32 of a whole image [*size, C], in stored values of classes; arguments as of `logits`."""
     return self.decided(self.logits(image, channels, **options))
 
+  def mask_of(self, record: Mapping[str, Any], name: str = '', **options: Any) -> np.ndarray:
+    """The mask [*size] int32 of a record on the grid of its image.
+
+    The image is brought to the spacing of training, where that is known; logits go back to the grid of the image, and
+    the largest one decides there.
+
+    Args:
+      record: with image, channels and spacing, as a source gives it. name: of it, in errors. options: of `logits`.
+    Raises:
+      UserError: a spacing that is unknown where training had one, and as of `logits`.
+    """
+    size, spacing = record['image'].shape[:-1], record['spacing']
+    try:
+      moved, scales = dict(record), None
+      if self.spacing and len(size) == self.rank:
+        if not spacing:
+          raise UserError(f'spacing is not known, and the run was trained on pixels of '
+                          f'{", ".join(f"{s:g}" for s in self.spacing)} mm: expected an image that says it')
+        moved = resampled(moved, self.spacing)
+        scales = [None if n == s else s / n for n, s in zip(moved['spacing'], spacing, strict=True)]
+      logits = self.logits(moved['image'], moved['channels'], **options)
+      if scales and any(scales):
+        logits = tiles.resampled(logits, len(moved['image']), size, scales)
+      return self.decided(logits)
+    except UserError as e:
+      raise UserError(f'{name}: {e}' if name else str(e)) from e
+
   def decided(self, logits: Iterator[np.ndarray]) -> np.ndarray:
     """The mask [*size] int32 of slices of logits: the value of the class with the largest one."""
     values = np.array(self.values, np.int32)
@@ -112,8 +140,8 @@ class Segmenter:
   def _checked(self, image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.ndim != self.rank + 1:
-      raise UserError(f'an image of shape {list(image.shape)}: the run takes [{"D, " if self.rank == 3 else ""}H, W, C], '
-                      f'{self.rank} axes and channels')
+      form = '[D, H, W, C]' if self.rank == 3 else '[H, W, C]'
+      raise UserError(f'an image of shape {list(image.shape)}: the run takes {form}, {self.rank} axes and channels')
     return image
 
   def _network(self, ids: np.ndarray, stats: np.ndarray) -> Callable[[jax.Array], jax.Array]:

@@ -22,6 +22,8 @@ from jaxmed.cli import (
   embed,
   evaluate,
   export,
+  finetune,
+  fingerprint,
   import_,
   launch,
   list_,
@@ -42,8 +44,8 @@ from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, train, launch, status, stop, study, study_fit, compare, evaluate, predict, embed, export,
-            shrink, import_, report, demo_data, list_, plan, doctor)
+_MODULES = (prepare, curate, fingerprint, train, finetune, launch, status, stop, study, study_fit, compare, evaluate,
+            predict, embed, export, shrink, import_, report, demo_data, list_, plan, doctor)
 _NAMES = {study_fit: 'study fit'}  # of two words
 VERBS: dict[str, ModuleType] = {
     _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
@@ -59,7 +61,7 @@ EXIT_CODES = {
 
 def command() -> int:
   """The installed `jaxmed`: `main`, for training in huge pages where the system has them (see parallel.memory)."""
-  if sys.argv[1:2] in (['train'], ['compare'], ['study']):
+  if sys.argv[1:2] in (['train'], ['finetune'], ['compare'], ['study']):
     from jaxmed.parallel.memory import restart_with_huge_pages
     restart_with_huge_pages()
   return main()

@@ -71,12 +71,12 @@ def pca_features(
   return tuple(pca.project(x) for x in (train_images, *others))
 
 
-def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64,
-                    components: int = 64) -> tuple[np.ndarray, ...]:
+def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64, components: int = 64,
+                    room: int = _FIT_BYTES) -> tuple[np.ndarray, ...]:
   """`pca_features` of whole sources, read at the encoder's image size in batches.
 
-  When the training pixels exceed 1 GiB, the axes are fitted on evenly spaced training rows that fit in it;
-  all rows are projected.
+  When the training pixels exceed `room` bytes as float32, the axes are fitted on evenly spaced training rows that fit
+  in it; all rows are projected.
 
   Args:
     encoder: has `image_size` and `vocabulary`. train, others: sources (jaxmed.data.corpus.source.Source).
@@ -86,8 +86,8 @@ def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64
   """
   names = tuple(dict.fromkeys(c for s in (train, *others) for c in s.channels))
   pixels = int(np.prod(encoder.image_size)) * len(names)
-  room = max(2, _FIT_BYTES // (4 * pixels))
-  keep = np.unique(np.linspace(0, len(train) - 1, min(room, len(train))).round().astype(int))
+  rows = max(2, room // (4 * pixels))
+  keep = np.unique(np.linspace(0, len(train) - 1, min(rows, len(train))).round().astype(int))
   sample = [x[np.isin(index, keep)] for x, index in batches(encoder, train, names, batch_size)]
   pca = fit_pca(np.concatenate(sample), components)
   if len(keep) == len(train):

@@ -1,6 +1,6 @@
-"""Patch, batch and network of a U-Net from spacing and shape of the images: the rule of nnU-Net v2 (Isensee et al. 2021).
+"""Patch, batch and network of a U-Net from spacing and shape of the images, by the rule of nnU-Net v2.
 
-Facts of MIC-DKFZ/nnUNet: default_experiment_planner.py, residual_encoder_unet_planners.py, network_topology.py. nnU-Net
+Isensee et al. 2021, "nnU-Net". Facts of MIC-DKFZ/nnUNet: default_experiment_planner.py, residual_encoder_unet_planners.py, network_topology.py. nnU-Net
 turns volumes so that the coarsest axis is the first; here all numbers are in the order of the stored axes.
 """
 
@@ -204,18 +204,21 @@ def _fitted(spacing, shape, classes, preset, gigabytes):
     dims = tuple(min(WIDEST[rank], 32 * 2**i) for i in range(len(strides)))
     depths = ((1, 3, 4) + (6,) * len(strides))[: len(strides)] if preset.residual else (2,) * len(strides)
     estimate = feature_voxels(tuple(patch), strides, dims, depths, preset.residual, classes)
+    if len(strides) == 1 and max(shape) >= 2 * EDGE:
+      raise UserError(f'no patch of spacing {tuple(spacing)} fits {gigabytes} GB: expected more memory')
     if estimate <= budget:
       return tuple(patch), strides, kernels, dims, depths, estimate
     axis = int(np.argsort([n / most for n, most in zip(patch, shape, strict=True)])[-1])
     fewer = list(patch)
     fewer[axis] -= total(strides)[axis]
-    if fewer[axis] < 1:
-      raise UserError(f'no patch of spacing {tuple(spacing)} fits {gigabytes} GB: expected more memory')
     patch[axis] -= total(topology(spacing, fewer)[0])[axis]  # the smaller patch may divide by less
 
 
 def low_resolution(fine: Plan, records: int, classes: int, gigabytes: float | None = None) -> Plan | None:
-  """The plan at a coarser spacing whose patch shows a quarter of an image, which nnU-Net adds; None where none is due."""
+  """The plan at a coarser spacing whose patch shows a quarter of an image, which nnU-Net adds; None where none is due.
+
+  Arguments are those of `plan`, whose result is `fine`.
+  """
   spacing, found = np.array(fine.spacing), fine
   voxels = whole = math.prod(fine.shape)
   while math.prod(found.patch) / voxels < LOW:

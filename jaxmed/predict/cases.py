@@ -68,8 +68,9 @@ def _of_corpus(source: Any, split: str | None) -> list[Case]:
     record = source.record(row, ('image',))
     return record | {'meta': {name: values[row] for name, values in place.items() if values[row] is not None}}
 
-  return [Case(_ended(name, '.png' if len(shape) == 3 else '.nii.gz'), functools.partial(read, i))
-          for i, (name, shape) in enumerate(zip(ids, shapes))]
+  end = lambda shape: ('.png',) if len(shape) == 3 else ('.nii.gz', '.nii')
+  return [Case(_ended(name, *end(shape)), functools.partial(read, i)) for i, (name, shape) in enumerate(
+    zip(ids, shapes))]
 
 
 def _read(item: Item, options: readers.Options) -> dict[str, Any]:
@@ -140,8 +141,9 @@ def _name(item: Item) -> str:
   return _ended(item.rel[:len(item.rel) - len(end)], '.nii.gz' if kind in ('itk', 'dicom') else '.png')
 
 
-def _ended(name: str, end: str) -> str:
-  return name if name.lower().endswith(end) else name + end
+def _ended(name: str, *ends: str) -> str:
+  """A name that has one of these suffixes, the first where it had none."""
+  return name if name.lower().endswith(ends) else name + ends[0]
 
 
 def _unique(cases: list[Case]) -> list[Case]:

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmed import files, tiles
+from jaxmed import files
 from jaxmed.data.readers import numbered
-from jaxmed.data.readers.spacing import for_axes, grid, resampled
 from jaxmed.errors import UserError
 from jaxmed.owner import NAME as OWNER
 from jaxmed.predict import masks, volumes
@@ -46,6 +45,11 @@ class Options:
   volumes: str | None = None
   overwrite: bool = False
 
+  @property
+  def asked(self) -> dict[str, Any]:
+    """Arguments of `Segmenter.logits`."""
+    return {'step': self.step, 'flips': self.flips, 'batch_size': self.batch_size}
+
 
 def predict(segmenter: Segmenter, data: str | os.PathLike, out: str | os.PathLike, options: Options = Options(), *,
             change: Change | None = None, changed: str = '', progress: bool = False) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def predict(segmenter: Segmenter, data: str | os.PathLike, out: str | os.PathLik
     mask, record = None, None
     if not path.exists():
       record = _read(case, options.channels, segmenter)
-      mask = segmented(segmenter, record, case.name, options)
+      mask = segmenter.mask_of(record, case.name, **options.asked)
       mask = change(mask) if change else mask
       masks.write(path, mask, record, case.file)
       written += 1
@@ -85,32 +89,6 @@ def predict(segmenter: Segmenter, data: str | os.PathLike, out: str | os.PathLik
     files.write_csv(options.volumes, [volumes.head(segmenter.encoder.vocabulary), *rows])
   return {'out': str(out), 'images': len(cases), 'written': written, 'kept': len(cases) - written} | (
     {'volumes': options.volumes} if options.volumes else {})
-
-
-def segmented(segmenter: Segmenter, record: dict[str, Any], name: str, options: Options = Options()) -> np.ndarray:
-  """The mask [*size] int32 of a record on the grid of its image.
-
-  The image is brought to the spacing of the run, where that has one; logits go back to the grid of the image, and the
-  largest one decides there.
-  """
-  size, spacing = record['image'].shape[:-1], record['spacing']
-  if segmenter.spacing and len(size) == segmenter.rank and not spacing:
-    raise UserError(f'{name} does not say its spacing, and the run was trained on pixels of '
-                    f'{", ".join(f"{s:g}" for s in segmenter.spacing)} mm: expected a file that does')
-  moved, scales = record, None
-  if segmenter.spacing and len(size) == segmenter.rank:
-    wanted = for_axes(segmenter.spacing, len(size))
-    moved = resampled(record, wanted)
-    scales = [None if n == s else s / n for n, s in zip(moved['spacing'], spacing, strict=True)]
-    assert list(moved['image'].shape[:-1]) == grid(size, spacing, wanted)
-  ask: dict[str, Any] = dict(step=options.step, flips=options.flips, batch_size=options.batch_size)
-  try:
-    logits = segmenter.logits(moved['image'], moved['channels'], **ask)
-    if scales and any(scales):
-      logits = tiles.resampled(logits, len(moved['image']), size, scales)
-    return segmenter.decided(logits)
-  except UserError as e:
-    raise UserError(f'{name}: {e}') from e
 
 
 def identity(segmenter: Segmenter, options: Options, changed: str = '') -> dict[str, Any]:
@@ -146,18 +124,21 @@ def _claim(out: pathlib.Path, own: dict[str, Any], cases: Sequence[Case], overwr
 
 
 def _read(case: Case, channels: Sequence[str] | None, segmenter: Segmenter) -> dict[str, Any]:
-  """The record of a case with channels that the run knows."""
+  """The record of a case with channels that the run knows, in the order of its vocabulary."""
   record = case.read()
   names, count = list(record['channels']), record['image'].shape[-1]
   if channels is not None:
     names = list(channels)
   elif names == numbered(count) and count == len(segmenter.channels):  # a file that does not name them
     names = list(segmenter.encoder.vocabulary)
+  ids = segmenter.encoder.ids
+  order = sorted(range(len(names)), key=lambda i: ids.get(names[i], -1))
   try:
-    segmenter.encoder.channel_ids(names, count)
+    segmenter.encoder.channel_ids([names[i] for i in order], count)
   except UserError as e:
     raise UserError(f'{case.name}: {e}') from e
-  return record | {'channels': names}
+  image = record['image'] if order == list(range(count)) else record['image'][..., order]
+  return record | {'image': image, 'channels': [names[i] for i in order]}
 
 
 def _shown(cases: Sequence[Case], progress: bool) -> Iterator[Case]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmed.contracts import Evaluator
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import metrics, overlap, probes, regression
+from jaxmed.train import verdict
 
 HEALTH = 'health'  # what tells collapse, see `monitor.watch`
 
@@ -103,7 +104,7 @@ class Dice:
   def __call__(self, snapshot: Any) -> dict[str, float]:
     """{'dice', 'dice/NAME' of each foreground class that the records have}, see `evaluate.overlap.dice_of_cases`."""
     both, total = snapshot.probe.answers(snapshot.state, snapshot.probe.told)
-    scores = overlap.dice_of_cases(both, total)
+    scores = overlap.mean(overlap.dice_of_cases(both, total), 0)
     names = snapshot.probe.trainer.objective.names
     found = {f'dice/{name}': float(score) for name, score in zip(names, scores, strict=True) if np.isfinite(score)}
     return found | ({'dice': float(np.nanmean(scores))} if found else {})
@@ -152,13 +153,16 @@ class Evaluation:
     """Names of those that look at a step; all look at the last one."""
     return tuple(name for name, e in self.evaluators.items() if step == self.steps or step % e.every == 0)
 
-  def __call__(self, state: Any, names: tuple[str, ...]) -> dict[str, float]:
-    """The values that the named evaluators measure; they share one snapshot, so records are embedded once."""
+  def __call__(self, state: Any, names: tuple[str, ...], last: bool = False) -> dict[str, float]:
+    """The values that the named evaluators measure; they share one snapshot, so records are embedded once.
+
+    last: whether the run ends here; then also what the untrained encoder and pixels reach, see `verdict.beside`.
+    """
     snapshot = self.probe.at(state)
     out: dict[str, float] = {}
     for name in names:
       out |= self.evaluators[name](snapshot)
-    return out
+    return out | (verdict.beside(snapshot, names) if last else {})
 
   def first(self, state: Any) -> dict[str, float]:
     """Health before the first step, also where it is not among the evaluators; {} for a method without features."""

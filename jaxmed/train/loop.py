@@ -19,7 +19,7 @@ from jaxmed.data.feed.pipeline import train_batches
 from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
-from jaxmed.train import evaluators, pictures
+from jaxmed.train import evaluators, pictures, verdict
 from jaxmed.train.build import adapting, assemble, begin, data_spec, records, resolve, rundir, towers, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
@@ -65,7 +65,8 @@ def train(user: Mapping[str, Any], out: str | pathlib.Path, *, quiet: bool = Fal
   Args:
     user: nested config values; `data` names the corpus.
   Returns:
-    A summary: run, steps, loss, skipped, seconds, images_per_second.
+    A summary: run, steps, loss, skipped, seconds, images_per_second, verdict (lines that say what the features are
+    worth, see `verdict.lines`).
   Raises:
     UserError: see `resolve.check` and `resolve.resolve`. Stopped: a signal came; everything is saved.
   """
@@ -283,7 +284,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          rows.latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
+          rows.latest |= _probe(functools.partial(evaluation, names=probing, last=last), state, logs, n)
         stopping = agreement.point()
         if evaluation.tells_collapse(probing):
           watch.look(n, rows.latest)
@@ -313,8 +314,12 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   seconds = time.monotonic() - begun
   return {'run': str(run.folder), 'steps': config.steps, 'loss': rows.latest.get('loss'), 'seconds': seconds,
           'skipped': int(state.skipped), 'images_per_second': (config.steps - first) * config.batch_size / seconds,
-          'memory_bytes': _memory(step),
+          'memory_bytes': _memory(step), 'verdict': verdict.lines(rows.latest, watch.start, _length(config)),
           **{k: rows.latest[k] for k in ('val_loss', 'knn', 'ridge', 'rankme') if k in rows.latest}}
+
+
+def _length(config: Any) -> verdict.Length:
+  return verdict.Length(config.method, config.epochs)
 
 
 def _memory(step: Any) -> int:

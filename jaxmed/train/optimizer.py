@@ -20,7 +20,8 @@ from jaxmed.train.width import Growth, name_of
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
 MOMENTS = ('float32', 'bfloat16')
-ANNEALING = ('cosine', 'none')
+ANNEALING = ('cosine', 'poly', 'none')
+POWER = 0.9  # of the polynomial (nnU-Net, PolyLRScheduler)
 TRUST = 0.001  # of LARS: share of a weight's norm that an update has, times the rate (You et al. 2017)
 REST = 'rest'  # the group of what no other group has
 HELD = 'held'  # the group of what is never trained beside adapters: it has no moments
@@ -61,7 +62,7 @@ class Optimizer:
       al. 2024), which has b1 as the share of its average in the weights that are trained.
     options: of a rule of optax.
     learning_rate: peak; `warmup_steps` linear from 0, then with annealing 'cosine' to `final_learning_rate` at `steps`,
-      with 'none' constant, as schedule-free rules always are.
+      with 'poly' along (1 - t)^0.9 of the steps after warm-up, with 'none' constant, as schedule-free rules always are.
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
       d^(L-i), norm and everything outside of the encoder 1. For convolutional encoders a layer is a stage, with the
       reduction before it, and the stem is the patch embedding.
@@ -132,6 +133,10 @@ class Optimizer:
     warmup = min(self.warmup_steps, max(self.steps - 1, 0))
     if self.free or self.annealing == 'none':
       return optax.warmup_constant_schedule(0.0 if warmup else self.learning_rate, self.learning_rate, warmup)(step)
+    if self.annealing == 'poly':
+      rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
+      fall = optax.polynomial_schedule(self.learning_rate, self.final_learning_rate, POWER, max(self.steps - warmup, 1))
+      return optax.join_schedules([rise, fall], [warmup])(step)
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup else self.learning_rate, self.learning_rate, warmup, max(self.steps, warmup + 1),
         self.final_learning_rate)(step)

@@ -110,7 +110,7 @@ class Probe:
   def answers(self, state: TrainState, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the method predicts of rows, and what they say, with the averaged weights where the run keeps them.
 
-    Of masks pixels [N, K] in truth and prediction and in the one plus the other, see `losses.segmentation.overlap`; else
+    Of masks pixels [N, K] in truth and prediction and in the one plus the other (`losses.segmentation.overlap`); else
     answers [N] or [N, K] and truth [N].
     """
     variables = state.variables(self.fixed) | ({'params': state.average} if state.average else {})

@@ -36,7 +36,7 @@ def join(sources: Sequence[Source]) -> Source:
   table = Manifest(Joint([source.table for source in sources], names))
   path = pathlib.Path(','.join(str(source.path) for source in sources))
   return Source(path, table, merged([source.stats for source in sources]), keyed('readers'), keyed('bricks'),
-                keyed('shards'), tuple(names), labels)
+                keyed('shards'), tuple(names), labels, keyed('places'))
 
 
 def merged(stats: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

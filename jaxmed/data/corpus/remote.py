@@ -79,17 +79,20 @@ def open_remote(url: str) -> Source:
     raise UserError(f'{url}/{MANIFEST} has no column {lost[0]!r}: prepare it again')
   builder = metadata(folder, url)
   check_counts(builder, table, url)
-  readers, bricks, lengths = {}, {}, {}
+  readers, bricks, places, lengths = {}, {}, {}, {}
   for split, info in builder.info.splits.items():
     names = [os.path.basename(path) for path in info.filepaths]
     raw = Records(url, names, list(info.shard_lengths))
     readers[split] = Examples(raw, builder.info.features)
     bricks[split] = Records(url, [shard_name(f'{split}-bricks', i, len(names)) for i in range(len(names))], [])
+    own = [shard_name(f'{split}-places', i, len(names)) for i in range(len(names))]
+    if system.exists(f'{root}/{own[0]}'):
+      places[split] = Records(url, own, [])
     lengths[split] = np.cumsum(info.shard_lengths)
   stats = files.read_json(folder / 'stats.json')
-  found = folder / labels.FILE
-  names = {url: labels.read(found)} if found.is_file() else {}
-  return Source(Url(url), table, stats, readers, bricks, lengths, labels=names)  # type: ignore[arg-type]
+  told = folder / labels.FILE
+  classes = {url: labels.read(told)} if told.is_file() else {}
+  return Source(Url(url), table, stats, readers, bricks, lengths, (), classes, places)  # type: ignore[arg-type]
 
 
 def _system(url: str) -> tuple[Any, str]:

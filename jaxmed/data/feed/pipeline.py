@@ -6,6 +6,7 @@ the other, are the same global batch for every P.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 from jaxmed.contracts import Field
 from jaxmed.data.corpus.source import PIXELS, Source
 from jaxmed.data.feed import fields as fields_lib
+from jaxmed.data.feed import foreground as foreground_lib
 from jaxmed.data.feed.fields import Tokenize, utf8
+from jaxmed.data.feed.foreground import Foreground
 from jaxmed.data.feed.lacking import Lack
 from jaxmed.data.feed.windows import Windows
 from jaxmed.data.resize import nearest, resize
@@ -71,13 +74,19 @@ class _Elements:
     return element | ({'extent': np.asarray(size, np.int32)} if self.fit == 'aspect' else {})
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-    """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros."""
+    """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros.
+
+    Where the element is `forced`, it is random among the parts with a class of the mask in their centre.
+    """
     i = int(element['index'])
     if i < 0:
       return fields_lib.blanks(self.fields)
     spare = [have - want for have, want in zip(self._grid(i), self.size)]
     pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
     start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
+    if rng is not None and element.get('forced'):
+      place = foreground_lib.centre(self.source.places_of(i), self._grid(i), rng)
+      start = start if place is None else foreground_lib.start(place, self._grid(i), self.size)
     record = self.source.cut(i, start, self.size, self._pixels)
     if any(map(any, pad)):
       record |= _framed(record, pad)
@@ -189,7 +198,7 @@ def train_batches(
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
     windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
-    number: str = '',
+    number: str = '', foreground: Foreground | None = None,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
@@ -216,6 +225,7 @@ def train_batches(
     tokenize: text -> ids, of which 0 is padding.
     labels: stored values of the K classes of masks (see jaxmed.data.corpus.labels), for the field `annotated`.
     number: manifest column of the field `number`.
+    foreground: which crops must show a class of their record's mask; fit is 'crop' then, and windows are None.
 
   Returns:
     An iterator of dicts with an array [b, ...] for each field. By default: image [b, *size, C] (uint8, uint16 or int16
@@ -238,10 +248,16 @@ def train_batches(
     data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(elements))
   else:
     data = grain.MapDataset.source(_Drawn(elements, sampler)).seed(seed)
+  if foreground is not None:
+    data = data.map_with_index(functools.partial(_forced, foreground))
   if fit == 'crop':
     data = data.random_map(elements.crop)
   data = data.batch(local)[process_index::process_count][start_step:]
   return _iterate(data, _bytes(elements), local, threads, prefetch)
+
+
+def _forced(foreground: Foreground, position: int, element: dict[str, Any]) -> dict[str, Any]:
+  return element | {'forced': foreground.forced(int(position))}
 
 
 def eval_batches(

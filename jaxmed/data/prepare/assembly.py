@@ -22,7 +22,8 @@ from jaxmed.errors import UserError
 
 
 def facts(tasks: Sequence[Task], place: Place) -> list[dict[str, Any]]:
-  """What block.json says of each block: shards, bricks, rejects, and empty (records left out for want of content)."""
+  """What block.json says of each block: shards, kinds of files beside them, rejects, and empty (records left
+  out for want of content)."""
   return [files.read_json(place.blocks / t.name / 'block.json') for t in tasks]
 
 
@@ -66,7 +67,7 @@ def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequenc
   for task, fact in zip(tasks, told):
     for split, sizes in fact['shards'].items():
       for i in range(len(sizes)):
-        for key in (split, f'{split}-bricks') if i in fact['bricks'][split] else (split,):
+        for key in (split, *(f'{split}-{kind}' for kind in fact['beside'][split][i])):
           _move(place.blocks / task.name / f'{key}-{i:05d}.part',
                 place.corpus / shard_name(key, number[split], len(shards[split])))
         number[split] += 1

@@ -51,6 +51,6 @@ class Primus(nn.Module):
 
 
 def channels(dim: int, classes: int, steps: int) -> list[int]:
-  """Widths after each step: by equal factors from dim towards twice the classes, in multiples of 8; then the classes."""
+  """Widths after each step: by equal factors from dim towards 2 * classes, in multiples of 8; the last is classes."""
   factor = (dim / (2 * classes)) ** (1 / steps)
   return [*(int(max(8, np.round((dim / factor ** (i + 1) + 1e-6) / 8) * 8)) for i in range(steps - 1)), classes]

@@ -184,7 +184,7 @@ class Up(nn.Module):
 
 def _transposed(law: nn.initializers.Initializer) -> nn.initializers.Initializer:
   """The law of a kernel [*k, C, D] for the kernel [*k, D, C] of a transposed convolution."""
-  return lambda key, shape, dtype=jnp.float32: jnp.moveaxis(law(key, (*shape[:-2], shape[-1], shape[-2]), dtype), -1, -2)
+  return lambda key, shape, dtype=jnp.float32: law(key, (*shape[:-2], shape[-1], shape[-2]), dtype).swapaxes(-1, -2)
 
 
 def stages_text(name: str, values: Any, count: int | None, rank: int) -> str:

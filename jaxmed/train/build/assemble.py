@@ -14,7 +14,7 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.contracts import Field
 from jaxmed.data.corpus import vocabulary
 from jaxmed.data.feed import fields as fields_lib
-from jaxmed.data.feed import sampling
+from jaxmed.data.feed import foreground, sampling
 from jaxmed.data.feed import windows as windows_lib
 from jaxmed.data.feed.lacking import Lack
 from jaxmed.data.feed.windows import Windows
@@ -122,9 +122,12 @@ def sampler(config: ConfigDict, source: Any, windows: Windows | None = None) -> 
 
 
 def stream(config: ConfigDict, source: Any, lack: Lack | None) -> dict[str, Any]:
-  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels."""
+  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels, and
+  crops that must show a class."""
   samples = windows(config, source)
-  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack}
+  loader = config.loader
+  forced = foreground.make(source, loader.foreground, loader.foreground_rule, config.batch_size)
+  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack, 'foreground': forced}
 
 
 def mesh_of(config: Any, spec: DataSpec, trainer: Trainer) -> Mesh:

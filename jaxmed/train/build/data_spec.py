@@ -39,7 +39,8 @@ class DataSpec:
   and channels of the first signal, () for none; boxes: the most boxes of a record; uneven: whether some record has
   another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions; mask_values,
   mask_names: the classes of masks, see `data.corpus.labels`, () where the method does not ask for them; number: mean
-  and standard deviation of the label, where the method takes it as a number, else ().
+  and standard deviation of the label, where the method takes it as a number, else (); spacing: mm that all records
+  have, see `spacing_of`, where the method trains on masks.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -59,6 +60,7 @@ class DataSpec:
   mask_values: tuple[int, ...] = ()
   mask_names: tuple[str, ...] = ()
   number: tuple[float, ...] = ()
+  spacing: tuple[float, ...] = ()
 
   @property
   def labels(self) -> Labels:
@@ -110,7 +112,8 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
                   len(sets) > 1 or lacks, holds, _signal(source) if 'signal' in holds else (),
                   _most_boxes(source, len(size)) if 'boxes' in holds else 0,
                   not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source),
-                  labels.values, labels.names, _moments(source, label) if numeric and label else ())
+                  labels.values, labels.names, _moments(source, label) if numeric and label else (),
+                  spacing_of(source) if labels.values else ())
 
 
 def _moments(source: Any, column: str) -> tuple[float, float]:
@@ -151,6 +154,16 @@ def digest_of(source: Any) -> str:
   for numbers in (pc.list_value_length(shapes), pc.list_flatten(shapes)):
     found.update(numbers.to_numpy().astype(np.int64).tobytes())
   return found.hexdigest()
+
+
+def spacing_of(source: Any) -> tuple[float, ...]:
+  """mm along each axis that all records have, up to 1 %; () where they differ or one does not say."""
+  found = source.distinct('spacing')[1]
+  if not found or any(not row or len(row) != len(found[0] or ()) for row in found):
+    return ()
+  table = np.array(found, np.float64)
+  middle = np.median(table, axis=0)
+  return tuple(float(f'{s:.6g}') for s in middle) if (np.abs(table - middle) <= 0.01 * middle).all() else ()
 
 
 def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
