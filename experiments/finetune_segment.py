@@ -3,9 +3,9 @@
 Reproduces MIC-DKFZ/nnUNet, nnUNetTrainer/pretraining/pretrainedTrainer.py: encoder and stem from pretraining, a fresh
 decoder, crops of 160^3, 2 volumes a step, SGD (Nesterov 0.99) at 1e-3, decay 3e-5, gradients of at most 12, a rise over
 50 of 1000 epochs of 250 steps, then (1 - t)^0.9, no deep supervision. `scratch` is its control at 1e-2, `short` the
-150 epochs with a rise over 15, `nnunet` nnU-Net's own training from scratch: deep supervision, no rise. Differs: zooms of
-0.83 to 1.05, no rotation, flips of one axis; crops are not drawn to hold foreground (nnU-Net: every second one); the best
-checkpoint by Dice on held-out crops is kept beside the last.
+150 epochs with a rise over 15, `nnunet` nnU-Net's own training from scratch: deep supervision, no rise. Differs: see the
+list of nnU-Net in the guide of views; the best checkpoint by Dice on held-out crops is kept beside the last. Where left and
+right are classes, set augment.flip=0.
 
   jaxmed train experiments/finetune_segment.py --data VOLUMES --out TUNED init=RUN
   jaxmed train experiments/finetune_segment.py:scratch --data VOLUMES --out SCRATCH
@@ -20,6 +20,10 @@ cores, from fresh weights.
 from ml_collections import ConfigDict
 
 OPTIMIZER = {'name': 'sgd', 'b1': 0.99, 'weight_decay': 3e-5, 'clip': 12.0, 'annealing': 'poly'}
+AUGMENT = {'scale': (1.0, 1.0), 'brightness': 0.0, 'contrast': 0.0, 'gamma': 0.0, 'blur': 0.0, 'flip': (0.5,),
+           'rotation_probability': (0.2,), 'zoom_probability': (0.2,), 'noise_probability': (0.1,),
+           'soften_probability': (0.2,), 'multiply_probability': (0.15,), 'stretch_probability': (0.15,),
+           'coarse_probability': (0.25,), 'inverted_power_probability': (0.1,), 'power_probability': (0.3,)}
 NNSSL = {
     'method': 'segment',
     'model': 'resenc_l',
@@ -32,7 +36,8 @@ NNSSL = {
     'evaluators': 'loss,dice',
     'objective': {'decoder': 'unet', 'deep_supervision': False},
     'optimizer': OPTIMIZER | {'warmup_steps': 12_500},
-    'loader': {'fit': 'crop', 'load_size': 192},
+    'augment': AUGMENT,
+    'loader': {'fit': 'crop', 'load_size': 160, 'foreground': 0.33},
 }
 
 VARIANTS = {
@@ -41,7 +46,7 @@ VARIANTS = {
     'short': NNSSL | {'steps': 37_500, 'optimizer': OPTIMIZER | {'warmup_steps': 3750}},
     'nnunet': NNSSL | {'image_size': 128, 'learning_rate': 1e-2, 'optimizer': OPTIMIZER | {'warmup_steps': 0},
                        'objective': {'decoder': 'unet', 'deep_supervision': True},
-                       'loader': {'fit': 'crop', 'load_size': 160}},
+                       'loader': {'fit': 'crop', 'load_size': 128, 'foreground': 0.33}},
     'laptop': {
         'method': 'segment',
         'model': 'resenc_micro',

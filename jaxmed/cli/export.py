@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from jaxmed import files
-from jaxmed.cli.common import tower, which
+from jaxmed.cli.common import millimetres, tower, which
 from jaxmed.errors import choose
 
 DOES = 'write the encoder for PyTorch'
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _checkpoint(encoder: Any, args: argparse.Namespace) -> dict[str, Any]:
   """Writes the encoder and nnssl's plan of how nnU-Net goes on with it."""
   from jaxmed.interop import nnssl
-  spacing = tuple(map(float, args.spacing.split(','))) if args.spacing else None
+  spacing = millimetres('--spacing', args.spacing, len(encoder.image_size)) if args.spacing else None
   nnssl.write_checkpoint(args.out, encoder.model, encoder.params, spacing)
   return {'json': {'out': args.out, 'format': NNSSL},
           'text': f'{args.out}: nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc {args.out} -am '

