@@ -77,7 +77,7 @@ def test_both_arms_are_runs_and_are_compared(both, masks):
   assert found['records'] == 16 and found['subjects'] == 8
   assert found == json.loads((out / 'comparison.json').read_text())
   a, b = (found['arms'][arm]['dice'] for arm in finetune.ARMS)
-  assert 0 <= min(a['value'], b['value']) and found['difference']['dice']['value'] == pytest.approx(a['value'] - b['value'])
+  assert min(a['value'], b['value']) >= 0 and found['difference']['dice']['value'] == pytest.approx(a['value'] - b['value'])
   low, high = (found['difference']['dice'][k] for k in ('low', 'high'))
   assert low <= found['difference']['dice']['value'] <= high
   config, spec = rundir.load_config(out / 'pretrained')
