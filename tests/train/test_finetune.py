@@ -23,6 +23,7 @@ from tests.masks import tiles_with_masks
 
 PLAIN = {name: (0.0,) for name in NNUNET}  # compiles sooner
 FEW = {'augment': PLAIN, 'batch_size': 8, 'steps': 6, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 3, 'loader': {'threads': 1}}
+LINEAR = FEW | {'objective': {'decoder': 'linear'}}
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def masks(tiles, tmp_path_factory):
 def both(trained, masks, tmp_path_factory):
   """A control of a segmentation: its folder and what it found."""
   out = tmp_path_factory.mktemp('control') / 'both'
-  return out, finetune.control(Request(str(trained), str(masks), 'segment', 'mask', FEW), out, quiet=True)
+  return out, finetune.control(Request(str(trained), str(masks), 'segment', 'mask', LINEAR), out, quiet=True)
 
 
 def test_a_recipe_is_that_of_the_family(trained, masks):
