@@ -107,7 +107,8 @@ def _classes(source: Any) -> dict[str, int | None]:
 
 def _foreground(source: Any, rows: np.ndarray, draws: int) -> dict[str, Foreground]:
   """Of each channel, from pixels drawn with replacement, as many of each record."""
-  rng, found = np.random.default_rng(SEED), {}
+  rng = np.random.default_rng(SEED)
+  found: dict[str, list[np.ndarray]] = {}
   for row in rows.tolist():
     record = source.record(row)
     inside = record['mask'] > BACKGROUND
