@@ -40,7 +40,7 @@ class Key(NamedTuple):
 # reference come from here.
 SECTIONS: dict[str, dict[str, Key]] = {
     '': {
-        'method': Key('mae', 'method by name; jaxmed list methods shows them'),
+        'method': Key('simclr', 'method by name; jaxmed list methods shows them'),
         'model': Key('', 'encoder by family, size and patch: vit_small/16; empty: chosen from data and device'),
         'data': Key('', 'corpus to train on; --data sets it'),
         'seed': Key(0, 'seed of weights, order of records and augmentations'),

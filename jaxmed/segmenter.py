@@ -79,7 +79,7 @@ class Segmenter:
   def logits(self, image: np.ndarray, channels: Sequence[str] | None = None, *, step: float = 0.5,
              flips: Sequence[int] | None = None, batch_size: int = 1,
              devices: Sequence[Any] | None = None) -> Iterator[np.ndarray]:
-    """Yields the logits of a whole image on its own grid, a slice [*size[1:], K] float32 along its first axis at a time.
+    """Yields the logits of a whole image on its own grid, a slice [*size[1:], K] float32 of its first axis at a time.
 
     Args:
       image: [*size, C] in stored intensities, of any number type, at the spacing of training.
@@ -140,8 +140,8 @@ class Segmenter:
   def _checked(self, image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.ndim != self.rank + 1:
-      raise UserError(f'an image of shape {list(image.shape)}: the run takes [{"D, " if self.rank == 3 else ""}H, W, C], '
-                      f'{self.rank} axes and channels')
+      form = '[D, H, W, C]' if self.rank == 3 else '[H, W, C]'
+      raise UserError(f'an image of shape {list(image.shape)}: the run takes {form}, {self.rank} axes and channels')
     return image
 
   def _network(self, ids: np.ndarray, stats: np.ndarray) -> Callable[[jax.Array], jax.Array]:

@@ -96,8 +96,8 @@ def resampled(slices: Iterable[np.ndarray], length: int, size: Sequence[int],
   """Yields slices [*size[1:], K] of an image of the grid `size`, linear between those [*grid[1:], K] of another grid.
 
   Args:
-    length: number of the given slices. scales: for each axis how many of the given pixels the new ones are apart, around
-      the same middle; None where both grids cover the same field.
+    length: number of the given slices. scales: for each axis how many of the given pixels the new ones are apart,
+      around the same middle; None where both grids cover the same field.
   """
   scales = scales or (None,) * len(size)
   first = weights(length, size[0], scales[0], False)

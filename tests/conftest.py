@@ -33,12 +33,14 @@ from PIL import Image  # noqa: E402
 
 from tests.tiers import *  # noqa: E402, F403  the hooks of the two tiers
 
+gc.set_threshold(20_000, 10, 10)
+
 TILE = 24
 MOST_MAPS = 25_000
 # The run that tests train. Its step takes milliseconds and is compiled once, also for other processes; other values
 # of what the step is made of (steps and learning rate among them) cost a compilation.
 TINY = {
-    'model': 'channel_vit_micro/8', 'image_size': 16, 'batch_size': 8, 'steps': 20, 'learning_rate': 1e-3,
+    'method': 'mae', 'model': 'channel_vit_micro/8', 'image_size': 16, 'batch_size': 8, 'steps': 20, 'learning_rate': 1e-3,
     'log_every': 1, 'checkpoint_every': 5, 'eval_every': 10, 'loader': {'threads': 1},
     'encoder': {'embed_dim': 32, 'depth': 2, 'num_heads': 2},
     'objective': {'decoder_dim': 32, 'decoder_depth': 1, 'decoder_heads': 2},
@@ -50,7 +52,6 @@ def pytest_collection_finish(session):
   """What was imported stays: searching it for garbage, again and again while JAX traces, is a twelfth of the time."""
   gc.collect()
   gc.freeze()
-  gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture(autouse=True, scope='module')

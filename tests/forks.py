@@ -13,6 +13,7 @@ import time
 
 SERVER = '''
 import gc, importlib, json, os, signal, sys
+gc.set_threshold(20_000, 10, 10)
 for name in ('jax', 'jaxmed.cli', 'jaxmed.train.loop', 'jaxmed.evaluate.page', 'jaxmed.train.build.rundir', 'tensorboardX',
              'tensorflow_datasets', 'jaxmed.interop.verify', 'jaxmed.evaluate.protocols.classify', 'jaxmed.data.prepare.prepare'):
   importlib.import_module(name)

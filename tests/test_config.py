@@ -224,16 +224,37 @@ def spec(**changes):
 
 
 def test_what_is_chosen_from_the_data():
-  config = resolve.resolve({'epochs': 4.0, 'batch_size': 128}, spec())
+  config = resolve.resolve({'method': 'mae', 'epochs': 4.0, 'batch_size': 128}, spec())
   assert config.image_size == (64, 48)
   assert config.steps == 32  # ceil(4 * 1000 / 128)
   assert config.epochs == pytest.approx(32 * 128 / 1000)
-  assert config.learning_rate == pytest.approx(2.4e-3 * (128 / 4096) ** 0.5)
+  assert config.learning_rate == pytest.approx(3 * 2.4e-3 * (128 / 4096) ** 0.5)  # three times narrower than ViT-S
   assert config.optimizer.warmup_steps == 3
   assert config.optimizer.b2 == 0.95  # the method's
   assert config.encoder.pos == 'sincos'
-  assert config.model.startswith('channel_vit_')
+  assert config.model == 'vit_micro/8'  # all records have both channels
+  assert resolve.resolve({}, spec(mixed=True)).model == 'channel_vit_micro/8'
   assert resolve.resolve({'optimizer': {'b2': 0.5}}, spec()).optimizer.b2 == 0.5  # the user's wins
+
+
+@pytest.mark.parametrize('user, factor', [
+    ({'model': 'vit_micro/8'}, 3), ({'model': 'channel_vit_tiny/8'}, 2), ({'model': 'vit_small/8'}, 1), ({'model': 'vit_base/8'}, 1),
+    ({'model': 'vit_micro/8', 'encoder': {'embed_dim': 64, 'num_heads': 2}}, 6), ({'model': 'resnet_micro'}, 1),
+    ({'model': 'vit_base/8', 'optimizer': {'scaling': 'mup'}}, 3)])
+def test_narrow_transformers_have_a_higher_rate(user, factor):
+  config = resolve.resolve({'method': 'mae', 'batch_size': 64, 'image_size': 32} | user, spec())
+  assert config.learning_rate == pytest.approx(factor * 2.4e-3 * (64 / 4096) ** 0.5)
+
+
+@pytest.mark.parametrize('user, images', [
+    ({'method': 'mae', 'model': 'vit_micro/8'}, 20_000),  # 64 tokens: 40,000 images, but at most
+    ({'method': 'simclr', 'model': 'vit_micro/4'}, 2_600_000 // 512),  # 256 tokens of each of two views
+    ({'method': 'simclr', 'model': 'channel_vit_micro/4'}, 2_600_000 // 1024),  # of each of two channels
+    ({'method': 'simclr', 'model': 'resnet_micro'}, 20_000),  # counted as patches of 8
+    ({'method': 'simclr', 'model': 'channel_vit_micro/4', 'image_size': 128}, 1000)])  # at least
+def test_a_cpu_sees_as_many_images_as_its_tokens_allow(user, images):
+  config = resolve.resolve({'batch_size': 50, 'image_size': 64} | user, spec(size=(128, 128)))
+  assert config.steps == -(-images // 50)
 
 
 def test_warmup_in_epochs():
@@ -261,8 +282,8 @@ def test_wanted_colours_need_stored_ones(normalize, kept):
     ({'model': 'vit_tiny'}, ['patch size', 'vit_tiny/16']),
     ({'model': 'vit_tiny/7'}, ['image_size', 'nearest is 63x49']),
     ({'encoder': {'dept': 3}}, ["'encoder.dept'", "'encoder.depth'"]),
-    ({'objective': {'mask_ration': 0.5}}, ["'objective.mask_ration'", "'objective.mask_ratio'"]),
-    ({'objective': {'mask_ratio': 1.5}}, ['objective.mask_ratio', '1.5']),
+    ({'method': 'mae', 'objective': {'mask_ration': 0.5}}, ["'objective.mask_ration'", "'objective.mask_ratio'"]),
+    ({'method': 'mae', 'objective': {'mask_ratio': 1.5}}, ['objective.mask_ratio', '1.5']),
     ({'batch_size': 2000}, ['batch_size 2000', '1000']),
     ({'batch_size': -8}, ['batch_size']),
     ({'steps': -1}, ['steps']),
@@ -303,7 +324,7 @@ def test_resolve_refuses(user, expected):
 
 
 @pytest.mark.parametrize('user, expected', [
-  ({'method': 'mea'}, "unknown method 'mea': did you mean 'mae'"), ({'objective': {'mask_rati': 0.5}}, 'objective.mask_ratio'),
+  ({'method': 'mea'}, "unknown method 'mea': did you mean 'mae'"), ({'method': 'mae', 'objective': {'mask_rati': 0.5}}, 'objective.mask_ratio'),
   ({'model': 'vit_micro/8', 'encoder': {'dept': 2}}, 'encoder.depth'), ({'steps': -1}, 'steps must be at least 0'),
   ({'on_spike': 'skp'}, 'skip')])
 def test_what_the_values_alone_say_is_checked_before_data(user, expected):

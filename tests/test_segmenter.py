@@ -15,6 +15,7 @@ from jaxmed.errors import UserError
 from jaxmed.segmenter import statistics
 from tests.segmenters import CHANNELS, direct, segmenter, stored
 
+
 @pytest.mark.parametrize('mode', ['none', 'corpus', 'image', 'window:20:90', 'percentile', 'percentile:5:80', 'full'])
 def test_statistics_are_those_of_a_whole_image(mode):
   image = stored(7, 9, 5, 2)

@@ -4,8 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from jaxmed.cli.common import positive
-from jaxmed.errors import UserError
+from jaxmed.cli.common import millimetres, positive
 
 DOES = "show spacings, shapes, classes and intensities of a corpus, and nnU-Net's plan for it"
 EXAMPLE = 'jaxmed fingerprint corpus --preset resenc_m'
@@ -30,7 +29,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.data.corpus.open import open_source
   from jaxmed.models import unet_plan
   found = fingerprint(open_source(args.data).select('train'), args.records)
-  target = _spacing(args.spacing, found) if args.spacing else unet_plan.target_spacing(found.spacings, found.shapes)
+  rank = found.shapes.shape[1]
+  target = (millimetres('--spacing', args.spacing, rank) if args.spacing else
+            unet_plan.target_spacing(found.spacings, found.shapes))
   shapes = [unet_plan.resampled_shape(shape, spacing, target)
             for shape, spacing in zip(found.shapes.tolist(), found.spacings.tolist(), strict=True)]
   shape, count, classes = _median(shapes), len(shapes), max(len(found.classes), 2)
@@ -50,18 +51,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _median(values: Any) -> tuple[float, ...]:
   import numpy as np
   return tuple(np.median(np.asarray(values, np.float64), axis=0).tolist())
-
-
-def _spacing(text: str, found: Any) -> tuple[float, ...]:
-  try:
-    values = tuple(map(float, text.split(',')))
-  except ValueError:
-    values = ()
-  rank = found.shapes.shape[1]
-  values = values * rank if len(values) == 1 else values
-  if len(values) != rank or not all(0 < value < float('inf') for value in values):
-    raise UserError(f'--spacing {text}: expected {rank} numbers of mm above 0, one for each stored axis')
-  return values
 
 
 def _described(plan: Any) -> dict[str, Any]:

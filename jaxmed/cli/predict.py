@@ -29,20 +29,29 @@ def options(p: argparse.ArgumentParser) -> None:
                  'auto')
   p.add_argument('--batch-size', type=positive, default=1, help='tiles in one pass on each device; default 1')
   p.add_argument('--volumes', metavar='FILE.csv', help='file for volume and mean intensity of each structure')
+  p.add_argument('--postprocess', choices=('none', 'auto'), default='none', help='auto: keep the largest component of '
+                 'classes where that raises the Dice of split val of the corpus of the run; default none')
   p.add_argument('--overwrite', action='store_true', help='replace masks of another run or of other options')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Predicts a folder or a corpus."""
+  from jaxmed.data.corpus.open import open_source
+  from jaxmed.evaluate.protocols.segment import best_change, val_of
   from jaxmed.parallel import compilation
   from jaxmed.predict.job import Options, predict
-  from jaxmed.train.build.rundir import load_segmenter
+  from jaxmed.train.build.rundir import load_config, load_segmenter
   compilation.keep()
   segmenter = load_segmenter(args.path, args.checkpoint)
   asked = Options(names(args.channels), args.split, args.step, flips_of(args.flips), args.batch_size, args.volumes,
                   args.overwrite)
-  found = predict(segmenter, args.data, args.out, asked, progress=sys.stderr.isatty())
+  change = None
+  if args.postprocess == 'auto':
+    change = best_change(segmenter, val_of(open_source(load_config(args.path)[0].data)), **asked.asked)
+  changed = f'largest component of {", ".join(change.names)}' if change and change.names else ''
+  found = predict(segmenter, args.data, args.out, asked, change=change, changed=changed, progress=sys.stderr.isatty())
   text = f'{found["written"]} masks written, {found["kept"]} kept, in {args.out}'
+  text += f'\n{changed} kept' if changed else ''
   return {'json': found, 'text': text + (f'\nvolumes: {args.volumes}' if args.volumes else '')}
 
 

@@ -66,7 +66,8 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
   """What each protocol finds for each label; each record is embedded once.
 
   Args:
-    encoder, beside: `Encoder`s, or `Segmenter`s for protocols of these. chosen: protocols with their options, as of `protocols.get`.
+    encoder, beside: `Encoder`s, or `Segmenter`s for protocols of these. chosen: protocols with their options, as of
+      `protocols.get`.
     labels: columns; protocols that judge no label (`labelled` is False) take none of them.
   Raises:
     UserError: what a protocol says of the rows, before anything is embedded.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmed.errors import UserError
-from jaxmed.interop import conv, monai
+from jaxmed.interop import conv, monai, nnunet, stunet, torchvision
 from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.interop.state_dict import Params, ratio_of
 from jaxmed.interop.weight_formats import FORMATS, METADATA, load_file
@@ -22,6 +22,7 @@ from jaxmed.models.layers.transformer import NORM_EPSILON
 from jaxmed.models.registry import Encoder
 
 _DIGITS = 6
+TARGETS: dict[str, Any] = {'nnunet': nnunet, 'stunet': stunet, 'torchvision': torchvision}  # of one class each
 
 
 def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image: jax.Array,
@@ -46,7 +47,8 @@ def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image
     other, other_params = read(tensors, getattr(model, 'num_heads', None), tuple(model.image_size))
     if isinstance(model, BagOfChannels):
       other = bag_of(other, model.in_channels)
-    loaded.append((conv.with_untold(model, other) if isinstance(model, Hierarchical) else other, other_params))
+    layout = TARGETS.get(meta['format'], conv)
+    loaded.append((layout.with_untold(model, other) if isinstance(model, Hierarchical) else other, other_params))
   pairs = [pair for other, other_params in loaded
            for pair in zip(want, _features(other, other_params, image, channels), strict=True)]
   return float(np.max([np.abs(a - b).max() for a, b in pairs]))  # NaN if any is
@@ -72,6 +74,8 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
   """
   if fmt == 'jaxmed':
     return f"import jaxmed\nencoder = jaxmed.load({file!r})\n"
+  if fmt in TARGETS:
+    return TARGETS[fmt].snippet(model, file)
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.snippet(model, file)
   if fmt.startswith('monai_'):
@@ -117,6 +121,8 @@ def _torch_ratio(model: Encoder) -> float:
 
 
 def _call_lines(fmt: str, model: Encoder) -> str:
+  if fmt in TARGETS:
+    return TARGETS[fmt].call_lines(model)
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.call_lines(model)
   if fmt.startswith('monai_'):

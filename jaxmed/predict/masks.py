@@ -58,7 +58,8 @@ def _nifti(mask: np.ndarray, record: dict[str, Any], like: pathlib.Path | None, 
     image.header.set_xyzt_units('mm')
   else:
     header, affine = nifti.header_of(like)
-    array = orientations.apply_orientation(array, orientations.ornt_transform(_RAS, orientations.io_orientation(affine)))
+    turn = orientations.ornt_transform(_RAS, orientations.io_orientation(affine))
+    array = orientations.apply_orientation(array, turn)
     image = (nibabel.Nifti2Image if header['sizeof_hdr'] == 540 else nibabel.Nifti1Image)(array, None, header)
     image.header.set_data_dtype(mask.dtype)
     image.header.set_slope_inter(1, 0)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmed import config as config_lib
 from jaxmed import files
+from jaxmed.augment.nnunet import NNUNET
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.corpus.source import Source
 from jaxmed.errors import UserError, choose
@@ -35,6 +36,7 @@ EVALUATORS = {'segment': 'loss,dice', 'classify': 'loss,head', 'regress': 'loss,
 ARMS = ('pretrained', 'scratch')
 CONTROL = 'control.json'
 BATCH = {2: 32, 3: 2}  # records a step by the rank of an image; nnssl's trainers have 2 volumes
+FOREGROUND = 0.33  # nnU-Net's oversample_foreground_percent
 LOOKS = 10  # evaluations, and checkpoints, of a run
 
 # Each recipe: `rate` of pretrained and of first weights, `reference` batch of these (0: the rate is for any batch),
@@ -90,6 +92,8 @@ class Request:
       raise UserError(f'--task {self.task} learns a column of {of}: masks are for --task segment')
     if not 0 < self.fraction <= 1:
       raise UserError(f'--fraction {self.fraction:g} must be above 0 and at most 1')
+    if self.freeze and dict(self.user.get('adapter', {})).get('name'):
+      raise UserError('--freeze keeps the whole encoder as it is, its adapters too: leave --freeze or adapter.name out')
 
 
 def recipe(asked: Request) -> dict[str, Any]:
@@ -109,6 +113,8 @@ def recipe(asked: Request) -> dict[str, Any]:
   fixed = config_lib.merge(whole, family(encoder, asked), {'loader': {'normalize': encoder.normalize}})
   if rows < len(source):
     fixed['loader']['records'] = rows
+  if asked.task == 'segment' and len(encoder.image_size) == 3:
+    fixed['loader'] |= crops(config_lib.merge(fixed, asked.user)['image_size'], source)
   if not asked.scratch:
     fixed['init'] = asked.path
   user = config_lib.merge(fixed, _watched(asked, corpus), asked.user)
@@ -116,7 +122,7 @@ def recipe(asked: Request) -> dict[str, Any]:
 
 
 def family(encoder: Any, asked: Request) -> dict[str, Any]:
-  """The model of an encoder, and what does not depend on the data: optimizer, drop path, freezing."""
+  """The model of an encoder, and what does not depend on the data: optimizer, drop path, views, freezing."""
   model = encoder.model
   transformer = isinstance(model, ViT)
   out = {'image_size': tuple(model.image_size), **named(model)}
@@ -124,10 +130,18 @@ def family(encoder: Any, asked: Request) -> dict[str, Any]:
   out['optimizer'] = of_model(out['model'], asked.task)['optimizer'] | {'layer_decay': decay, 'ema': 0.0}
   if transformer and 'drop_path' not in out['encoder']:
     out['encoder']['drop_path'] = 0.0 if asked.freeze else drop_path(model)
+  if asked.task == 'segment':
+    out['augment'] = {'scale': (1.0, 1.0), 'brightness': 0.0, 'contrast': 0.0, 'gamma': 0.0, 'blur': 0.0} | NNUNET
   out['objective'] = {'freeze_encoder': asked.freeze, 'head_first': 0.0}
   if asked.task != 'segment':
     out['objective']['feature'] = encoder.feature
   return out
+
+
+def crops(size: Any, source: Source) -> dict[str, Any]:
+  """Volumes are read in crops of the size of a view, every second of two around a class, as nnU-Net has it."""
+  size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+  return {'fit': 'crop', 'load_size': size} | ({'foreground': FOREGROUND} if source.places else {})
 
 
 def of_model(name: str, task: str) -> dict[str, Any]:

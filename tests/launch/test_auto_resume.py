@@ -11,7 +11,6 @@ from jaxmed.train.logs import read_rows
 from tests.common import same, saved_state, words
 from tests.conftest import TINY
 
-
 pytestmark = pytest.mark.usefixtures('no_figures')
 
 

@@ -132,11 +132,11 @@ def test_images_and_their_volumes(tmp_path):
 
 
 def test_volumes_are_of_the_stored_grid_and_of_kept_masks_too(tmp_path):
-  scan(tmp_path / 'in' / 'a.nii', TURNS[3], (0.5, 1.0, 2.0))
+  scan(tmp_path / 'in' / 'a.nii', TURNS[3], (0.5, 1.0, 3.0))
   for _ in range(2):
     predict(bright(), tmp_path / 'in', tmp_path / 'out', Options(volumes=str(tmp_path / 'v.csv')))
     row = next(csv.DictReader((tmp_path / 'v.csv').open()))
-    assert float(row['volume_mm3']) == pytest.approx((ball() > 100).sum() * 1.0)
+    assert float(row['volume_mm3']) == pytest.approx((ball() > 100).sum() * 1.5)
     assert float(row['mean_T1']) == 150 and row['touches_border'] == '1'
 
 
@@ -152,6 +152,26 @@ def test_a_corpus(tmp_path, scans):
     np.testing.assert_array_equal(mask_of(path), np.asarray(mask.dataobj))
     np.testing.assert_allclose(nibabel.load(path).affine, mask.affine, atol=1e-4)
   assert predict(bright(), tmp_path / 'corpus', tmp_path / 'half', Options(split='test'))['images'] == 1
+
+
+def test_a_series_of_slices_becomes_a_volume(tmp_path):
+  """DICOM: the mask lies where the slices lie, oblique too; its name tells nothing of the patient."""
+  pytest.importorskip('pydicom')
+  from tests.data.readers import dicoms
+  volume = ball().astype(np.int16)  # [slices, rows, columns]
+  angle = 0.3
+  axes = [np.cos(angle), np.sin(angle), 0, 0, 0, -1]
+  step = [-2.5 * np.sin(angle), 2.5 * np.cos(angle), 0]
+  dicoms.write(tmp_path / 'in', dicoms.series(volume, axes, step), np.random.default_rng(0))
+  predict(bright(), tmp_path / 'in', tmp_path / 'out')
+  (path,) = (tmp_path / 'out').glob('*.nii.gz')
+  image = nibabel.load(path)
+  inside = np.argwhere(volume > 100)
+  at = np.array((-30.0, 12.0, 77.0)) + inside[:, :1] * np.array(step) + inside[:, 1:2] * 0.7 * np.array(axes[3:]) + (
+    inside[:, 2:] * 0.9 * np.array(axes[:3]))
+  got = np.argwhere(np.asarray(image.dataobj) == 3) @ image.affine[:3, :3].T + image.affine[:3, 3]
+  order = lambda x: x[np.lexsort(np.round(x, 2).T)]
+  np.testing.assert_allclose(order(got), order(at * [-1, -1, 1]), atol=1e-2)  # LPS -> RAS
 
 
 @pytest.mark.parametrize(('make', 'options', 'words'), [

@@ -1,4 +1,4 @@
-"""Studies of these tests draw no figures, and trace each shape once for all tests of a file."""
+"""Studies of these tests trace each shape once for all tests of a file."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from jaxmed.study import cost
 
 
 @pytest.fixture(autouse=True, scope='module')
-def traced(no_figures):
+def traced():
   """One memory of shapes for all studies of a file."""
   own = cost.Sizes()
   with pytest.MonkeyPatch.context() as m:

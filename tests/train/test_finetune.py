@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmed.augment.nnunet import NNUNET
 from jaxmed.cli import main
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import UserError
@@ -20,7 +21,8 @@ from jaxmed.train.logs import read_rows
 from tests.common import saved_state, saved_steps
 from tests.masks import tiles_with_masks
 
-FEW = {'batch_size': 8, 'steps': 6, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 3, 'loader': {'threads': 1}}
+PLAIN = {name: (0.0,) for name in NNUNET}  # compiles sooner
+FEW = {'augment': PLAIN, 'batch_size': 8, 'steps': 6, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 3, 'loader': {'threads': 1}}
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +47,7 @@ def test_a_recipe_is_that_of_the_family(trained, masks):
   assert (tuned['optimizer']['layer_decay'], fresh['optimizer']['layer_decay']) == (0.75, 1.0)
   assert {k: tuned['optimizer'][k] for k in ('name', 'b2', 'clip', 'annealing')} == {
       'name': 'adamw', 'b2': 0.98, 'clip': 1.0, 'annealing': 'poly'}
+  assert finetune.recipe(dataclasses.replace(asked, user={}))['augment']['rotation_probability'] == (0.2,)
   assert tuned['checkpoint'] == {'best': 'dice', 'best_mode': 'max'}
   same = lambda user: {k: v for k, v in user.items() if k not in ('init', 'learning_rate', 'optimizer')}
   assert same(tuned) == same(fresh)
@@ -126,6 +129,7 @@ def test_a_frozen_encoder_keeps_its_bits(trained, masks, tmp_path):
     ({'label': 'half'}, '--task segment learns the column mask: give --label mask'),
     ({'task': 'classify'}, '--task classify learns a column of classes: masks are for'),
     ({'fraction': 0.0}, '--fraction 0 must be above 0'),
+    ({'freeze': True, 'user': {'adapter': {'name': 'lora'}}}, '--freeze keeps the whole encoder as it is'),
     ({'path': 'nowhere'}, 'nowhere does not exist'),
     ({'task': 'regress', 'label': 'brigt'}, "'brigt': did you mean 'bright'"),
     ({'task': 'regress', 'label': 'half'}, "column 'half' .* expected finite numbers"),

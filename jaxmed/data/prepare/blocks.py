@@ -21,8 +21,8 @@ from jaxmed import files
 from jaxmed.data import readers
 from jaxmed.data.corpus import labels
 from jaxmed.data.corpus.corpus_format import BESIDE, COLUMNS, Writer, fields_of
-from jaxmed.data.prepare import demo, synthetic
 from jaxmed.data.prepare.items import Item, one_line, paths
+from jaxmed.data.prepare.made import Made
 from jaxmed.data.readers.companions import read_signal
 from jaxmed.errors import UserError
 
@@ -43,8 +43,7 @@ class Task:
     items: to read; each has subject and split.
     options: of the readers.
     types: the manifest's other columns.
-    made: the block is 'demo' or 'synthetic', a corpus that has no items.
-    seed: of what is synthetic.
+    made: the corpus, where it has no items; or None.
     labels: {value of masks: name}; {} allows all values.
   """
 
@@ -52,8 +51,7 @@ class Task:
   items: tuple[Item, ...]
   options: readers.Options = readers.DEFAULT
   types: dict[str, pa.DataType] = dataclasses.field(default_factory=dict)
-  made: str = ''
-  seed: int = 0
+  made: Made | None = None
   labels: dict[int, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -105,7 +103,7 @@ def write(task: Task, folder: pathlib.Path, tick: Callable[[int], Any] = lambda 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-      rejects = _made(task, part) if task.made else _items(task, part, late, tick)
+      rejects = _made(task.made, task, part) if task.made else _items(task, part, late, tick)
       break
     except _Late as e:
       late[e.rel] = e.reason
@@ -232,11 +230,11 @@ def _add(record: readers.Record, item: Item, digest: str, task: Task, writer: Wr
   writer.add(record | own, item.split or '', item.rel, digest, item.extra | told | meta)
 
 
-def _made(task: Task, part: pathlib.Path) -> dict[str, Any]:
-  writer = Writer(part, task.number)
+def _made(made: Made, task: Task, part: pathlib.Path) -> dict[str, Any]:
+  writer = Writer(part, task.number, fields_of(task.types))
   try:
-    for record, split, path, digest, extra in demo.records() if task.made == 'demo' else synthetic.records(task.seed):
-      writer.add(record, split, path, digest, extra)
+    for record, split, path, digest, extra in made.records():
+      writer.add(_counted(record, task.labels) or record, split, path, digest, extra)
   finally:
     writer.close()
   return _rows(writer, task, [], [])

@@ -9,20 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format, store
 from jaxmed.data.corpus import labels as labels_lib
 from jaxmed.data.corpus.corpus_format import SPLITS
-from jaxmed.data.prepare import benchmarks, blocks, synthetic
+from jaxmed.data.prepare import benchmarks, blocks
+from jaxmed.data.prepare import made as made_lib
 from jaxmed.data.prepare.items import Item, Plan, given_splits
 from jaxmed.data.prepare.plan import make_plan
 from jaxmed.errors import UserError, choose
 from jaxmed.version import __version__
-
-# Corpora that come with the package, by the word that stands for them: further columns of their manifests.
-_MADE = {'demo': {'region': pa.string()}, 'synthetic': {'relation': pa.string()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Preparation:
   def fingerprint(self) -> str:
     """A hash of all that the corpus follows from: files by name, size and time, options, and how it is cut."""
     plan = self.plan
-    told: list[Any] = [[task.made, task.seed] for task in self.tasks if task.made == 'synthetic']
+    told: list[Any] = [task.made.identity() for task in self.tasks if task.made]
     told += [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
              sorted(plan.labels.items()),
              plan.empty, store.CHUNK_BYTES, store.EDGE, corpus_format.SHARD_BYTES]
@@ -93,13 +89,14 @@ def make_preparation(
   Raises:
     UserError: nothing to read, a bad table or option, a subject in two splits.
   """
+  given = {name: reading.pop(name) for name in made_lib.OPTIONS if name in reading}
   options = _options(channels, volumes, reading)
   shares = _fractions(splits)
-  if made := made_of(inputs):
-    if table or labels_from_folders or subject_pattern or channels or labels:
-      raise UserError(f'the {made} corpus takes no table, labels, subject pattern or channels: {made!r} stands alone')
-    plan = Plan([], types=_MADE[made], given=True, note=synthetic.told(seed) if made == 'synthetic' else '')
-    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
+  others = {'--table': table, '--labels-from-folders': labels_from_folders, '--subject-pattern': subject_pattern,
+            '--channels': channels, '--labels': labels}
+  if made := made_lib.of(made_of(inputs), seed, volumes, given, [name for name, value in others.items() if value]):
+    plan = Plan([], types=made.types, given=True, note=made.note, labels=made.labels)
+    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, made.labels)], options, shares)
   plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
   if labels is not None:
     plan.labels = _named(pathlib.Path(labels), plan)
@@ -166,9 +163,9 @@ def _number(subject: str, seed: int) -> float:
 
 
 def made_of(inputs: Sequence[str | os.PathLike]) -> str:
-  """The word that stands for a corpus that comes with the package, 'demo' or 'synthetic', '' for folders and files."""
+  """The word of `made` that stands for a corpus, '' for folders and files."""
   word = str(inputs[0]) if len(inputs) == 1 else ''
-  return word if word in _MADE and not os.path.exists(word) else ''
+  return word if word in made_lib.WORDS and not os.path.exists(word) else ''
 
 
 def _options(channels: Sequence[str] | None, volumes: str, reading: dict[str, Any]) -> readers.Options:

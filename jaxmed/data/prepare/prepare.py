@@ -46,8 +46,8 @@ def prepare(
   same bytes as one made without a stop, by any number of processes.
 
   Args:
-    inputs: folders or files; the words 'demo' and 'synthetic', where nothing of that name exists, are the demo corpus
-      and one that is generated with `seed` (see jaxmed.data.prepare.synthetic).
+    inputs: folders or files; or a word of jaxmed.data.prepare.made, where nothing of that name exists: 'demo',
+      'synthetic' and 'phantoms' (generated with `seed`), 'tissue', 'regions', 'nuclei', 'nuclei3d'.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
@@ -73,7 +73,7 @@ def prepare(
       splits; 'auto' looks whether the folder is one, 'none' does not. With a subject pattern splits are drawn.
     labels: JSON file with the names of the values of masks, {"1": "liver"} or {"liver": 1}; other values than these,
       0 and -1 are refused.
-    reading: further fields of readers.Options.
+    reading: further fields of readers.Options; of phantoms `subjects`, `size` and `modality`.
 
   Returns:
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images

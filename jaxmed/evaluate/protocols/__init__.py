@@ -22,7 +22,8 @@ from jaxmed.evaluate.protocols.segment import Segment
 
 ENCODER, SEGMENTER = 'encoder', 'segmenter'
 PROTOCOLS: dict[str, EvaluationProtocol] = {
-    p.name: p for p in (Classify(), Dense(), Retrieve(), Robustness(), Corruptions(), Confounded(), Bottleneck(), Segment())}
+    p.name: p for p in (Classify(), Dense(), Retrieve(), Robustness(), Corruptions(), Confounded(), Bottleneck(),
+                        Segment())}
 
 
 def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:

@@ -63,7 +63,7 @@ class Segment:
     choose('segment.flips', self.flips, FLIPS)
     choose('segment.postprocess', self.postprocess, post.MODES)
     compared.positive('segment.tiles', self.tiles)
-    self.ask
+    assert self.ask  # which checks the rest
 
   @property
   def ask(self) -> segmentation.Ask:
@@ -102,6 +102,8 @@ class Segment:
     """
     del label, feature, batch_size, untrained
     self.check(source)
+    if self.postprocess != 'none':
+      val_of(source)
     runs = {TRAINED: encoder} | dict(beside)
     task = _task(source, runs)
     judged = {name: self._judged(run, task, name == TRAINED) for name, run in runs.items()}
@@ -109,11 +111,12 @@ class Segment:
 
   def _judged(self, segmenter: Any, task: '_Task', shown: bool) -> '_Judged':
     """Metrics of every test record by one run, and the worst of them."""
-    change = self.chosen(segmenter, task)
+    how = {'step': self.step, 'flips': None if self.flips == 'auto' else (), 'batch_size': self.tiles}
+    change = post.Change(()) if self.postprocess == 'none' else best_change(segmenter, task.val, **how)
     cases, examples = [], []
     for i, record in enumerate(_records(task.source)):
       truth = _known(record['mask'], task.ignored)
-      predicted = change(self._predicted(segmenter, record))
+      predicted = change(segmenter.mask_of(record, record['id'], **how))
       found = segmentation.case(truth, predicted, task.values, record['spacing'] or (1,) * truth.ndim, self.ask)
       found = {m: np.where(task.annotated[i], x, -1 if m == 'outcome' else np.nan) for m, x in found.items()}
       found = {m: np.where(task.annotated[i], x, 0) if m == 'lesions' else x for m, x in found.items()}
@@ -122,19 +125,6 @@ class Segment:
         worst = _example(record, truth, predicted, float(np.nanmean(found['dice'])))
         examples = sorted([*examples, worst], key=lambda e: e['dice'])[:EXAMPLES]
     return _Judged(cases, examples, change.names)
-
-  def _predicted(self, segmenter: Any, record: Mapping[str, Any]) -> np.ndarray:
-    flips = None if self.flips == 'auto' else ()
-    return segmenter.mask_of(record, record['id'], step=self.step, flips=flips, batch_size=self.tiles)
-
-  def chosen(self, segmenter: Any, task: '_Task') -> post.Change:
-    """What makes a better mask of a predicted one, chosen on the val records."""
-    if self.postprocess == 'none':
-      return post.Change(())
-    if not len(task.val):
-      raise UserError(f"segment.postprocess=auto: no row of split 'val' of {task.val.path} has a mask to choose by")
-    pairs = ((_known(r['mask'], task.ignored), self._predicted(segmenter, r)) for r in _records(task.val))
-    return post.choose(pairs, [(v, n) for v, n in zip(task.values, task.names, strict=True) if v in segmenter.values])
 
   def _result(self, task: '_Task', judged: Mapping[str, '_Judged'], source: Any, draws: int,
               seed: int) -> dict[str, Any]:
@@ -172,8 +162,9 @@ class Segment:
     notes = ['means are over cases, then over classes; a class that is missed or made up has Dice and NSD 0 and the '
              'diagonal of the image as distance, one that is absent from both says nothing']
     if self.ask.surface:
-      unit = 'mm' if all(r for r in task.source.column('spacing').to_pylist()) else 'pixels where the spacing is unknown'
-      notes.append(f'surfaces are of {self.surface}s; NSD at {self.tolerance:g} mm; distances in {unit}')
+      known = all(task.source.column('spacing').to_pylist())
+      notes.append(f'surfaces are of {self.surface}s; NSD at {self.tolerance:g} mm; distances in mm'
+                   + ('' if known else ', in pixels where the spacing is unknown'))
     if self.ask.lesions:
       notes.append(f'lesions are connected components, found by the rule {self.lesions}; sensitivity is of all lesions '
                    'together, false positives are components a case')
@@ -200,7 +191,8 @@ class Segment:
 
   def _by_class(self, result: Mapping[str, Any]) -> str:
     """A line a class of the run's own row."""
-    names = [m for m in ('dice', 'nsd', 'hd95', 'volume_difference', 'sensitivity') if m in result['rows'][0]['metrics']]
+    some = ('dice', 'nsd', 'hd95', 'volume_difference', 'sensitivity')
+    names = [m for m in some if m in result['rows'][0]['metrics']]
     text = lambda v: 'n/a' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
     body = [[c['name'], *(text(c[k]) for k in (*names, *OUTCOMES))] for c in result['rows'][0]['classes']]
     table = tables.aligned([['class', *(self.metrics[m] for m in names), *OUTCOMES], *body])
@@ -224,6 +216,25 @@ class Segment:
     if not result['examples']['cases']:
       return {}
     return {'worst_test_records': lambda path: overlays.cases(result, source, path)}
+
+
+def best_change(segmenter: Any, source: Any, **how: Any) -> post.Change:
+  """What makes better masks of predicted ones, chosen on records that were not trained on, see `postprocess`.
+
+  Args:
+    source: the records, as of `val_of`. how: arguments of `Segmenter.logits`.
+  """
+  ignored = tuple(segmenter.objective.ignore)
+  pairs = ((_known(r['mask'], ignored), segmenter.mask_of(r, r['id'], **how)) for r in _records(source))
+  classes = [(v, n) for v, n in zip(segmenter.values, segmenter.names, strict=True) if v != BACKGROUND]
+  return post.choose(pairs, classes)
+
+
+def val_of(source: Any) -> Any:
+  """The rows of split 'val' with a mask; a UserError where there is none."""
+  if 'mask' not in fields.held(source) or not len(found := source.select(split='val', label='mask')):
+    raise UserError(f"postprocess=auto: no row of split 'val' of {source.path} has a mask to choose by")
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

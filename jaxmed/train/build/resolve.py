@@ -22,12 +22,18 @@ from jaxmed.train import evaluators, loggers, rules, width
 from jaxmed.train.build import adapting, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec, same_aspect
 
-# Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator.
+# Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator. On a
+# CPU fewer where an image has many tokens: CPU_TOKENS of all views together.
 CPU_IMAGES, ACCELERATOR_IMAGES = 20_000, 5_000_000
+CPU_TOKENS = 2_600_000
+# Width of an encoder below which the rate of a method, which is one of ViT-S and wider, rises as the inverse of it: at
+# 64 to 256 the best rate of short runs falls with a slope of -1 (docs/results/mup.md).
+RATED_WIDTH = 384
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
              'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'evaluators')
 ON_LEAK = config_lib.CHOICES['on_leak']
+METHOD = config_lib.SECTIONS['']['method'].default
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 
 
@@ -35,7 +41,7 @@ def check(user: Mapping[str, Any]) -> None:
   """Raises a UserError for whatever is wrong with the user's values by themselves, before any data are opened."""
   user = towers.short(user)
   config = config_lib.base()
-  config.objective = ConfigDict(objectives.default_options(str(user.get('method', 'mae'))))
+  config.objective = ConfigDict(objectives.default_options(str(user.get('method', METHOD))))
   if user.get('model'):
     config.encoder = ConfigDict(registry.default_options(str(user['model'])))
   config_lib.update(config, {k: v for k, v in user.items() if k != 'encoder' or user.get('model')})
@@ -50,7 +56,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
     UserError: an unknown key, method or model (naming the nearest), a value of another type, or a conflict.
   """
   user = towers.short(user)
-  method = str(user.get('method', 'mae'))
+  method = str(user.get('method', METHOD))
   objective = objectives.get(method)
   config = config_lib.base()
   on_cpu = jax.default_backend() == 'cpu'
@@ -154,9 +160,11 @@ def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
 
 
 def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool) -> str:
+  # On a CPU the channels of all records go into one token where they are the same: so many times fewer of them.
+  family = 'vit' if on_cpu and not spec.mixed and len(spec.channels) > 1 else 'channel_vit'
   width = 'micro' if on_cpu else 'tiny' if spec.rows < 20_000 else 'small' if spec.rows < 200_000 else 'base'
   patch = 16 if all(n % 16 == 0 and n > 96 for n in size) else 8 if all(n % 8 == 0 for n in size) else 4
-  return f'channel_vit_{width}/{patch}'
+  return f'{family}_{width}/{patch}'
 
 
 def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool) -> None:
@@ -172,18 +180,35 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
   check_divides(batch, shards, config.optimizer.accumulate)
   config.batch_size = batch
   if not config.steps:
-    budget = CPU_IMAGES if on_cpu else ACCELERATOR_IMAGES
+    budget = _cpu_images(config, spec) if on_cpu else ACCELERATOR_IMAGES
     config.epochs = config.epochs or float(np.clip(budget / rows, 1, 400))
     config.steps = max(1, math.ceil(config.epochs * rows / batch))
   config.epochs = config.steps * batch / rows
   rate, reference = objective.LEARNING_RATE
-  config.learning_rate = config.learning_rate or rate * math.sqrt(batch / reference)
+  config.learning_rate = config.learning_rate or _narrow(config) * rate * math.sqrt(batch / reference)
   warm = config.optimizer
   if warm.warmup_steps < 0:
     warm.warmup_steps = config.steps // 10 if warm.warmup_epochs < 0 else math.ceil(warm.warmup_epochs * rows / batch)
   config.checkpoint_every = config.checkpoint_every or max(config.steps // 10, min(100, config.steps))
   config.eval_every = config.eval_every or max(config.steps // 5, 1)
   _fill_loading(config, spec)
+
+
+def _cpu_images(config: ConfigDict, spec: DataSpec) -> int:
+  """Images that a run on a CPU sees."""
+  model: Any = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
+  place = math.prod(model.patch_size) if '/' in config.model else 8 ** len(config.image_size)  # of strides: about as dear
+  patches = math.prod(config.image_size) // place
+  tokens = patches * (spec.slots if model.per_channel else 1) * config.augment.views
+  return int(np.clip(CPU_TOKENS // tokens, 1000, CPU_IMAGES))
+
+
+def _narrow(config: ConfigDict) -> float:
+  """The factor on a method's rate for a transformer narrower than those that the rate is of; muP's is of its base."""
+  if 'embed_dim' not in config.encoder:
+    return 1.0
+  width = config.optimizer.base_width if config.optimizer.scaling == 'mup' else config.encoder.embed_dim
+  return max(1.0, RATED_WIDTH / width)
 
 
 def _fill_loading(config: ConfigDict, spec: DataSpec) -> None:

@@ -81,7 +81,10 @@ def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], 
 
 def _encoder(config: Any, given: Any, fresh: Any, vocabulary: Sequence[str], quiet: bool) -> Any:
   """The weights of a loaded encoder for the run's channels and image size; what no product has is as in `fresh`."""
-  params = given.params
+  params, held = given.params, given.model.adapter
+  if held is not None and held.name != config.adapter.name:
+    raise UserError(f'init={config.init} has adapters of {held.name}, which no weights can take up: go on with '
+                    f'adapter.name={held.name}')
   if isinstance(given.model, ViT) and given.named and given.vocabulary != tuple(vocabulary):
     params = inflate(given.model, params, given.vocabulary, vocabulary)[1]
     unknown = [name for name in vocabulary if name not in given.vocabulary]
