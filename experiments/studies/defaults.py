@@ -4,12 +4,12 @@
   jaxmed study experiments/studies/defaults.py:rgb --data corpora/rgb --out study_rgb
   jaxmed study experiments/studies/defaults.py:rgb_methods --data corpora/rgb --out study_rgb_methods
 
-A variant is a kind of data (`rgb`, `gray`, `fluorescence`, `channels`, `volumes`: see tools/small_corpora.py) and what
-is asked: alone, the defaults as they are, three seeds; `_methods`, some that compare or mask views, at the default
-length; `_models`, encoders; `_rates`, learning rates; `_lengths`, passes over the records; `_views`, the least area of
-a crop. Each cell is judged by kNN and the logistic probe on places that training did not see, beside its untrained
-encoder and pixels by PCA (CELL/classify.json has the paired intervals). docs/results/defaults.md tells what was found so far by
-shorter runs; the study itself was not run.
+A variant is a kind of data (`rgb`, `gray`, `fluorescence`, `channels`, `volumes`: see tools/small_corpora.py) and
+what is asked: alone, the defaults as they are, three seeds; `_methods`, some that compare or mask views, at the
+default length; `_models`, encoders; `_rates`, learning rates; `_lengths`, passes over the records; `_views`, the
+least area of a crop. Each cell is judged by kNN and the logistic probe on places that training did not see, beside
+its untrained encoder and pixels by PCA (CELL/classify.json has the paired intervals). docs/results/defaults.md tells
+what was found so far by shorter runs; the study itself was not run.
 """
 
 from jaxmed.study.grid import Study
