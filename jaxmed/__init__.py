@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmed.version import __version__
 
-__all__ = ['__version__', 'attention_maps', 'create_model', 'evaluate', 'load']
+__all__ = ['__version__', 'attention_maps', 'create_model', 'evaluate', 'load', 'load_segmenter']
 
 if TYPE_CHECKING:
   from jaxmed.evaluate.attention import attention_maps
   from jaxmed.models import create_model
-  from jaxmed.train.build.rundir import load
+  from jaxmed.train.build.rundir import load, load_segmenter
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +17,9 @@ def __getattr__(name: str) -> Any:
   if name == 'load':
     from jaxmed.train.build.rundir import load
     return load
+  if name == 'load_segmenter':
+    from jaxmed.train.build.rundir import load_segmenter
+    return load_segmenter
   if name == 'create_model':
     from jaxmed.models import create_model
     return create_model

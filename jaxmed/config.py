@@ -81,7 +81,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'options': Key({}, 'options of a rule of optax, by its names: optimizer.options.ns_steps=5'),
         'groups': Key({}, 'parameters that are trained in their own way, by a name: optimizer.groups.head.paths=head, '
                       'with .name, .options, .rate (a factor) and .every (steps)'),
-        'annealing': Key('cosine', 'course of the learning rate after warm-up', ('cosine', 'none')),
+        'annealing': Key('cosine', 'course of the learning rate after warm-up; poly is (1 - t)^0.9', ('cosine', 'poly',
+                         'none')),
         'weight_decay': Key(0.05, 'weight decay at the first step'),
         'final_weight_decay': Key(-1.0, 'weight decay at the last step, reached by a cosine; negative: constant'),
         'warmup_steps': Key(-1, 'steps of linear warm-up; auto: from warmup_epochs, or a tenth of the run', auto=True),
@@ -108,7 +109,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     'augment': {
         'scale': Key((0.2, 1.0), 'fraction of the area of a record that a crop covers, low and high'),
         'ratio': Key((3 / 4, 4 / 3), 'aspect of a crop, low and high'),
-        'flip': Key((), 'probability of a flip along each axis; empty: 0.5 along the last axis'),
+        'flip': Key((), 'probability of a flip along each axis, or one for all; empty: 0.5 along the last axis'),
         'rotate90': Key((0.0,), 'probability of quarter turns in the last two axes [1]'),
         'rotate': Key(0.0, 'greatest angle of a rotation in the last two axes, in degrees'),
         'brightness': Key(0.0, 'greatest shift of intensity, in standard deviations'),
@@ -125,6 +126,30 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'blur': Key(0.0, 'largest standard deviation of a Gaussian blur, in pixels; the smallest is 0.1'),
         'blur_probability': Key((0.5,), 'probability of blur [1]'),
         'solarize': Key((0.0,), 'probability of inverting the intensities above the middle [1]'),
+        'rotation': Key((), 'greatest angle about each axis in degrees, in one resampling with the crop; one number: '
+                        "about every axis; auto: nnU-Net's rule by the sides of the view", auto=True),
+        'rotation_probability': Key((0.0,), 'probability of rotation [1]'),
+        'zoom': Key((0.7, 1.4), 'factor on what a view covers, low and high, in the same resampling; above 1 things '
+                    'get smaller'),
+        'zoom_probability': Key((0.0,), 'probability of zoom [1]'),
+        'elastic': Key((0.0, 4.0), 'greatest displacement of a smooth deformation in pixels, low and high, in the same '
+                       'resampling'),
+        'elastic_sigma': Key((0.05, 0.2), 'smoothness of elastic: deviation of its blur as a fraction of each side'),
+        'elastic_probability': Key((0.0,), 'probability of elastic [1]'),
+        'noise_range': Key((0.0, 0.1), 'deviation of noise that each image draws, low and high'),
+        'noise_probability': Key((0.0,), 'probability of noise_range [1]'),
+        'soften': Key((0.5, 1.0), 'deviation of a blur that each axis of a channel draws, in pixels, at most 1; half '
+                      'of the channels have it'),
+        'soften_probability': Key((0.0,), 'probability of soften [1]'),
+        'multiply': Key((0.75, 1.25), 'factor on the intensities of a channel, below and above 1 equally often'),
+        'multiply_probability': Key((0.0,), 'probability of multiply [1]'),
+        'stretch': Key((0.75, 1.25), 'factor on the contrast of a channel, which is cut to its old range'),
+        'stretch_probability': Key((0.0,), 'probability of stretch [1]'),
+        'coarse': Key((0.5, 1.0), 'resolution that half of the channels are brought down to and back from'),
+        'coarse_probability': Key((0.0,), 'probability of coarse [1]'),
+        'power': Key((0.7, 1.5), 'exponent of a gamma that keeps mean and deviation, below and above 1 equally often'),
+        'power_probability': Key((0.0,), 'probability of power [1]'),
+        'inverted_power_probability': Key((0.0,), 'probability of power on the inverted image [1]'),
         'views': Key(1, 'global views of a record; methods that compare views set it'),
         'local_views': Key(0, 'local views of a record'),
         'local_size': Key((), 'grid of a local view; auto: 3/7 of image_size', auto=True),
@@ -143,6 +168,21 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'channel_views': Key('each', 'channels of the views of a record: each view draws, or all are shared',
                              ('each', 'shared')),
         'teacher_channels': Key('all', 'channels of a teacher whose student sees a sample', ('all', 'same')),
+    },
+    'adapter': {
+        'name': Key('', 'what is trained beside the frozen encoder of init; jaxmed list adapters shows the kinds; '
+                    'empty: the encoder itself is trained',
+                    ('', 'lora', 'houlsby', 'adaptformer', 'vpt', 'vpt_deep', 'dvpt', 'depthwise')),
+        'rank': Key(0, 'inner width; auto: 8 for lora, 64 for houlsby and adaptformer, 20 for dvpt, half of the '
+                    "encoder's for depthwise", auto=True),
+        'alpha': Key(0.0, 'lora: alpha over rank is the factor on what it adds; auto: twice the rank', auto=True),
+        'targets': Key(('q', 'v'), 'lora: projections that have it', ('q', 'k', 'v', 'proj', 'fc1', 'fc2')),
+        'dropout': Key(0.0, 'rate of dropout in adapters'),
+        'prompts': Key(0, 'tokens that vpt, vpt_deep and dvpt learn; auto: 5, and 50 for dvpt', auto=True),
+        'gate': Key(True, 'whether attention to prompts begins at zero, so that a run begins at the features of init'),
+        'share': Key(3, 'dvpt: blocks that share a bottleneck'),
+        'also': Key('', 'names in the encoder that are trained beside adapters: norm1,norm2,pos_embed; empty: those of '
+                    'the papers (norms for houlsby and depthwise); none: none'),
     },
     'loader': {
         'split': Key('train', 'split to train on'),
@@ -165,8 +205,12 @@ SECTIONS: dict[str, dict[str, Key]] = {
                          'records are longer', auto=True),
         'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
                    'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
+        'foreground': Key(0.0, 'fraction of crops that must show a class of the mask, with fit=crop; nnU-Net: 0.33'),
+        'foreground_rule': Key('slots', 'crops that must: the last ones of each batch, rounded as nnU-Net does (half '
+                               'of a batch of 2), or exactly that fraction of the stream', ('slots', 'exact')),
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
-                         'percentile[:LOW:HIGH], full range of the type, or none'),
+                         'percentile[:LOW:HIGH], foreground:LOW:HIGH:MEAN:STD (jaxmed fingerprint), full range of the '
+                         'type, or none'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),
         'signal_length': Key(0, 'steps of a signal; longer ones are cut; auto: those of the first signal', auto=True),
         'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),
@@ -201,7 +245,7 @@ OPEN = {'encoder': 'options of the model: jaxmed list models NAME', 'objective':
         'jaxmed list methods NAME', 'towers': 'networks of the method beside its encoder: towers.NAME.model, .options, '
         '.init (a run or file) and .fixed (read, never trained)'}
 # Sections that take any key; what reads them looks at what they hold.
-FREE = ('towers', 'optimizer.options', 'optimizer.groups')
+FREE = ('towers', 'optimizer.options', 'optimizer.groups', 'objective.decoder_options')
 NOTES = {'1': 'one number, or three: for the first global view, the other global views, the local views'}
 AUTO = 'auto'
 _FULL = {f'{section}.{name}' if section else name: key for section, keys in SECTIONS.items()

@@ -35,8 +35,10 @@ Batch = TypedDict('Batch', {
     'sizes': jax.Array,  # [B, rank] int32, pixels of each image in the corner of its array; augment.sample_sizes
     'extent': jax.Array,  # [B, rank] int32, pixels of each image in the corner of the loaded array; loader.fit=aspect
     'label': jax.Array,  # [B] int32, class; -1 for none
+    'number': jax.Array,  # [B] float32, the column loader.label as a number; NaN for none
     'index': jax.Array,  # [B] int32, row of the source; -1 for padding
     'mask': jax.Array,  # [B, *size] int32, labels of pixels; -1 where the mask does not tell
+    'annotated': jax.Array,  # [B, K] bool, classes of masks that the record's source annotates
     'text': jax.Array,  # [B, L] int32, ids of bytes + 1 or of a tokenizer; 0 where padded
     'signal': jax.Array,  # [B, T, K] float32, steps and channels; 0 where padded
     'signal_mask': jax.Array,  # [B, T] bool, steps that the signal has
@@ -186,6 +188,10 @@ class Encoder(Structure):
     """Which intermediates are computed again in the backward pass."""
 
   @property
+  def adapter(self) -> Any:
+    """What is trained beside frozen weights, a `models.layers.adapters.Adapter`; None for nothing."""
+
+  @property
   def dtype(self) -> Any:
     """'float32' or 'bfloat16' compute."""
 
@@ -236,6 +242,8 @@ class Objective(Structure):
   TOWERS: ClassVar[tuple[str, ...]]  # its networks, 'image' (the encoder) first; the run fills in the field `towers`
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]  # {group of the optimizer: paths of its parameters}
   FIELDS: ClassVar[tuple[str, ...]]  # what it wants of a record, see FIELDS
+  REQUIRED: ClassVar[tuple[str, ...]]  # of these what every training record must have
+  PREDICTS: ClassVar[str]  # of a record what it predicts itself: 'mask' by `logits`, 'label' or 'number' by `predict`
   WINDOWS: ClassVar[bool]  # whether its samples may be windows of several records, loader.window
 
   @property
@@ -320,9 +328,11 @@ class EvaluationProtocol(Structure):
 Protocol = EvaluationProtocol
 
 
-KINDS = ('image', 'mask', 'text', 'signal', 'label', 'box', 'row')
-FIELDS = ('image', 'mask', 'text', 'signal', 'boxes', 'label')  # what an objective may want of a record
-_FILL = {'mask': -1, 'label': -1, 'box': -1, 'row': -1}  # what stands for a missing value; 0 for the other kinds
+KINDS = ('image', 'mask', 'class', 'text', 'signal', 'label', 'number', 'box', 'row')
+# What an objective may want of a record.
+FIELDS = ('image', 'mask', 'annotated', 'text', 'signal', 'boxes', 'label', 'number')
+# What stands for a missing value; 0 for the other kinds.
+_FILL = {'mask': -1, 'label': -1, 'number': float('nan'), 'box': -1, 'row': -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +342,7 @@ class Field:
   Attributes:
     name: its key.
     kind: one of KINDS, which decides what stands for a missing value and what geometry does to it. Channels go with
-      'image', the steps of a signal with 'signal'.
+      'image', the steps of a signal with 'signal'; 'class' has a value for each class of masks.
     shape: of one sample. dtype: by its NumPy name.
   """
 
@@ -342,6 +352,6 @@ class Field:
   dtype: str
 
   @property
-  def fill(self) -> int:
-    """What stands for a missing value: -1 in masks, labels, boxes and rows, else 0."""
+  def fill(self) -> float:
+    """What stands for a missing value: -1 in masks, labels, boxes and rows, NaN for a number, else 0."""
     return _FILL.get(self.kind, 0)

@@ -12,15 +12,19 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 if 'JAXMED_TEST_CACHE' not in os.environ:  # a worker of pytest-xdist has it from the process that started it
   os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
   if importlib.metadata.version('jaxlib').startswith('0.10.'):  # a flag that a jaxlib does not know ends the process
-    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+    # One module for LLVM a program: cores that other tests keep busy gain nothing from parts.
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
   os.environ['JAXMED_TEST_CACHE'] = tempfile.mkdtemp(prefix='jaxmed-test-cache-')
   atexit.register(shutil.rmtree, os.environ['JAXMED_TEST_CACHE'], ignore_errors=True)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['JAXMED_TEST_CACHE']
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+os.environ['JAX_TRACEBACK_IN_LOCATIONS_LIMIT'] = '0'  # no test reads which line of Python an operation came from
 
 import csv  # noqa: E402
 import fcntl  # noqa: E402
+import gc  # noqa: E402
+import json  # noqa: E402
 import pathlib  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -28,6 +32,8 @@ import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tests.tiers import *  # noqa: E402, F403  the hooks of the two tiers
+
+gc.set_threshold(20_000, 10, 10)
 
 TILE = 24
 MOST_MAPS = 25_000
@@ -42,14 +48,18 @@ TINY = {
 SUPERVISED = TINY | {'method': 'supervised', 'objective': {}, 'loader': {'threads': 1, 'label': 'tissue'}}
 
 
+def pytest_collection_finish(session):
+  """What was imported stays: searching it for garbage, again and again while JAX traces, is a twelfth of the time."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope='module')
 def few_programs():
   """Lets go of compiled programs before Linux runs out of memory maps (65,530 a process), of which each takes some."""
   yield
   maps = pathlib.Path('/proc/self/maps')
   if maps.exists() and sum(1 for _ in maps.open(encoding='utf-8')) > MOST_MAPS:
-    import gc
-
     import jax
     jax.clear_caches()
     gc.collect()
@@ -125,10 +135,32 @@ def mixed_corpus(tiles, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def demo_corpus(tmp_path_factory) -> pathlib.Path:
+  """The demo corpus; what prepare said of it is beside it, with the suffix .json."""
+  def make(place):
+    from jaxmed.data.prepare.prepare import prepare
+    place.with_suffix('.json').write_text(json.dumps(prepare(['demo'], place, progress=False)), encoding='utf-8')
+  return _shared(tmp_path_factory, 'demo', make)
+
+
+@pytest.fixture(scope='session')
 def trained(corpus, tmp_path_factory) -> pathlib.Path:
   """A run of TINY, trained to its end. Tests that write into a run copy it first."""
   from jaxmed.train import loop
   return _shared(tmp_path_factory, 'trained', lambda out: loop.train(TINY | {'data': str(corpus)}, out, quiet=True))
+
+
+@pytest.fixture(scope='module')
+def no_figures(trained):
+  """Runs of this process draw no figures, which are the half of a tiny run's time; tests/test_cli.py looks at them.
+
+  `trained` comes first: it has its figures.
+  """
+  from jaxmed.train import pictures
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(pictures, 'views', lambda run, state: None)
+    m.setattr(pictures, 'end', lambda run, state: None)
+    yield
 
 
 @pytest.fixture(scope='session')

@@ -30,7 +30,11 @@ MODELS = {'vit': ('vit_micro/4', 8, TINY), 'channel_vit': ('channel_vit_micro/4'
           'bag': ('bag_micro/4', 8, TINY), 'resnet': ('resnet_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8)),
           'convnextv2': ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16))), 'caformer': ('caformer_micro', 16, dict(depths=(1, 1), dims=(32, 64))),
           'pvt_v2': ('pvt_v2_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2), reductions=(2, 1),
-                                              mlp_ratios=(2, 2)))}
+                                              mlp_ratios=(2, 2))),
+          'unet': ('resenc_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8)),
+          'video_resnet': ('r3d_micro', (8, 16, 16), dict(depths=(1, 1), dims=(8, 16), stem_width=8)),
+          'swin': ('swin_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2))),
+          'swin_unetr': ('swin_unetr_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2)))}
 METHODS_OF = dict(one_pass=('one_pass',), embed_patches=('embed_patches', 'encode'), project=('project',),
                   channel_vectors=('channel_vectors',), penalty=('penalty',), concatenated=('concatenated',))
 SPEC = jax.ShapeDtypeStruct

@@ -134,7 +134,7 @@ def perform(line, place, server):
   if words[0] == 'jaxmed':
     logs = place.parent / 'logs'
     logs.mkdir(exist_ok=True)
-    fork = server.start(words[1:], logs, place)
+    fork = server.start(words[1:], logs, place, FIGURES='yes')
     code, said = fork.wait(SECONDS), fork.out.read_text() + fork.err.read_text()
   else:
     line = shlex.quote(sys.executable) + line.removeprefix('python') if words[0] == 'python' else line

@@ -10,6 +10,7 @@ import pytest
 
 from jaxmed import config as config_lib
 from jaxmed import objectives
+from jaxmed.contracts import FIELDS
 from jaxmed.train.build import assemble, data_spec, resolve
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,12 +26,13 @@ def channels(names, mean, std):
   return tuple({'name': n, 'mean': m, 'std': s} for n, m, s in zip(names, mean, std, strict=True))
 
 
+HOLDS = dict(holds=FIELDS, mask_values=(0, 1, 2), mask_names=('background', '1', '2'), number=(50.0, 10.0))
 SPECS = {
     'imagenet': data_spec.DataSpec(channels('RGB', (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), 3, False, 'uint8', 1_281_167,
-                               (256, 256), tuple(f'class{i}' for i in range(1000))),
+                               (256, 256), tuple(f'class{i}' for i in range(1000)), **HOLDS),
     'demo': data_spec.DataSpec(channels(('T1', 'GM', 'WM', *'RGB', 'phase', 'DNA'), (155, 116, 84, 189, 96, 76, 68, 33),
                                     (70, 93, 96, 52, 48, 50, 25, 19)), 3, True, 'uint8', 5650, (48, 48),
-                           ('front', 'back'), mixed=True),
+                           ('front', 'back'), mixed=True, **HOLDS),
 }
 
 
@@ -74,7 +76,7 @@ def test_keeps_what_it_sets_and_builds(path, variant):
     config = resolve.resolve(given, spec)
     got = config_lib.flat(config)
     for key, value in config_lib.flat(config_lib.from_dict(config_lib.merge(given))).items():
-      if key not in ('image_size', 'augment.local_size', 'augment.gram_size', 'epochs'):  # filled up, rounded
+      if key not in ('image_size', 'loader.load_size', 'augment.local_size', 'augment.gram_size', 'epochs'):  # filled up, rounded
         assert got[key] == value, key
     assert assemble.build(config, spec).objective.encoder.in_channels == len(spec.channels)
   assert not {'data', 'init'} & set(given)
@@ -86,7 +88,7 @@ def test_golden_texts_belong_to_recipes():
 
 
 @pytest.mark.parametrize('model', ['vit_micro/16', 'channel_vit_micro/16', 'bag_micro/16', 'resnet_micro', 'convnextv2_micro',
-                                   'caformer_micro', 'pvt_v2_micro'])
+                                   'caformer_micro', 'pvt_v2_micro', 'swin_micro', 'swin_unetr_micro'])
 def test_every_method_builds_on_every_family(model):
   """With its own defaults: what a family lacks is left out, what it has otherwise is set."""
   for method in objectives.METHODS:

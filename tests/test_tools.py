@@ -160,6 +160,11 @@ def test_bench_prepare(capsys):
   assert found['records'] == 16 and found['seconds']['1'] > 0
 
 
+def test_predict_memory(capsys):
+  main('predict_memory', '--size', '20,12,10', '--tile', '8,8,8', '--classes', 3, '--scale', 1.5)
+  assert re.search(r'20x12x10, 3 classes, .*: -?[\d.]+ GiB', capsys.readouterr().out)
+
+
 def test_bench_records(capsys):
   main('bench_records', '--rounds', 1, '--most', 1)
   text = capsys.readouterr().out

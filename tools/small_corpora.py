@@ -108,7 +108,7 @@ def _tiles(shape: tuple[int, ...], ends: tuple[int, int], axis: int, stride: int
 
 
 def _read(package: str, file: str) -> np.ndarray:
-  path = demo._find(package, file)
+  path = demo.find(package, file)
   if path.suffix == '.png':
     from PIL import Image
     return np.asarray(Image.open(path))

@@ -1,17 +1,19 @@
 """Where views come from: geometry is drawn once a view and applied to each kind of field.
 
-A view is a box of the loaded array, resized, then flipped, turned by quarters and rotated, in this order. Boxes are
+A view is a box of the loaded array, resized, then flipped, turned by quarters and rotated, in this order. With a
+`warped` geometry the box is resized, rotated about all axes, zoomed and deformed in one resampling. Boxes are
 rows (start, end) of continuous coordinates: pixel p covers p .. p + 1. Shapes: B samples, N boxes, `grid` the loaded
 array, `size` the view, both of `rank` axes.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmed.augment import warp
+from jaxmed.augment import nnunet, warp
 from jaxmed.augment.resample import crop_resize
 
 ABSENT = -1  # label of a pixel that a mask does not tell of, and each number of a box that is not there
@@ -27,6 +29,10 @@ class Geometry:
     flips: [B, rank] bool, the axes that are flipped; None for none.
     turns: [B] int32, quarter turns counterclockwise in the last two axes; None for none.
     angle: [B] float32, degrees of a rotation counterclockwise in the last two axes; None for none.
+    matrix: [B, rank, rank] float32, from places in the view about its centre to places in the box about its centre, in
+      pixels of the view, see `warp.affine`; None for none.
+    flow: [B, *size, rank] float32, displacements in pixels of the view, before the matrix; None for none.
+    extent: [B, rank] int32, what the images fill of their arrays, for what is warped; None for all.
   """
 
   start: jax.Array | None = None
@@ -34,6 +40,9 @@ class Geometry:
   flips: jax.Array | None = None
   turns: jax.Array | None = None
   angle: jax.Array | None = None
+  matrix: jax.Array | None = None
+  flow: jax.Array | None = None
+  extent: jax.Array | None = None
 
   def box(self, count: int, grid: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """(start, length), both [B, rank] int32, of `count` samples; the whole grid where there is no box."""
@@ -46,6 +55,57 @@ class Geometry:
     """The box as [B, 2 * rank] float32, start and end in pixels of the loaded array."""
     start, length = self.box(count, grid)
     return jnp.concatenate([start, start + length], axis=1).astype(jnp.float32)
+
+  @property
+  def warped(self) -> bool:
+    """Whether a view is made in one resampling."""
+    return self.matrix is not None or self.flow is not None
+
+  def places(self, count: int, grid: tuple[int, ...], size: tuple[int, ...]) -> jax.Array:
+    """Where in the loaded array the pixels of the view come from before flips, [B, *size, rank]."""
+    rank = len(size)
+    middle = (jnp.asarray(size, jnp.float32) - 1) / 2
+    x = warp.centres(size) - middle
+    x = jnp.broadcast_to(x, (count, *x.shape)) if self.flow is None else x + self.flow
+    if self.matrix is not None:
+      x = jnp.einsum('bij,b...j->b...i', self.matrix, x, precision='highest')
+    along = lambda a: a.astype(jnp.float32).reshape(count, *[1] * rank, rank)
+    start, length = map(along, self.box(count, grid))
+    return (x + middle + 0.5) * (length / jnp.asarray(size)) - 0.5 + start
+
+
+def draw_warp(rng: jax.Array, count: int, size: tuple[int, ...], rotation: tuple[float, Any] | None,
+              zoom: tuple[tuple[float, float], Any] | None,
+              elastic: tuple[tuple[float, float], tuple[float, float], Any] | None) -> dict[str, jax.Array]:
+  """The `matrix` and `flow` of views, each where it is asked for.
+
+  Args:
+    rotation: (greatest angle about each axis in degrees, probability). zoom: (range of the factor of all axes,
+      probability); above 1 things get smaller. elastic: (range of the greatest displacement in pixels, range of the
+      deviation of its blur as a fraction of each side, probability).
+  """
+  rank, out = len(size), {}
+  keys = jax.random.split(rng, 7)
+  angles, factors = jnp.zeros((count, rank)), jnp.ones((count, rank))
+  plane = jnp.asarray([0.0 if nnunet.flat(size) and axis == 0 else 1.0 for axis in range(rank)])
+  drawn = lambda key, chance: jax.random.bernoulli(key, chance, (count,))[:, None]
+  if rotation is not None:
+    most = jnp.deg2rad(jnp.asarray(rotation[0], jnp.float32))
+    angles = jax.random.uniform(keys[0], (count, rank), minval=-1, maxval=1) * most * drawn(keys[1], rotation[1])
+  if zoom is not None:
+    factor = jax.random.uniform(keys[2], (count, 1), minval=zoom[0][0], maxval=zoom[0][1])
+    factors = jnp.where(drawn(keys[3], zoom[1]) & (plane > 0), factor, 1.0)
+  if rotation is not None or zoom is not None:
+    out['matrix'] = jax.vmap(warp.affine)(angles, factors)
+  if elastic is not None:
+    sigma_key, size_key = jax.random.split(keys[5])
+    shape = count, rank
+    sigma = jax.random.uniform(sigma_key, shape, minval=elastic[1][0], maxval=elastic[1][1]) * jnp.asarray(size)
+    most = jax.random.uniform(size_key, shape, minval=elastic[0][0], maxval=elastic[0][1])
+    most = most * plane * drawn(keys[6], elastic[2])
+    out['flow'] = jax.vmap(lambda key, s, m: warp.smooth_flow(key, size, s, m))(
+        jax.random.split(keys[4], count), sigma, most)
+  return out
 
 
 def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, ...], size: tuple[int, ...],
@@ -98,9 +158,14 @@ def random_angles(rng: jax.Array, count: int, degrees: float) -> jax.Array:
 
 
 def apply_image(geometry: Geometry, image: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """Images [B, *grid, C] as views [B, *size, C]: antialiased, bilinear where rotated; the border is repeated."""
+  """Images [B, *grid, C] as views [B, *size, C]: antialiased, bilinear where rotated; the border is repeated.
+
+  Warped ones are linear throughout and see what lies around the box.
+  """
   count, grid = len(image), image.shape[1:-1]
-  if geometry.start is not None or grid != size:
+  if geometry.warped:
+    image = jax.vmap(warp.linear)(image.astype(jnp.float32), geometry.places(count, grid, size), *_own(geometry))
+  elif geometry.start is not None or grid != size:
     image = jax.vmap(lambda x, s, n: crop_resize(x, s, n, size))(image, *geometry.box(count, grid))
   if geometry.flips is not None:
     for axis in range(len(size)):
@@ -114,10 +179,13 @@ def apply_image(geometry: Geometry, image: jax.Array, size: tuple[int, ...]) -> 
 def apply_mask(geometry: Geometry, mask: jax.Array, size: tuple[int, ...]) -> jax.Array:
   """Masks [B, *grid] int as views [B, *size]: the label at the centre of each pixel.
 
-  It is ABSENT where a rotation shows what lies outside of the box.
+  It is ABSENT where a rotation shows what lies outside of the box, or a warp what lies outside of the image.
   """
   count, grid = len(mask), mask.shape[1:]
-  if geometry.start is not None or grid != size:
+  if geometry.warped:
+    one = lambda x, places, *own: warp.nearest(x, places, ABSENT, *own)
+    mask = jax.vmap(one)(mask, geometry.places(count, grid, size), *_own(geometry))
+  elif geometry.start is not None or grid != size:
     mask = nearest(mask, *geometry.box(count, grid), size)
   if geometry.flips is not None:
     for axis in range(len(size)):
@@ -128,16 +196,23 @@ def apply_mask(geometry: Geometry, mask: jax.Array, size: tuple[int, ...]) -> ja
   return mask if geometry.angle is None else warp.rotate_nearest(mask, geometry.angle, ABSENT)
 
 
+def _own(geometry: Geometry) -> tuple[jax.Array, ...]:
+  return () if geometry.extent is None else (geometry.extent,)
+
+
 def apply_boxes(geometry: Geometry, boxes: jax.Array, grid: tuple[int, ...], size: tuple[int, ...]) -> jax.Array:
   """Boxes [B, N, 2 * rank] float32 of the loaded array as boxes of the view, cut at its border.
 
-  A rotated box becomes the bounding box of its corners. A box that is wholly outside becomes a row of ABSENT.
+  A rotated box becomes the bounding box of its corners; displacements of a `flow` are not followed. A box that is
+  wholly outside becomes a row of ABSENT.
   """
   rank = len(grid)
   there = (boxes >= 0).all(axis=-1)
   start, length = (x[:, None].astype(jnp.float32) for x in geometry.box(len(boxes), grid))  # [B, 1, rank]
   sides = jnp.asarray(size, jnp.float32)
   low, high = ((x - start) * sides / length for x in (boxes[..., :rank], boxes[..., rank:]))  # [B, N, rank]
+  if geometry.matrix is not None:
+    low, high = _through(jnp.linalg.inv(geometry.matrix), low, high, sides)
   low, high, there = _clipped(low, high, sides, there)
   if geometry.flips is not None:
     low, high = _flipped(low, high, sides, geometry.flips[:, None])
@@ -207,6 +282,15 @@ def _clipped(low: jax.Array, high: jax.Array, sides: jax.Array, there: jax.Array
   """Boxes cut at 0 and `sides`, and which are there and not wholly outside."""
   inside = ((high > 0) & (low < sides)).all(axis=-1)
   return jnp.clip(low, 0, sides), jnp.clip(high, 0, sides), there & inside
+
+
+def _through(matrix: jax.Array, low: jax.Array, high: jax.Array, sides: jax.Array):
+  """The bounding boxes of boxes [B, N, rank] that a matrix [B, rank, rank] moves about the centre."""
+  ends = jnp.stack([low, high]) - sides / 2
+  corners = jnp.stack([jnp.stack([ends[side][..., axis] for axis, side in enumerate(sides_of)], axis=-1)
+                       for sides_of in itertools.product((0, 1), repeat=low.shape[-1])])
+  moved = jnp.einsum('bij,cbnj->cbni', matrix, corners, precision='highest') + sides / 2
+  return moved.min(axis=0), moved.max(axis=0)
 
 
 def _flipped(low: jax.Array, high: jax.Array, sides: jax.Array, axes: jax.Array):

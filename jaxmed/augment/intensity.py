@@ -14,14 +14,15 @@ import numpy as np
 
 from jaxmed.errors import UserError, choose
 
-NORMALIZE = ('corpus', 'image', 'none', 'window', 'percentile', 'full')
+NORMALIZE = ('corpus', 'image', 'none', 'window', 'percentile', 'full', 'foreground')
 COLORED = ('corpus', 'full')  # modes from which the stored colours can be had back, see `stored_range`
 PERCENTILES = (0.5, 99.5)
 DEGREE = 3  # of bias fields
 
 
 def parse_mode(text: str) -> tuple[str, tuple[float, ...]]:
-  """'window:-1000:400' -> ('window', (-1000.0, 400.0)); the two numbers of 'percentile' may be left out.
+  """'window:-1000:400' -> ('window', (-1000.0, 400.0)); the two numbers of 'percentile' may be left out, those of
+  'foreground' are four for all channels, or four for each.
 
   Raises:
     UserError: an unknown mode, or numbers that do not suit it.
@@ -34,6 +35,12 @@ def parse_mode(text: str) -> tuple[str, tuple[float, ...]]:
     limits = (math.nan,)
   if name == 'percentile' and not words:
     return name, PERCENTILES
+  if name == 'foreground':
+    if not limits or len(limits) % 4 or not all(map(math.isfinite, limits)) or any(
+        a >= b or d <= 0 for a, b, d in zip(limits[::4], limits[1::4], limits[3::4], strict=True)):
+      raise UserError(f'loader.normalize {text!r} needs LOW:HIGH:MEAN:STD of the foreground, for all channels or for '
+                      'each, which jaxmed fingerprint prints')
+    return name, limits
   if name not in ('window', 'percentile'):
     if words:
       raise UserError(f'loader.normalize {text!r}: {name!r} takes no numbers')
@@ -54,6 +61,8 @@ def normalize(image: jax.Array, channels: jax.Array, mean: jax.Array, std: jax.A
     'window:LOW:HIGH' (CT): cut to this window, in native units (Hounsfield), which then becomes -1 .. 1.
     'percentile' or 'percentile:LOW:HIGH' (MR): each channel of each image is cut to its own percentiles, by default
       0.5 and 99.5, then to zero mean and unit deviation. Costs some 70 passes over the image.
+    'foreground:LOW:HIGH:MEAN:STD' (CT, as nnU-Net): cut to this window of native units, minus the mean, over the
+      deviation; four numbers for all channels, or four for each in the order of the vocabulary.
     'full' (8 bits): 0 .. top of the stored type becomes -1 .. 1. Of a 16-bit type that holds 12 bits only 6 % is used.
 
   Args:
@@ -73,6 +82,8 @@ def normalize(image: jax.Array, channels: jax.Array, mean: jax.Array, std: jax.A
     return _standardized(x, within)
   if name == 'window':
     return jnp.clip((x - limits[0]) / (limits[1] - limits[0]), 0, 1) * 2 - 1
+  if name == 'foreground':
+    return _foreground(x, channels, jnp.asarray(limits, jnp.float32).reshape(-1, 4), len(mean))
   if name == 'percentile':
     return _standardized(jnp.clip(x, *percentiles(x, limits, within)), within)
   if name == 'full':
@@ -81,6 +92,16 @@ def normalize(image: jax.Array, channels: jax.Array, mean: jax.Array, std: jax.A
                       "choose 'corpus' or 'image'")
     return x * (2 / jnp.iinfo(image.dtype).max) - 1
   return (x - _spread(mean[channels], x)) / _spread(jnp.maximum(std[channels], 1e-6), x)
+
+
+def _foreground(x: jax.Array, channels: jax.Array, table: jax.Array, vocabulary: int) -> jax.Array:
+  """x [B, *grid, C] by low, high, mean and deviation, rows of `table` [1 or V, 4]."""
+  if len(table) not in (1, vocabulary):
+    raise UserError(f'loader.normalize foreground has numbers of {len(table)} channels: expected those of one, for '
+                    f'all, or of the {vocabulary} of the vocabulary')
+  rows = table[jnp.zeros_like(channels) if len(table) == 1 else channels]  # [B, C, 4]
+  low, high, mean, std = (_spread(rows[..., i], x) for i in range(4))
+  return (jnp.clip(x, low, high) - mean) / std
 
 
 def percentiles(x: jax.Array, limits: tuple[float, ...], within: jax.Array | None = None) -> jax.Array:

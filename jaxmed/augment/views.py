@@ -1,6 +1,7 @@
 """The view maker: one batch of stored images -> one batch of normalised, augmented images."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxmed.augment import channels as channel_lib
 from jaxmed.augment import color as color_lib
 from jaxmed.augment import geometry as geometry_lib
-from jaxmed.augment import intensity
+from jaxmed.augment import intensity, nnunet
 from jaxmed.augment.geometry import Geometry
 from jaxmed.augment.resample import crop_resize
 from jaxmed.contracts import Batch, Views
@@ -20,7 +21,8 @@ CHANNEL_VIEWS = ('shared', 'each')
 TEACHER_CHANNELS = ('all', 'same')
 FIRST, OTHER, LOCAL = 0, 1, 2  # kinds of view: the first global one, the other global ones, the local ones
 CHANCES = ('rotate90', 'jitter_probability', 'grayscale', 'gamma_probability', 'bias_probability', 'blur_probability',
-           'solarize')
+           'solarize', *nnunet.CHANCES)
+RANGES = ('zoom', 'elastic', 'elastic_sigma', 'noise_range', 'soften', 'multiply', 'stretch', 'coarse', 'power')
 FRAMES = ('image', 'channels', 'channel_mask', 'mask', 'boxes', 'extent')  # entries of a batch that views are made of
 STRENGTHS = ('rotate', 'brightness', 'contrast', 'noise', 'stain', 'gamma', 'bias', 'blur')
 
@@ -42,6 +44,9 @@ class ViewMaker:
     grayscale: probability of RGB becoming gray. stain: strength of `color.jitter_stain`.
     gamma, bias, blur: see `intensity.random_gamma`, `random_bias_field`, `random_blur` (pixels), with probabilities.
     solarize: probability, see `intensity.solarize`.
+    rotation, zoom, elastic, elastic_sigma: see `geometry.draw_warp`, in one resampling with the crop, with
+      probabilities; rotation is one angle for every axis or one of each, () for `nnunet.rotation` of the size.
+    noise_range, soften, multiply, stretch, coarse, power: ranges of the changes in `nnunet`, with probabilities.
     rgb: ids of red, green and blue in the vocabulary, maybe of several such triples one after the other, see
       `color.rgb_ids`; () leaves all colours as they are. top: the greatest value of the stored type, white.
     place: number of channel ids if every channel goes to the place of its id (an encoder of fixed channels), else 0.
@@ -58,7 +63,8 @@ class ViewMaker:
       each its own ('each'). teacher_channels: what the teacher sees meanwhile, 'all' channels or the 'same'.
 
   A probability is one number, or three: of the first global view, of the other global ones, of the local ones. Changes
-  of intensity go in the order stain, colour, contrast, brightness, noise, gamma, bias field, grayscale, blur, solarize.
+  of intensity go in the order stain, colour, contrast, brightness, noise, gamma, bias field, grayscale, blur, solarize,
+  then those of `nnunet.change`.
   """
 
   size: tuple[int, ...]
@@ -85,6 +91,26 @@ class ViewMaker:
   blur: float = 0.0
   blur_probability: float | tuple[float, ...] = 0.5
   solarize: float | tuple[float, ...] = 0.0
+  rotation: tuple[float, ...] = ()
+  rotation_probability: float | tuple[float, ...] = 0.0
+  zoom: tuple[float, float] = (0.7, 1.4)
+  zoom_probability: float | tuple[float, ...] = 0.0
+  elastic: tuple[float, float] = (0.0, 4.0)
+  elastic_sigma: tuple[float, float] = (0.05, 0.2)
+  elastic_probability: float | tuple[float, ...] = 0.0
+  noise_range: tuple[float, float] = (0.0, 0.1)
+  noise_probability: float | tuple[float, ...] = 0.0
+  soften: tuple[float, float] = (0.5, 1.0)
+  soften_probability: float | tuple[float, ...] = 0.0
+  multiply: tuple[float, float] = (0.75, 1.25)
+  multiply_probability: float | tuple[float, ...] = 0.0
+  stretch: tuple[float, float] = (0.75, 1.25)
+  stretch_probability: float | tuple[float, ...] = 0.0
+  coarse: tuple[float, float] = (0.5, 1.0)
+  coarse_probability: float | tuple[float, ...] = 0.0
+  power: tuple[float, float] = (0.7, 1.5)
+  power_probability: float | tuple[float, ...] = 0.0
+  inverted_power_probability: float | tuple[float, ...] = 0.0
   views: int = 1
   local_views: int = 0
   local_size: tuple[int, ...] = ()
@@ -124,6 +150,18 @@ class ViewMaker:
                         'view, of the other global views, of the local views')
     if self.channel_temperature <= 0:
       raise UserError(f'augment.channel_temperature {self.channel_temperature} must be above 0')
+    for name in RANGES:
+      value = vars(self)[name]
+      if len(value) != 2 or not 0 <= value[0] <= value[1]:
+        raise UserError(f'augment.{name} {value} must be two numbers with 0 <= low <= high')
+    for name, most in (('zoom', math.inf), ('coarse', 1.0), ('soften', 1.0)):
+      value = vars(self)[name]
+      if not 0 < value[0] <= value[1] <= most:
+        raise UserError(f'augment.{name} {value} must lie above 0' + (' and at most 1' if most == 1 else ''))
+    if self.gram_size and any(_numbers(self.elastic_probability)):
+      raise UserError('augment.elastic_probability deforms views of one resolution: leave augment.gram_size out')
+    if len(self.rotation) not in (0, 1, len(self.size)):
+      raise UserError(f'augment.rotation {self.rotation} takes one angle, or one for each of the {len(self.size)} axes')
     for name in STRENGTHS:
       if vars(self)[name] < 0:
         raise UserError(f'augment.{name} {vars(self)[name]} must be at least 0')
@@ -246,12 +284,22 @@ class ViewMaker:
     count, grid = len(image), image.shape[1:-1]
     geometry = geometry_lib.draw(crop_key, turn_key, count, grid, size, scale, self.ratio, self.flip,
                                  chance('rotate90'), self.rotate, _extent(batch))
+    geometry = dataclasses.replace(geometry, **self._warp(jax.random.fold_in(rng, 1), count, size, chance),
+                                   extent=_extent(batch))
     image, plain = geometry_lib.apply_image(geometry, image, size), image
     view = {'image': self._change(change_key, image, batch, chance), 'view_box': geometry.view_box(count, grid)}
     view |= geometry_lib.follow(geometry, batch, grid, size)
     if not self.gram_size or size != self.size:
       return view, view['image']
     return view, geometry_lib.apply_image(geometry, plain, self.gram_size)
+
+  def _warp(self, rng: jax.Array, count: int, size: tuple[int, ...], chance: Chance) -> dict[str, jax.Array]:
+    """What is drawn of a geometry for one resampling; {} for nothing."""
+    turn, zoom, elastic = (chance(f'{name}_probability') for name in ('rotation', 'zoom', 'elastic'))
+    angles = self.rotation * len(size) if len(self.rotation) == 1 else self.rotation or nnunet.rotation(size)
+    return geometry_lib.draw_warp(
+        rng, count, size, None if turn is None else (angles, turn), None if zoom is None else (self.zoom, zoom),
+        None if elastic is None else (self.elastic, self.elastic_sigma, elastic))
 
   def _change(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance) -> jax.Array:
     """Changes of colour and intensity, in the order of the class's docstring."""
@@ -272,7 +320,10 @@ class ViewMaker:
     image = self._sometimes(keys[7], image, 'blur', chance, intensity.random_blur)
     if (probability := chance('solarize')) is not None:
       image = intensity.sometimes(keys[8], image, probability, lambda _, x: intensity.solarize(x))
-    return image
+    given = {name: chance(f'{name}_probability') for name in nnunet.CHANGES}
+    chances = {name: probability for name, probability in given.items() if probability is not None}
+    ranges = {name: vars(self)['noise_range' if name == 'noise' else name] for name in nnunet.RANGES}
+    return nnunet.change(jax.random.fold_in(rng, 1), image, chances, ranges) if chances else image
 
   def _sometimes(self, rng: jax.Array, image: jax.Array, name: str, chance: Chance, change: Callable) -> jax.Array:
     """change(key, image, strength) with the probability of the option `name`."""

@@ -22,10 +22,13 @@ from jaxmed.cli import (
   embed,
   evaluate,
   export,
+  finetune,
+  fingerprint,
   import_,
   launch,
   list_,
   plan,
+  predict,
   prepare,
   report,
   shrink,
@@ -41,8 +44,8 @@ from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, train, launch, status, stop, study, study_fit, compare, evaluate, embed, export, shrink,
-            import_, report, demo_data, list_, plan, doctor)
+_MODULES = (prepare, curate, fingerprint, train, finetune, launch, status, stop, study, study_fit, compare, evaluate,
+            predict, embed, export, shrink, import_, report, demo_data, list_, plan, doctor)
 _NAMES = {study_fit: 'study fit'}  # of two words
 VERBS: dict[str, ModuleType] = {
     _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
@@ -58,7 +61,7 @@ EXIT_CODES = {
 
 def command() -> int:
   """The installed `jaxmed`: `main`, for training in huge pages where the system has them (see parallel.memory)."""
-  if sys.argv[1:2] in (['train'], ['compare'], ['study']):
+  if sys.argv[1:2] in (['train'], ['finetune'], ['compare'], ['study']):
     from jaxmed.parallel.memory import restart_with_huge_pages
     restart_with_huge_pages()
   return main()
@@ -114,7 +117,7 @@ def _run(argv: list[str]) -> int:
 
 def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
   """What the verb writes, for this process alone; runs, corpora and selections see to it themselves."""
-  if args.verb == 'compare':
+  if args.verb == 'compare' or (args.verb == 'finetune' and args.control and args.out):
     return owner.of_folder(args.out)
   if args.verb == 'study' and args.out and args.launcher != 'jobset' and not (args.dry_run or args.cell or
                                                                                args.cell_index):
@@ -123,7 +126,7 @@ def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
     return owner.of_file(os.path.join(args.path, 'evaluation.json'))
   if args.verb in ('embed', 'evaluate', 'export', 'import', 'shrink') and args.out:
     return owner.of_file(args.out)
-  if args.verb == 'study fit' and args.out:
+  if args.verb in ('study fit', 'predict') and args.out:
     return owner.of_folder(args.out)
   return contextlib.nullcontext()
 

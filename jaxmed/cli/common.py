@@ -1,8 +1,11 @@
 """What several verbs share: types of options, options of an encoder, channels that it was not trained on."""
 
 import argparse
+import math
 import sys
 from typing import Any
+
+from jaxmed.errors import UserError
 
 
 def positive(text: str) -> int:
@@ -10,6 +13,18 @@ def positive(text: str) -> int:
   if value < 1:
     raise ValueError
   return value
+
+
+def millimetres(option: str, text: str, rank: int) -> tuple[float, ...]:
+  """A spacing of `rank` axes, '3,1,1', or one number for all; a UserError names the option of another text."""
+  try:
+    values = tuple(map(float, text.split(',')))
+  except ValueError:
+    values = ()
+  values = values * rank if len(values) == 1 else values
+  if len(values) != rank or not all(0 < value < math.inf for value in values):
+    raise UserError(f'{option} {text}: expected {rank} numbers of mm above 0, one for each stored axis')
+  return values
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -46,15 +46,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.data.feed.sampling import parse_values
   from jaxmed.evaluate import judge, protocols
   from jaxmed.parallel import compilation
-  from jaxmed.train.build.rundir import load
+  from jaxmed.train.build.rundir import load, load_segmenter
   chosen = protocols.get(args.task, config.flat(config.from_dict(config.parse_overrides(args.option))))
   compilation.keep()
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   for label in args.label:
     judge.columns_of(label, source)
-  encoder = for_channels(load(args.path, args.checkpoint, args.tower), args, source)
-  beside = {name: for_channels(load(path, tower=args.tower), args, source)
-            for name, path in judge.named(args.beside).items()}
+  others = judge.named(args.beside)
+  if protocols.judges(chosen) == protocols.SEGMENTER:
+    encoder: Any = load_segmenter(args.path, args.checkpoint)
+    beside = {name: load_segmenter(path) for name, path in others.items()}
+  else:
+    encoder = for_channels(load(args.path, args.checkpoint, args.tower), args, source)
+    beside = {name: for_channels(load(path, tower=args.tower), args, source) for name, path in others.items()}
   if args.out:
     files.check_place(args.out)
   return (_by_channels if args.channels else _whole)(args, encoder, source, chosen, beside)

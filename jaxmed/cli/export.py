@@ -5,11 +5,12 @@ import pathlib
 from typing import Any
 
 from jaxmed import files
-from jaxmed.cli.common import tower, which
+from jaxmed.cli.common import millimetres, tower, which
 from jaxmed.errors import choose
 
 DOES = 'write the encoder for PyTorch'
 EXAMPLE = 'jaxmed export run --format timm --out encoder.safetensors'
+NNSSL = 'nnssl'
 EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 feature that `export` accepts
 
 
@@ -17,7 +18,11 @@ def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   which(p)
   tower(p)
-  p.add_argument('--format', required=True, help='weight format: timm, channelvit or jaxmed')
+  p.add_argument('--format', required=True, help='weight format: timm, channelvit, monai_vit, '
+                 'monai_swinunetr, monai_swinunetr_legacy, monai_swinunetr_mergingv2, nnunet, stunet, torchvision, '
+                 "jaxmed, or nnssl: a .pth for nnU-Net's fine-tuning of pretrained networks")
+  p.add_argument('--spacing', metavar='MM', help='with nnssl: spacing of the images of pretraining, along the stored '
+                 'axes: 1,1,1; default: none, nnU-Net then takes that of the data it is fine-tuned on')
   p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
 
 
@@ -30,8 +35,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
   compilation.keep()
-  choose('format', args.format, layouts.FORMATS)
+  choose('format', args.format, (*layouts.FORMATS, NNSSL))
   encoder = load(args.path, args.checkpoint, args.tower)
+  if args.format == NNSSL:
+    return _checkpoint(encoder, args)
   model = encoder.model
   info = encoder.described
   layouts.export_file(args.out, args.format, model, encoder.params, info)
@@ -50,6 +57,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       metrics=_scores(result) if result else (), difference=difference))
   return {'json': {'out': args.out, 'card': str(card), 'format': args.format, 'difference': difference},
           'text': f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}\ncard: {card}'}
+
+
+def _checkpoint(encoder: Any, args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the encoder and nnssl's plan of how nnU-Net goes on with it."""
+  from jaxmed.interop import nnssl
+  spacing = millimetres('--spacing', args.spacing, len(encoder.image_size)) if args.spacing else None
+  nnssl.write_checkpoint(args.out, encoder.model, encoder.params, spacing)
+  return {'json': {'out': args.out, 'format': NNSSL},
+          'text': f'{args.out}: nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc {args.out} -am '
+                  f'{"like_pretrained" if spacing else "default_nnunet"}'}
 
 
 def _scores(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('path', metavar='FILE', help='weights of a PyTorch model: safetensors (of several files the '
                  'index or its folder), or .pth, .pt, .bin, .ckpt; no code in the file is executed')
-  p.add_argument('--format', help='weight format: timm or channelvit; default: found from the tensors')
+  p.add_argument('--format', help='weight format: timm, channelvit, monai_vit, '
+                 'monai_swinunetr (MONAI 1.5 and later), monai_swinunetr_legacy (before) or monai_swinunetr_mergingv2; '
+                 'default: found from the tensors')
   p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
   p.add_argument('--num-heads', type=int, metavar='N', help='number of attention heads; default: width / 64')
   p.add_argument('--image-size', type=int, nargs='+', metavar='N', help='native size; default: square')

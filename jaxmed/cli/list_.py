@@ -9,9 +9,9 @@ from typing import Any
 
 from jaxmed.errors import UserError, choose
 
-DOES = 'show methods, models, protocols, evaluators, formats, recipes and studies'
+DOES = 'show methods, models, adapters, protocols, evaluators, formats, recipes and studies'
 EXAMPLE = 'jaxmed list methods mae'
-KINDS = ('methods', 'models', 'protocols', 'evaluators', 'formats', 'recipes', 'studies')
+KINDS = ('methods', 'models', 'adapters', 'protocols', 'evaluators', 'formats', 'recipes', 'studies')
 _WIDTH, _COLUMN = 100, 27
 
 
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       raise UserError(f'{args.kind} have no options: leave {args.name!r} out')
     out = explain(args.name)
     return {'json': out, 'text': explained(out)}
-  listing = {'methods': methods, 'models': models, 'protocols': protocols, 'evaluators': evaluators, 'formats': formats,
-             'recipes': recipes, 'studies': studies}
+  listing = {'methods': methods, 'models': models, 'adapters': adapters, 'protocols': protocols,
+             'evaluators': evaluators, 'formats': formats, 'recipes': recipes, 'studies': studies}
   out = {kind: listing[kind]() for kind in KINDS if args.kind in (None, kind)}
   return {'json': out, 'text': '\n'.join(_titled(*item) for item in out.items())}
 
@@ -60,6 +60,12 @@ def models() -> list[str]:
   """Names of models, without a patch."""
   from jaxmed.models import list_models
   return list_models()
+
+
+def adapters() -> dict[str, str]:
+  """What each kind of adapters is, and the keys of `adapter` that it takes."""
+  from jaxmed.models.layers import adapters
+  return {name: f'{adapters.ABOUT[name]} ({", ".join(keys)})' for name, keys in adapters.KINDS.items()}
 
 
 def protocols() -> dict[str, str]:

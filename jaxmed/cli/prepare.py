@@ -14,8 +14,8 @@ EXAMPLE = 'jaxmed prepare scans/ --out corpus'
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
-  p.add_argument('inputs', nargs='+', metavar='FOLDER', help="folders or files; the word 'demo' names the demo corpus, "
-                 "'synthetic' a generated one (--seed)")
+  p.add_argument('inputs', nargs='+', metavar='FOLDER', help='folders or files, or a word: demo, synthetic, phantoms, '
+                 'tissue, regions, nuclei, nuclei3d')
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')
@@ -23,6 +23,7 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--workers', type=positive, help='processes that read; default: all cores')
   _add_records(p.add_argument_group('records'))
   _add_pixels(p.add_argument_group('pixels'))
+  _add_phantoms(p.add_argument_group('phantoms'))
   _add_jobs(p.add_argument_group('cluster'))
 
 
@@ -30,8 +31,9 @@ def _add_records(p: Any) -> None:
   p.add_argument('--table', metavar='FILE', help='CSV or Parquet file with a column path, and subject, split, source, '
                  'labels')
   p.add_argument('--labels-from-folders', action='store_true', help="use the name of each file's folder as its label")
-  p.add_argument('--layout', default='auto', help='layout of a published benchmark, with its channels, labels and '
-                 'splits: jumpcp, chammi, so2sat, brats; default auto, none ignores it')
+  p.add_argument('--layout', default='auto', help='layout of a published data set, with its channels, labels and '
+                 'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids; default auto, none ignores it')
+  p.add_argument('--labels', metavar='NAMES', help='JSON file with the names of the values of masks')
   p.add_argument('--subject-pattern', metavar='REGEX', help='regular expression whose first group in the path is the '
                  'subject')
   p.add_argument('--channels', metavar='NAMES', help='names of the channels, comma-separated')
@@ -62,6 +64,12 @@ def _add_pixels(p: Any) -> None:
   p.add_argument('--every', type=float, default=1.0, help='seconds between two frames of a video; default 1')
 
 
+def _add_phantoms(p: Any) -> None:
+  p.add_argument('--subjects', type=positive, metavar='N', help='number of phantoms; default 20')
+  p.add_argument('--size', type=positive, metavar='N', help='voxels of a side; default 64')
+  p.add_argument('--modality', metavar='NAME', help='ct or mr, of the same anatomies; default ct')
+
+
 def _add_jobs(p: Any) -> None:
   p.add_argument('--scheduler', metavar='ADDRESS', help='Dask scheduler whose workers read')
   p.add_argument('--slurm', metavar='JOBS', type=positive, help='number of SLURM jobs that read')
@@ -87,7 +95,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                  channels=names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
                  spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
-                 layout=args.layout, nan=args.nan)
+                 layout=args.layout, nan=args.nan, labels=args.labels)
+  options |= {k: v for k in ('subjects', 'size', 'modality') if (v := getattr(args, k)) is not None}
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:

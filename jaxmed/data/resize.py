@@ -8,19 +8,19 @@ from scipy import sparse
 
 
 @functools.lru_cache(maxsize=256)
-def weights(length: int, size: int, scale: float | None = None) -> sparse.csr_array:
+def weights(length: int, size: int, scale: float | None = None, antialias: bool = True) -> sparse.csr_array:
   """The sparse matrix [size, length] float32 that resamples an axis with a triangle filter.
 
-  Output pixel i is centred on (i + 0.5) * length / size; when shrinking, the triangle is as many times wider
-  as the axis shrinks (Pillow's BILINEAR, bilinear with antialiasing elsewhere). With `scale`, pixels are that many of
-  the old ones apart, around the same middle. Rows sum to 1, so that edges keep their brightness.
+  Output pixel i is centred on (i + 0.5) * length / size; when shrinking, the triangle is as many times wider as the axis
+  shrinks (Pillow's BILINEAR, bilinear with antialiasing elsewhere), unless `antialias` is off. With `scale`, pixels are
+  that many of the old ones apart, around the same middle. Rows sum to 1, so that edges keep their brightness.
   """
   centres = (np.arange(size) + 0.5) * (length / size)
   if scale is None:
     scale = length / size
   else:
     centres = length / 2 + (np.arange(size) + 0.5 - size / 2) * scale
-  distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1.0)
+  distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / (max(scale, 1.0) if antialias else 1.0)
   matrix = np.maximum(0.0, 1.0 - distance)
   return sparse.csr_array((matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32))
 

@@ -41,6 +41,8 @@ def attention_maps(encoder: Any, images: np.ndarray, channels: Sequence[str] | N
   if not model.supports.attention_maps or model.channel_attention != 'joint':
     raise UserError('attention maps need a vit or channel_vit with encoder.channel_attention=joint, whose tokens look '
                     'at all others')
+  if model.adapter is not None and model.adapter.prompts:
+    raise UserError(f'attention maps are of tokens of images, and {model.adapter.name} adds prompts to them')
   images = encoder.checked(images)
   ids = encoder.channel_ids(channels, images.shape[-1])
   targets = () if target is None else (np.broadcast_to(np.asarray(target, np.float32), (len(images), model.embed_dim)),)

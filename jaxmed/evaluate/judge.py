@@ -32,7 +32,7 @@ def evaluate(encoder: Any, source: Any, task: str | Sequence[str] = 'classify', 
   """Judges frozen features by tasks, as `jaxmed evaluate` does; nothing is written.
 
   Args:
-    encoder: an `Encoder`, or the path of a run or of an exported file.
+    encoder: an `Encoder`, or the path of a run or of an exported file; for the task segment a `Segmenter` or a run.
     source: an opened corpus, or its path. where: 'COLUMN=A,B', values that a row must have.
     task: names of protocols, 'classify,retrieve' or a list. label: column of labels, or several; 'a,b' are the columns
       of one multi-label task.
@@ -53,8 +53,9 @@ def evaluate(encoder: Any, source: Any, task: str | Sequence[str] = 'classify', 
   chosen = protocols.get(names, {key if '.' in key else f'{names}.{key}': value for key, value in options.items()})
   source = opened(source).where(parse_values(where, 'where'))
   others = beside if isinstance(beside, Mapping) else named([str(path) for path in beside])
-  found = judged(loaded(encoder), source, chosen, [label] if isinstance(label, str) else list(label or ()),
-                 beside={name: loaded(other) for name, other in others.items()}, feature=feature,
+  kind = protocols.judges(chosen)
+  found = judged(loaded(encoder, kind), source, chosen, [label] if isinstance(label, str) else list(label or ()),
+                 beside={name: loaded(other, kind) for name, other in others.items()}, feature=feature,
                  batch_size=batch_size, seed=seed)
   return together(found)
 
@@ -65,7 +66,8 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
   """What each protocol finds for each label; each record is embedded once.
 
   Args:
-    encoder, beside: `Encoder`s. chosen: protocols with their options, as of `protocols.get`.
+    encoder, beside: `Encoder`s, or `Segmenter`s for protocols of these. chosen: protocols with their options, as of
+      `protocols.get`.
     labels: columns; protocols that judge no label (`labelled` is False) take none of them.
   Raises:
     UserError: what a protocol says of the rows, before anything is embedded.
@@ -76,11 +78,15 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
       raise UserError(f'--beside does not go with the task {protocol.name}: it gives no answer a row to compare')
     if hasattr(protocol, 'check'):
       protocol.check(source, label, seed)
-  remembered = Remembered(encoder)
-  ask: dict[str, Any] = {'untrained': Remembered(encoder.untrained(seed)), 'feature': feature or encoder.feature,
-                         'batch_size': batch_size, 'seed': seed}
+  kept = Remembered
+  ask: dict[str, Any] = {'batch_size': batch_size, 'seed': seed}
+  if protocols.judges(chosen) == protocols.SEGMENTER:
+    kept = lambda network: network
+  else:
+    ask |= {'untrained': Remembered(encoder.untrained(seed)), 'feature': feature or encoder.feature}
+  remembered = kept(encoder)
   if beside:
-    ask['beside'] = {name: Remembered(other) for name, other in beside.items()}
+    ask['beside'] = {name: kept(other) for name, other in beside.items()}
   keys = [p.name if label in ('', *labels[:1]) else f'{p.name}.{re.sub(r"[^A-Za-z0-9_-]+", "_", label)}'
           for p, label in asked]
   if len(set(keys)) < len(keys):
@@ -107,11 +113,12 @@ def named(paths: Sequence[str]) -> dict[str, str]:
   return dict(zip(names, paths, strict=True))
 
 
-def loaded(encoder: Any) -> Any:
-  """The encoder of a path, or what is one."""
+def loaded(encoder: Any, kind: str = protocols.ENCODER) -> Any:
+  """The encoder or segmenter of a path, or what is one."""
   if not isinstance(encoder, (str, os.PathLike)):
     return encoder
-  return importlib.import_module('jaxmed').load(encoder)  # runs are read by a room above this one
+  package = importlib.import_module('jaxmed')  # runs are read by a room above this one
+  return package.load_segmenter(encoder) if kind == protocols.SEGMENTER else package.load(encoder)
 
 
 def opened(source: Any) -> Any:

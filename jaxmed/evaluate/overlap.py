@@ -53,6 +53,14 @@ def dice(table: np.ndarray) -> np.ndarray:
   return _ratio(2 * both, truth + predicted)
 
 
+def dice_of_cases(both: np.ndarray, total: np.ndarray) -> np.ndarray:
+  """Dice [N, K] of pixels in both maps [N, K], and of those in the one plus those in the other [N, K].
+
+  NaN where a case has a class in neither map.
+  """
+  return _ratio(2 * np.asarray(both, np.float64), np.asarray(total, np.float64))
+
+
 def outcomes(table: np.ndarray) -> dict[str, np.ndarray]:
   """Cases [K] that have a class in 'both' maps, in the truth alone ('missed'), in the prediction alone
   ('hallucinated') and in neither ('absent'), of tables [N, K, K]; the four add up to N."""
@@ -69,7 +77,7 @@ def score(table: np.ndarray, foreground: Sequence[bool] | np.ndarray) -> dict[st
   the classes in `foreground` [K] alone.
   """
   return {m: float(v[0]) for m, v in _named(_columns(table).mean(axis=0, keepdims=True),
-                                            _nanmean(_cases(table), 0)[None], foreground).items()}
+                                            mean(_cases(table), 0)[None], foreground).items()}
 
 
 def resampled(table: np.ndarray, subjects: Sequence | np.ndarray, foreground: Sequence[bool] | np.ndarray, *,
@@ -103,15 +111,15 @@ def _named(pooled: np.ndarray, cases: np.ndarray, foreground: Sequence[bool] | n
   k = pooled.shape[1] // 2
   overlaps, coefficients = cases[:, :k], cases[:, k:]
   some = np.asarray(foreground, bool)
-  return {'miou': _nanmean(_ratio(pooled[:, :k], pooled[:, k:]), 1), 'miou_case': _nanmean(overlaps, 1),
-          'dice': _nanmean(coefficients, 1), 'dice_foreground': _nanmean(coefficients[:, some], 1)}
+  return {'miou': mean(_ratio(pooled[:, :k], pooled[:, k:]), 1), 'miou_case': mean(overlaps, 1),
+          'dice': mean(coefficients, 1), 'dice_foreground': mean(coefficients[:, some], 1)}
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=np.asarray(b) > 0)
 
 
-def _nanmean(x: np.ndarray, axis: int) -> np.ndarray:
+def mean(x: np.ndarray, axis: int) -> np.ndarray:
   """Means without NaN; NaN, without a warning, of nothing else."""
   there = ~np.isnan(x)
   return _ratio(np.where(there, x, 0).sum(axis=axis), there.sum(axis=axis))

@@ -22,6 +22,8 @@ CAPTIONS = {
   'views': 'Augmented views of the first batch, as the model sees them.',
   'reconstructions': 'Fixed images with their masks, and what the model predicts for the masked patches. '
   'Pale blue: masked.',
+  'segmentation': 'Fixed images, their masks and what the model predicts; of a volume the slice with most of the '
+  'foreground. Pale blue: not annotated.',
   'patch_pca': 'Patch features of fixed images: three principal components as red, green and blue. '
   'Regions of one colour have similar features.',
   'relevance': 'What the feature of an image comes from, patch by patch and channel by channel (attention times its '
@@ -29,6 +31,7 @@ CAPTIONS = {
   'channel_similarity': 'How alike the embeddings of channels are.',
 }
 OF_CHANNELS = ('relevance', 'channel_similarity')  # figures that only a ChannelViT has
+OF_METHODS = ('segmentation',)  # figures of some methods
 
 
 def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
@@ -284,7 +287,7 @@ def _figure(path: pathlib.Path, caption: str, missing: list[str]) -> str:
 def _figures(place: pathlib.Path, missing: list[str]) -> str:
   found = {p.stem: p for p in sorted((place / 'figures').glob('*.png'))
            if not p.name.startswith(('.', 'evaluation.'))}
-  lacking = [k for k in CAPTIONS if k not in found and k not in OF_CHANNELS]
+  lacking = [k for k in CAPTIONS if k not in found and k not in (*OF_CHANNELS, *OF_METHODS)]
   out = []
   for name in [*(k for k in CAPTIONS if k in found), *(k for k in found if k not in CAPTIONS)]:
     out.append(_figure(found[name], CAPTIONS.get(name, name.replace('_', ' ')), missing))

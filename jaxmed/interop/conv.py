@@ -17,12 +17,14 @@ import numpy as np
 from jaxmed.errors import UserError
 from jaxmed.interop import state_dict
 from jaxmed.interop.state_dict import Params, StateDict, shapes_of
-from jaxmed.models.encoders import convnext, metaformer, pvt, resnet
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, swin
 from jaxmed.models.layers.convolution import Hierarchical
 
-_LINEAR = ('fc1', 'fc2', 'pwconv1', 'pwconv2', 'qkv', 'q', 'kv', 'proj')
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+_LINEAR = ('fc1', 'fc2', 'pwconv1', 'pwconv2', 'qkv', 'q', 'kv', 'proj', *(f'down{i}_reduction' for i in range(1, 4)))
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var',
+           'bias_table': 'relative_position_bias_table'}
 COUNT = 'num_batches_tracked'
+_BUFFERS = (COUNT, 'relative_position_index', 'attn_mask')  # which follow from the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +70,21 @@ def check_timm(model: Hierarchical) -> None:
                     '--format jaxmed')
   if len(model.depths) != 4:
     raise UserError(f"format 'timm' holds four stages, not depths {model.depths}: export with --format jaxmed")
+  if isinstance(model, swin.Swin):
+    _check_swin(model)
   if isinstance(model, metaformer.CAFormer) and len(set(model.dims)) < len(model.dims):
     raise UserError(f"format 'timm' shrinks the map only where dims change, not {model.dims}: export with "
                     '--format jaxmed')
+
+
+def _check_swin(model: swin.Swin) -> None:
+  grids = [[n // (model.stem_patch * 2**i) for n in model.image_size] for i in range(4)]
+  if type(model) not in FAMILIES or any(d != model.dims[0] * 2**i for i, d in enumerate(model.dims)):
+    raise UserError(f"format 'timm' holds a swin whose width doubles at each stage, not {type(model).__name__} of "
+                    f'{model.dims}: export with --format jaxmed')
+  if any(n % model.window_size for grid in grids for n in grid):
+    raise UserError(f"format 'timm' has smaller tables and other borders where windows of {model.window_size} do not "
+                    f'divide the maps {grids}: export with --format jaxmed')
 
 
 def from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any = None,
@@ -89,7 +103,7 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any = None,
   if kind is None:
     raise UserError('not weights in the timm layout: no tensor of a known family')
   family = FAMILIES[kind]
-  plain = {k: v for k, v in tensors.items() if not k.endswith(COUNT)}
+  plain = {k: v for k, v in tensors.items() if not k.endswith(_BUFFERS)}
   state = StateDict(plain, 'timm', family.anchor)
   model = kind(**family.fields(state, num_heads))
   model = model.clone(image_size=image_size or tuple(7 * n for n in model.patch_size))
@@ -106,7 +120,8 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any = None,
 
 def with_untold(model: Hierarchical, read: Hierarchical) -> Hierarchical:
   """A model read from tensors, with the fields of the exported one that no tensor tells."""
-  return read.clone(**{name: getattr(model, name) for name in FAMILIES[type(model)].untold})
+  untold = FAMILIES[type(model)].untold if type(model) in FAMILIES else ()
+  return read.clone(**{name: getattr(model, name) for name in untold})
 
 
 def family_of(tensors: Mapping[str, Any]) -> type[Hierarchical] | None:
@@ -137,7 +152,7 @@ def _module(path: str) -> str:
 
 def _outward(path: str, value: np.ndarray, pointwise: bool) -> np.ndarray:
   if not path.endswith('/kernel'):
-    return value.reshape(-1)
+    return value if path.endswith('bias_table') else value.reshape(-1)
   if _module(path) in _LINEAR:
     weight = value.reshape(value.shape[0], -1).T
     return weight[:, :, None, None] if pointwise else weight
@@ -146,6 +161,8 @@ def _outward(path: str, value: np.ndarray, pointwise: bool) -> np.ndarray:
 
 def _inward(state: StateDict, name: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
   """The inverse of `_outward`; rank distinguishes linear layers from 1x1 convolutions."""
+  if path.endswith('bias_table'):
+    return state.take(name, *shape)
   if not path.endswith('/kernel'):
     return state.take(name, math.prod(shape)).reshape(shape)
   if _module(path) not in _LINEAR:
@@ -227,6 +244,20 @@ def _pvt_fields(state: StateDict, num_heads: Any) -> dict[str, Any]:
       'mlp_ratios': tuple(state.shape(at(i, 'mlp.fc1'))[0] // fields['dims'][i] for i in range(4))}
 
 
+def _swin_fields(state: StateDict, num_heads: Any) -> dict[str, Any]:
+  if isinstance(num_heads, int):
+    raise UserError(f'--num-heads {num_heads} is for a ViT: the tables of a Swin tell its heads, leave the option out')
+  depths, dims = _blocks(state, [f'layers.{i}.blocks.#.norm1.weight' for i in range(4)])
+  tables = [state.shape(f'layers.{i}.blocks.0.attn.relative_position_bias_table') for i in range(4)]
+  if len({rows for rows, _ in tables}) > 1:
+    raise UserError('the stages have windows of several sizes: expected a Swin whose windows divide all of its maps')
+  _, channels, patch, _ = state.shape('patch_embed.proj.weight')
+  hidden = state.shape('layers.0.blocks.0.mlp.fc1.weight')[0]
+  return {'depths': depths, 'dims': dims, 'num_heads': tuple(heads for _, heads in tables), 'in_channels': channels,
+          'stem_patch': patch, 'window_size': (math.isqrt(tables[0][0]) + 1) // 2,
+          'mlp_ratio': state_dict.ratio_of(hidden, dims[0]), 'qkv_bias': 'layers.0.blocks.0.attn.qkv.bias' in state}
+
+
 def _stem(kernel: int) -> dict[str, int]:
   """timm's strided stem, or the one for small images."""
   return {'stem_kernel': kernel, 'stem_stride': 4 if kernel == 7 else 2}
@@ -275,6 +306,13 @@ def _pvt_snippet(model: pvt.PVT, common: str) -> tuple[str, str]:
           _strided_stem(model, 'patch_embed.proj', model.stem_kernel // 2))
 
 
+def _swin_snippet(model: swin.Swin, common: str) -> tuple[str, str]:
+  return (f'timm.models.swin_transformer.SwinTransformer(\n    {common}, img_size={tuple(model.image_size)}, '
+          f'patch_size={model.stem_patch}, embed_dim={model.dims[0]},\n    depths={model.depths}, '
+          f'num_heads={model.num_heads}, window_size={model.window_size}, mlp_ratio={model.mlp_ratio!r}, '
+          f'qkv_bias={model.qkv_bias})', '')
+
+
 def _strided_stem(model: Any, name: str, padding: int) -> str:
   if (model.stem_kernel, model.stem_stride) == (7, 4):
     return ''
@@ -291,6 +329,10 @@ def architecture(model: Hierarchical) -> str:
 
 def call_lines(model: Hierarchical) -> str:
   """What the class of `snippet` takes and returns."""
+  if isinstance(model, swin.Swin):
+    return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, {model.image_size[0]}, '
+            f'{model.image_size[1]}], normalised as below, and returns the mean-pooled vector [B, {model.embed_dim}]; '
+            '`encoder.forward_features(images)` returns the last map, channels last, after the final norm.')
   late = isinstance(model, convnext.ConvNeXt | metaformer.CAFormer)
   return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, and returns '
           f'the mean-pooled vector [B, {model.embed_dim}]'
@@ -332,4 +374,11 @@ FAMILIES: dict[type[Hierarchical], Family] = {
         (r'stage(\d+)/blocks/attn/(\w+)', 'stages.{}.blocks.#.attn.{}'),
         (r'stage(\d+)/blocks/(fc1|fc2|dwconv)', 'stages.{}.blocks.#.mlp.{}'),
     ), _pvt_fields, ('num_heads', 'stem_stride'), _pvt_snippet),
+    swin.Swin: Family('layers.0.blocks.0.attn.relative_position_bias_table', (
+        (r'stem_conv', 'patch_embed.proj'), (r'stem_norm', 'patch_embed.norm'), (r'norm', 'norm'),
+        (r'down(\d+)_(norm|reduction)', 'layers.{}.downsample.{}'),
+        (r'stage(\d+)/blocks/(norm\d|attn)', 'layers.{}.blocks.#.{}'),
+        (r'stage(\d+)/blocks/attn/(qkv|proj)', 'layers.{}.blocks.#.attn.{}'),
+        (r'stage(\d+)/blocks/(fc\d)', 'layers.{}.blocks.#.mlp.{}'),
+    ), _swin_fields, (), _swin_snippet),
 }

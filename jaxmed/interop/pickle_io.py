@@ -1,4 +1,4 @@
-"""PyTorch's checkpoint files read without torch, and without running anything that is in them.
+"""PyTorch's checkpoint files read and written without torch, and without running anything that is in them.
 
 Both containers of `torch.save` are read: the zip archive (PyTorch 1.6 and later: `data.pkl` beside one stored entry a
 storage; torch/serialization.py) and the row of pickles before it. A pickle is a program that may import and call
@@ -13,6 +13,7 @@ import io
 import math
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxmed.errors import UserError
+from jaxmed.files import writing
 
 MAX_PICKLE = 256 << 20  # bytes of a program; weights lie beside it
 MAX_DEPTH = 32  # of dictionaries in dictionaries
@@ -287,3 +289,52 @@ def _view(path: str | os.PathLike, name: str, tensor: _Tensor, buffer: np.ndarra
     raise UserError(f'{path} is damaged: tensor {name!r} of shape {list(shape)} lies outside its storage')
   strides = tuple(s * buffer.itemsize for s in stride)
   return np.lib.stride_tricks.as_strided(buffer[tensor.offset:], shape, strides).copy()
+
+
+def write_pickle(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+  """Writes nested dictionaries, lists, texts, numbers and None, with arrays as float32 tensors, as `torch.save` does.
+
+  `torch.load(weights_only=True)` reads it. One array in several places is stored once. Whole or not at all.
+
+  Raises:
+    UserError: the place cannot be written. TypeError: something else in the content.
+  """
+  storages: list[np.ndarray] = []
+  program = b'\x80\x02' + _encoded(content, storages, {}) + b'.'
+  with writing(path) as part, zipfile.ZipFile(part, 'w', zipfile.ZIP_STORED) as archive:
+    entry = lambda name, data: archive.writestr(zipfile.ZipInfo(f'archive/{name}'), data)
+    entry('data.pkl', program)
+    entry('byteorder', b'little')
+    for i, array in enumerate(storages):
+      entry(f'data/{i}', array.tobytes())
+    entry('version', b'3\n')
+
+
+def _encoded(value: Any, storages: list[np.ndarray], known: dict[int, int]) -> bytes:
+  """The program of protocol 2 that makes a value; arrays go to `storages`, `known` has their places by id."""
+  again = lambda item: _encoded(item, storages, known)
+  if value is None or isinstance(value, bool):
+    return {None: b'N', True: b'\x88', False: b'\x89'}[value]
+  if isinstance(value, int):
+    return b'J' + value.to_bytes(4, 'little', signed=True)
+  if isinstance(value, float):
+    return b'G' + struct.pack('>d', value)
+  if isinstance(value, str):
+    text = value.encode()
+    return b'X' + len(text).to_bytes(4, 'little') + text
+  if isinstance(value, Mapping):
+    return b'}(' + b''.join(again(k) + again(v) for k, v in value.items()) + b'u'
+  if isinstance(value, (list, tuple)):
+    ends = (b'(', b't') if isinstance(value, tuple) else (b'](', b'e')
+    return ends[0] + b''.join(map(again, value)) + ends[1]
+  if not isinstance(value, np.ndarray):
+    raise TypeError(f'{type(value).__name__} has no place in a checkpoint')
+  if id(value) not in known:
+    known[id(value)] = len(storages)
+    storages.append(np.ascontiguousarray(value, '<f4'))
+  stride = tuple(s // 4 for s in storages[known[id(value)]].strides)
+  storage = b'(' + again('storage') + b'ctorch\nFloatStorage\n' + again(str(known[id(value)])) + again('cpu') + again(
+      value.size) + b'tQ'
+  hooks = b'ccollections\nOrderedDict\n)R'
+  return (b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + again(0) + again(tuple(value.shape)) + again(stride)
+          + again(False) + hooks + b'tR')

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmed.errors import UserError
-from jaxmed.interop import conv
+from jaxmed.interop import conv, monai, nnunet, stunet, torchvision
 from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.interop.state_dict import Params, ratio_of
 from jaxmed.interop.weight_formats import FORMATS, METADATA, load_file
@@ -22,6 +22,7 @@ from jaxmed.models.layers.transformer import NORM_EPSILON
 from jaxmed.models.registry import Encoder
 
 _DIGITS = 6
+TARGETS: dict[str, Any] = {'nnunet': nnunet, 'stunet': stunet, 'torchvision': torchvision}  # of one class each
 
 
 def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image: jax.Array,
@@ -46,7 +47,8 @@ def verify_export(path: str | os.PathLike, model: Encoder, params: Params, image
     other, other_params = read(tensors, getattr(model, 'num_heads', None), tuple(model.image_size))
     if isinstance(model, BagOfChannels):
       other = bag_of(other, model.in_channels)
-    loaded.append((conv.with_untold(model, other) if isinstance(model, Hierarchical) else other, other_params))
+    layout = TARGETS.get(meta['format'], conv)
+    loaded.append((layout.with_untold(model, other) if isinstance(model, Hierarchical) else other, other_params))
   pairs = [pair for other, other_params in loaded
            for pair in zip(want, _features(other, other_params, image, channels), strict=True)]
   return float(np.max([np.abs(a - b).max() for a, b in pairs]))  # NaN if any is
@@ -72,8 +74,12 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
   """
   if fmt == 'jaxmed':
     return f"import jaxmed\nencoder = jaxmed.load({file!r})\n"
+  if fmt in TARGETS:
+    return TARGETS[fmt].snippet(model, file)
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.snippet(model, file)
+  if fmt.startswith('monai_'):
+    return monai.snippet(fmt, model, file)
   if isinstance(model, BagOfChannels):
     model = model.single
   size, patch = tuple(model.image_size), tuple(model.patch_size)
@@ -115,8 +121,12 @@ def _torch_ratio(model: Encoder) -> float:
 
 
 def _call_lines(fmt: str, model: Encoder) -> str:
+  if fmt in TARGETS:
+    return TARGETS[fmt].call_lines(model)
   if isinstance(model, Hierarchical) and fmt == 'timm':
     return conv.call_lines(model)
+  if fmt.startswith('monai_'):
+    return monai.call_lines(fmt, model)
   if isinstance(model, BagOfChannels) and fmt == 'timm':
     return (f'{_call_lines(fmt, model.single)} Each channel of an image goes through it by itself; the vector of an '
             'image is the mean over its channels, or these one after the other.')
@@ -146,6 +156,9 @@ def limits(fmt: str, model: Encoder) -> list[str]:
     out.append(f'With k channels at a square size whose patches times k equal those of {native} '
                '(four channels at half the size), the official class does not share positions between '
                'channels; this model does.')
+  if fmt == 'monai_vit' and model.norm_epsilon != monai.EPSILON:
+    out.append(f"MONAI's layer norms add {monai.EPSILON:g} to the variance, this model's {model.norm_epsilon:g}: "
+               'features differ slightly.')
   if fmt != 'jaxmed' and model.dtype != 'float32':
     out.append(f'The model was trained with {model.dtype} compute; the file and the check are float32.')
   return out

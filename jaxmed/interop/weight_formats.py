@@ -7,6 +7,7 @@ no other file and no further argument.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.interop import conv, inflate, state_dict
+from jaxmed.interop import conv, inflate, monai, nnunet, state_dict, stunet, torchvision
 from jaxmed.interop.channelvit import from_channelvit, to_channelvit
 from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.state_dict import Params
@@ -62,10 +63,36 @@ def _from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any, image_size: An
   return read(tensors, num_heads, image_size)
 
 
+def _of_network(read: Callable[..., nnunet.Network]) -> Callable[..., tuple[Encoder, Params]]:
+  """The reader of a format whose files may hold a decoder too, which is left out."""
+  def encoder(tensors: Mapping[str, np.ndarray], num_heads: Any, image_size: Any) -> tuple[Encoder, Params]:
+    del num_heads
+    network = read(tensors, image_size)
+    return network.encoder, network.params
+
+  return encoder
+
+
+def _swin(merging: str, about: str) -> Format:
+  return Format(f"the encoder of a Swin UNETR as MONAI's SwinUNETR.swinViT, {about}",
+                functools.partial(monai.to_swinunetr, merging=merging),
+                functools.partial(monai.from_swinunetr, merging=merging))
+
+
 FORMATS: dict[str, Format] = {
     'timm': Format("as timm's class: VisionTransformer, ResNet, ConvNeXt, MetaFormer, PVT v2", _to_timm, _from_timm),
     'channelvit': Format('ChannelViT as the official ChannelVisionTransformer', to_channelvit,
                           from_channelvit),
+    'nnunet': Format("the encoders of nnU-Net's PlainConvUNet and ResidualEncoderUNet",
+                     lambda model, params: nnunet.to_nnunet(nnunet.Network(model, params)),
+                     _of_network(nnunet.from_nnunet)),
+    'stunet': Format('the encoder of STU-Net', lambda model, params: stunet.to_stunet(nnunet.Network(model, params)),
+                     _of_network(stunet.from_stunet)),
+    'torchvision': Format("torchvision's VideoResNet", torchvision.to_torchvision, torchvision.from_torchvision),
+    'monai_swinunetr': _swin('corrected', 'downsample=merging of release 1.5 and later'),
+    'monai_swinunetr_legacy': _swin('legacy', 'downsample=merging of releases before 1.5, with all public weights'),
+    'monai_swinunetr_mergingv2': _swin('v2', 'downsample=mergingv2'),
+    'monai_vit': Format("as MONAI's ViT, and UNETR.vit", monai.to_vit, monai.from_vit),
     'jaxmed': Format('any model, with the names of its own parameters', to_flat),
 }
 
@@ -79,9 +106,14 @@ def export_file(path: str | os.PathLike, fmt: str, model: Encoder, params: Param
       written.
   """
   layout = FORMATS[choose('format', fmt, FORMATS)]
+  if model.adapter is not None and fmt != 'jaxmed':
+    raise UserError(f'format {fmt!r} has no place for adapters of {model.adapter.name}, which no weights can take up: '
+                    'export with --format jaxmed')
   check_params(model, params)
   if fmt == 'channelvit':  # whose class has a table
     model, params = inflate.as_table(model, params)
+  if fmt == 'monai_vit' and isinstance(model, ViT):  # whose table has no class token
+    model, params = monai.without_embedded_class(model, params)
   text = json.dumps({'format': fmt, 'model': registry.describe(model), 'info': dict(info)}, sort_keys=True)
   write_tensors(path, layout.write(model, params), {METADATA: text})
 
@@ -186,11 +218,18 @@ def positions_of(tensors: Mapping[str, np.ndarray]) -> str:
 
 def guess_format(tensors: Mapping[str, np.ndarray]) -> str | None:
   """The layout that the tensors' names and ranks suggest, or None."""
+  ends = lambda name: any(key == name or key.endswith('.' + name) for key in tensors)
+  if ends(monai.SWIN_ANCHOR):
+    return 'monai_swinunetr'
+  if ends(monai.VIT_ANCHOR):
+    return 'monai_vit'
   for name, value in tensors.items():
     if name.endswith(state_dict.ANCHOR):
       return {4: 'timm', 5: 'channelvit'}.get(np.ndim(value))
-  if conv.family_of(tensors):
-    return 'timm'
+  for name, told in (('nnunet', nnunet.is_nnunet), ('stunet', stunet.is_stunet),
+                     ('torchvision', torchvision.is_torchvision), ('timm', conv.family_of)):
+    if told(tensors):
+      return name
   return 'jaxmed' if any('/' in name for name in tensors) else None
 
 

@@ -1,20 +1,22 @@
 """Models by name, as timm's users write them: `family_size/patch`, or without a patch where the family has strides."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models.encoders import convnext, metaformer, pvt, resnet
+from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, swin, unet, video
 from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
 from jaxmed.models.layers import channel_attention, channel_embed, initial
+from jaxmed.models.layers.adapters import Adapter
 from jaxmed.models.layers.convolution import MASKINGS, Hierarchical
 from jaxmed.models.layers.kernels import FORMS
 from jaxmed.models.layers.transformer import DROP_LAWS, REMAT_POLICIES
 
 Encoder = ViT | Hierarchical
-FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names')  # fields that are no options
+FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names', 'adapter')  # no options
 
 # embed_dim, depth, num_heads and what else differs; 'giant' is timm's vit_giant_patch14, 'giant2' DINOv2's ViT-g.
 SIZES: dict[str, dict[str, Any]] = {
@@ -30,19 +32,23 @@ SIZES: dict[str, dict[str, Any]] = {
 
 FAMILIES: dict[str, type[Encoder]] = {
     'vit': ViT, 'channel_vit': ChannelViT, 'bag': BagOfChannels, 'resnet': resnet.ResNet,
-    'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT}
+    'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT,
+    'unet': unet.UNet, 'video_resnet': video.VideoResNet, 'swin': swin.Swin, 'swin_unetr': swin.SwinUNETR}
 
 # Every name, without a patch: its family, and the fields that differ from the family's defaults.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit', 'bag') for size, fields in SIZES.items()}
-for _family, _module in (('resnet', resnet), ('convnextv2', convnext), ('caformer', metaformer), ('pvt_v2', pvt)):
-  MODELS |= {name: (_family, fields) for name, fields in _module.SIZES.items()}
+for _family, _sizes in (('resnet', resnet.SIZES), ('convnextv2', convnext.SIZES), ('caformer', metaformer.SIZES),
+                        ('pvt_v2', pvt.SIZES), ('unet', unet.SIZES), ('video_resnet', video.SIZES),
+                        ('swin', swin.SIZES), ('swin_unetr', swin.UNETR_SIZES)):
+  MODELS |= {name: (_family, fields) for name, fields in _sizes.items()}
 
 CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
     'dtype': ('float32', 'bfloat16'), 'drop_path_law': DROP_LAWS,
     'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES, 'pos_interpolation': ('antialias', 'offset'),
     'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
+    'merging': tuple(swin.MERGINGS), 'bias_slice': swin.BIAS_SLICES,
     'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS, 'pooling': POOLINGS,
 }
 
@@ -108,18 +114,34 @@ def _check_size(name: str, image_size: tuple[int, ...], patch: tuple[int, ...]) 
     raise UserError(f'image_size {image_size} does not divide into the patches of {name}: nearest is {near}')
 
 
+def family_of(model: Encoder) -> str:
+  """The family of a model, a key of FAMILIES."""
+  return next(name for name, cls in FAMILIES.items() if type(model) is cls)
+
+
 def describe(model: Encoder) -> dict[str, Any]:
   """All fields of a model as plain data, which `rebuild` turns back into it."""
-  family = next(name for name, cls in FAMILIES.items() if type(model) is cls)
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
-  return {'family': family} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+  adapter = fields.pop('adapter', None)
+  beside = {} if adapter is None else {'adapter': _plain(dataclasses.asdict(adapter))}
+  return {'family': family_of(model)} | _plain(fields) | beside
 
 
 def rebuild(description: dict[str, Any]) -> Any:
   """The model that `describe` described."""
   fields = dict(description)
   family = choose('model family', fields.pop('family'), FAMILIES)
-  return FAMILIES[family](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+  adapter = fields.pop('adapter', None)
+  beside = {} if adapter is None else {'adapter': Adapter(**_tuples(adapter))}
+  return FAMILIES[family](**_tuples(fields), **beside)
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def _split(name: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:

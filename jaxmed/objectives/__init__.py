@@ -11,14 +11,18 @@ defaults of what it need not say:
   DEFAULTS: what the method wants of the other config sections, used where the user says nothing.
   LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch.
   FEATURE: 'cls' or 'mean', the vector it recommends.
-  FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. WINDOWS: whether its samples may be
-    windows of several records, see `data.feed.windows`.
+  FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. REQUIRED: of these what every
+    training record must have; records without are left out. PREDICTS: what of a record it predicts itself, 'mask' by
+    `logits(variables, batch, train, rngs) -> ((logits, ...), stats)`, or 'label' or 'number' by `predict(variables,
+    batch)`; '' for nothing. WINDOWS: whether its samples may be windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
-a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records).
+a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records),
+`names` and `stored` (of the classes of masks).
 A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmed.contracts import Objective
@@ -32,6 +36,7 @@ from jaxmed.objectives.contrastive.lvm_med import LVMMed
 from jaxmed.objectives.contrastive.mocov3 import MoCoV3
 from jaxmed.objectives.contrastive.simclr import SimCLR
 from jaxmed.objectives.contrastive.vicreg import VICReg
+from jaxmed.objectives.dense.segment import Segment
 from jaxmed.objectives.distillation.dino import DINO
 from jaxmed.objectives.distillation.dinov2 import DINOv2
 from jaxmed.objectives.distillation.dinov3 import DINOv3
@@ -40,6 +45,7 @@ from jaxmed.objectives.masked.data2vec import Data2Vec
 from jaxmed.objectives.masked.ijepa import IJEPA
 from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
+from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 
 METHODS: dict[str, Any] = {
@@ -47,7 +53,7 @@ METHODS: dict[str, Any] = {
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed,
-    'supervised': Supervised,
+    'supervised': Supervised, 'regress': Regress, 'segment': Segment,
 }
 
 
@@ -56,12 +62,13 @@ def get(name: str) -> Any:
   return METHODS[choose('method', name, METHODS)]
 
 
-FILLED = ('encoder', 'towers', 'clock', 'rows')  # fields that a run fills in
+FILLED = ('encoder', 'towers', 'clock', 'rows', 'names', 'stored')  # fields that a run fills in
 
 
 def default_options(name: str) -> dict[str, Any]:
   """The options of a method that a config may set, with their defaults."""
-  return {f.name: f.default for f in dataclasses.fields(get(name)) if f.name not in FILLED}
+  plain = lambda value: dict(value) if isinstance(value, Mapping) else value
+  return {f.name: plain(f.default) for f in dataclasses.fields(get(name)) if f.name not in FILLED}
 
 
 def filled(method: Any, **known: Any) -> dict[str, Any]:

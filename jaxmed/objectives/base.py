@@ -17,6 +17,8 @@ class Method:
   TOWERS: ClassVar[tuple[str, ...]] = ('image',)
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
   FIELDS: ClassVar[tuple[str, ...]] = ('image',)
+  REQUIRED: ClassVar[tuple[str, ...]] = ()
+  PREDICTS: ClassVar[str] = ''
   WINDOWS: ClassVar[bool] = False
 
   @classmethod

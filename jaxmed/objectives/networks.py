@@ -57,6 +57,25 @@ def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: A
   return out, state.get(STATS, {})
 
 
+def encode(encoder: Encoder, params: Any, batch: Batch, train: bool, rngs: Any, fixed: bool = False,
+           **kwargs: Any) -> tuple[Features, Any]:
+  """`run` of an encoder on a batch; a fixed one runs as in evaluation, and no gradient reaches it."""
+  if fixed:
+    params, train = jax.lax.stop_gradient(params), False
+  return run(encoder, params, **inputs(batch), train=train, rngs=rngs, **kwargs)
+
+
+def resting(fixed: bool, first: float, step: jax.Array, steps: int) -> dict[str, Any]:
+  """{'encoder': whether it rests at a step}: always where it is fixed, else in the first fraction `first` of a run."""
+  return {'encoder': True} if fixed else {'encoder': step < first * steps} if first else {}
+
+
+def placed(image: jax.Array, channels: jax.Array, count: int) -> jax.Array:
+  """Images [B, *size, C] with each channel at the place of its id, [B, *size, count]; zeros where there is none."""
+  where = (channels[..., None] == jnp.arange(count)).astype(image.dtype)  # [B, C, count]
+  return jnp.einsum('b...c,bcv->b...v', image, where, precision=jax.lax.Precision.HIGHEST)
+
+
 def quiet(encoder: Encoder) -> Any:
   """The encoder without whatever is random in training, for a target or teacher.
 
@@ -64,7 +83,10 @@ def quiet(encoder: Encoder) -> Any:
   """
   rates = {'drop_path': encoder.drop_path, 'rope_shift': encoder.rope_shift, 'rope_jitter': encoder.rope_jitter,
            'rope_rescale': encoder.rope_rescale, 'hash_draw': encoder.hash_draw}
-  return encoder.clone(**{name: type(rate)() for name, rate in rates.items() if rate})  # 0.0 and False
+  still = {name: type(rate)() for name, rate in rates.items() if rate}  # 0.0 and False
+  if encoder.adapter is not None and encoder.adapter.dropout:
+    still['adapter'] = dataclasses.replace(encoder.adapter, dropout=0.0)
+  return encoder.clone(**still)
 
 
 def with_stats(metrics: dict, train: bool, **stats: Any) -> dict:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
+from jaxmed import objectives
 from jaxmed.contracts import FIELDS
 from jaxmed.errors import UserError
 from jaxmed.parallel import chips, flops, sharding_table
@@ -28,6 +29,7 @@ from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
 ROWS, CLASSES, PER_CHIP = 1_000_000, 1000, 64
+MASK_CLASSES = 2  # of masks, the background among them
 SIGNAL, BOXES = (5000, 12), 16  # steps and channels of a signal, boxes of a record: 10 s of a 12-lead ECG at 500 Hz
 
 
@@ -78,7 +80,7 @@ def prepare(request: Request) -> Job:
   if not user.get('model'):
     raise UserError('a plan needs the model: give model=NAME, for example model=vit_base/16')
   user.setdefault('batch_size', min(PER_CHIP * chips_, request.rows))
-  if user.get('method') == 'supervised':
+  if 'label' in objectives.get(str(user.get('method', 'mae'))).REQUIRED:
     user = config_lib.merge({'loader': {'label': 'label'}}, user)
   spec = assumed(user, request)
   config = resolve.resolve(user, spec)
@@ -101,9 +103,13 @@ def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   rank = max(len(size), str(user['model']).rpartition('/')[2].count('x') + 1, 2)
   size = size * rank if len(size) == 1 else size
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
-  classes = tuple(f'class{i}' for i in range(CLASSES)) if user.get('method') == 'supervised' else ()
+  method = objectives.get(str(user.get('method', 'mae')))
+  classes = tuple(f'class{i}' for i in range(CLASSES)) if method.PREDICTS == 'label' else ()
   return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes,
-                            holds=FIELDS, signal=SIGNAL, boxes=BOXES)
+                            holds=FIELDS, signal=SIGNAL, boxes=BOXES,
+                            mask_values=tuple(range(MASK_CLASSES)),
+                            mask_names=tuple(f'class{i}' for i in range(MASK_CLASSES)),
+                            number=(0.0, 1.0) if data_spec.numeric(user) else ())
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

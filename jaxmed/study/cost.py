@@ -84,7 +84,8 @@ class Corpus:
     rows = records.rows(self.source, user)
     loader = dict(user.get('loader', {}))
     lack = lacking.parse(str(loader.get('missing', '')), rows.channels)
-    return data_spec.describe(rows, str(loader.get('label', '')), data_spec.vocabulary_of(user, rows), lack)
+    return data_spec.describe(rows, str(loader.get('label', '')), data_spec.vocabulary_of(user, rows), lack,
+                              data_spec.labels_of(user, self.source), data_spec.numeric(user))
 
   def _assumed(self, user: Mapping[str, Any]) -> data_spec.DataSpec:
     if not user.get('model'):

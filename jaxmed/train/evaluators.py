@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmed.contracts import Evaluator
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import probes
+from jaxmed.evaluate import metrics, overlap, probes, regression
 from jaxmed.train import verdict
 
 HEALTH = 'health'  # what tells collapse, see `monitor.watch`
@@ -89,7 +89,52 @@ class Ridge(_Labels):
   scores = staticmethod(probes.ridge)
 
 
-EVALUATORS: dict[str, Callable[..., Evaluator]] = {HEALTH: Health, 'loss': Loss, 'knn': KNN, 'ridge': Ridge}
+@dataclasses.dataclass(frozen=True)
+class Dice:
+  """Dice of a method of masks on held-out records at the size of a view: mean over cases, then over classes."""
+
+  every: int
+
+  needs: ClassVar[str] = 'a method that predicts masks, and records of split val with a mask'
+
+  def wants(self, probe: Any) -> bool:
+    """Whether the method predicts masks and there are some."""
+    return probe.predicts == 'mask' and len(probe.told) > 0
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """{'dice', 'dice/NAME' of each foreground class that the records have}, see `evaluate.overlap.dice_of_cases`."""
+    both, total = snapshot.probe.answers(snapshot.state, snapshot.probe.told)
+    scores = overlap.mean(overlap.dice_of_cases(both, total), 0)
+    names = snapshot.probe.trainer.objective.names
+    found = {f'dice/{name}': float(score) for name, score in zip(names, scores, strict=True) if np.isfinite(score)}
+    return found | ({'dice': float(np.nanmean(scores))} if found else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """What a method's own head predicts of held-out records: accuracy and AUROC of classes, error and R2 of a number."""
+
+  every: int
+
+  needs: ClassVar[str] = 'a method that predicts loader.label, and records of split val with one'
+
+  def wants(self, probe: Any) -> bool:
+    """Whether the method predicts the label and there are some."""
+    return probe.predicts in ('label', 'number') and len(probe.told) > 0
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """{'val_accuracy', 'val_balanced_accuracy', 'val_auroc'}, or {'val_mae', 'val_r2'}."""
+    answers, truth = snapshot.probe.answers(snapshot.state, snapshot.probe.told)
+    if snapshot.probe.predicts == 'number':
+      return {f'val_{name}': value for name, value in regression.score(truth, answers).items()}
+    known = truth >= 0  # the others are of classes that training does not know
+    if not known.any():
+      return {}
+    return {f'val_{name}': value for name, value in metrics.score(truth[known], answers[known]).items()}
+
+
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+    HEALTH: Health, 'loss': Loss, 'knn': KNN, 'ridge': Ridge, 'dice': Dice, 'head': Head}
 
 
 @dataclasses.dataclass(frozen=True)

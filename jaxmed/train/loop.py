@@ -20,7 +20,7 @@ from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import evaluators, pictures, verdict
-from jaxmed.train.build import assemble, begin, data_spec, records, resolve, rundir, towers, weights
+from jaxmed.train.build import adapting, assemble, begin, data_spec, records, resolve, rundir, towers, weights
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
@@ -128,7 +128,9 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   """The full config, what the run knows of its data, and its stream; every option is checked, nothing is written."""
   label = str(dict(user.get('loader', {})).get('label', ''))
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
-  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack)
+  spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
+                            data_spec.labels_of(user, corpus), data_spec.numeric(user))
+  records.tell_classes(source, spec.labels)
   config = resolve.resolve(user, spec)
   towers.opened(config, rundir.load)
   mesh = mesh_lib.make_mesh(config.mesh)
@@ -138,6 +140,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
     trainer = assemble.build(config, spec)
     state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)
     trainer.optimizer.check_paths(state.params)
+    adapting.check_names(config, state.params['encoder'])
     _evaluation(trainer, config, spec, corpus, mesh, agreed)
     weights.given_weights(config, state, spec.vocabulary, quiet=False)
   return config, spec, stream

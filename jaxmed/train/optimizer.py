@@ -13,15 +13,18 @@ import optax
 from optax import contrib
 
 from jaxmed.errors import UserError, choose
+from jaxmed.models.layers.adapters import is_adapter
 from jaxmed.objectives.networks import cosine
 from jaxmed.train import rules, width
 from jaxmed.train.width import Growth, name_of
 
 CLIP_SCOPES = ('global', 'module', 'tensor')
 MOMENTS = ('float32', 'bfloat16')
-ANNEALING = ('cosine', 'none')
+ANNEALING = ('cosine', 'poly', 'none')
+POWER = 0.9  # of the polynomial (nnU-Net, PolyLRScheduler)
 TRUST = 0.001  # of LARS: share of a weight's norm that an update has, times the rate (You et al. 2017)
 REST = 'rest'  # the group of what no other group has
+HELD = 'held'  # the group of what is never trained beside adapters: it has no moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Optimizer:
       al. 2024), which has b1 as the share of its average in the weights that are trained.
     options: of a rule of optax.
     learning_rate: peak; `warmup_steps` linear from 0, then with annealing 'cosine' to `final_learning_rate` at `steps`,
-      with 'none' constant, as schedule-free rules always are.
+      with 'poly' along (1 - t)^0.9 of the steps after warm-up, with 'none' constant, as schedule-free rules always are.
     layer_decay: factor a layer below the top of the encoder (BEiT's rule): patch embedding d^(L+1), block i
       d^(L-i), norm and everything outside of the encoder 1. For convolutional encoders a layer is a stage, with the
       reduction before it, and the stem is the patch embedding.
@@ -75,6 +78,7 @@ class Optimizer:
     towers: the parts of the parameters that have depth, for layer_decay and patch_embed_scale.
     freeze: paths that are never trained; 'encoder/blocks/0..8' are blocks 0 to 8, both included.
     growth: (path, Growth) of parameters that grew over a base width, whose rates follow by muP, see `width`.
+    adapted: towers whose adapters alone are trained, and parameters that have one of the names in `beside`.
   """
 
   learning_rate: float
@@ -100,6 +104,8 @@ class Optimizer:
   towers: tuple[str, ...] = ('encoder',)
   freeze: tuple[str, ...] = ()
   growth: tuple[tuple[str, Growth], ...] = ()
+  adapted: tuple[str, ...] = ()
+  beside: tuple[str, ...] = ()
 
   def __post_init__(self):
     rules.check('optimizer.name', self.name)
@@ -127,6 +133,10 @@ class Optimizer:
     warmup = min(self.warmup_steps, max(self.steps - 1, 0))
     if self.free or self.annealing == 'none':
       return optax.warmup_constant_schedule(0.0 if warmup else self.learning_rate, self.learning_rate, warmup)(step)
+    if self.annealing == 'poly':
+      rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
+      fall = optax.polynomial_schedule(self.learning_rate, self.final_learning_rate, POWER, max(self.steps - warmup, 1))
+      return optax.join_schedules([rise, fall], [warmup])(step)
     return optax.warmup_cosine_decay_schedule(
         0.0 if warmup else self.learning_rate, self.learning_rate, warmup, max(self.steps, warmup + 1),
         self.final_learning_rate)(step)
@@ -138,7 +148,8 @@ class Optimizer:
 
   def init(self, params: Any) -> Any:
     """Moments: the state of the rule, with groups {group: state}; of the structure of params (boxed or not)."""
-    states = {name: self._rule(self._all[name]).init(part) for name, part in self._divided(params).items()}
+    states = {name: self._rule(self._all[name]).init(part) for name, part in self._divided(params).items()
+              if name != HELD}
     return states if self.groups else states[REST]
 
   def update(self, grads: Any, moments: Any, params: Any, step: jax.Array,
@@ -160,25 +171,44 @@ class Optimizer:
       grads = clip_gradients(grads, self.clip, self.clip_scope)
     grads, states = self._divided(grads), moments if self.groups else {REST: moments}
     rate, decay, out = slowdown * self.schedule(step), self.decay(step), {}
-    for name, part in self._divided(params).items():
+    parts = self._divided(params)
+    held = {name: parts.pop(name) for name in (HELD,) if name in parts}
+    for name, part in parts.items():
       group = self._all[name]
       before, after = self._around(group, decay, rate * group.rate, depths)
       out[name] = self._step(self._rule(group, after), before, after, grads[name], states[name], part)
       if frozen or self.freeze or any(g.every > 1 for _, g in self.groups):
         out[name] = _held(out[name], (part, states[name]), kept, still)
     fresh = {name: state for name, (_, state) in out.items()}
-    return self._united({name: new for name, (new, _) in out.items()}), fresh if self.groups else fresh[REST]
+    new = self._united({name: part for name, (part, _) in out.items()} | held)
+    return new, fresh if self.groups else fresh[REST]
 
   def averaged(self, moments: Any, params: Any) -> Any:
     """The weights to use of a schedule-free rule (Defazio et al. 2024: x; params are y)."""
     states = moments if self.groups else {REST: moments}
-    return self._united({name: contrib.schedule_free_eval_params(states[name], part)
+    return self._united({name: part if name == HELD else contrib.schedule_free_eval_params(states[name], part)
                          for name, part in self._divided(params).items()})
 
   def group_of(self, path: tuple[str, ...]) -> str:
     """The group of a parameter: the last one with a path that the parameter lies below."""
     name = '/'.join(path)
     return next((group for group, g in reversed(self.groups) if any(_below(name, p) for p in g.paths)), REST)
+
+  def holds(self, path: tuple[str, ...]) -> bool:
+    """Whether a parameter is never trained, as adapters beside it are."""
+    names = path[1:]
+    return path[0] in self.adapted and not is_adapter(names) and not any(name in self.beside for name in names)
+
+  def part_of(self, path: tuple[str, ...]) -> str:
+    """The group of a parameter, or HELD."""
+    return HELD if self.holds(path) else self.group_of(path)
+
+  def only_trained(self, params: Any) -> Any:
+    """The parameters, of which those that are held give no gradients."""
+    if not self.adapted:
+      return params
+    still = lambda path, x: jax.lax.stop_gradient(x) if self.holds(tuple(str(k.key) for k in path)) else x
+    return jax.tree_util.tree_map_with_path(still, params)
 
   def check_paths(self, params: Any) -> None:
     """Raises a UserError where a path of a group or of `freeze` is none of the parameters'."""
@@ -204,11 +234,11 @@ class Optimizer:
 
   def _divided(self, tree: Any) -> dict[str, Any]:
     """{group: its part of a tree of parameters}."""
-    return rules.divide(tree, self.group_of) if self.groups else {REST: tree}
+    return rules.divide(tree, self.part_of) if self.groups or self.adapted else {REST: tree}
 
   def _united(self, parts: dict[str, Any]) -> Any:
     """The inverse of `_divided`."""
-    return rules.unite(parts) if self.groups else parts[REST]
+    return rules.unite(parts) if self.groups or self.adapted else parts[REST]
 
   def _between(self, path: tuple, step: jax.Array) -> jax.Array | bool:
     """Whether a parameter's group rests at a step, between two of its updates."""
@@ -314,7 +344,7 @@ def _blocks_at_rest(path: tuple, freeze: tuple[str, ...], depths: Mapping[str, i
     tower, blocks = _blocks(entry)
     if blocks is None and _below(name, entry):
       return True
-    if blocks is not None and _below(name, f'{tower}/transformer'):
+    if blocks is not None and _below(name, f'{tower}/transformer/blocks'):
       rest[blocks[0] : blocks[1] + 1] = True
   return rest if rest.any() else False
 
@@ -351,7 +381,7 @@ def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depths: Mappi
   if decay == 1.0 or path[0].key not in depths or path[1].key in ('norm', 'norm_local'):
     return 1.0
   depth = depths[path[0].key]
-  if path[1].key != 'transformer':
+  if path[1].key != 'transformer' or path[2].key != 'blocks':
     return decay ** (depth - _stage(path[1].key))
   power = (depth - jnp.arange(depth)).astype(jnp.float32)
   return (decay**power).reshape(-1, *[1] * (len(shape) - 1))
@@ -360,7 +390,7 @@ def layer_scale(path: tuple, shape: tuple[int, ...], decay: float, depths: Mappi
 def _depth(encoder: Any) -> int:
   """Number of stacked blocks of an encoder's parameters, or of its stages."""
   if 'transformer' in encoder:
-    return jax.tree.leaves(encoder['transformer'])[0].shape[0]
+    return jax.tree.leaves(encoder['transformer']['blocks'])[0].shape[0]
   return max(map(_stage, encoder), default=-1) + 1
 
 

@@ -17,7 +17,7 @@ from jaxmed.data.feed.pipeline import eval_batches
 from jaxmed.data.resize import resize
 from jaxmed.evaluate.attention import MOST_BYTES, attention_maps, weight_bytes
 from jaxmed.evaluate.page import write_report
-from jaxmed.evaluate.report import figures
+from jaxmed.evaluate.report import figures, overlays
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.layers import channel_embed
 from jaxmed.train.build import assemble
@@ -68,6 +68,11 @@ def end(run: Any, state: TrainState) -> None:
   if 'reconstructions' in shown:
     original, masked, filled = (_own(run, x, batch) for x in shown['reconstructions'])
     figures.reconstructions(original, masked, filled, names, folder / 'reconstructions.png')
+  if 'segmentation' in shown:
+    image, truth, found = (np.asarray(x) for x in shown['segmentation'])
+    method = run.trainer.objective
+    overlays.segmentation(_own(run, image, batch), truth, found, names, method.values, method.names,
+                          folder / 'segmentation.png')
   encoder = encoder_of(run.trainer, run.config, run.spec, state)
   stored = np.asarray(plain_input(batch, run.config))
   patches = encoder.embed(stored, names)['patches']
@@ -114,6 +119,6 @@ def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
   config, size = run.config, tuple(run.config.loader.load_size)
   wanted = fields.of_source(source, size, run.trainer.objective.FIELDS, **assemble.lengths(config, run.spec))
   batch = next(iter(eval_batches(source, batch_size=len(source), size=size, vocabulary=run.spec.ids,
-                                 fit=config.loader.fit, fields=wanted)))
+                                 fit=config.loader.fit, fields=wanted, labels=run.spec.mask_values)))
   batch.pop('channel_mask')
   return batch, names

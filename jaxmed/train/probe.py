@@ -16,6 +16,7 @@ from jaxmed.data.feed.windows import Windows
 from jaxmed.encoder import Encoder
 from jaxmed.evaluate import health
 from jaxmed.objectives import feature_of
+from jaxmed.objectives.losses import segmentation
 from jaxmed.objectives.networks import inputs
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.build import assemble, data_spec
@@ -93,11 +94,40 @@ class Probe:
     codes, sets = source.distinct('channels')
     return source.keep(np.array([known.issuperset(names) for names in sets], bool)[codes])
 
+  @property
+  def predicts(self) -> str:
+    """What of a record the method predicts itself: 'mask', 'label' or 'number'; '' for nothing."""
+    return self.trainer.objective.PREDICTS
+
+  @functools.cached_property
+  def told(self) -> Any:
+    """Held-out rows that say what the method predicts."""
+    column = 'mask' if self.predicts == 'mask' else self.config.loader.label if self.predicts else ''
+    if not column or column not in self.source.table.column_names:
+      return ()
+    return thin(self._known(self.source.select(split='val', label=column)), PROBE_ROWS)
+
+  def answers(self, state: TrainState, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What the method predicts of rows, and what they say, with the averaged weights where the run keeps them.
+
+    Of masks pixels [N, K] in truth and prediction and in the one plus the other (`losses.segmentation.overlap`); else
+    answers [N] or [N, K] and truth [N].
+    """
+    variables = state.variables(self.fixed) | ({'params': state.average} if state.average else {})
+    parts = []
+    for batch in self._batches(rows, self.config.batch_size):
+      self.check()
+      batch = mesh_lib.put_batch(batch, self.mesh)
+      found, index = jax.device_get(_answers(self.trainer, self.mesh, variables, batch))
+      parts.append([x[index >= 0] for x in found])
+    first, second = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return first, second
+
   @functools.cached_property
   def labelled(self) -> tuple[Any, Any]:
     """Labelled rows of train and val; none without a label."""
     label = self.config.loader.label
-    if not label:
+    if not label or self.spec.number:
       return (), ()
     train, val = (thin(self._known(self.source.select(split=s, label=label)), PROBE_ROWS) for s in ('train', 'val'))
     return train, val
@@ -180,6 +210,18 @@ def _val_loss(trainer, variables, batch, seed, step):
 
 
 _loss = jax.jit(_val_loss, static_argnums=0)
+
+
+def _answered(trainer, mesh, variables, batch):
+  objective, batch = trainer.objective, trainer.view.plain(batch)
+  if objective.PREDICTS == 'mask':
+    found = segmentation.overlap(objective.logits(variables, batch)[0][0], objective.truth(batch))
+  else:
+    found = objective.predict(variables, batch), batch[objective.PREDICTS]
+  return jax.lax.with_sharding_constraint((found, batch['index']), mesh_lib.replicated(mesh))
+
+
+_answers = jax.jit(_answered, static_argnums=(0, 1))
 
 
 def _features(trainer, mesh, variables, batch):

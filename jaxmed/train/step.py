@@ -18,7 +18,7 @@ from jaxmed.errors import UserError
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import rules
 from jaxmed.train.monitor import spikes
-from jaxmed.train.optimizer import Optimizer
+from jaxmed.train.optimizer import HELD, Optimizer
 from jaxmed.train.width import Width
 
 
@@ -152,14 +152,19 @@ class Trainer:
     """The weights to use after a step, {} where they are the trained ones."""
     if self.optimizer.free:
       return self.optimizer.averaged(moments, params)
-    return jax.tree.map(lambda a, p: self.ema * a + (1 - self.ema) * p, average, params) if self.ema else {}
+    return self._mean(self.ema, average, params) if self.ema else {}
 
   def _follow(self, target: Any, params: Any, step: jax.Array) -> Any:
     """The target, a part of the parameters, one step of its moving average further."""
     if not target:
       return target
-    keep = self.objective.momentum(step)
-    return jax.tree.map(lambda t, p: keep * t + (1 - keep) * p, target, {k: params[k] for k in target})
+    return self._mean(self.objective.momentum(step), target, {k: params[k] for k in target})
+
+  def _mean(self, keep: Any, mean: Any, params: Any) -> Any:
+    """A moving average one step further; of what is held it is that, to the bit."""
+    held = lambda path: bool(self.optimizer.adapted) and self.optimizer.holds(tuple(str(k.key) for k in path))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, m, p: m if held(path) else keep * m + (1 - keep) * p, mean, params)
 
   def _gradients(self, state: TrainState, batch: Any, rng: jax.Array, fixed: Any = None):
     """Loss, metrics, extra and gradients; with a mixture of sizes, of the size drawn, which the metrics name."""
@@ -175,6 +180,7 @@ class Trainer:
   def _gradients_of(self, view: ViewMaker, state: TrainState, batch: Any, rng: jax.Array, fixed: Any):
     """Loss, metrics, extra and gradients with these views, averaged over microbatches."""
     def loss(params, extra, part, key):
+      params = self.optimizer.only_trained(params)
       view_key, loss_key = jax.random.split(key)
       variables = {'params': params, 'target': state.target, 'extra': extra, 'fixed': fixed}
       if view.channel_sampling == 'diverse':
@@ -191,7 +197,7 @@ class Trainer:
       value = {k: v + penalty if penalty is not None and k == owner else v for k, v in value.items()}
       return value, (metrics | _named(penalty=penalty) | {f'loss/{k}': v for k, v in value.items()}, extra)
 
-    gradient = functools.partial(gradients, loss, self.optimizer.group_of)
+    gradient = functools.partial(gradients, loss, self.optimizer.part_of)
     if self.accumulate == 1:
       return gradient(state.params, state.extra, batch, rng)
     count = self.accumulate
@@ -230,11 +236,12 @@ def gradients(loss: Callable, group_of: Callable[[tuple[str, ...]], str], params
   if not isinstance(form, Mapping):
     return jax.value_and_grad(loss, has_aux=True)(params, *args)
   values, back, aux = jax.vjp(lambda p: loss(p, *args), params, has_aux=True)
-  groups = rules.divide(params, group_of).keys()
+  divided = rules.divide(params, group_of)
+  parts = {name: jax.tree.map(jnp.zeros_like, divided.pop(name)) for name in (HELD,) if name in divided}
+  groups = divided.keys()
   if set(groups) != set(form):
     raise UserError(f'the losses of the method are of {", ".join(sorted(form))}, the groups of parameters are '
                     f'{", ".join(groups)}: see optimizer.groups')
-  parts = {}
   for group in groups:
     one = {name: jnp.ones_like(v) if name == group else jnp.zeros_like(v) for name, v in values.items()}
     parts[group] = rules.divide(back(one)[0], group_of)[group]

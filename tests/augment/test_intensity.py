@@ -55,6 +55,20 @@ def test_percentiles_are_numpys():
   np.testing.assert_allclose(jax.jit(intensity.percentiles, static_argnums=1)(x, places), want, atol=1e-6)
 
 
+def test_the_foreground_is_cut_centred_and_scaled():
+  """Raw values are cut to the window; mean and deviation are of the values that were not (nnU-Net's CT)."""
+  image = np.array([[-1000, 40], [100, -9], [900, 41]], np.int16).reshape(1, 3, 1, 2)
+  one, each = 'foreground:-50:300:120:60', 'foreground:-50:300:120:60:0:40:10:5'
+  got = normalized(image, one)[..., 0].ravel()
+  np.testing.assert_allclose(got, [(-50 - 120) / 60, (100 - 120) / 60, (300 - 120) / 60], rtol=1e-6)
+  ids, two = np.array([[0, 1]]), jnp.zeros(2)
+  got = np.asarray(intensity.normalize(image, ids, two, two, each))
+  np.testing.assert_allclose(got[..., 1].ravel(), [6, -2, 6], rtol=1e-6)
+  np.testing.assert_allclose(got[..., 0], normalized(image, one)[..., 0], rtol=1e-6)
+  with pytest.raises(UserError, match='numbers of 2 channels'):
+    normalized(image, each)
+
+
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_the_full_range_of_a_type_becomes_minus_one_to_one(dtype):
   top = np.iinfo(dtype).max
@@ -70,7 +84,8 @@ def test_the_full_range_needs_an_unsigned_type(dtype):
 
 @pytest.mark.parametrize('text, name, limits', [
     ('corpus', 'corpus', ()), ('window:-1000:400', 'window', (-1000.0, 400.0)),
-    ('percentile', 'percentile', (0.5, 99.5)), ('percentile:1:99', 'percentile', (1.0, 99.0))])
+    ('percentile', 'percentile', (0.5, 99.5)), ('percentile:1:99', 'percentile', (1.0, 99.0)),
+    ('foreground:-50:300:120.5:60', 'foreground', (-50, 300, 120.5, 60))])
 def test_modes_are_read(text, name, limits):
   assert intensity.parse_mode(text) == (name, limits)
 
@@ -78,7 +93,9 @@ def test_modes_are_read(text, name, limits):
 @pytest.mark.parametrize('text, word', [
     ('windw:1:2', "'window'"), ('window', 'window:-1000:400'), ('window:3', 'two'), ('window:400:-1000', 'two'),
     ('window:a:b', 'two'), ('window:0:inf', 'two'), ('percentile:5', 'percentile:0.5:99.5'),
-    ('percentile:-1:99', 'two'), ('percentile:1:101', 'two'), ('corpus:1:2', 'no numbers')])
+    ('percentile:-1:99', 'two'), ('percentile:1:101', 'two'), ('corpus:1:2', 'no numbers'),
+    ('foreground', 'fingerprint'), ('foreground:0:1:0', 'LOW:HIGH:MEAN:STD'), ('foreground:1:0:0:1', 'fingerprint'),
+    ('foreground:0:1:0:0', 'fingerprint')])
 def test_bad_modes_are_named(text, word):
   with pytest.raises(UserError, match=word):
     intensity.parse_mode(text)

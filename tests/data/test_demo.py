@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from jaxmed.data.corpus.labels import Labels, labels_of
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import demo
 from jaxmed.data.prepare.prepare import prepare
@@ -20,9 +21,8 @@ nilearn = pytest.importorskip('nilearn')
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  out = tmp_path_factory.mktemp('demo') / 'c'
-  return prepare(['demo'], out, progress=False), open_source(out)
+def made(demo_corpus):
+  return json.loads(demo_corpus.with_suffix('.json').read_text()), open_source(demo_corpus)
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +54,23 @@ def test_size_and_channels(made):
     'fundus', 'histology', 'microaneurysms', 'cell', 'fluorescence'}
 
 
+def test_the_tissue_corpus(tmp_path):
+  """T1 alone with the most probable tissue: white matter is brighter than grey, and the classes have names."""
+  prepare(['tissue'], tmp_path / 'c', progress=False)
+  source = open_source(tmp_path / 'c')
+  assert 1000 < len(source) < 3000 and source.channels == ('T1',)
+  assert labels_of(source) == Labels((0, 1, 2), ('other', 'GM', 'WM'))
+  brightness = {value: [] for value in (1, 2)}
+  for i in range(0, len(source), 200):
+    record = source[i]
+    assert record['image'].shape == (48, 48, 1) and record['mask'].shape == (48, 48)
+    for value, found in brightness.items():
+      found += record['image'][..., 0][record['mask'] == value].tolist()
+  assert np.mean(brightness[2]) > np.mean(brightness[1]) + 20
+  found = survey(['tissue'], tmp_path / 'other')
+  assert {s: n['items'] for s, n in found['splits'].items()} == {s: len(source.select(s)) for s in ('test', 'train', 'val')}
+
+
 def test_splits_are_apart_and_regions_are_right(made):
   _, source = made
   rows = source.select(label='region').table.to_pylist()
@@ -79,7 +96,7 @@ def test_pixels_are_those_of_the_template_which_is_symmetric(made):
   _, source = made
   from nilearn.datasets import load_mni152_template
 
-  path = demo._find('nilearn', demo._ICBM.format('t1'))
+  path = demo.find('nilearn', demo.template('t1'))
   t1 = np.asarray(nibabel.load(path).dataobj)
   # Why the right half is not used: it holds no other data.
   assert np.array_equal(t1, t1[::-1])
@@ -129,7 +146,7 @@ def test_sample_series_is_the_template_turned_back(samples, tmp_path):
   assert len(names) == demo.PATIENTS * demo.SLICES
   prepare([samples / 'dicom'], tmp_path / 'c', volumes='whole', progress=False)
   source = open_source(tmp_path / 'c')
-  t1 = np.asarray(nibabel.load(demo._find('nilearn', demo._ICBM.format('t1'))).dataobj)
+  t1 = np.asarray(nibabel.load(demo.find('nilearn', demo.template('t1'))).dataobj)
   assert len(source) == demo.PATIENTS
   for i in range(len(source)):
     record, row = source[i], source.table.slice(i, 1).to_pylist()[0]
@@ -152,7 +169,7 @@ def test_sample_stains_have_names_and_a_pixel_size(samples, tmp_path):
 
 
 @pytest.mark.parametrize('way', ['dicom', 'ome', 'table'])
-def test_three_ways_in(samples, tmp_path, capsys, way):
+def test_three_ways_in(no_figures, samples, tmp_path, capsys, way):
   """From files to features, by the commands."""
   from jaxmed import cli
 

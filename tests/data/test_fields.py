@@ -76,7 +76,7 @@ def take(source, count, size=(8, 10), **options):
 
 def test_kinds():
   assert {f.kind for f in fields.of(FIELDS, size=(4, 4), slots=1, dtype='uint8')} == set(KINDS)
-  assert [Field('x', kind, (), 'int32').fill for kind in KINDS] == [0, -1, 0, 0, -1, -1, -1]
+  assert [Field('x', kind, (), 'int32').fill for kind in KINDS] == [0, -1, 0, 0, 0, -1, -1, -1]
   with pytest.raises(UserError, match="unknown field of a record 'masks': did you mean 'mask'"):
     fields.of(('image', 'masks'), size=(4, 4), slots=1, dtype='uint8')
 

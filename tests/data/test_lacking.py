@@ -69,7 +69,7 @@ def counted(monkeypatch, place, name):
   return calls
 
 
-def test_a_run_knows_that_channels_are_missing(corpus, tmp_path, monkeypatch):
+def test_a_run_knows_that_channels_are_missing(no_figures, corpus, tmp_path, monkeypatch):
   from jaxmed.train import loop
   from jaxmed.train.build import assemble, rundir
   from tests.conftest import SUPERVISED

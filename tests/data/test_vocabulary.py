@@ -15,6 +15,7 @@ from tests.common import start
 from tests.conftest import TINY
 
 ABOUT = {'red': {'aliases': ['R', 'gray'], 'stain': 'eosin'}, 'green': {'aliases': ['G']}, 'blue': {'aliases': ['B']}}
+pytestmark = pytest.mark.usefixtures('no_figures')
 HASHED = TINY['encoder'] | {'channel_embedding': 'hashed', 'hash_rows': 64, 'hash_width': 8}
 
 

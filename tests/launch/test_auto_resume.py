@@ -6,17 +6,12 @@ import pytest
 
 from jaxmed import cli
 from jaxmed.errors import UserError
-from jaxmed.train import pictures
 from jaxmed.train.build import rundir
 from jaxmed.train.logs import read_rows
 from tests.common import same, saved_state, words
 from tests.conftest import TINY
 
-
-@pytest.fixture(autouse=True)
-def no_figures(trained, monkeypatch):
-  monkeypatch.setattr(pictures, 'views', lambda run, state: None)
-  monkeypatch.setattr(pictures, 'end', lambda run, state: None)
+pytestmark = pytest.mark.usefixtures('no_figures')
 
 
 def command(corpus, run, *more):

@@ -22,6 +22,8 @@ TINY = {
   'convnextv2_micro': SMALL,
   'caformer_micro': SMALL,
   'pvt_v2_micro': SMALL | dict(num_heads=(1, 2, 4), mlp_ratios=(2, 2, 2), reductions=(4, 2, 1)),
+  'swin_micro': SMALL | dict(num_heads=(1, 2, 4)),
+  'resenc_micro': SMALL | dict(stem_width=8, strides=(2, 2, 2)),
 }
 HIDDEN = np.zeros((2, 12), bool)
 HIDDEN[0, [0, 2, 3, 7, 10, 11]] = HIDDEN[1, [1, 5, 6, 8]] = True
@@ -127,7 +129,7 @@ def test_shapes_and_other_sizes(name):
   f, _ = features(model, params, normal(2, 32, 24, 3))
   assert (f.cls, f.registers, f.valid, f.grid) == (None, None, None, (4, 3))
   assert f.patches.shape == (2, 12, 64) and f.mean.shape == f.pooled('cls').shape == (2, 64)
-  assert (f.pool is None) == name.startswith(('resnet', 'pvt'))
+  assert (f.pool is None) == name.startswith(('resnet', 'pvt', 'resenc', 'swin'))
   if f.pool is None:
     np.testing.assert_allclose(f.mean, f.patches.mean(1), rtol=1e-5, atol=1e-6)
 

@@ -98,7 +98,8 @@ def test_the_default_program_keeps_no_level():
   assert sorted(stacked((1,))) == [(2, 5, 48), (3, 2, 5, 48), (3, 2, 5, 48)]
 
 
-STAGES = {'resnet_micro': 'layer{}_0', 'convnextv2_micro': 'stage{}', 'caformer_micro': 'stage{}', 'pvt_v2_micro': 'norm{}'}
+STAGES = {'resnet_micro': 'layer{}_0', 'convnextv2_micro': 'stage{}', 'caformer_micro': 'stage{}', 'pvt_v2_micro': 'norm{}',
+          'swin_micro': 'stage{}'}
 
 
 @pytest.mark.parametrize('name', test_conv.TINY)

@@ -1,6 +1,7 @@
 """What tests of methods with several views share: tiny encoders of every kind, batches of views, NumPy heads."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -65,11 +66,21 @@ def batch(kind='vit', count=6, views=2, local=0, seed=0):
   return out
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _init(objective, data):
+  return objective.init(jax.random.key(0), data)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _extra(objective, data):
+  return objective.init(jax.random.key(0), data)['extra']
+
+
 def start(method, kind='vit', data=None, **options):
-  """(objective, unboxed variables with every parameter random, batch)."""
+  """(objective, unboxed variables with every parameter random, batch); traced once for equal objectives and shapes."""
   data = batch(kind) if data is None else data
   objective = method(encoder(kind), **options)
-  shapes = nn.unbox(jax.eval_shape(objective.init, jax.random.key(0), data))
+  shapes = nn.unbox(_init.eval_shape(objective, data))
   rng = np.random.default_rng(1)
 
   def draw(path, x):
@@ -79,7 +90,13 @@ def start(method, kind='vit', data=None, **options):
     return jnp.asarray(noise / max(x.shape[0], 1) ** 0.5 if name == 'kernel' else (name == 'scale') + 0.2 * noise, x.dtype)
 
   drawn = {name: jax.tree_util.tree_map_with_path(draw, shapes[name]) for name in ('params', 'target')}
-  return objective, drawn | {'extra': jax.jit(lambda: objective.init(jax.random.key(0), data)['extra'])()}, data
+  extra = _extra(objective, data) if jax.tree.leaves(shapes['extra']) else shapes['extra']
+  return objective, drawn | {'extra': extra}, data
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _vectors(encoder, feature, params, image, channels, mask):
+  return encoder.apply({'params': params}, image, channels, mask, False).pooled(feature)
 
 
 def features(objective, params, views, feature='cls'):
@@ -87,8 +104,7 @@ def features(objective, params, views, feature='cls'):
   out = []
   for v in range(views['image'].shape[1]):
     mask = views['channel_mask'][:, v] if 'channel_mask' in views else None
-    out.append(objective.encoder.apply({'params': params}, views['image'][:, v], views['channels'][:, v], mask,
-                                       False).pooled(feature))
+    out.append(_vectors(objective.encoder, feature, params, views['image'][:, v], views['channels'][:, v], mask))
   return np.stack([np.asarray(x, np.float64) for x in out], axis=1)
 
 
@@ -125,8 +141,14 @@ def log_softmax(x):
   return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames='train')
+def _loss(objective, variables, data, key, step, train):
+  return objective.loss(variables, data, key, step, train=train)
+
+
 def evaluate(objective, variables, data, step=0, train=True, seed=3):
-  return jax.jit(objective.loss, static_argnames='train')(variables, data, jax.random.key(seed), step, train=train)
+  """(loss, (metrics, extra)); compiled once for equal objectives and shapes."""
+  return _loss(objective, variables, data, jax.random.key(seed), step, train=train)
 
 
 def close(have, want, relative=1e-5):

@@ -32,7 +32,8 @@ def batch(many):
 
 @pytest.mark.parametrize('name, method', [*((name, 'simclr') for name in TINY),
                                           ('resnet_micro', 'mae'), ('convnextv2_micro', 'mae'),
-                                          ('caformer_micro', 'simmim'), ('pvt_v2_micro', 'mae')])
+                                          ('caformer_micro', 'simmim'), ('pvt_v2_micro', 'mae'),
+                                          ('swin_micro', 'simmim')])
 def test_a_step_on_volumes(name, method):
   """A gradient reaches each weight, and a step against it lowers the loss."""
   kind, fields, options = METHODS[method]

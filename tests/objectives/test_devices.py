@@ -1,4 +1,4 @@
-"""The same loss, gradients, statistics and state on one device and on two and eight simulated ones, for every method."""
+"""The same loss, gradients, statistics and state on one device and on four or eight simulated ones, for every method."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def compared(request):
 def test_devices_agree(compared, case):
   found = dict(compared[case])
   assert math.isfinite(found.pop('loss')) and found.pop('gradient') > 0
-  assert len(found) == len(CASES[case][2]) >= 2
+  assert len(found) == len(CASES[case][2]) >= 1
   for mesh, (loss, gradient, state) in found.items():
     assert loss < 1e-5, mesh
     assert gradient < 1e-4, mesh

@@ -46,12 +46,16 @@ def clustered(variables):
   return variables | {'extra': extra}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(objective, params, target, extra, data):
+  def loss(params, target):
+    return objective.loss({'params': params, 'target': target, 'extra': extra}, data, jax.random.key(3), 0)
+  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, target)
+
+
 def gradient(objective):
   """Compiled: variables, batch -> ((loss, aux), gradients of params and target)."""
-  def loss(params, target, extra, data):
-    return objective.loss({'params': params, 'target': target, 'extra': extra}, data, jax.random.key(3), 0)
-  run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-  return lambda variables, data: run(variables['params'], variables['target'], variables['extra'], data)
+  return lambda variables, data: _gradient(objective, variables['params'], variables['target'], variables['extra'], data)
 
 
 def size(tree):

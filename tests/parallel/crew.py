@@ -20,10 +20,9 @@ SERVER = forks.SERVER.replace('code = main(ask[\'argv\'])', 'exec(os.environ.get
 SERVER = SERVER.replace('      sys.stdout.flush()\n', '      import atexit; atexit._run_exitfuncs(); sys.stdout.flush()\n')
 assert SERVER.count('HOOK') == SERVER.count('atexit._run_exitfuncs') == 1
 
-# No figures, no probes: tests of those are elsewhere.
+# No probes: tests of those are elsewhere.
 PLAIN = '''
-from jaxmed.train import evaluators, loop, pictures, probe
-pictures.views = pictures.end = lambda run, state: None
+from jaxmed.train import evaluators, loop, probe
 if not os.environ.get('PROBE'):
   evaluators.Evaluation.__call__ = evaluators.Evaluation.first = lambda self, state, names=(): {}
 '''

@@ -1,4 +1,4 @@
-"""Seven disasters, and each run ends with the bits of one that was left in peace (tools/chaos.py does hundreds)."""
+"""Six disasters, and each run ends with the bits of one that was left in peace (tools/chaos.py does hundreds)."""
 
 import json
 
@@ -7,18 +7,18 @@ import pytest
 from jaxmed.errors import UserError
 from tools import chaos
 
-SEVEN = ('kill one', 'full disk', 'damage', 'term one', 'shard', 'second owner', 'dead owner')
+SIX = ('kill one', 'full disk', 'damage', 'shard', 'second owner', 'dead owner')  # test_elastic has terms
 
 
 @pytest.mark.timeout(1200)  # on cores that others use
-def test_seven_disasters(corpus, tmp_path, capsys):
+def test_six_disasters(corpus, tmp_path, capsys):
   out = tmp_path / 'chaos.jsonl'
-  assert chaos.main(['--corpus', str(corpus), '--only', ','.join(SEVEN), '--rounds', '7', '--processes', '2', '--seed', '1',
+  assert chaos.main(['--corpus', str(corpus), '--only', ','.join(SIX), '--rounds', '6', '--processes', '2', '--seed', '1',
                      '--out', str(out)]) == 0
-  assert '7 disasters, 7 ended as they should' in capsys.readouterr().out
+  assert '6 disasters, 6 ended as they should' in capsys.readouterr().out
   results = [json.loads(line) for line in out.read_text().splitlines()]
   parts, ends = [r for r in results if 'what' in r], [r for r in results if 'differ' in r]
-  assert [r['what'] for r in parts] == list(SEVEN)
+  assert [r['what'] for r in parts] == list(SIX)
   assert all(r['as_expected'] for r in parts), parts
   assert all(r['lost'] <= chaos.most_lost() for r in parts), parts
   second, dead = parts[-2:]

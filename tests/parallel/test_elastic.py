@@ -41,12 +41,11 @@ loop._batches = _stopped
 '''
 
 
-def test_4_2_3_1_processes_and_other_meshes(crews, corpus, whole, tmp_path):
+def test_2_3_1_processes_and_other_meshes(crews, corpus, whole, tmp_path):
   """The signal comes to one process only, another one each time; all stop at one step, with one checkpoint."""
   run, argv, at = tmp_path / 'run', crew.begin(corpus, tmp_path / 'run'), 0
   seen = {}
-  for part, (count, mesh, step) in enumerate([(4, {'fsdp': 4}, 3), (2, {'fsdp': 1}, 6), (3, {'fsdp': 3}, 9),
-                                              (1, {'fsdp': 1}, 99)]):
+  for part, (count, mesh, step) in enumerate([(2, {'fsdp': 1}, 4), (3, {'fsdp': 3}, 8), (1, {'fsdp': 1}, 99)]):
     place = tmp_path / str(part)
     place.mkdir()
     given = argv if part == 0 else ['train', '--resume', run]
@@ -67,15 +66,14 @@ def test_4_2_3_1_processes_and_other_meshes(crews, corpus, whole, tmp_path):
 
 
 def test_the_same_devices_in_other_processes(crews, corpus, tmp_path):
-  """Four devices in one, two and four processes: one mesh, so the same sums in the same order but for gloo's."""
+  """Four devices in one and in four processes: one mesh, so the same sums in the same order but for gloo's."""
   curves = {}
-  for count in (1, 2, 4):
+  for count in (1, 4):
     place = tmp_path / str(count)
     forks = crew.launch(crews, crew.begin(corpus, place / 'run', steps=4), place, count, 4 // count)
     assert crew.ends(forks) == [0] * count, forks[0].err.read_text()
     curves[count] = [x for _, x in losses(place / 'run')]
-  for count in (2, 4):
-    np.testing.assert_allclose(curves[count], curves[1], rtol=2e-6)
+  np.testing.assert_allclose(curves[4], curves[1], rtol=2e-6)
 
 
 def test_a_mesh_that_the_batch_does_not_fit(crews, corpus, whole, tmp_path):

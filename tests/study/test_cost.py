@@ -22,15 +22,6 @@ def known(corpus):
   return cost.Corpus(str(corpus))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def traced():
-  """Traces once for all studies of this file."""
-  whole, own = cost.Sizes, cost.Sizes()
-  cost.Sizes = lambda: own
-  yield
-  cost.Sizes = whole
-
-
 def ready(known, axes, **fields):
   return cost.ready(Study(**(dict(base=TINY, axes=axes) | fields)), known)
 

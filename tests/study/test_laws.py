@@ -267,10 +267,10 @@ def test_a_law_is_decided_and_its_reverse_is_not():
 
 def test_an_axis_without_a_law_is_undecided():
   rng, seen = np.random.default_rng(11), []
-  for _ in range(12):
+  for _ in range(8):
     design, _, _ = grid(4, 4, 2)
     y = (0.3 + 25 * design.x[:, 1] ** -0.4) * np.exp(0.02 * rng.standard_normal(32))
-    found = law_intervals.chances(design, y, ('params', 'samples'), permutations=199)
+    found = law_intervals.chances(design, y, ('params', 'samples'), permutations=99)
     assert found['samples'] <= law_intervals.LEVEL
     seen.append(found['params'])
   assert sum(p <= law_intervals.LEVEL for p in seen) <= 1 and 0.2 < np.mean(seen) < 0.8
@@ -286,9 +286,9 @@ def test_of_equal_compute_the_larger_axes_are_held_out():
 
 def test_noise_is_undecided():
   rng, design, chances = np.random.default_rng(12), grid(4, 4, 2)[0], []
-  for _ in range(100):
-    chances.append(law_intervals.chance(design, np.exp(0.05 * rng.standard_normal(32)), permutations=199))
-  assert sum(p > law_intervals.LEVEL for p in chances) >= 95
+  for _ in range(60):
+    chances.append(law_intervals.chance(design, np.exp(0.05 * rng.standard_normal(32)), permutations=99))
+  assert sum(p > law_intervals.LEVEL for p in chances) >= 56
   assert 0.4 < np.mean(chances) < 0.6  # an exact test: chances of noise are even
 
 
@@ -303,7 +303,7 @@ def test_the_largest_cells_are_predicted():
   assert law_intervals.held_out(few, values, names, few.x[:, 0]) is None
 
 
-def inside(seed, draws=200, **how):
+def inside(seed, draws=100, **how):
   """Whether the intervals of E, A, B, alpha, beta hold the truth in one simulation."""
   design, y, cells = grid(noise=0.01, rng=np.random.default_rng(seed), **how)
   numbers = law_intervals.bootstrap(design, y, laws.fit(design, y), cells, draws, seed)
@@ -313,8 +313,8 @@ def inside(seed, draws=200, **how):
 
 def test_intervals_hold_the_truth():
   """tools/law_coverage.py simulates more."""
-  held = np.array([inside(seed, widths=4, sizes=4, seeds=2) for seed in range(10)])
-  assert (held.sum(axis=0) >= 8).all()
+  held = np.array([inside(seed, widths=4, sizes=4, seeds=2) for seed in range(6)])
+  assert (held.sum(axis=0) >= 5).all()
 
 
 def test_the_script_counts(tmp_path, capsys):

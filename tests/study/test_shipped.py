@@ -44,11 +44,8 @@ def test_a_law_has_cells_enough():
 
 
 @pytest.fixture(scope='module')
-def demo(tmp_path_factory):
-  from jaxmed import cli
-  place = tmp_path_factory.mktemp('demo') / 'corpus'
-  assert cli.main(['prepare', 'demo', '--out', str(place)]) == 0
-  return cost.Corpus(str(place))
+def demo(demo_corpus):
+  return cost.Corpus(str(demo_corpus))
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda p: p.stem)

@@ -18,6 +18,7 @@ from jaxmed.study import cells, compare, table
 from jaxmed.train.logs import read_rows
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures('no_figures')
 ROOT = pathlib.Path(__file__).parents[2]
 AXES = {'encoder.embed_dim': [32, 16], 'samples': [16, 'all'], 'seed': [0, 1]}
 

@@ -20,7 +20,7 @@ ALL = ('health', 'loss', 'knn', 'ridge')
 
 def probe_of(val=4, train=4, label=True, feature='mean', rows=8):
   return types.SimpleNamespace(feature=feature, health_rows=rows, val=range(val),
-                               labelled=(range(train), range(val)) if label else ((), ()))
+                               labelled=(range(train), range(val)) if label else ((), ()), predicts='', told=())
 
 
 def names(text, **has):

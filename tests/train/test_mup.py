@@ -28,7 +28,7 @@ from tests.common import same
 from tools import mup_rate
 
 SIZE, CHANNELS, SAMPLES = 16, 2, 8
-WIDTHS = (64, 128, 256, 512)
+WIDTHS = (64, 256)
 FAST = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}  # to compile
 XAVIER = dict(pos='sincos', kernel_init='xavier_uniform', patch_init='torch_bias')  # MAE's
 

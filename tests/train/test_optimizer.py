@@ -82,6 +82,16 @@ def test_schedule(step, value):
   assert float(Optimizer(1.0, 20, 4, 0.1).schedule(step)) == pytest.approx(value, abs=1e-6)
 
 
+def test_the_polynomial_of_nnu_net():
+  """lr0 (1 - t / T)^0.9, over the steps after warm-up."""
+  schedule = Optimizer(0.01, 1000, annealing='poly').schedule
+  for step, value in ((0, 0.01), (1, 0.009991), (500, 0.00535887), (999, 1.995e-5)):
+    assert float(schedule(step)) == pytest.approx(value, rel=1e-3)
+  schedule = Optimizer(1e-3, 1050, 50, annealing='poly').schedule
+  for step, value in ((0, 0.0), (25, 5e-4), (50, 1e-3), (550, 5.35887e-4), (1050, 0.0)):
+    assert float(schedule(step)) == pytest.approx(value, rel=1e-4, abs=1e-9)
+
+
 def test_schedule_without_warm_up_starts_at_the_peak():
   assert float(Optimizer(0.5, 20).schedule(0)) == 0.5
   assert float(Optimizer(0.5, 1, 5).schedule(0)) == 0.5  # a warm-up longer than the run leaves the peak

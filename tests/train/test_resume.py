@@ -63,13 +63,13 @@ def test_every_epoch_sees_every_record_once(corpus, tmp_path, monkeypatch):
   assert epochs[0] != epochs[1]
 
 
-def test_ten_kills_at_random_moments(server, corpus, trained, tmp_path):
+def test_six_kills_at_random_moments(server, corpus, trained, tmp_path):
   run, rng = tmp_path / 'run', np.random.default_rng(0)
   log, argv = run / 'metrics.jsonl', ['train', '--data', corpus, '--out', run, *words(OFTEN)]
   steps = []
-  for kill in range(10):
+  for kill in range(6):
     fork = server.start(argv, tmp_path)
-    if kill in (1, 5):  # also while it starts: reads, restores, compiles
+    if kill in (1, 3):  # also while it starts: reads, restores, compiles
       fork.wait_for('device(s)')
     else:
       rows = rng.integers(1, 5)
@@ -84,7 +84,7 @@ def test_ten_kills_at_random_moments(server, corpus, trained, tmp_path):
   same(saved_state(run), saved_state(trained))
   assert rows_of(run) == list(range(1, 21)), steps
   assert rows_of(run, 'val_loss') == [7, 14, 20]
-  assert len(set(steps)) > 4  # the kills did fall at different places
+  assert len(set(steps)) > 2  # the kills did fall at different places
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=['SIGTERM', 'Ctrl-C'])

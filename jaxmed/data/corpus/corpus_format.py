@@ -5,9 +5,11 @@ A folder that TensorFlow Datasets reads without TensorFlow
 
   corpus-SPLIT.array_record-00000-of-00001          records, group size 1, zstd
   bricks-SPLIT-00000-of-00001.array_record          pixels of large volumes (see jaxmed.data.corpus.store)
+  places-SPLIT-00000-of-00001.array_record          where the classes of masks lie (see jaxmed.data.corpus.places)
   features.json, dataset_info.json                  TFDS metadata
   manifest.parquet                                  one row a record, in the order of the plan
   stats.json                                        per channel: count, mean, std, low, high of the train split
+  labels.json                                       names of the values of masks, where somebody gave them
   rejects.csv                                       path, reason: files that could not be read
   card.md, mosaic.png                               what is in it
 
@@ -27,11 +29,12 @@ import numpy as np
 import pyarrow as pa
 
 from jaxmed import files
-from jaxmed.data.corpus import store
+from jaxmed.data.corpus import labels, places, store
 from jaxmed.data.corpus.stats import Stats
 
 NAME = 'corpus'
 SPLITS = ('train', 'val', 'test')
+BESIDE = ('bricks', 'places')  # kinds of files that lie beside a shard
 MANIFEST = 'manifest.parquet'
 # A shard is closed when its pixels reach this many bytes before compression.
 SHARD_BYTES = 256 << 20
@@ -147,12 +150,13 @@ class Writer:
     shards[-1][0] += 1
     shards[-1][1] += image.nbytes
     self.stats.add(image, record['channels'], split)
+    counts = self._places(split, record) if 'mask' in self._fields else {}
     self.rows.append({
       'id': record['id'], 'subject': record['subject'], 'source': record['source'],
       'split': split, 'row': row,
       'channels': record['channels'], 'shape': list(image.shape), 'dtype': image.dtype.name,
       'spacing': record['spacing'], 'path': path, 'sha256': sha256,
-    } | dict(extra))
+    } | dict(extra) | ({labels.VALUES: list(counts), labels.VOXELS: list(counts.values())} if counts else {}))
 
   def close(self) -> None:
     """Closes open shards; their errors (a full disk) surface here at the latest."""
@@ -174,6 +178,15 @@ class Writer:
               'signal_shape': np.array(signal.shape, np.int32), 'signal_rate': record.get('signal_rate') or 0.0}
     return out
 
+  def _places(self, split: str, record: dict[str, Any]) -> dict[int, int]:
+    """Writes where the classes of a mask lie; returns the pixels of each value, {} of a record without a mask."""
+    mask, key = record.get('mask'), f'{split}-places'
+    counts = record.get('mask_counts') or ({} if mask is None else labels.counted(mask))
+    if key not in self._open:
+      self._open[key] = self._create(self.part(key, len(self.shards[split]) - 1), 'group_size:1,zstd:3')
+    self._open[key].write(places.drawn(mask, counts))
+    return counts
+
   def _pixels(self, split: str, image: np.ndarray) -> bytes:
     if not store.is_chunked(image):
       return _little(image)
@@ -191,7 +204,7 @@ class Writer:
     """The shards of a split, the last of which is open and takes `size` bytes more."""
     shards = self.shards.setdefault(split, [])
     if not shards or (shards[-1][0] and shards[-1][1] + size > SHARD_BYTES):
-      for key in (split, f'{split}-bricks'):
+      for key in (split, *(f'{split}-{kind}' for kind in BESIDE)):
         if key in self._open:
           self._open.pop(key).close()
       shards.append([0, 0])
@@ -204,15 +217,15 @@ class Writer:
     return ArrayRecordWriter(str(path), options)
 
   def part(self, key: str, i: int) -> pathlib.Path:
-    """Where shard i lies; the key is a split, or 'SPLIT-bricks' for the bricks beside it."""
+    """Where shard i lies; the key is a split, or 'SPLIT-bricks' or 'SPLIT-places' for what lies beside it."""
     return self.folder / f'{key}-{i:05d}.part'
 
 
 def shard_name(key: str, i: int, count: int) -> str:
   """The file of shard i of `count`; the key is as for `Writer.part`."""
-  split, bricks, _ = key.partition('-bricks')
+  split, _, kind = key.partition('-')
   number = f'{i:05d}-of-{count:05d}'
-  return f'bricks-{split}-{number}.array_record' if bricks else f'{NAME}-{split}.array_record-{number}'
+  return f'{kind}-{split}-{number}.array_record' if kind else f'{NAME}-{split}.array_record-{number}'
 
 
 def write_metadata(folder: pathlib.Path, shards: Mapping[str, Sequence[Sequence[int]]], fields: Sequence[str] = (),

@@ -32,10 +32,11 @@ def join(sources: Sequence[Source]) -> Source:
     raise UserError(f'images and volumes cannot be trained on together: {told}; prepare both with the same --volumes')
   keyed = lambda field: {f'{name}/{k}': v for source, name in zip(sources, names)
                          for k, v in getattr(source, field).items()}
+  labels = {name: found for source, name in zip(sources, names) for found in source.labels.values()}
   table = Manifest(Joint([source.table for source in sources], names))
   path = pathlib.Path(','.join(str(source.path) for source in sources))
   return Source(path, table, merged([source.stats for source in sources]), keyed('readers'), keyed('bricks'),
-                keyed('shards'), tuple(names))
+                keyed('shards'), tuple(names), labels, keyed('places'))
 
 
 def merged(stats: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

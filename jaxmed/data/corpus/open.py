@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed import files
-from jaxmed.data.corpus import manifest, selection, store
+from jaxmed.data.corpus import labels, manifest, selection, store
 from jaxmed.data.corpus.corpus_format import COLUMNS, MANIFEST, is_corpus, shard_name
 from jaxmed.data.corpus.joint import join
 from jaxmed.data.corpus.manifest import Manifest
@@ -54,9 +54,18 @@ def _open(uri: str | os.PathLike) -> Source:
     raise UserError(f'{path / MANIFEST} has no column {lost[0]!r}: prepare it again')
   stats = files.read_json(path / 'stats.json')
   shards, lengths = _open_shards(path, table)
-  bricks = {split: store.Files([str(path / shard_name(f'{split}-bricks', i, len(ends))) for i in range(len(ends))])
-            for split, ends in lengths.items()}
-  return Source(path, selection.filtered(path, name, table) if name else table, stats, shards, bricks, lengths)
+  bricks = _beside(path, 'bricks', lengths, False)
+  names = {path.name: labels.read(path / labels.FILE)} if (path / labels.FILE).is_file() else {}
+  return Source(path, selection.filtered(path, name, table) if name else table, stats, shards, bricks, lengths,
+                labels=names, places=_beside(path, 'places', lengths))
+
+
+def _beside(path: pathlib.Path, kind: str, lengths: dict[str, np.ndarray], there: bool = True
+            ) -> dict[str, store.Files]:
+  """{split: files of a kind beside its shards}; with `there` only of splits that have them."""
+  names = {split: [str(path / shard_name(f'{split}-{kind}', i, len(ends))) for i in range(len(ends))]
+           for split, ends in lengths.items()}
+  return {split: store.Files(own) for split, own in names.items() if not there or all(map(os.path.isfile, own))}
 
 
 def _open_shards(path: pathlib.Path, table: Manifest) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

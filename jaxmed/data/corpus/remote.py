@@ -22,12 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxmed import files
-from jaxmed.data.corpus import manifest
+from jaxmed.data.corpus import labels, manifest
 from jaxmed.data.corpus.corpus_format import COLUMNS, MANIFEST, shard_name
 from jaxmed.data.corpus.source import Source, check_counts, metadata
 from jaxmed.errors import Unavailable, UserError, need
 
 SMALL = ('features.json', 'dataset_info.json', 'stats.json', MANIFEST)
+MAYBE = (labels.FILE,)  # of some corpora
 TRIES, PAUSE = 4, 0.5  # how often a request is tried, and the seconds before the second, doubled each time
 TAIL = 1 << 20  # bytes before a shard's last block that are read with it, in the hope that the footer is among them
 PACKAGES = {'s3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs', 'az': 'adlfs', 'abfs': 'adlfs'}
@@ -78,15 +79,20 @@ def open_remote(url: str) -> Source:
     raise UserError(f'{url}/{MANIFEST} has no column {lost[0]!r}: prepare it again')
   builder = metadata(folder, url)
   check_counts(builder, table, url)
-  readers, bricks, lengths = {}, {}, {}
+  readers, bricks, places, lengths = {}, {}, {}, {}
   for split, info in builder.info.splits.items():
     names = [os.path.basename(path) for path in info.filepaths]
     raw = Records(url, names, list(info.shard_lengths))
     readers[split] = Examples(raw, builder.info.features)
     bricks[split] = Records(url, [shard_name(f'{split}-bricks', i, len(names)) for i in range(len(names))], [])
+    own = [shard_name(f'{split}-places', i, len(names)) for i in range(len(names))]
+    if system.exists(f'{root}/{own[0]}'):
+      places[split] = Records(url, own, [])
     lengths[split] = np.cumsum(info.shard_lengths)
   stats = files.read_json(folder / 'stats.json')
-  return Source(Url(url), table, stats, readers, bricks, lengths)  # type: ignore[arg-type]
+  told = folder / labels.FILE
+  classes = {url: labels.read(told)} if told.is_file() else {}
+  return Source(Url(url), table, stats, readers, bricks, lengths, (), classes, places)  # type: ignore[arg-type]
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -110,14 +116,15 @@ def cache_folder() -> pathlib.Path:
 def _copied(system: Any, root: str, url: str) -> pathlib.Path:
   """A local folder with the small files of this version of the corpus."""
   try:
-    versions = [system.ukey(f'{root}/{name}') for name in SMALL]
+    small = [*SMALL, *(name for name in MAYBE if system.exists(f'{root}/{name}'))]
+    versions = [system.ukey(f'{root}/{name}') for name in small]
   except FileNotFoundError as e:
     raise UserError(f'{url} is no corpus: it has no {e.filename or MANIFEST} ({_line(e)}); expected what '
                     '`jaxmed prepare` writes') from e
   except Exception as e:  # each store raises its own kinds: no such bucket, no credentials, no connection
     raise UserError(f'cannot read {url}: {_line(e)}') from e
   folder = cache_folder() / hashlib.sha256(repr((url, versions)).encode()).hexdigest()[:24]
-  for name in SMALL:
+  for name in small:
     if not (folder / name).is_file():
       with files.writing(folder / name) as part:
         tried(lambda: system.get_file(f'{root}/{name}', str(part)), f'{url}/{name}')  # noqa: B023

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmed.data.corpus import manifest, store
+from jaxmed.data.corpus import places as places_lib
 from jaxmed.data.corpus.corpus_format import SPLITS, decode
 from jaxmed.data.corpus.manifest import Manifest
 from jaxmed.errors import UserError, choose
@@ -30,6 +31,8 @@ class Source:
     bricks: {split: files of the pixels of its large volumes}.
     shards: {split: records up to the end of each shard}.
     datasets: names of several corpora, the values of the column `dataset`; () for one.
+    labels: {corpus: {value of its masks: name}} of those that have labels.json.
+    places: {split: files of the places of the classes of its masks}, {} where there are none.
   """
 
   path: pathlib.Path
@@ -39,6 +42,8 @@ class Source:
   bricks: dict[str, store.Files] = dataclasses.field(repr=False, default_factory=dict)
   shards: dict[str, np.ndarray] = dataclasses.field(repr=False, default_factory=dict)
   datasets: tuple[str, ...] = ()
+  labels: Mapping[str, Mapping[int, str]] = dataclasses.field(repr=False, default_factory=dict)
+  places: dict[str, store.Files] = dataclasses.field(repr=False, default_factory=dict)
 
   def __len__(self) -> int:
     return self.table.num_rows
@@ -81,6 +86,19 @@ class Source:
       raise ValueError(f'window {tuple(start)} + {tuple(size)} does not fit an image of axes {tuple(grid)}')
     at = tuple(slice(min(int(a), n), min(int(a) + int(s), n)) for a, s, n in zip(start, size, grid))
     return self._read(self._keys[self._key[i]], [int(self._place[i])], wanted, at)[0]
+
+  def places_of(self, i: int) -> dict[int, np.ndarray]:
+    """{value of a class in the mask of row i: flat positions of some of its pixels, ascending [n]}; no pixels are read.
+
+    {} where the row has no mask, or the corpus stores no places.
+    """
+    i = self._row(i)
+    split, place = self._keys[self._key[i]], int(self._place[i])
+    if split not in self.places:
+      return {}
+    shard = int(np.searchsorted(self.shards[split], place, side='right'))
+    first = int(self.shards[split][shard - 1]) if shard else 0
+    return self._guarded(split, lambda: [places_lib.parse(self.places[split].read(shard, [place - first])[0])])[0]
 
   def select(self, split: str | None = None, label: str | None = None, sources: Sequence[str] = ()) -> 'Source':
     """The rows of a split, with `label` only those where that column says something, with `sources` only theirs.

@@ -15,7 +15,9 @@ from jaxmed.contracts import FIELDS, Field
 from jaxmed.errors import UserError, choose
 
 TEXT_LENGTH = 256
-ALWAYS = ('image', 'label')  # fields that need nothing of a corpus: every record has an image, a label may be missing
+# Fields that need nothing of a corpus: every record has an image, a label may be missing, all classes be annotated.
+ALWAYS = ('image', 'label', 'number', 'annotated')
+ANNOTATED = 'annotated'  # column of the manifest: JSON or lists, values of masks whose classes the source annotates
 BOXES = 'boxes'  # column of the manifest: JSON or lists, [[start ..., end ...], ...] in pixels of the stored image
 
 _INTEGERS = ('uint8', 'uint16', 'int16')
@@ -25,7 +27,7 @@ Tokenize = Callable[[str], Sequence[int] | np.ndarray]
 
 def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, masked: bool = True,
        text_length: int = TEXT_LENGTH, signal: Sequence[int] = (0, 0), boxes: int = 0,
-       extent: bool = False) -> tuple[Field, ...]:
+       extent: bool = False, labels: int = 0) -> tuple[Field, ...]:
   """The fields of a batch; label and index are always among them.
 
   Args:
@@ -36,6 +38,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
     signal: steps T and channels K.
     boxes: the most boxes N of a sample.
     extent: whether images fill a part of their arrays, see `aspect_grid`.
+    labels: classes K of masks.
 
   Raises:
     UserError: an unknown name; the nearest one is named.
@@ -48,9 +51,11 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
                 *([('channel_mask', 'image', (slots,), 'bool')] if masked else []),
                 *([('extent', 'row', (len(size),), 'int32')] if extent else [])],
       'mask': [('mask', 'mask', size, 'int32')],
+      'annotated': [('annotated', 'class', (labels,), 'bool')],
       'text': [('text', 'text', (text_length,), 'int32')],
       'signal': [('signal', 'signal', tuple(signal), 'float32'), ('signal_mask', 'signal', tuple(signal[:1]), 'bool')],
       'boxes': [('boxes', 'box', (boxes, 2 * len(size)), 'float32')],
+      'number': [('number', 'number', (), 'float32')],
   }
   found = [Field(*array) for name in arrays if name in wanted for array in arrays[name]]
   return (*found, Field('label', 'label', (), 'int32'), Field('index', 'row', (), 'int32'))
@@ -63,7 +68,7 @@ def of_source(source: Any, size: Sequence[int], wanted: Sequence[str] = ('image'
   Args:
     source: rows to read.
     size, wanted: as for `of`.
-    lengths: text_length, signal and boxes, as for `of`.
+    lengths: text_length, signal, boxes and labels, as for `of`.
   """
   dtypes = source.distinct('dtype')[1]
   dtype = dtypes[0] if len(dtypes) == 1 and dtypes[0] in _INTEGERS else 'float32'
@@ -184,6 +189,67 @@ def placed_boxes(boxes: np.ndarray, start: Sequence[float], scale: Sequence[floa
   inside = ((moved[:, 1] > 0) & (moved[:, 0] < np.asarray(size))).all(axis=1)
   kept = np.clip(moved[inside], 0, np.asarray(size)).reshape(-1, 2 * rank)[:count]
   return np.pad(kept, ((0, count - len(kept)), (0, 0)), constant_values=-1).astype(np.float32)
+
+
+def parse_annotated(value: Any, name: str) -> list[int] | None:
+  """The values of masks whose classes a record's source annotates, from the column ANNOTATED; None for all.
+
+  Raises:
+    UserError: neither a list of whole numbers nor JSON of one; `name` is the record in the error.
+  """
+  if value is None or value == '':
+    return None
+  try:
+    values = json.loads(value) if isinstance(value, str) else list(value)
+  except (TypeError, ValueError):
+    values = None
+  if not isinstance(values, list) or not values or not all(type(v) is int for v in values):
+    raise UserError(f'{name} has {ANNOTATED} {value!r}: expected a list of values of masks, such as [0, 1, 2]')
+  return values
+
+
+def annotated(source: Any, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+  """Which classes are annotated, for each kind of row: the kind of each row [N] int32, and [kinds, K] bool.
+
+  labels: stored values of the K classes.
+
+  Raises:
+    UserError: a row names a value that is none of them.
+  """
+  if ANNOTATED not in source.table.column_names:
+    return np.zeros(len(source), np.int32), np.ones((1, len(labels)), bool)
+  codes, values = source.distinct(ANNOTATED)
+  out = np.ones((len(values), len(labels)), bool)
+  for k, value in enumerate(values):
+    found = parse_annotated(value, f'{source.path}: a record')
+    if found is None:
+      continue
+    for number in found:
+      if number not in labels:
+        raise UserError(f'{source.path}: a record has {ANNOTATED} {value!r}, but {number} is no class of its masks: '
+                        f'choose among {", ".join(map(str, labels))}')
+    out[k] = np.isin(labels, found)
+  return codes, out
+
+
+def numbers(source: Any, column: str) -> np.ndarray:
+  """A column as numbers [N] float64, NaN where it says nothing.
+
+  Raises:
+    UserError: an unknown column, or a value that is no finite number.
+  """
+  codes, values = source.distinct(column)
+  out = np.full(len(values), np.nan)
+  for k, value in enumerate(values):
+    if value is None or value == '' or value != value:
+      continue
+    try:
+      out[k] = float(value)
+    except (TypeError, ValueError):
+      out[k] = np.inf
+    if np.isinf(out[k]):
+      raise UserError(f'column {column!r} of {source.path} holds {value!r}: expected finite numbers') from None
+  return out[codes]
 
 
 def channel_ids(names: Sequence[str], ids: Mapping[str, int], slots: int) -> np.ndarray:

@@ -6,6 +6,7 @@ the other, are the same global batch for every P.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 from jaxmed.contracts import Field
 from jaxmed.data.corpus.source import PIXELS, Source
 from jaxmed.data.feed import fields as fields_lib
+from jaxmed.data.feed import foreground as foreground_lib
 from jaxmed.data.feed.fields import Tokenize, utf8
+from jaxmed.data.feed.foreground import Foreground
 from jaxmed.data.feed.lacking import Lack
 from jaxmed.data.feed.windows import Windows
 from jaxmed.data.resize import nearest, resize
@@ -48,6 +51,8 @@ class _Elements:
   length: int
   lack: Lack | None = None
   tokenize: Tokenize = utf8
+  annotated: tuple[np.ndarray, np.ndarray] | None = None  # see fields.annotated
+  numbers: np.ndarray | None = None  # see fields.numbers
 
   def __len__(self) -> int:
     return self.length
@@ -69,13 +74,19 @@ class _Elements:
     return element | ({'extent': np.asarray(size, np.int32)} if self.fit == 'aspect' else {})
 
   def crop(self, element: dict[str, Any], rng: np.random.Generator | None) -> dict[str, Any]:
-    """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros."""
+    """Reads a part of the grid `size`: random with `rng`, else central. Smaller images lie amid zeros.
+
+    Where the element is `forced`, it is random among the parts with a class of the mask in their centre.
+    """
     i = int(element['index'])
     if i < 0:
       return fields_lib.blanks(self.fields)
     spare = [have - want for have, want in zip(self._grid(i), self.size)]
     pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
     start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
+    if rng is not None and element.get('forced'):
+      place = foreground_lib.centre(self.source.places_of(i), self._grid(i), rng)
+      start = start if place is None else foreground_lib.start(place, self._grid(i), self.size)
     record = self.source.cut(i, start, self.size, self._pixels)
     if any(map(any, pad)):
       record |= _framed(record, pad)
@@ -106,6 +117,11 @@ class _Elements:
         out['channel_mask'] = mask
     if 'mask' in shapes and 'mask' in record:
       out['mask'] = record['mask'].astype(np.int32)
+    if 'annotated' in shapes and self.annotated is not None:
+      kinds, classes = self.annotated
+      out['annotated'] = classes[kinds[i]]
+    if 'number' in shapes and self.numbers is not None:
+      out['number'] = np.float32(self.numbers[i])
     if 'text' in shapes:
       out['text'] = fields_lib.text_ids(record.get('text') or '', shapes['text'][0], self.tokenize)
     if 'signal' in shapes and 'signal' in record:
@@ -181,7 +197,8 @@ def train_batches(
     start_step: int = 0, process_index: int = 0, process_count: int = 1, label: str | None = None,
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
-    windows: Windows | None = None, tokenize: Tokenize = utf8,
+    windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
+    number: str = '', foreground: Foreground | None = None,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
@@ -206,19 +223,24 @@ def train_batches(
       the source has records of more channels, images have room for these.
     windows: of which each element is one; the arrays have an axis K after the first, and the sampler gives windows.
     tokenize: text -> ids, of which 0 is padding.
+    labels: stored values of the K classes of masks (see jaxmed.data.corpus.labels), for the field `annotated`.
+    number: manifest column of the field `number`.
+    foreground: which crops must show a class of their record's mask; fit is 'crop' then, and windows are None.
 
   Returns:
     An iterator of dicts with an array [b, ...] for each field. By default: image [b, *size, C] (uint8, uint16 or int16
     if all records are, else float32), channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32
     (-1 where none), index [b] int32 (row of the source). C is the largest number of channels of the source.
-    Others: mask [b, *size] int32 (-1 where it does not tell), text [b, L] int32, signal [b, T, K] float32 and
-    signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32 (pixels of the loaded array, rows of -1 for none).
+    Others: mask [b, *size] int32 (-1 where it does not tell), annotated [b, K] bool, number [b] float32 (NaN where
+    none), text [b, L] int32, signal [b, T, S] float32 and signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32
+    (pixels of the loaded array, rows of -1 for none).
 
   Raises:
     UserError: nothing to read, a size of another rank than the images, a channel that is not in the
       vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
-  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, tokenize)
+  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, tokenize,
+                       masks=labels, number=number)
   if windows is not None:
     elements = _Windowed(elements, windows, len(windows))
   local = _share(batch_size, process_index, process_count)
@@ -226,17 +248,24 @@ def train_batches(
     data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(elements))
   else:
     data = grain.MapDataset.source(_Drawn(elements, sampler)).seed(seed)
+  if foreground is not None:
+    data = data.map_with_index(functools.partial(_forced, foreground))
   if fit == 'crop':
     data = data.random_map(elements.crop)
   data = data.batch(local)[process_index::process_count][start_step:]
   return _iterate(data, _bytes(elements), local, threads, prefetch)
 
 
+def _forced(foreground: Foreground, position: int, element: dict[str, Any]) -> dict[str, Any]:
+  return element | {'forced': foreground.forced(int(position))}
+
+
 def eval_batches(
     source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary,
     label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
     process_count: int = 1, threads: int = 2, prefetch: int | None = None, fields: Sequence[Field] = (),
-    windows: Windows | None = None, tokenize: Tokenize = utf8,
+    windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
+    number: str = '',
 ) -> Iterator[Batch]:
   """Every row, or window, once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
 
@@ -244,7 +273,8 @@ def eval_batches(
   """
   count = len(source) if windows is None else len(windows)
   length = -(-count // max(batch_size, 1)) * batch_size
-  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, strict=False)
+  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, False, labels,
+                       number)
   if windows is not None:
     elements = _Windowed(elements, windows, length)
   local = _share(batch_size, process_index, process_count)
@@ -266,7 +296,7 @@ def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8,
-              strict=True) -> Any:
+              strict=True, masks=(), number='') -> Any:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
   choose('fit', fit, FITS)
@@ -281,7 +311,10 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, 
   if not fields:
     fields = fields_lib.of_source(source, size, extent=fit == 'aspect')
   fields = fields_lib.widened(fields, fields_lib.widest(source))
-  return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize)
+  wanted = fields_lib.names(fields)
+  return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize,
+                   fields_lib.annotated(source, masks) if 'annotated' in wanted else None,
+                   fields_lib.numbers(source, number) if 'number' in wanted and number else None)
 
 
 def _check_rank(source: Source, size: tuple[int, ...]) -> None:

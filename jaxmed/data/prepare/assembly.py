@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from jaxmed import files
 from jaxmed.data import readers
+from jaxmed.data.corpus import labels
 from jaxmed.data.corpus.corpus_format import MANIFEST, fields_of, shard_name, write_metadata, write_rejects
 from jaxmed.data.corpus.stats import Stats, merged
 from jaxmed.data.prepare.blocks import Task, schema
@@ -21,7 +22,8 @@ from jaxmed.errors import UserError
 
 
 def facts(tasks: Sequence[Task], place: Place) -> list[dict[str, Any]]:
-  """What block.json says of each block: shards, bricks, rejects, and empty (records left out for want of content)."""
+  """What block.json says of each block: shards, kinds of files beside them, rejects, and empty (records left
+  out for want of content)."""
   return [files.read_json(place.blocks / t.name / 'block.json') for t in tasks]
 
 
@@ -47,8 +49,12 @@ def rows(tasks: Sequence[Task], place: Place) -> pa.Table:
   return _numbered(table.drop_columns(empty))
 
 
-def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequence[Sequence[str]]) -> None:
-  """Moves the shards of all blocks to their names in the corpus and writes everything beside them but the card."""
+def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequence[Sequence[str]],
+          names: Mapping[int, str]) -> None:
+  """Moves the shards of all blocks to their names in the corpus and writes everything beside them but the card.
+
+  `names` are those of the values of masks; 0, where they lack it and a mask has it, is 'background'.
+  """
   for path in place.corpus.iterdir():  # what a kill may have left half-done
     if '.array_record' not in path.name or path.name.startswith('.'):
       path.unlink()
@@ -61,7 +67,7 @@ def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequenc
   for task, fact in zip(tasks, told):
     for split, sizes in fact['shards'].items():
       for i in range(len(sizes)):
-        for key in (split, f'{split}-bricks') if i in fact['bricks'][split] else (split,):
+        for key in (split, *(f'{split}-{kind}' for kind in fact['beside'][split][i])):
           _move(place.blocks / task.name / f'{key}-{i:05d}.part',
                 place.corpus / shard_name(key, number[split], len(shards[split])))
         number[split] += 1
@@ -70,6 +76,10 @@ def write(tasks: Sequence[Task], place: Place, table: pa.Table, rejects: Sequenc
   files.write_json(place.corpus / 'stats.json', stats.summary())
   with files.writing(place.corpus / MANIFEST) as part:
     pq.write_table(table, part)
+  if names:
+    found = set(pc.unique(pc.list_flatten(table[labels.VALUES])).to_pylist())
+    more = {0: 'background'} if labels.BACKGROUND in found and labels.BACKGROUND not in names else {}
+    files.write_json(place.corpus / labels.FILE, {str(k): v for k, v in sorted((more | dict(names)).items())})
   write_metadata(place.corpus, shards, fields_of(tasks[0].types if tasks else {}))
 
 

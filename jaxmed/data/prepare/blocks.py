@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from jaxmed import files
 from jaxmed.data import readers
-from jaxmed.data.corpus.corpus_format import COLUMNS, Writer, fields_of
-from jaxmed.data.prepare import demo, synthetic
+from jaxmed.data.corpus import labels
+from jaxmed.data.corpus.corpus_format import BESIDE, COLUMNS, Writer, fields_of
 from jaxmed.data.prepare.items import Item, one_line, paths
+from jaxmed.data.prepare.made import Made
 from jaxmed.data.readers.companions import read_signal
 from jaxmed.errors import UserError
 
@@ -42,16 +43,16 @@ class Task:
     items: to read; each has subject and split.
     options: of the readers.
     types: the manifest's other columns.
-    made: the block is 'demo' or 'synthetic', a corpus that has no items.
-    seed: of what is synthetic.
+    made: the corpus, where it has no items; or None.
+    labels: {value of masks: name}; {} allows all values.
   """
 
   number: int
   items: tuple[Item, ...]
   options: readers.Options = readers.DEFAULT
   types: dict[str, pa.DataType] = dataclasses.field(default_factory=dict)
-  made: str = ''
-  seed: int = 0
+  made: Made | None = None
+  labels: dict[int, str] = dataclasses.field(default_factory=dict)
 
   @property
   def name(self) -> str:
@@ -59,7 +60,8 @@ class Task:
     return f'{self.number:05d}'
 
 
-def cut(items: Sequence[Item], options: readers.Options, types: dict[str, pa.DataType]) -> list[Task]:
+def cut(items: Sequence[Item], options: readers.Options, types: dict[str, pa.DataType],
+        names: dict[int, str] | None = None) -> list[Task]:
   """Cuts a plan into blocks, in its order; where is a function of the sizes of its files alone."""
   low, high = BLOCK_BYTES
   limit = min(max(sum(i.size for i in items) // BLOCKS, low), high)
@@ -71,13 +73,14 @@ def cut(items: Sequence[Item], options: readers.Options, types: dict[str, pa.Dat
       size = 0
     blocks[-1].append(item)
     size += item.size
-  return [Task(i, tuple(block), options, types) for i, block in enumerate(blocks)]
+  return [Task(i, tuple(block), options, types, labels=names or {}) for i, block in enumerate(blocks)]
 
 
 def schema(types: dict[str, pa.DataType]) -> pa.Schema:
   """The columns of a block's rows: manifest, plan and readers.META."""
   meta = {k: t for k, t in readers.META.items() if k not in types}
-  return pa.schema([*COLUMNS, *types.items(), *meta.items()])
+  masks = labels.COLUMNS if 'mask' in types else {}
+  return pa.schema([*COLUMNS, *types.items(), *masks.items(), *meta.items()])
 
 
 def write(task: Task, folder: pathlib.Path, tick: Callable[[int], Any] = lambda n: None) -> None:
@@ -100,7 +103,7 @@ def write(task: Task, folder: pathlib.Path, tick: Callable[[int], Any] = lambda 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-      rejects = _made(task, part) if task.made else _items(task, part, late, tick)
+      rejects = _made(task.made, task, part) if task.made else _items(task, part, late, tick)
       break
     except _Late as e:
       late[e.rel] = e.reason
@@ -150,7 +153,7 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
     try:
       if digest is None:
         digest, beside = '' if rows else sha256(item), _beside(item)
-      record = next(source, None)
+      record = _counted(next(source, None), task.labels)
       if record is None and not (begun or held):
         raise ValueError('holds no image')
       if rows and not digest and record is None:
@@ -173,6 +176,24 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
       begun, held, size = True, [], 0
     if record is None:
       return None
+
+
+def _counted(record: readers.Record | None, names: Mapping[int, str]) -> readers.Record | None:
+  """The record with `mask_counts`, where it has a mask.
+
+  Raises:
+    ValueError: a value that no class can have, or that `names` lack.
+  """
+  if record is None or 'mask' not in record:
+    return record
+  counts = labels.counted(record['mask'])
+  for value in counts:
+    if value < labels.ABSENT:
+      raise ValueError(f'mask: holds the value {value}: expected 0 and more, or -1 for pixels that it says nothing of')
+    if names and value not in names and value not in (labels.ABSENT, labels.BACKGROUND):
+      raise ValueError(f'mask: holds the value {value}, which the labels do not name: expected '
+                       f'{", ".join(map(str, names))}')
+  return record | {'mask_counts': counts}
 
 
 def _records(item: Item, options: readers.Options, rows: Any = None) -> Iterator[readers.Record]:
@@ -209,11 +230,11 @@ def _add(record: readers.Record, item: Item, digest: str, task: Task, writer: Wr
   writer.add(record | own, item.split or '', item.rel, digest, item.extra | told | meta)
 
 
-def _made(task: Task, part: pathlib.Path) -> dict[str, Any]:
-  writer = Writer(part, task.number)
+def _made(made: Made, task: Task, part: pathlib.Path) -> dict[str, Any]:
+  writer = Writer(part, task.number, fields_of(task.types))
   try:
-    for record, split, path, digest, extra in demo.records() if task.made == 'demo' else synthetic.records(task.seed):
-      writer.add(record, split, path, digest, extra)
+    for record, split, path, digest, extra in made.records():
+      writer.add(_counted(record, task.labels) or record, split, path, digest, extra)
   finally:
     writer.close()
   return _rows(writer, task, [], [])
@@ -225,8 +246,9 @@ def _rows(writer: Writer, task: Task, rejects: list[tuple[str, str]], empty: lis
   arrays = [pa.array([r.get(f.name) for r in writer.rows], type=f.type) for f in columns]
   pq.write_table(pa.Table.from_arrays(arrays, schema=columns), writer.folder / 'rows.parquet')
   writer.stats.save(writer.folder / 'stats.npz')
-  bricks = {s: [i for i in range(len(n)) if writer.part(f'{s}-bricks', i).exists()] for s, n in writer.shards.items()}
-  return {'shards': writer.shards, 'bricks': bricks, 'rejects': rejects, 'empty': empty}
+  beside = {s: [[k for k in BESIDE if writer.part(f'{s}-{k}', i).exists()] for i in range(len(n))]
+            for s, n in writer.shards.items()}
+  return {'shards': writer.shards, 'beside': beside, 'rejects': rejects, 'empty': empty}
 
 
 def _flush(folder: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxmed.data.prepare import blocks
+from jaxmed.data.readers import Masks
 from jaxmed.errors import Unavailable, UserError, need
 
 _POLL = 0.2  # seconds
@@ -153,9 +154,10 @@ def _absolute(task: blocks.Task) -> blocks.Task:
   """The task for a process in another working directory."""
   absolute = lambda path: pathlib.Path(os.path.abspath(path))
   beside = lambda path: None if path is None else absolute(path)
+  of = lambda several: several and dataclasses.replace(several, files=tuple(map(absolute, several.files)))
   items = []
   for item in task.items:
-    group = item.group and dataclasses.replace(item.group, files=tuple(map(absolute, item.group.files)))
-    items.append(dataclasses.replace(item, file=absolute(item.file), group=group, mask=beside(item.mask),
-                                     signal=beside(item.signal)))
+    mask = of(item.mask) if isinstance(item.mask, Masks) else beside(item.mask)
+    items.append(dataclasses.replace(item, file=absolute(item.file), group=of(item.group), parts=of(item.parts),
+                                     mask=mask, signal=beside(item.signal)))
   return dataclasses.replace(task, items=tuple(items))

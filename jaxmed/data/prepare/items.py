@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jaxmed.data.readers import Group, Parts
+from jaxmed.data.readers import Group, Masks, Parts
 from jaxmed.errors import UserError
 from jaxmed.files import shown
 
@@ -30,7 +30,7 @@ class Item:
     group: the files to read together, or None.
     size: bytes of its files.
     stamp: when they were last changed, in nanoseconds.
-    mask: the file of its mask, or None.
+    mask: the file of its mask, or how that lies in files, or None.
     signal: the file of its signal, or None.
     parts: how its channels lie in files, where a layout says so, or None.
   """
@@ -46,7 +46,7 @@ class Item:
   group: Group | None = None
   size: int = 0
   stamp: int = 0
-  mask: pathlib.Path | None = None
+  mask: pathlib.Path | Masks | None = None
   signal: pathlib.Path | None = None
   parts: Parts | None = None
 
@@ -65,6 +65,9 @@ class Plan:
     empty: (path, reason) of files that hold no image by their nature, such as reports.
     given: a table or folders give splits.
     note: what the card must say of it.
+    labels: {value of masks: name}; {} where nobody names them.
+    tested: the test split is given whole, so that no other subject is drawn into it.
+    fill: chance leaves no split empty among the items without one, though others have one.
   """
 
   items: list[Item]
@@ -76,6 +79,9 @@ class Plan:
   empty: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   given: bool = False
   note: str = ''
+  labels: dict[int, str] = dataclasses.field(default_factory=dict)
+  tested: bool = False
+  fill: bool = False
 
 
 def paths(item: Item) -> list[pathlib.Path]:
@@ -89,6 +95,12 @@ def paths(item: Item) -> list[pathlib.Path]:
   return [item.file]
 
 
+def beside(item: Item) -> list[pathlib.Path]:
+  """The files of its mask and signal."""
+  masks = item.mask.files if isinstance(item.mask, Masks) else (item.mask,)
+  return [path for path in (*masks, item.signal) if path is not None]
+
+
 def measured(plan: Plan) -> Plan:
   """The plan whose items have size and stamp, mask and signal included; a file that went away has none, a size that is
   known already stays. An item of which a part is no regular file, such as a FIFO, becomes a reject: it is not opened.
@@ -96,7 +108,7 @@ def measured(plan: Plan) -> Plan:
   items = []
   for item in plan.items:
     stats, odd = [], None
-    for path in [*paths(item), *filter(None, (item.mask, item.signal))] if not item.size else ():
+    for path in [*paths(item), *beside(item)] if not item.size else ():
       try:
         found = path.stat()
       except OSError:  # reading it will tell

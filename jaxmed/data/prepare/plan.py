@@ -63,6 +63,18 @@ def make_plan(
   return measured(plan)
 
 
+def found(root: str | os.PathLike, out: str | os.PathLike, options: readers.Options = readers.DEFAULT) -> Plan:
+  """All that some reader takes in a folder, or a file, with files that belong together as one item; OUT is left aside.
+
+  Raises:
+    UserError: there is none.
+  """
+  plan = grouped(_walk([root], pathlib.Path(out)), options)
+  if not plan.items:
+    raise UserError(f'no image in {root} ({plan.ignored} files of other kinds): expected {", ".join(readers.SUFFIXES)}')
+  return plan
+
+
 def _laid_out(name: str, root: str | os.PathLike, pattern: re.Pattern | None) -> Plan:
   """The plan of a published layout; its splits are dropped where a pattern gives other subjects."""
   plan = benchmarks.plan(name, root)

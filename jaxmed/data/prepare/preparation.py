@@ -4,23 +4,21 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format, store
+from jaxmed.data.corpus import labels as labels_lib
 from jaxmed.data.corpus.corpus_format import SPLITS
-from jaxmed.data.prepare import benchmarks, blocks, synthetic
+from jaxmed.data.prepare import benchmarks, blocks
+from jaxmed.data.prepare import made as made_lib
 from jaxmed.data.prepare.items import Item, Plan, given_splits
 from jaxmed.data.prepare.plan import make_plan
 from jaxmed.errors import UserError, choose
 from jaxmed.version import __version__
-
-# Corpora that come with the package, by the word that stands for them: further columns of their manifests.
-_MADE = {'demo': {'region': pa.string()}, 'synthetic': {'relation': pa.string()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +40,9 @@ class Preparation:
   def fingerprint(self) -> str:
     """A hash of all that the corpus follows from: files by name, size and time, options, and how it is cut."""
     plan = self.plan
-    told: list[Any] = [[task.made, task.seed] for task in self.tasks if task.made == 'synthetic']
+    told: list[Any] = [task.made.identity() for task in self.tasks if task.made]
     told += [__version__, dataclasses.asdict(self.options), {k: str(t) for k, t in plan.types.items()}, plan.rejects,
+             sorted(plan.labels.items()),
              plan.empty, store.CHUNK_BYTES, store.EDGE, corpus_format.SHARD_BYTES]
     for task in self.tasks:
       told.append([[i.rel, i.subject, i.split, i.source, i.extra, i.size, i.stamp, *_of_parts(i)] for i in task.items])
@@ -73,39 +72,53 @@ class Preparation:
 
 
 def _of_parts(item: Item) -> list[Any]:
-  """How the channels of an item lie in its files, for the fingerprint."""
-  parts = item.parts
-  return [parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else []
+  """How channels and mask of an item lie in its files, for the fingerprint."""
+  parts, mask = item.parts, item.mask
+  masks = [mask.values, mask.absent, [f.name for f in mask.files]] if isinstance(mask, readers.Masks) else []
+  return masks + ([parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else [])
 
 
 def make_preparation(
     inputs: Sequence[str | os.PathLike], out: str | os.PathLike, *, table: str | os.PathLike | None = None,
     labels_from_folders: bool = False, subject_pattern: str | None = None, channels: Sequence[str] | None = None,
     volumes: str = 'slices', splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, layout: str = benchmarks.AUTO,
-    **reading: Any,
+    labels: str | os.PathLike | None = None, **reading: Any,
 ) -> Preparation:
   """Walks the inputs and reads headers of files that are grouped. See `prepare` for the arguments.
 
   Raises:
     UserError: nothing to read, a bad table or option, a subject in two splits.
   """
+  given = {name: reading.pop(name) for name in made_lib.OPTIONS if name in reading}
   options = _options(channels, volumes, reading)
   shares = _fractions(splits)
-  if made := made_of(inputs):
-    if table or labels_from_folders or subject_pattern or channels:
-      raise UserError(f'the {made} corpus takes no table, labels, subject pattern or channels: {made!r} stands alone')
-    plan = Plan([], types=_MADE[made], given=True, note=synthetic.told(seed) if made == 'synthetic' else '')
-    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, seed)], options, shares)
+  others = {'--table': table, '--labels-from-folders': labels_from_folders, '--subject-pattern': subject_pattern,
+            '--channels': channels, '--labels': labels}
+  if made := made_lib.of(made_of(inputs), seed, volumes, given, [name for name, value in others.items() if value]):
+    plan = Plan([], types=made.types, given=True, note=made.note, labels=made.labels)
+    return Preparation(plan, [blocks.Task(0, (), options, plan.types, made, made.labels)], options, shares)
   plan = make_plan(inputs, out, table, labels_from_folders, subject_pattern, options, layout)
+  if labels is not None:
+    plan.labels = _named(pathlib.Path(labels), plan)
   given = given_splits(plan.items)
   plan.given = any(i.split for i in plan.items)
   subject = lambda i: i.subject or ''
-  drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, shares, fill=not plan.given)
+  drawn = splits_of({subject(i) for i in plan.items if not i.split}, seed, _open(shares, plan.tested),
+                    fill=plan.fill or not plan.given)
   plan.items = [dataclasses.replace(i, split=i.split or given.get(subject(i)) or drawn[subject(i)])
                 for i in plan.items]
-  work = Preparation(plan, blocks.cut(plan.items, options, plan.types), options, shares)
+  work = Preparation(plan, blocks.cut(plan.items, options, plan.types, plan.labels), options, shares)
   work.check_train({(i.subject, i.split) for i in plan.items})
   return work
+
+
+def _named(path: pathlib.Path, plan: Plan) -> dict[int, str]:
+  """The names that a file gives to the values of masks; a UserError where the layout says them, or there is no mask."""
+  if plan.labels:
+    raise UserError(f'--labels {path}: the layout names the values of its masks itself: leave --labels out')
+  if 'mask' not in plan.types:
+    raise UserError(f'--labels {path} names values of masks, and there are none: give a table with a column mask')
+  return labels_lib.read(path)
 
 
 def split_of(subject: str, seed: int, splits: Sequence[float]) -> str:
@@ -137,6 +150,12 @@ def splits_of(subjects: Iterable[str], seed: int, splits: Sequence[float], fill:
   return found
 
 
+def _open(shares: tuple[float, float, float], tested: bool) -> tuple[float, float, float]:
+  """The fractions to draw by; where the test split is given, those of train and val alone."""
+  rest = shares[0] + shares[1]
+  return (shares[0] / rest, shares[1] / rest, 0.0) if tested and rest else shares
+
+
 def _number(subject: str, seed: int) -> float:
   """A number in [0, 1), uniform over subjects."""
   digest = hashlib.sha256(f'{seed}:{subject}'.encode('utf-8', 'surrogateescape')).digest()
@@ -144,9 +163,9 @@ def _number(subject: str, seed: int) -> float:
 
 
 def made_of(inputs: Sequence[str | os.PathLike]) -> str:
-  """The word that stands for a corpus that comes with the package, 'demo' or 'synthetic', '' for folders and files."""
+  """The word of `made` that stands for a corpus, '' for folders and files."""
   word = str(inputs[0]) if len(inputs) == 1 else ''
-  return word if word in _MADE and not os.path.exists(word) else ''
+  return word if word in made_lib.WORDS and not os.path.exists(word) else ''
 
 
 def _options(channels: Sequence[str] | None, volumes: str, reading: dict[str, Any]) -> readers.Options:

@@ -4,9 +4,10 @@ import csv
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from jaxmed.data import readers
 from jaxmed.data.corpus import corpus_format
+from jaxmed.data.corpus import labels as labels_lib
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import assembly, benchmarks, pool
 from jaxmed.data.prepare.building import Place, building, check_free
@@ -36,7 +38,7 @@ def prepare(
     channels: Sequence[str] | None = None, volumes: str = 'slices',
     splits: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, max_bad: float = 0.0, overwrite: bool = False,
     progress: bool = True, workers: int = 1, scheduler: str | Slurm | None = None, layout: str = benchmarks.AUTO,
-    **reading: Any,
+    labels: str | os.PathLike | None = None, **reading: Any,
 ) -> dict[str, Any]:
   """Writes a corpus (see jaxmed.data.corpus.corpus_format) of every readable file under the inputs.
 
@@ -44,8 +46,8 @@ def prepare(
   same bytes as one made without a stop, by any number of processes.
 
   Args:
-    inputs: folders or files; the words 'demo' and 'synthetic', where nothing of that name exists, are the demo corpus
-      and one that is generated with `seed` (see jaxmed.data.prepare.synthetic).
+    inputs: folders or files; or a word of jaxmed.data.prepare.made, where nothing of that name exists: 'demo',
+      'synthetic' and 'phantoms' (generated with `seed`), 'tissue', 'regions', 'nuclei', 'nuclei3d'.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
@@ -69,7 +71,9 @@ def prepare(
       files.
     layout: of a folder of a published benchmark (see `benchmarks`), which then says channels, labels, subjects and
       splits; 'auto' looks whether the folder is one, 'none' does not. With a subject pattern splits are drawn.
-    reading: further fields of readers.Options.
+    labels: JSON file with the names of the values of masks, {"1": "liver"} or {"liver": 1}; other values than these,
+      0 and -1 are refused.
+    reading: further fields of readers.Options; of phantoms `subjects`, `size` and `modality`.
 
   Returns:
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images
@@ -91,7 +95,7 @@ def prepare(
   check_free(out, overwrite)
   work = make_preparation(
       inputs, out, table=table, labels_from_folders=labels_from_folders, subject_pattern=subject_pattern,
-      channels=channels, volumes=volumes, splits=splits, seed=seed, layout=layout, **reading)
+      channels=channels, volumes=volumes, splits=splits, seed=seed, layout=layout, labels=labels, **reading)
   with building(out, overwrite, work.fingerprint()) as place:
     if not place.finished:
       shutil.rmtree(place.blocks / 'tmp', ignore_errors=True)  # of processes that were killed
@@ -130,8 +134,23 @@ def _finish(work: Preparation, place: Place, out, max_bad: float) -> None:
   rejects = plan.rejects + late
   _judge(rejects, len(plan.items) + len(plan.rejects), len(table), max_bad, out, len(empty))
   work.check_train(set(zip(table['subject'].to_pylist(), table['split'].to_pylist())))
-  assembly.write(tasks, place, table, rejects + plan.empty + empty)
+  assembly.write(tasks, place, table, rejects + plan.empty + empty, plan.labels)
+  _warn_of_classes(table, plan.labels)
   write_card(place.corpus, open_source(place.corpus), len(rejects), work.carried(), plan.note)
+
+
+def _warn_of_classes(table: pa.Table, names: Mapping[int, str]) -> None:
+  """Says which classes of masks have no voxel in the train split, where there is one."""
+  if labels_lib.VALUES not in table.column_names:
+    return
+  values = lambda rows: set(pc.unique(pc.list_flatten(rows[labels_lib.VALUES])).to_pylist())
+  train = table.filter(pc.equal(table['split'], 'train'))
+  lost = sorted((values(table) | set(names)) - values(train) - {labels_lib.ABSENT, labels_lib.BACKGROUND})
+  if len(train) and lost:
+    told = ', '.join(f'{v} ({names[v]})' if v in names else str(v) for v in lost[:10])
+    more = f' and {len(lost) - 10} more' if len(lost) > 10 else ''
+    print(f'jaxmed: no mask of split train holds {told}{more}: nothing can be learned of '
+          f'{"it" if len(lost) == 1 else "them"}', file=sys.stderr, flush=True)
 
 
 def _judge(rejects: list[tuple[str, str]], total: int, records: int, max_bad: float, out, empty: int) -> None:

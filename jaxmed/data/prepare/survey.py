@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxmed.data import readers
-from jaxmed.data.prepare import demo, synthetic
 from jaxmed.data.prepare.items import Item, one_line
 from jaxmed.data.prepare.preparation import Preparation, make_preparation
 from jaxmed.data.readers.shaping import count
@@ -73,10 +72,8 @@ def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:
 
 def _pairs(work: Preparation) -> list[tuple[str, Any]]:
   """(split, subject) of each item; of a corpus that comes with the package, of each record."""
-  made = work.tasks[0].made if work.tasks else ''
-  if made == 'demo':
-    return [(split, record['subject']) for record, split, *_ in demo.records()]
-  return list(synthetic.subjects()) if made else [(i.split or '', i.subject) for i in work.plan.items]
+  made = work.tasks[0].made if work.tasks else None
+  return made.pairs() if made else [(i.split or '', i.subject) for i in work.plan.items]
 
 
 def _splits(pairs: list[tuple[str, Any]]) -> dict[str, dict[str, int]]:

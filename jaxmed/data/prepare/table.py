@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxmed.data import readers
+from jaxmed.data.corpus import labels
 from jaxmed.data.corpus.corpus_format import COLUMNS, SPLITS
 from jaxmed.data.prepare.items import Item, Plan, joined, one_line
 from jaxmed.data.prepare.spreadsheet import named, raw_bytes, read_text
@@ -106,7 +107,8 @@ def _read_table(path: pathlib.Path) -> tuple[pa.Table, str]:
     raise UserError(f'cannot read {path} as a table: {one_line(e)}') from e
   names = [n for n in _TABLE_COLUMNS if n in rows.column_names]
   choose(f'column (needed in {path})', 'path', rows.column_names)
-  clash = sorted((set(rows.column_names) & set(COLUMNS.names)) - set(_TABLE_COLUMNS))
+  kept = {*COLUMNS.names, *labels.COLUMNS}
+  clash = sorted((set(rows.column_names) & kept) - set(_TABLE_COLUMNS))
   if clash:
     raise UserError(f'{path} has a column {clash[0]!r}, which the manifest keeps for itself: rename it')
   wanted = dict.fromkeys(names, pa.string()) | {n: t for n, t in _TYPES.items() if n in rows.column_names}

@@ -44,6 +44,7 @@ from jaxmed.data.readers.types import (
     SUFFIXES,
     VOLUMES,
     Group,
+    Masks,
     Options,
     Parts,
     Record,
@@ -60,8 +61,9 @@ from jaxmed.data.readers.types import (
 )
 
 __all__ = [
-    'CROPS', 'DEFAULT', 'GROUPED', 'Group', 'MAX_BYTES', 'MAX_CHANNELS', 'META', 'NO_CONTENT', 'NO_IMAGE', 'Options',
-    'PLANES', 'Parts', 'Record', 'SLIDES', 'SUFFIXES', 'VOLUMES', 'check_pixels', 'check_size', 'digest_rows',
-    'groups', 'is_folder_format', 'kind', 'known', 'numbered', 'outline', 'outline_group', 'outline_parts', 'read',
-    'read_group', 'read_masks', 'read_parts', 'reader_of', 'stand_in', 'stem', 'suffix', 'whole',
+    'CROPS', 'DEFAULT', 'GROUPED', 'Group', 'MAX_BYTES', 'MAX_CHANNELS', 'META', 'Masks', 'NO_CONTENT', 'NO_IMAGE',
+    'Options', 'PLANES', 'Parts', 'Record', 'SLIDES', 'SUFFIXES', 'VOLUMES', 'check_pixels', 'check_size',
+    'digest_rows', 'groups', 'is_folder_format', 'kind', 'known', 'numbered', 'outline', 'outline_group',
+    'outline_parts', 'read', 'read_group', 'read_masks', 'read_parts', 'reader_of', 'stand_in', 'stem', 'suffix',
+    'whole',
 ]

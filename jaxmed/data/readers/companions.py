@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmed.data.readers.types import Record, check_pixels, check_size, number
+from jaxmed.data.readers.types import Masks, Record, check_pixels, check_size, number
 
 SIGNALS = ('.npy', '.csv', '.parquet', '.pq', '.edf')
 _NEAR = 0.01  # share by which spacings may differ, and half of a voxel by which origins may
@@ -127,6 +127,27 @@ def labels(image: np.ndarray) -> np.ndarray:
     low, high = whole.min(), whole.max()
     mask = whole.astype(np.uint8 if low >= 0 and high < 256 else np.int32)
   return np.ascontiguousarray(mask)
+
+
+def laid_together(masks: Masks, records: Sequence[Record]) -> Record:
+  """One mask of the files of a layout, whose records have `image` [*grid] of integers, in their order.
+
+  Raises:
+    ValueError: structures on different grids.
+  """
+  first, out = records[0], records[0]['image']
+  if not masks.values:
+    if masks.absent is None or not (out == masks.absent).any():
+      return first
+    wide = out.astype(np.int16 if out.max() < 2**15 else np.int32)
+    return first | {'image': np.where(out == masks.absent, wide.dtype.type(-1), wide)}
+  out = np.zeros(out.shape, np.uint8 if max(masks.values) < 256 else np.int16)
+  for file, value, record in zip(masks.files, masks.values, records, strict=True):
+    if record['image'].shape != out.shape:
+      raise ValueError(f'{file.name} has the grid {list(record["image"].shape)}, {masks.files[0].name} '
+                       f'{list(out.shape)}')
+    out[record['image'] > 0] = value
+  return first | {'image': out}
 
 
 def _numbers(values: Sequence[float]) -> str:

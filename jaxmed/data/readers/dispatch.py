@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.readers import shaping
-from jaxmed.data.readers.companions import labels
-from jaxmed.data.readers.types import DEFAULT, Group, Options, Parts, Record, check_pixels, kind, suffix
+from jaxmed.data.readers.companions import labels, laid_together
+from jaxmed.data.readers.types import DEFAULT, Group, Masks, Options, Parts, Record, check_pixels, kind, suffix
 from jaxmed.errors import UserError
 from jaxmed.files import shown
 
 
-def read(path: str | os.PathLike, options: Options = DEFAULT, mask: str | os.PathLike | None = None,
+def read(path: str | os.PathLike, options: Options = DEFAULT, mask: str | os.PathLike | Masks | None = None,
          ) -> Iterator[Record]:
   """Yields the records of one file, with the mask that another file holds. See the module's docstring for a record's
   fields.
@@ -66,13 +66,14 @@ def groups(
   return sorted(found, key=lambda g: (g.subject, g.name)), sorted(rejects)
 
 
-def read_group(group: Group, options: Options = DEFAULT, mask: str | os.PathLike | None = None) -> Iterator[Record]:
+def read_group(group: Group, options: Options = DEFAULT, mask: str | os.PathLike | Masks | None = None
+               ) -> Iterator[Record]:
   """Yields the records of a group. Raises as `read` does."""
   yield from _checked(_reader(group.kind).read_group(group, options), options, mask)
 
 
-def read_parts(parts: Parts, options: Options = DEFAULT, mask: str | os.PathLike | None = None, rows: Any = None,
-               ) -> Iterator[Record]:
+def read_parts(parts: Parts, options: Options = DEFAULT, mask: str | os.PathLike | Masks | None = None,
+               rows: Any = None) -> Iterator[Record]:
   """Yields the images of some files whose channels a layout names. Raises as `read` does.
 
   `rows`, a hash, takes what is read of rows of a file: after the last record it is that of `digest_rows`.
@@ -119,7 +120,7 @@ def _reader(kind: str) -> ModuleType:
   return importlib.import_module(f'jaxmed.data.readers.{kind}')
 
 
-def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLike | None) -> Iterator[Record]:
+def _checked(records: Iterable[Record], options: Options, mask: str | os.PathLike | Masks | None) -> Iterator[Record]:
   try:
     masks = read_masks(mask, options) if mask is not None else []
     yield from shaping.shaped(_named(records, options), options, masks)
@@ -148,13 +149,17 @@ def _name_channels(record: Record, options: Options) -> list[str]:
   return list(options.channels)
 
 
-def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
+def read_masks(path: str | os.PathLike | Masks, options: Options) -> list[Record]:
   """The whole images of a mask's file, turned as the image is: `image` [*grid] of integers. Their mismatch with the
   image is found by `masked`. Of an image with a palette they are the numbers of the colours.
+
+  Of a layout's files it is one image.
 
   Raises:
     ValueError: more than one value a pixel, or values that are no integers; and as readers.read does.
   """
+  if isinstance(path, Masks):
+    return _together(path, options)
   plain = dataclasses.replace(options, channels=None, volumes='whole', spacing=None, crop='none', min_content=0.0,
                               slides='auto', nan='refuse' if options.nan == 'refuse' else '0')
   try:
@@ -166,6 +171,19 @@ def read_masks(path: str | os.PathLike, options: Options) -> list[Record]:
   except Exception as e:
     if isinstance(e, UserError):
       raise
+    raise ValueError(f'mask: {e}') from e
+
+
+def _together(masks: Masks, options: Options) -> list[Record]:
+  records = []
+  for file in masks.files:
+    found = read_masks(file, options)
+    if len(found) != 1:
+      raise ValueError(f'mask: {file.name} holds {len(found)} images: expected one')
+    records += found
+  try:
+    return [laid_together(masks, records)]
+  except ValueError as e:
     raise ValueError(f'mask: {e}') from e
 
 

@@ -71,6 +71,15 @@ def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Rec
   yield from _read(path, options, False)
 
 
+def header_of(path: str | os.PathLike) -> tuple[Any, np.ndarray]:
+  """The header of a file, without extensions, and the affine [4, 4] (mm) by which its axes are turned."""
+  with _open(path) as (f, name):
+    header = _header(f, name)
+  raw = header.raw.copy()
+  raw.extensions = type(raw.extensions)()
+  return raw, header.affine
+
+
 def _read(path: str | os.PathLike, options: Options, pixels: bool) -> Iterator[Record]:
   with _open(path) as (f, name):
     header = _header(f, name)

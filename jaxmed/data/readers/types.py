@@ -173,6 +173,21 @@ class Parts:
   values: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Masks:
+  """How the mask of an image lies in files, where a layout says more than one file of values does.
+
+  Attributes:
+    files: one of values, or one for each structure, whose pixels are those above 0.
+    values: that each structure gets, () for a file of values. Where structures overlap the last one counts.
+    absent: a value of the file that stands for pixels of which nothing is said, or None.
+  """
+
+  files: tuple[pathlib.Path, ...]
+  values: tuple[int, ...] = ()
+  absent: int | None = None
+
+
 def suffix(path: str | os.PathLike) -> str | None:
   """The known suffix that a file name ends with (lower case, '.nii.gz' before '.gz'), or None."""
   name = pathlib.Path(path).name.lower()

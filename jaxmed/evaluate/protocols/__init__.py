@@ -1,4 +1,4 @@
-"""Ways to judge an encoder after a run, by name: each fits on some splits and scores another.
+"""Ways to judge a run by name: most fit on features of an encoder of some splits and score another.
 
 PROTOCOLS has them, see `contracts.EvaluationProtocol`; `PROTOCOLS['mine'] = Mine()` adds an own one. A protocol is a
 frozen dataclass whose simple fields are its options. Splits, features and baselines are in `tasks`, the base of
@@ -6,7 +6,7 @@ protocols of frozen features in `protocol`; `channels.ByChannels` wraps any of t
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxmed.contracts import EvaluationProtocol
@@ -18,9 +18,12 @@ from jaxmed.evaluate.protocols.corruptions import Corruptions
 from jaxmed.evaluate.protocols.dense import Dense
 from jaxmed.evaluate.protocols.retrieve import Retrieve
 from jaxmed.evaluate.protocols.robustness import Robustness
+from jaxmed.evaluate.protocols.segment import Segment
 
+ENCODER, SEGMENTER = 'encoder', 'segmenter'
 PROTOCOLS: dict[str, EvaluationProtocol] = {
-    p.name: p for p in (Classify(), Dense(), Retrieve(), Robustness(), Corruptions(), Confounded(), Bottleneck())}
+    p.name: p for p in (Classify(), Dense(), Retrieve(), Robustness(), Corruptions(), Confounded(), Bottleneck(),
+                        Segment())}
 
 
 def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:
@@ -41,6 +44,15 @@ def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:
     name, field = known[choose('option', key, known)]
     changes[name][field] = value
   return [dataclasses.replace(PROTOCOLS[name], **changes[name]) for name in chosen]  # type: ignore[type-var]
+
+
+def judges(chosen: Sequence[Any]) -> str:
+  """What protocols judge, 'encoder' or 'segmenter'; a UserError where some judge the one and some the other."""
+  kinds = {getattr(p, 'judges', ENCODER): p.name for p in chosen}
+  if len(kinds) > 1:
+    raise UserError(f'the task {kinds[SEGMENTER]} judges masks that a run predicts, {kinds[ENCODER]} features of an '
+                    'encoder: ask for them one after the other')
+  return next(iter(kinds))
 
 
 def fields(name: str) -> tuple[dataclasses.Field, ...]:

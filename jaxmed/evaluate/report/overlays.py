@@ -12,6 +12,7 @@ from jaxmed.evaluate.report.figures import COLOURS, _limits, _mosaic, _shown, _s
 
 _RIGHT, _WRONG, _ASKED = (0.0, 0.62, 0.45), (0.84, 0.37, 0.0), (0.4, 0.4, 0.4)
 _IGNORED = (0.80, 0.87, 0.95)
+SIDE = 256  # pixels of the longest side of a case, beyond which all are drawn smaller
 
 
 def masks(result: Mapping[str, Any], source: Any, path: str | os.PathLike) -> None:
@@ -35,6 +36,53 @@ def masks(result: Mapping[str, Any], source: Any, path: str | os.PathLike) -> No
     base = _picture(image, record['channels'])
     lines.append([base, _painted(base, truth, values), _painted(base, predicted, values)])
   title = f'Lowest Dice of test records: {cases[0]["dice"]:.2f} to {cases[-1]["dice"]:.2f}'
+  _mosaic(lines, ['image', 'mask', 'predicted'], path, title, group=3)
+
+
+def segmentation(images: np.ndarray, truth: np.ndarray, predicted: np.ndarray, channels: Sequence[str],
+                 values: Sequence[int], names: Sequence[str], path: str | os.PathLike) -> None:
+  """A line for each image: the image, its mask and the prediction; of a volume the slice with most of the foreground.
+
+  Args:
+    images: [N, *size, C]. truth, predicted: [N, *size] of `values`; -1 in the truth for what is not known.
+    channels: names of the C. values, names: of the classes; 0 has no colour.
+  """
+  lines = []
+  for image, mask, found in zip(images, truth, predicted, strict=True):
+    if mask.ndim == 3:
+      at = int((mask > 0).sum(axis=(1, 2)).argmax())
+      image, mask, found = image[at], mask[at], found[at]
+    base = _picture(image, channels)
+    lines.append([base, _painted(base, mask, values), _painted(base, found, values)])
+  shown = ', '.join(name for value, name in zip(values, names, strict=True) if value)
+  _mosaic(lines, ['image', 'mask', 'predicted'], path, f'Masks and predictions: {shown}'[:80], group=3)
+
+
+def cases(result: Mapping[str, Any], source: Any, path: str | os.PathLike) -> None:
+  """Test records of any size beside their mask and their prediction, the worst first; of a volume one slice.
+
+  Args:
+    result: what `protocols.segment.Segment.run` returned. source: holds its records.
+  Raises:
+    UserError: a record is not in the source.
+  """
+  worst = result['examples']['cases']
+  values = [0, *(c['value'] for c in result['classes'])]
+  sizes = [case['shape'] for case in worst]
+  share = min(1.0, SIDE / max(max(n) for n in sizes))
+  frame = tuple(max(1, round(share * max(n))) for n in zip(*sizes))
+  lines = []
+  for case, row in zip(worst, rows_of(source, [c['id'] for c in worst]), strict=True):
+    record = source.record(row)
+    at = case['slice'] if case['slice'] is not None else slice(None)
+    image, truth = record['image'][at], record['mask'][at]
+    predicted = np.repeat(case['values'], case['lengths']).reshape(case['shape'])
+    size = tuple(max(1, round(share * n)) for n in truth.shape)
+    base = _picture(resize(image, size), record['channels'])
+    tiles = [base, _painted(base, nearest(truth, size), values), _painted(base, nearest(predicted, size), values)]
+    pad = [(0, f - n) for f, n in zip(frame, size)] + [(0, 0)]
+    lines.append([np.pad(tile, pad, constant_values=1.0) for tile in tiles])
+  title = f'Lowest Dice of test records: {worst[0]["dice"]:.2f} to {worst[-1]["dice"]:.2f}'
   _mosaic(lines, ['image', 'mask', 'predicted'], path, title, group=3)
 
 

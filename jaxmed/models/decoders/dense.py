@@ -1,7 +1,8 @@
 """Decoders of dense outputs by name: logits of every pixel from the maps of an encoder.
 
-A decoder is a Flax module, see `contracts.Decoder`: it says which levels of an encoder it wants, takes their maps beside
-the image, and gives logits, the finest first. DECODERS has them by name; a new one is one file and one line here.
+A decoder is a Flax module, see `contracts.Decoder`: it says which levels of an encoder it wants, takes their maps
+beside the image, and gives logits, the finest first. DECODERS has them by name; a new one is one file and one line
+here.
 """
 
 from typing import Any
@@ -12,6 +13,12 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Decoder, Encoder
 from jaxmed.errors import UserError, choose
+from jaxmed.models.decoders.fpn import FPN
+from jaxmed.models.decoders.primus import Primus
+from jaxmed.models.decoders.swin_unetr import SwinUNETR
+from jaxmed.models.decoders.unet import UNet
+from jaxmed.models.decoders.unetr import UNETR
+from jaxmed.models.decoders.upernet import UPerNet
 from jaxmed.models.layers.tokens import Features
 from jaxmed.models.layers.transformer import Dense, LayerNorm
 
@@ -42,13 +49,34 @@ class Linear(nn.Module):
     return (jax.image.resize(logits, (*image.shape[:-1], self.num_classes), 'linear'),)
 
 
-DECODERS: dict[str, Any] = {'linear': Linear}
+DECODERS: dict[str, Any] = {
+    'linear': Linear,
+    'unet': UNet,
+    'swin_unetr': SwinUNETR,
+    'unetr': UNETR,
+    'primus': Primus,
+    'upernet': UPerNet,
+    'fpn': FPN,
+}
+# The decoder of each family of encoders where none is named; the linear one of a family that is not here, or whose
+# decoder is not there.
+AUTO = {
+    'vit': 'unetr', 'channel_vit': 'unetr', 'bag': 'unetr', 'swin': 'unet', 'unet': 'unet', 'resnet': 'unet',
+    'convnextv2': 'unet', 'caformer': 'unet', 'pvt_v2': 'unet',
+    'swin_unetr': 'swin_unetr', 'video_resnet': 'unet'}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
+
+
+def decoder_for(family: str) -> str:
+  """The decoder that goes with a family of encoders, see AUTO."""
+  return AUTO[family] if AUTO.get(family) in DECODERS else 'linear'
 
 
 def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervision: bool = False,
                    **options: Any) -> Decoder:
   """Makes a decoder for an encoder, in the encoder's compute type.
+
+  Options that are not given are those that the encoder has in `decoder_options`, if any: its published network's.
 
   Raises:
     UserError: an unknown name or option, or an encoder without levels.
@@ -59,6 +87,7 @@ def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervisi
   known = [field for field in decoder.__dataclass_fields__ if field not in FILLED]
   for option in options:
     choose(f'option of the decoder {name}', option, known)
+  options = getattr(encoder, 'decoder_options', {}).get(name, {}) | options
   return decoder(num_classes=num_classes, deep_supervision=deep_supervision, dtype=encoder.dtype, **options)
 
 

@@ -51,6 +51,11 @@ class ResNet(Hierarchical):
     """The total stride along each axis."""
     return (self.stem_stride * (1 + self.max_pool) * 2 ** (len(self.depths) - 1),) * len(self.image_size)
 
+  @property
+  def stem_level(self) -> bool:
+    """Whether the max-pool makes level 1 coarser than level 0."""
+    return self.max_pool
+
   def stem(self, image: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
     half, dtype = self.stem_kernel // 2, self.compute
     x = Conv(self.stem_width, self.stem_kernel, self.stem_stride, half, False, 'fan_out', dtype, name='conv1')(image)

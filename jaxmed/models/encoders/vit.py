@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Supports
+from jaxmed.errors import UserError
 from jaxmed.models.layers import initial
 from jaxmed.models.layers import positions as pos
+from jaxmed.models.layers.adapters import Adapter
 from jaxmed.models.layers.channel_attention import TokenOrder
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features, Level, Tokens, check_levels, drop_channels, grid_of, patchify
@@ -56,6 +58,7 @@ class ViT(EncoderDefaults, nn.Module):
     packing: 0, or how many rows hold the tokens of samples that have fewer than others (channels, image size), as a
       share of the samples, see `Transformer.one_pass`.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
+    adapter: what is trained beside frozen weights; None for nothing. The run's section `adapter` sets it.
   """
 
   image_size: tuple[int, ...] = (224, 224)
@@ -90,6 +93,7 @@ class ViT(EncoderDefaults, nn.Module):
   attention: str = 'auto'
   packing: float = 0.0
   dtype: Any = 'float32'
+  adapter: Adapter | None = None
 
   supports = Supports(one_pass=True, embed_patches=True, sizes=True, attention_maps=True, levels=True)
 
@@ -114,7 +118,7 @@ class ViT(EncoderDefaults, nn.Module):
     self.transformer = Transformer(
         self.depth, self.num_heads, self.mlp_ratio, self.qkv_bias, self.mlp, self.layer_scale, self.drop_path,
         self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens,
-        self.drop_path_law, self.norm_epsilon)
+        self.drop_path_law, self.norm_epsilon, self.adapter)
     self.norm = LayerNorm(compute, self.norm_epsilon)
     if self.local_norm:
       self.norm_local = LayerNorm(compute, self.norm_epsilon)
@@ -211,9 +215,10 @@ class ViT(EncoderDefaults, nn.Module):
     """Prefix and patch tokens after all blocks [B, N, D], and the levels that are asked for."""
     x, valid, angles = self._with_prefix(tokens, train)
     if not levels:
-      return self.transformer(x, valid, angles, train, self._token_order(grid)), ()
+      return self.transformer(x, valid, angles, train, self._token_order(grid), self._grids(grid)), ()
     check_levels(type(self).__name__, levels, 1, self.depth)
-    x, blocks = self.transformer.with_levels(x, valid, angles, levels, train, self._token_order(grid))
+    x, blocks = self.transformer.with_levels(x, valid, angles, levels, train, self._token_order(grid),
+                                             self._grids(grid))
     return x, tuple(Level(self._patches(out, tokens), grid, self._patches(ffn, tokens)) for out, ffn in blocks)
 
   def _patches(self, x: jax.Array, tokens: Tokens) -> jax.Array:
@@ -226,6 +231,15 @@ class ViT(EncoderDefaults, nn.Module):
     del grid
     return None
 
+  def _grids(self, grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The spatial grid of tokens for adapters that look at neighbours; () where none does."""
+    if self.adapter is None or self.adapter.name != 'depthwise':
+      return ()
+    if not grid:
+      raise UserError('adapter.name=depthwise needs all patches, but the method leaves some out: take another adapter, '
+                      'or a method that hides patches by a token (simmim, ibot, dinov2)')
+    return (grid[-len(self.image_size):],)
+
   def one_pass(self, groups: Sequence[dict], batch: int, train: bool = False) -> list[Features]:
     """Features of several groups of images in one pass over the blocks, see `Transformer.one_pass`.
 
@@ -237,7 +251,8 @@ class ViT(EncoderDefaults, nn.Module):
       embedded.append(self.embed_patches(**known))
       starts.append(self._with_prefix(embedded[-1], train))
       places.append((self._grid(group['image']), group.get('local', False)))
-    out = self.transformer.one_pass(*zip(*starts, strict=True), batch, train, self._token_order(places[0][0]))
+    grids = sum((self._grids(grid) for grid, _ in places), ())
+    out = self.transformer.one_pass(*zip(*starts, strict=True), batch, train, self._token_order(places[0][0]), grids)
     return [self._features(x, tokens, *place) for x, tokens, place in zip(out, embedded, places, strict=True)]
 
   def _grid(self, image: jax.Array) -> tuple[int, ...]:
@@ -300,4 +315,33 @@ def at_size(model: ViT, params: dict, image_size: tuple[int, ...]) -> dict:
   table = params['pos_embed']
   prefix = table.shape[0] - math.prod(old)
   grid = pos.resample(table[prefix:], old, new, model.pos_interpolation)
+  return params | {'pos_embed': jnp.concatenate([table[:prefix], grid])}
+
+
+def as_volume(model: ViT, params: dict, volume: ViT) -> dict:
+  """A 2D network's parameters for volumes.
+
+  The kernel of the patch embedding is spread evenly over the slices of a patch, a table of positions is the same in
+  each (Carreira, Zisserman 2017, arXiv 1705.07750, inflate filters that way). A volume that is the same in every slice
+  has the features of its slice where no class token or register stands beside the patches, of which there are more.
+
+  Raises:
+    UserError: other patches in the plane, or positions that are not a learned table.
+  """
+  slices, *patch = volume.patch_size
+  if tuple(patch) != tuple(model.patch_size):
+    near = f'{slices}x{"x".join(map(str, model.patch_size))}'
+    raise UserError(f'a 2D encoder with patches of {model.patch_size} gives weights to patches of {near}, not of '
+                    f'{volume.patch_size}')
+  if model.pos not in ('learned', 'none') or volume.pos != model.pos:
+    raise UserError(f'weights of a 2D encoder serve volumes with encoder.pos=learned in both, not {model.pos} there '
+                    f'and {volume.pos} here')
+  kernel = jnp.tile(params['patch_embed']['kernel'], (slices, 1)) / slices  # [slices * patch * C, D]
+  params = params | {'patch_embed': params['patch_embed'] | {'kernel': kernel}}
+  if model.pos == 'none':
+    return params
+  depth, *size = volume.image_size
+  table = at_size(model, params, tuple(size))['pos_embed']
+  prefix = model._embedded_prefix
+  grid = jnp.tile(table[prefix:], (depth // slices, 1))  # slices come first in the order of tokens
   return params | {'pos_embed': jnp.concatenate([table[:prefix], grid])}

@@ -26,6 +26,7 @@ class EncoderDefaults:
   hash_draw = False
   packing = 0.0
   remat = 'none'
+  adapter = None
 
   @property
   def num_levels(self) -> int:

@@ -16,7 +16,8 @@ def initializer(name: str) -> nn.initializers.Initializer:
   'trunc_normal' (timm's and PyTorch's trunc_normal_(std=0.02), which cuts at +-2 and so nowhere), 'trunc_normal_tf'
   (timm's of that name: cut at two deviations, 0.0176 remain), 'beit' (cut at one deviation, 0.0108 remain; the
   transformer divides what ends a branch by sqrt(2 * layer)), 'xavier_uniform' (as MAE), 'xavier_qkv' (the same, with
-  queries, keys and values as three matrices, as MoCo v3), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default).
+  queries, keys and values as three matrices, as MoCo v3), 'torch_uniform' (in +-1 / sqrt(fan_in), PyTorch's default),
+  'zeros' (what ends an adapter).
   """
   if name in ('trunc_normal', 'trunc_normal_tf', 'beit'):
     return normal(name)
@@ -26,6 +27,8 @@ def initializer(name: str) -> nn.initializers.Initializer:
     return _xavier_qkv
   if name == 'torch_uniform':
     return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=0, out_axis=-1)
+  if name == 'zeros':
+    return nn.initializers.zeros_init()
   raise ValueError(f'unknown kernel_init {name!r}')
 
 

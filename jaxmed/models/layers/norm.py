@@ -1,4 +1,4 @@
-"""Batch normalisation whose running statistics are parameters that no gradient trains."""
+"""Norms of maps: batch norm, whose running statistics are parameters that no gradient trains, and group norm."""
 
 import math
 from typing import Any
@@ -57,6 +57,51 @@ class BatchNorm(nn.Module):
     if self.use_bias:
       y = y + own('bias', zeros)
     return y.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Normalises each sample's groups of channels over all places (Wu, He 2018), in float32 with the biased variance.
+
+  With `channels` of 1 it is the instance norm of Ulyanov et al. (2016). A map of one place is then the bias alone.
+
+  Attributes:
+    channels: of a group, neighbours; they divide D.
+    affine: whether there are a scale and a bias.
+    zero_scale: the scale starts at 0, so that a branch which ends in it begins as nothing.
+  """
+
+  channels: int = 1
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+  zero_scale: bool = False
+  affine: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False, where: jax.Array | None = None) -> jax.Array:
+    """Normalises x [B, *size, D]; `train` changes nothing. Only places of `where` [B, *size, 1] count, if given."""
+    del train
+    size, boxed = x.shape[-1], nn.with_logical_partitioning
+    scale_init = nn.initializers.zeros_init() if self.zero_scale else nn.initializers.ones_init()
+    scale, bias = jnp.ones(()), jnp.zeros(())
+    if self.affine:
+      scale = self.param('scale', boxed(scale_init, ('embed',)), (size,), jnp.float32)
+      bias = self.param('bias', boxed(nn.initializers.zeros_init(), ('embed',)), (size,), jnp.float32)
+    wide, axes = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+
+    def average(y):
+      if where is None:
+        y = y.mean(axis=axes, keepdims=True)
+      else:
+        count = jnp.maximum(where.sum(axis=axes, keepdims=True), 1)
+        y = jnp.where(where, y, 0).sum(axis=axes, keepdims=True) / count
+      if self.channels == 1:
+        return y
+      grouped = y.reshape(*y.shape[:-1], -1, self.channels).mean(axis=-1)
+      return jnp.repeat(grouped, self.channels, axis=-1)
+
+    mean = average(wide)
+    factor = scale * jax.lax.rsqrt(average(jnp.square(wide - mean)) + self.epsilon)
+    return ((wide - mean) * factor + bias).astype(self.dtype)
 
 
 def normalize(x: jax.Array) -> jax.Array:

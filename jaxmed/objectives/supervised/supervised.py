@@ -1,6 +1,7 @@
 """Supervised classification: cross-entropy with label smoothing, mixup, CutMix, and DiChaViT's diverse channels."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.transformer import Dense
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.losses.diversity import Diversity
-from jaxmed.objectives.networks import inputs, run, with_stats
+from jaxmed.objectives.networks import Clock, encode, inputs, resting, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Supervised(Diversity, Method):
     num_classes: filled in from the data. feature: 'cls' or 'mean', what the head reads.
     label_smoothing: share of the target that is spread over all classes.
     mixup, cutmix: alpha of their Beta distributions, 0 for none.
+    freeze_encoder: whether the encoder's weights stay as they are; it then runs as in evaluation.
+    head_first: fraction of the run, from its beginning, in which the head alone is trained.
   """
 
   encoder: Encoder
@@ -32,9 +35,14 @@ class Supervised(Diversity, Method):
   label_smoothing: float = 0.1
   mixup: float = 0.0
   cutmix: float = 0.0
+  freeze_encoder: bool = False
+  head_first: float = 0.0
+  clock: Clock = Clock()
 
   LEARNING_RATE: ClassVar = (5e-4, 256)  # insitro/ChannelViT: 5e-4 * B / 256 at a batch of 256
   FEATURE: ClassVar[str] = 'cls'
+  REQUIRED: ClassVar[tuple[str, ...]] = ('label',)
+  PREDICTS: ClassVar[str] = 'label'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'encoder': {'drop_path': 0.1},
       'optimizer': {'weight_decay': 0.04, 'final_learning_rate': 1e-6},
@@ -45,6 +53,8 @@ class Supervised(Diversity, Method):
     choose('objective.feature', self.feature, ('cls', 'mean'))
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f'objective.label_smoothing {self.label_smoothing} must lie in [0, 1)')
+    if not 0 <= self.head_first < 1:
+      raise UserError(f'objective.head_first {self.head_first} must lie in [0, 1)')
     self.check_diversity(self.encoder)
 
   @property
@@ -76,8 +86,8 @@ class Supervised(Diversity, Method):
         raise UserError('objective.mixup and cutmix mix images of one size: set them to 0, or leave '
                         'augment.sample_sizes out')
       image, target = mix(mix_key, image, target, batch['channels'], self.mixup, self.cutmix)
-    features, stats = run(self.encoder, variables['params']['encoder'], **(inputs(batch) | {'image': image}),
-                          train=train, rngs={'dropout': drop_key})
+    features, stats = encode(self.encoder, variables['params']['encoder'], {**batch, 'image': image}, train,
+                             {'dropout': drop_key}, self.freeze_encoder)
     logits = self.head.apply({'params': variables['params']['head']}, features.pooled(self.feature))
     entropy = -(target * nn.log_softmax(logits)).sum(axis=-1)
     total = jnp.maximum(known.sum(), 1.0)
@@ -86,3 +96,12 @@ class Supervised(Diversity, Method):
     apart = self.diversity_losses(self.encoder, variables['params'], batch) if train else {}
     metrics = with_stats({'cross_entropy': loss, 'accuracy': right} | apart, train, encoder=stats)
     return loss + self.weighted_diversity(apart), (metrics, variables['extra'])
+
+  def predict(self, variables: Variables, batch: Batch) -> jax.Array:
+    """Logits [B, K] of a plain batch."""
+    features = encode(self.encoder, variables['params']['encoder'], batch, False, None)[0]
+    return self.head.apply({'params': variables['params']['head']}, features.pooled(self.feature))
+
+  def frozen(self, step: jax.Array) -> Mapping[str, Any]:
+    """The encoder, at all steps or at the first ones."""
+    return resting(self.freeze_encoder, self.head_first, step, self.clock.steps)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -13,7 +14,7 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.contracts import Field
 from jaxmed.data.corpus import vocabulary
 from jaxmed.data.feed import fields as fields_lib
-from jaxmed.data.feed import sampling
+from jaxmed.data.feed import foreground, sampling
 from jaxmed.data.feed import windows as windows_lib
 from jaxmed.data.feed.lacking import Lack
 from jaxmed.data.feed.windows import Windows
@@ -24,7 +25,7 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process, sharding_table
 from jaxmed.parallel.axes import filled, open_mesh
 from jaxmed.parallel.mesh import make_mesh
-from jaxmed.train.build import groups, towers, view_sizes
+from jaxmed.train.build import adapting, groups, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE, samples
 from jaxmed.train.optimizer import Optimizer
@@ -36,14 +37,18 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   """The trainer that a resolved config describes."""
   model = registry.create_model(config.model, tuple(config.image_size), len(spec.channels),
                                 vocabulary.described(spec.channels), **config.encoder)
+  model = adapting.attached(model, config)
   if config.augment.channel_sampling == 'diverse' and not model.supports.channel_vectors:
     raise UserError(f'augment.channel_sampling=diverse looks at channel embeddings, of which {config.model} has none: '
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)
   clock = Clock(config.steps, samples(config, spec) / config.batch_size)
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
-  objective = method(encoder=model, **config.objective,
-                     **objectives.filled(method, clock=clock, rows=spec.rows, towers=others))
+  names = dict(zip(spec.mask_values, spec.mask_names))
+  known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others, stored=spec.mask_values,
+                            names=tuple(names.get(v, str(v)) for v in config.objective.get('values', ())))
+  given = {k: FrozenDict(v.to_dict()) if isinstance(v, ConfigDict) else v for k, v in config.objective.items()}
+  objective = method(encoder=model, **given, **known)
   table = lambda key: tuple(float(c[key]) for c in spec.channels)
   place = len(spec.channels) if spec.mixed and not model.per_channel else 0
   whole = np.issubdtype(spec.dtype, np.integer)
@@ -68,7 +73,8 @@ def optimizer_of(config: ConfigDict, method: Any, width: Width | None = None) ->
   own = groups.of(config.optimizer.groups.to_dict(), method.GROUPS)
   return Optimizer(
       config.learning_rate, config.steps, options=tuple(sorted(config.optimizer.options.to_dict().items())),
-      groups=own, towers=trained, freeze=groups.names(config.freeze), growth=width.growth if width else (), **o)
+      groups=own, towers=trained, freeze=groups.names(config.freeze), growth=width.growth if width else (),
+      adapted=(towers.path_of(towers.IMAGE),) if config.adapter.name else (), beside=adapting.beside(config), **o)
 
 
 def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
@@ -78,10 +84,10 @@ def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
 
 
 def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
-  """Sizes of texts, signals and boxes, and whether there is an extent, as arguments of `fields.of`."""
+  """Sizes of texts, signals, boxes, classes of masks, and whether there is an extent, as arguments of `fields.of`."""
   steps, channels = spec.signal or (0, 0)
   return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
-          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect'}
+          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect', 'labels': len(spec.mask_values)}
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -95,7 +101,8 @@ def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[s
 def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
-  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit,
+  classes |= {'number': config.loader.label} if spec.number else {}
+  return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit, labels=spec.mask_values,
               fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
               **classes)
 
@@ -115,9 +122,12 @@ def sampler(config: ConfigDict, source: Any, windows: Windows | None = None) -> 
 
 
 def stream(config: ConfigDict, source: Any, lack: Lack | None) -> dict[str, Any]:
-  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels."""
+  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels, and
+  crops that must show a class."""
   samples = windows(config, source)
-  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack}
+  loader = config.loader
+  forced = foreground.make(source, loader.foreground, loader.foreground_rule, config.batch_size)
+  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack, 'foreground': forced}
 
 
 def mesh_of(config: Any, spec: DataSpec, trainer: Trainer) -> Mesh:

@@ -14,12 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmed import config as config_lib
+from jaxmed import objectives
 from jaxmed.data.corpus import joint, vocabulary
+from jaxmed.data.corpus import labels as labels_lib
+from jaxmed.data.corpus.labels import Labels
 from jaxmed.data.corpus.vocabulary import Vocabulary
 from jaxmed.data.feed import fields, lacking
 from jaxmed.errors import UserError, choose
 
 NO_VOCABULARY = Vocabulary()
+NO_LABELS = Labels((), ())
 UNKNOWN = config_lib.CHOICES['loader.unknown']
 _SLICE = 1_000_000  # rows whose texts are joined at a time: Arrow's hold 2 GiB
 
@@ -33,7 +37,10 @@ class DataSpec:
   records have fewer. mixed: whether records differ in their channels. dtype: of batches. rows: records to train on.
   classes: of the label, () for none. holds: what records have beside images, see `feed.fields.held`; signal: steps
   and channels of the first signal, () for none; boxes: the most boxes of a record; uneven: whether some record has
-  another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions.
+  another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions; mask_values,
+  mask_names: the classes of masks, see `data.corpus.labels`, () where the method does not ask for them; number: mean
+  and standard deviation of the label, where the method takes it as a number, else (); spacing: mm that all records
+  have, see `spacing_of`, where the method trains on masks.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -50,6 +57,15 @@ class DataSpec:
   boxes: int = 0
   uneven: bool = False
   digest: str = ''
+  mask_values: tuple[int, ...] = ()
+  mask_names: tuple[str, ...] = ()
+  number: tuple[float, ...] = ()
+  spacing: tuple[float, ...] = ()
+
+  @property
+  def labels(self) -> Labels:
+    """The classes of masks."""
+    return Labels(self.mask_values, self.mask_names)
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -63,11 +79,13 @@ class DataSpec:
 
 
 def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
-              lack: lacking.Lack | None = None) -> DataSpec:
+             lack: lacking.Lack | None = None, labels: Labels = NO_LABELS,
+             numeric: bool = False) -> DataSpec:
   """Looks at the manifest and statistics of a `data.corpus.source.Source` (already reduced to the rows to train on).
 
   Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `lack`
-  (loader.missing) records differ in their channels.
+  (loader.missing) records differ in their channels. `labels` are the classes of masks. With `numeric` the
+  label is a number and has no classes.
   """
   if not len(source):
     raise UserError('the corpus has no record to train on')
@@ -81,7 +99,7 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
   dtypes = source.distinct('dtype')[1]
   dtype = dtypes[0] if len(dtypes) == 1 else 'float32'
   size = tuple(_median(axis, of_shape) for axis in np.array([s[:-1] for s in shapes]).T)
-  classes = tuple(source.classes(label)) if label else ()
+  classes = tuple(source.classes(label)) if label and not numeric else ()
   summary = {
       'records': len(source), 'subjects': pc.count_distinct(source.column('subject'), mode='all').as_py(),
       'sources': _counted(*source.distinct('source')),
@@ -93,7 +111,31 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
                   dtype if dtype in ('uint8', 'uint16', 'int16') else 'float32', len(source), size, classes, summary,
                   len(sets) > 1 or lacks, holds, _signal(source) if 'signal' in holds else (),
                   _most_boxes(source, len(size)) if 'boxes' in holds else 0,
-                  not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source))
+                  not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source),
+                  labels.values, labels.names, _moments(source, label) if numeric and label else (),
+                  spacing_of(source) if labels.values else ())
+
+
+def _moments(source: Any, column: str) -> tuple[float, float]:
+  """Mean and standard deviation (of the population) of a column of numbers."""
+  known = fields.numbers(source, column)
+  known = known[~np.isnan(known)]
+  if not len(known) or not known.std() > 0:
+    some = f'only {known[0]:g}' if len(known) else 'no number'
+    raise UserError(f'column {column!r} of {source.path} holds {some} in the records to train on: expected different '
+                    'numbers')
+  return float(known.mean()), float(known.std())
+
+
+def numeric(user: Mapping[str, Any]) -> bool:
+  """Whether the method of a config takes loader.label as a number."""
+  return 'number' in objectives.get(str(user.get('method', 'mae'))).FIELDS
+
+
+def labels_of(user: Mapping[str, Any], corpus: Any) -> Labels:
+  """The classes of a corpus's masks, where the method of a config asks which of them are annotated."""
+  method = objectives.get(str(user.get('method', 'mae')))
+  return labels_lib.labels_of(corpus) if 'annotated' in method.FIELDS else NO_LABELS
 
 
 def digest_of(source: Any) -> str:
@@ -112,6 +154,16 @@ def digest_of(source: Any) -> str:
   for numbers in (pc.list_value_length(shapes), pc.list_flatten(shapes)):
     found.update(numbers.to_numpy().astype(np.int64).tobytes())
   return found.hexdigest()
+
+
+def spacing_of(source: Any) -> tuple[float, ...]:
+  """mm along each axis that all records have, up to 1 %; () where they differ or one does not say."""
+  found = source.distinct('spacing')[1]
+  if not found or any(not row or len(row) != len(found[0] or ()) for row in found):
+    return ()
+  table = np.array(found, np.float64)
+  middle = np.median(table, axis=0)
+  return tuple(float(f'{s:.6g}') for s in middle) if (np.abs(table - middle) <= 0.01 * middle).all() else ()
 
 
 def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:

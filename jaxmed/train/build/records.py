@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
+from jaxmed import objectives
 from jaxmed.data.corpus import selection
+from jaxmed.data.corpus.labels import VALUES, Labels
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.curate import leakage
 from jaxmed.data.curate.features import unit
+from jaxmed.data.feed import fields
 from jaxmed.data.feed.sampling import parse_values
 from jaxmed.errors import UserError, choose
 from jaxmed.parallel import process
@@ -32,14 +36,44 @@ def open_records(user: Mapping[str, Any]) -> tuple[Any, Any]:
 def rows(corpus: Any, user: Mapping[str, Any]) -> Any:
   """The rows of an opened corpus that a config trains on."""
   loader = dict(user.get('loader', {}))
-  label = loader.get('label') if user.get('method') == 'supervised' else None
+  label = _required(corpus, user, str(loader.get('label', '')))
   sources = [name for name in str(loader.get('sources', '')).split(',') if name]
   source = corpus.where(parse_values(str(loader.get('held_out', '')), 'loader.held_out'), but=True)
   source = source.select(split=loader.get('split', 'train'), label=label or None, sources=sources)
   if not len(source):
     of = f' of {", ".join(sources)}' if sources else ''
-    raise UserError(f'{user.get("data", corpus.path)} has no records{of} in split {loader.get("split", "train")!r}')
+    have = f' with a {label if label == "mask" else f"value in {label!r}"}' if label else ''
+    raise UserError(f'{user.get("data", corpus.path)} has no records{of}{have} in split '
+                    f'{loader.get("split", "train")!r}')
   return subset(source, int(loader.get('records', 0)), int(loader.get('records_seed', 0)))
+
+
+def _required(corpus: Any, user: Mapping[str, Any], label: str) -> str:
+  """The column that a record must say something in to be trained on, '' for none; a UserError where no record does."""
+  required = objectives.get(str(user.get('method', 'mae'))).REQUIRED
+  if 'mask' in required and 'mask' not in fields.held(corpus):
+    raise UserError(f'{user.get("data", corpus.path)} has no record with a mask: give jaxmed prepare a table with a '
+                    "column 'mask' of files")
+  return label if {'label', 'number'} & {*required} else 'mask' if 'mask' in required else ''
+
+
+def tell_classes(source: Any, labels: Labels) -> None:
+  """Says which classes of masks have no pixel in the records to train on, as far as the manifest knows.
+
+  Raises:
+    UserError: none of them has one.
+  """
+  if len(labels) < 2 or VALUES not in source.table.column_names:
+    return
+  found = set(pc.unique(pc.list_flatten(source.column(VALUES))).to_pylist())
+  lost = [f'{name} ({value})' for value, name in zip(labels.values, labels.names) if value and value not in found]
+  if len(lost) == sum(value != 0 for value in labels.values):
+    raise UserError(f'the masks of the {len(source)} records of {source.path} to train on have no pixel of '
+                    f'{", ".join(lost[:10])}')
+  if lost and process.is_main():
+    print(f'jaxmed: the {len(source)} records to train on have no pixel of {", ".join(lost[:10])}'
+          f'{f" and {len(lost) - 10} more" if len(lost) > 10 else ""}: nothing can be learned of that', file=sys.stderr,
+          flush=True)
 
 
 def subset(source: Any, count: int, seed: int) -> Any:

@@ -19,7 +19,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import evaluators, loggers, rules, width
-from jaxmed.train.build import towers, view_sizes
+from jaxmed.train.build import adapting, towers, view_sizes
 from jaxmed.train.build.data_spec import DataSpec, same_aspect
 
 # Images that a run sees where the user gives neither steps nor epochs: minutes on a CPU, hours on an accelerator. On a
@@ -84,6 +84,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   _fill_sizes(config, objective, spec, on_cpu)
   _fill_views(config, objective)
   _fill_objective(config, spec)
+  adapting.fill(config)
   return config
 
 
@@ -104,7 +105,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (-1, math.inf), 'optimizer.clip': (0, math.inf),
-    'loader.records': (0, math.inf), 'loader.records_seed': (0, 2**31 - 1),
+    'loader.foreground': (0, 1), 'loader.records': (0, math.inf), 'loader.records_seed': (0, 2**31 - 1),
     'loader.text_length': (1, math.inf), 'loader.signal_length': (0, math.inf), 'loader.window': (0, math.inf),
     'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (-1, math.inf),
     'optimizer.final_learning_rate': (0, math.inf),
@@ -133,8 +134,13 @@ def check_values(config: ConfigDict) -> None:
                     'optimizer.ema=0')
   if config.init_map and not config.init:
     raise UserError(f'init_map={config.init_map} maps the parts of a run: give it with init=RUN')
+  adapting.check(config)
   evaluators.parse(config.evaluators)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
+  if config.loader.foreground and (config.loader.fit != 'crop' or config.loader.window):
+    what = f'fit={config.loader.fit}' if config.loader.fit != 'crop' else f'window={config.loader.window}'
+    raise UserError(f'loader.foreground={config.loader.foreground:g} chooses where a record is cropped: it needs '
+                    f'loader.fit=crop and no loader.window, not loader.{what}')
 
 
 def _by_axis(name: str, size: tuple, rank: int) -> tuple[int, ...]:
@@ -238,6 +244,7 @@ def samples(config: ConfigDict, spec: DataSpec) -> int:
 def _fill_views(config: ConfigDict, objective: Any) -> None:
   """Sets sizes of views; a UserError for a number of views that the method cannot use."""
   augment, rank = config.augment, len(config.image_size)
+  augment.flip = augment.flip * rank if len(augment.flip) == 1 else augment.flip
   needs = objective.DEFAULTS.get('augment', {}).get('views', 1)
   if (needs > 1) != (augment.views > 1) or (needs == 1 and augment.local_views):
     takes = 'compares views: augment.views must be at least 2' if needs > 1 else 'takes one view and no local ones'
@@ -256,6 +263,24 @@ def _fill_objective(config: ConfigDict, spec: DataSpec) -> None:
     config.objective.num_classes = len(spec.classes)
     if not config.loader.label and config.objective.get('class_weight', 1.0):  # by default the method is about classes
       raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
+  predicts = objectives.get(config.method).PREDICTS
+  if predicts == 'mask':
+    _fill_values(config, spec)
+  if predicts == 'number' and not config.objective.std:
+    config.objective.mean, config.objective.std = spec.number
+
+
+def _fill_values(config: ConfigDict, spec: DataSpec) -> None:
+  """The classes of masks: those of the training records, or those named, of which there must be some."""
+  named, found = config.objective['values'], [v for v in spec.mask_values if v not in config.objective.ignore]
+  config.objective['values'] = tuple(named or found)
+  lost = [v for v in config.objective['values'] if v not in found] or [v for v in found if v not in named and named]
+  if lost:
+    raise UserError(f'objective.values={",".join(map(str, named))}, but the masks of the corpus have the values '
+                    f'{", ".join(map(str, found))}: name them all, or give others in objective.ignore')
+  if len(found) < 2:
+    some = f'only the value {found[0]}' if found else 'no value'
+    raise UserError(f'the masks of the corpus have {some}: expected two or more classes')
 
 
 def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
@@ -267,7 +292,7 @@ def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
                       f'jaxmed prepare a table with a column {name!r}')
   if 'image' not in objective.FIELDS:
     raise UserError(f'method {config.method} must have the field image beside {", ".join(objective.FIELDS)}')
-  if 'label' in objective.FIELDS and not config.loader.label:
+  if {'label', 'number'} & {*objective.FIELDS} and not config.loader.label:
     raise UserError(f'method {config.method} needs loader.label=COLUMN, a column of the manifest')
   if config.loader.window and not objective.WINDOWS:
     raise UserError(f'loader.window={config.loader.window} makes samples of several records, but method '

@@ -11,16 +11,18 @@ from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed import files
+from jaxmed.augment import nnunet, views
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
+from jaxmed.models.layers import adapters
 from jaxmed.objectives import feature_of
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
+from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
-
-TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
 
 
 def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
@@ -50,11 +52,16 @@ def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any
 
 
 def product(model: Any, params: Any) -> tuple[Any, Any]:
-  """The encoder without options and weights that only training uses; its features are the same."""
+  """The encoder without options and weights that only training uses; its features are the same.
+
+  Adapters that are linear are merged into the weights.
+  """
   off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0,
          'hash_draw': False, 'packing': 0.0}
   fields = {f.name for f in dataclasses.fields(model)}  # a family without the option has it off as a constant
   model = model.clone(**{k: v for k, v in off.items() if k in fields})
+  if model.adapter is not None and model.adapter.linear:
+    model, params = model.clone(adapter=None), adapters.merged(model.adapter, params)
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 
@@ -72,6 +79,35 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
                  feature_of(trainer.objective) if model.class_token else 'mean', info)
 
 
+def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segmenter:
+  """Loads the segmentation network of a run of method segment.
+
+  Args:
+    path: a run directory. checkpoint: 'latest', 'best' or a step.
+  Returns:
+    A Segmenter; `predict(image, channels=...)` gives the mask of a whole image.
+  Raises:
+    UserError: no run, or one of another method.
+  """
+  config, _ = load_config(path)
+  if config.method != 'segment':
+    raise UserError(f'{path} is a run of method {config.method}, which has no classes of pixels: expected a run of '
+                    'method segment')
+  return segmenter_of(*load_state(path, checkpoint))
+
+
+def segmenter_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Segmenter:
+  """The segmentation network of a training state; with the averaged weights if the run keeps them."""
+  params = (state.average if state.average else None) or state.variables()['params']
+  size = tuple(trainer.objective.encoder.image_size)
+  chances = tuple(config.augment.flip) or (0.0,) * (len(size) - 1) + (0.5,)
+  info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
+          'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
+  return Segmenter(trainer.objective, params, spec.channels, config.loader.normalize,
+                   tuple(config.loader.load_size) if config.loader.fit == 'crop' else (), spec.spacing,
+                   tuple(i for i, chance in enumerate(chances) if chance > 0), info)
+
+
 # Keys that runs of earlier versions lack, whose defaults do what those did.
 ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkpoint.minutes', 'checkpoint.keep_every',
          'watchdog.minutes', 'mesh.sequence', 'loader.sources', 'loader.held_out', 'loader.missing',
@@ -82,6 +118,9 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'init_parts', 'init_map', 'freeze',
          'evaluators', 'loader.text_length', 'loader.signal_length',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
+         *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
+         *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),
+         'loader.foreground', 'loader.foreground_rule',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jaxmed.errors import UserError, choose
 from jaxmed.interop.inflate import inflate
+from jaxmed.models import registry
 from jaxmed.models.encoders.bag import BagOfChannels
-from jaxmed.models.encoders.vit import ViT, at_size
+from jaxmed.models.encoders.vit import ViT, as_volume, at_size
 from jaxmed.parallel import process
-from jaxmed.train.build import towers
+from jaxmed.train.build import adapting, towers
 from jaxmed.train.build.rundir import TRAINING_ONLY, encoder_of, load, load_state
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.step import TrainState
@@ -57,6 +58,7 @@ def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
   elif config.init:
     given = (_all_parts(config, given) if config.init_parts != 'encoder' else
              _encoder_alone(config, given, vocabulary, quiet))
+  given |= {name: adapting.with_fresh(given[name], own[name]) for name in ('params', 'target')}
   shape = lambda tree: {jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
                         for path, x in jax.tree_util.tree_leaves_with_path(tree)}
   here, there = shape(own), shape(given)
@@ -79,14 +81,20 @@ def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], 
 
 def _encoder(config: Any, given: Any, fresh: Any, vocabulary: Sequence[str], quiet: bool) -> Any:
   """The weights of a loaded encoder for the run's channels and image size; what no product has is as in `fresh`."""
-  params = given.params
+  params, held = given.params, given.model.adapter
+  if held is not None and held.name != config.adapter.name:
+    raise UserError(f'init={config.init} has adapters of {held.name}, which no weights can take up: go on with '
+                    f'adapter.name={held.name}')
   if isinstance(given.model, ViT) and given.named and given.vocabulary != tuple(vocabulary):
     params = inflate(given.model, params, given.vocabulary, vocabulary)[1]
     unknown = [name for name in vocabulary if name not in given.vocabulary]
     if unknown and not quiet and process.is_main():
       print(f'init={config.init} does not know the channels {", ".join(unknown)}: they begin as the mean of '
             f'{", ".join(given.vocabulary)}', file=sys.stderr, flush=True)
-  encoder = at_size(given.model, params, tuple(config.image_size))
+  size = tuple(config.image_size)
+  if isinstance(given.model, ViT) and (len(given.model.image_size), len(size)) == (2, 3):
+    params = as_volume(given.model, params, registry.create_model(config.model, size, 1, **config.encoder))
+  encoder = at_size(given.model, params, size)
   names = ('channel_embed', 'channel_hash') if isinstance(given.model, BagOfChannels) else ()  # to which all are one
   more = (*TRAINING_ONLY, *names)
   return encoder | {k: fresh[k] for k in more if k in fresh and k not in encoder}

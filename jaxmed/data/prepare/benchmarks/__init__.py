@@ -1,4 +1,4 @@
-"""Folders of published channel benchmarks, one file a layout: what a table would have to say of them.
+"""Folders of published benchmarks and data sets, one file a layout: what a table would have to say of them.
 
 A layout's `here(root)` says whether a folder is one, judged by names alone; its `plan(root)` lists what to read, as
 `data.table` does of a table: an item for each image with channels, subject, and, where the benchmark fixes them, split,
@@ -15,7 +15,8 @@ from types import ModuleType
 from jaxmed.data.prepare.items import Plan
 from jaxmed.errors import UserError, choose
 
-LAYOUTS = {'jumpcp': 'JUMP-CP', 'chammi': 'CHAMMI', 'so2sat': 'So2Sat LCZ42', 'brats': 'BraTS'}
+LAYOUTS = {'jumpcp': 'JUMP-CP', 'chammi': 'CHAMMI', 'so2sat': 'So2Sat LCZ42', 'nnunet': 'nnU-Net',
+           'totalsegmentator': 'TotalSegmentator', 'bids': 'BIDS', 'brats': 'BraTS'}
 AUTO, NONE = 'auto', 'none'
 
 

@@ -1,0 +1,153 @@
+"""Fine-tuning: the recipe of a family, what a run keeps and trains on, its control from scratch, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmed.augment.nnunet import NNUNET
+from jaxmed.cli import main
+from jaxmed.data.corpus.open import open_source
+from jaxmed.errors import UserError
+from jaxmed.models import registry
+from jaxmed.train import finetune, loop
+from jaxmed.train.build import rundir
+from jaxmed.train.build.towers import digest_of
+from jaxmed.train.finetune import Request
+from jaxmed.train.logs import read_rows
+from tests.common import saved_state, saved_steps
+from tests.masks import tiles_with_masks
+
+PLAIN = {name: (0.0,) for name in NNUNET}  # compiles sooner
+FEW = {'augment': PLAIN, 'batch_size': 8, 'steps': 6, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 3, 'loader': {'threads': 1}}
+
+
+@pytest.fixture(scope='module')
+def masks(tiles, tmp_path_factory):
+  """48 tiles with masks of three classes: 24 train, of which 6 have none, 8 val, 16 test."""
+  return tiles_with_masks(tiles, tmp_path_factory.mktemp('masks'))
+
+
+@pytest.fixture(scope='module')
+def both(trained, masks, tmp_path_factory):
+  """A control of a segmentation: its folder and what it found."""
+  out = tmp_path_factory.mktemp('control') / 'both'
+  return out, finetune.control(Request(str(trained), str(masks), 'segment', 'mask', FEW), out, quiet=True)
+
+
+def test_a_recipe_is_that_of_the_family(trained, masks):
+  asked = Request(str(trained), str(masks), 'segment', 'mask', FEW)
+  tuned, fresh = (finetune.recipe(dataclasses.replace(asked, scratch=s)) for s in (False, True))
+  assert tuned['init'] == str(trained) and 'init' not in fresh
+  assert (tuned['model'], tuned['encoder']['embed_dim'], tuned['image_size']) == ('channel_vit_micro/8', 32, (16, 16))
+  assert (tuned['learning_rate'], fresh['learning_rate']) == (1e-4, 3e-4)  # Primus
+  assert (tuned['optimizer']['layer_decay'], fresh['optimizer']['layer_decay']) == (0.75, 1.0)
+  assert {k: tuned['optimizer'][k] for k in ('name', 'b2', 'clip', 'annealing')} == {
+      'name': 'adamw', 'b2': 0.98, 'clip': 1.0, 'annealing': 'poly'}
+  assert finetune.recipe(dataclasses.replace(asked, user={}))['augment']['rotation_probability'] == (0.2,)
+  assert tuned['checkpoint'] == {'best': 'dice', 'best_mode': 'max'}
+  same = lambda user: {k: v for k, v in user.items() if k not in ('init', 'learning_rate', 'optimizer')}
+  assert same(tuned) == same(fresh)
+  classify = finetune.recipe(Request(str(trained), str(masks), 'classify', 'half', FEW | {'optimizer': {'ema': 0.9}}))
+  assert classify['learning_rate'] == pytest.approx(5e-4 * (8 / 256) ** 0.5, rel=1e-3)  # MAE
+  assert classify['optimizer']['ema'] == 0.9 and classify['optimizer']['annealing'] == 'cosine'
+
+
+@pytest.mark.parametrize('name, options', [
+    ('vit_base/16', {}), ('vit_large/14', {'layer_scale': 1e-5}), ('channel_vit_micro/8', {'depth': 3}),
+    ('resnet50', {}), ('convnextv2_tiny', {}), ('resenc_micro', {'strides': ('1x1', '1x2', 2, 2)})])
+def test_a_model_has_a_name_that_makes_it(name, options):
+  model = registry.create_model(name, (56, 56) if '14' in name else (64, 64), 3, **options)
+  words = finetune.named(model)
+  assert words['model'] == name
+  assert registry.create_model(words['model'], model.image_size, 3, **words['encoder']) == model
+
+
+def test_depths_decide_decay_and_drop_path():
+  sizes = {name: registry.create_model(f'vit_{name}/16', 64) for name in ('micro', 'base', 'large', 'huge')}
+  assert {n: finetune.layer_decay(m) for n, m in sizes.items()} == {'micro': 0.75, 'base': 0.65, 'large': 0.75, 'huge': 0.75}
+  assert {n: finetune.drop_path(m) for n, m in sizes.items()} == {'micro': 0.1, 'base': 0.1, 'large': 0.2, 'huge': 0.3}
+
+
+def test_both_arms_are_runs_and_are_compared(both, masks):
+  out, found = both
+  assert found['records'] == 16 and found['subjects'] == 8
+  assert found == json.loads((out / 'comparison.json').read_text())
+  a, b = (found['arms'][arm]['dice'] for arm in finetune.ARMS)
+  assert 0 <= min(a['value'], b['value']) and found['difference']['dice']['value'] == pytest.approx(a['value'] - b['value'])
+  low, high = (found['difference']['dice'][k] for k in ('low', 'high'))
+  assert low <= found['difference']['dice']['value'] <= high
+  config, spec = rundir.load_config(out / 'pretrained')
+  assert spec.rows == 18 and spec.mask_values == (0, 1, 2)  # of 24, 6 have no mask
+  assert tuple(config.objective['values']) == (0, 1, 2)
+  assert not json.loads((out / 'scratch' / 'config.json').read_text())['init']
+  rows = [r for r in read_rows(out / 'pretrained' / 'metrics.jsonl') if 'dice' in r]
+  assert [r['step'] for r in rows] == [3, 6] and all(0 <= r['dice'] <= 1 and 'dice/2' in r for r in rows)
+  assert saved_steps(out / 'pretrained')
+  assert 'dice' in finetune.table(found) and '[' in finetune.table(found)
+
+
+def test_it_begins_with_the_weights_of_the_run(both, trained):
+  """At the small rates of a few steps the encoder is near that of the run, and far from that of the other arm."""
+  params = {name: rundir.load(path).params for name, path in
+            (('given', trained), ('tuned', both[0] / 'pretrained'), ('fresh', both[0] / 'scratch'))}
+  apart = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(
+      jax.tree.leaves(params[a]['transformer']), jax.tree.leaves(params[b]['transformer']), strict=True))
+  assert 0 < apart('given', 'tuned') < 0.01 < apart('given', 'fresh')
+
+
+def test_a_tuned_run_is_embedded_and_goes_on(both, masks, tmp_path, capsys):
+  shutil.copytree(both[0] / 'pretrained', tmp_path / 'run')
+  images = np.stack([open_source(masks)[i]['image'] for i in range(2)])[:, :16, :16]
+  assert rundir.load(tmp_path / 'run', 'best').embed(images)['mean'].shape == (2, 32)
+  assert main(['finetune', '--resume', str(tmp_path / 'run'), '--json']) == 0  # it is at its end
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])['steps'] == 6
+
+
+def test_a_frozen_encoder_keeps_its_bits(trained, masks, tmp_path):
+  """Regression of a number with 12 of the records: the head moves, the encoder does not."""
+  asked = Request(str(trained), str(masks), 'regress', 'bright', FEW, freeze=True, fraction=0.5)
+  user = finetune.recipe(asked)
+  assert user['loader']['records'] == 12 and user['encoder']['drop_path'] == 0.0
+  loop.train(user, tmp_path / 'run', quiet=True)
+  given, tuned = rundir.load(trained), rundir.load(tmp_path / 'run')
+  assert digest_of(given.params) == digest_of(tuned.params)
+  assert np.abs(saved_state(tmp_path / 'run').params['head']['kernel']).sum() > 0
+  _, spec = rundir.load_config(tmp_path / 'run')
+  source = open_source(masks).select('train')
+  numbers = [float(v) for v in source.table['bright'].to_pylist()]
+  assert spec.rows == 12 and spec.classes == () and min(numbers) < spec.number[0] < max(numbers)
+  rows = [r for r in read_rows(tmp_path / 'run' / 'metrics.jsonl') if 'val_mae' in r]
+  assert [r['step'] for r in rows] == [3, 6] and all(r['val_mae'] > 1 and r['val_r2'] < 1 for r in rows)
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'task': 'segmnt'}, "unknown --task 'segmnt': did you mean 'segment'"),
+    ({'label': 'half'}, '--task segment learns the column mask: give --label mask'),
+    ({'task': 'classify'}, '--task classify learns a column of classes: masks are for'),
+    ({'fraction': 0.0}, '--fraction 0 must be above 0'),
+    ({'freeze': True, 'user': {'adapter': {'name': 'lora'}}}, '--freeze keeps the whole encoder as it is'),
+    ({'path': 'nowhere'}, 'nowhere does not exist'),
+    ({'task': 'regress', 'label': 'brigt'}, "'brigt': did you mean 'bright'"),
+    ({'task': 'regress', 'label': 'half'}, "column 'half' .* expected finite numbers"),
+    ({'user': {'objective': {'values': (0, 1)}}}, 'objective.values=0,1, but the masks of the corpus have the values 0, 1, 2'),
+    ({'user': {'objective': {'decoder': 'lineer'}}}, "unknown objective.decoder 'lineer': did you mean 'linear'"),
+    ({'user': {'image_size': (8, 8, 8)}}, 'image_size .* has 3 axes')])
+def test_what_is_refused_in_one_line(trained, masks, tmp_path, changes, words):
+  asked = {'path': str(trained), 'data': str(masks), 'task': 'segment', 'label': 'mask', 'user': {}} | changes
+  with pytest.raises(UserError, match=words) as e:
+    asked = Request(**asked)
+    asked = dataclasses.replace(asked, user=FEW | asked.user)
+    loop.train(finetune.recipe(asked), tmp_path / 'run', quiet=True)
+  assert '\n' not in str(e.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_corpus_without_masks_is_told(trained, corpus, capsys):
+  words = ['finetune', str(trained), '--data', str(corpus), '--task', 'segment', '--label', 'mask', '--out', 'never']
+  assert main(words) == 2
+  assert 'has no record with a mask' in capsys.readouterr().err
+  assert main(['finetune', str(trained), '--data', str(corpus), '--task', 'segment']) == 2
+  assert 'finetune needs --out' in capsys.readouterr().err
