@@ -173,7 +173,7 @@ def _open(user: Mapping[str, Any]) -> bool:
 
 
 def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool, free: bool) -> str:
-  """A ChannelViT; on a CPU a ViT, of so many times fewer tokens, where all records have the same channels, if `free`."""
+  """A ChannelViT; on a CPU a ViT, of many times fewer tokens, where all records have the same channels, if `free`."""
   family = 'vit' if on_cpu and free and not spec.mixed and len(spec.channels) > 1 else 'channel_vit'
   width = 'micro' if on_cpu else 'tiny' if spec.rows < 20_000 else 'small' if spec.rows < 200_000 else 'base'
   patch = 16 if all(n % 16 == 0 and n > 96 for n in size) else 8 if all(n % 8 == 0 for n in size) else 4
@@ -210,7 +210,7 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
 def _cpu_images(config: ConfigDict, spec: DataSpec) -> int:
   """Images that a run on a CPU sees."""
   model: Any = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
-  place = math.prod(model.patch_size) if '/' in config.model else 8 ** len(config.image_size)  # of strides: about as dear
+  place = math.prod(model.patch_size) if '/' in config.model else 8 ** len(config.image_size)  # strides: as dear
   patches = math.prod(config.image_size) // place
   tokens = patches * (spec.slots if model.per_channel else 1) * config.augment.views
   return int(np.clip(CPU_TOKENS // tokens, 1000, CPU_IMAGES))
