@@ -162,7 +162,8 @@ def _forward(objective: Any, view: ViewMaker, params: Any, x: jax.Array, ids: np
 _logits = jax.jit(_forward, static_argnums=(0, 1))
 
 
-def statistics(image: np.ndarray, mode: str, channels: Sequence[dict[str, Any]], ids: Sequence[int]) -> np.ndarray:
+def statistics(image: np.ndarray, mode: str, channels: Sequence[dict[str, Any]],
+               ids: Sequence[int] | np.ndarray) -> np.ndarray:
   """What normalises each channel of a whole image [*size, C], [4, C] float32: limits to cut to, mean, deviation.
 
   (clip(x, low, high) - mean) / deviation is what `intensity.normalize` gives with this mode. Means are float64.

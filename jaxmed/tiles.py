@@ -140,11 +140,11 @@ class _Sums:
     """Adds the logits [*tile, K] of a tile at a place whose first axis is at `first` or behind it by less than a tile;
     they are spoilt."""
     logits *= weight[..., None]
-    at = tuple(slice(p, p + n) for p, n in zip(place[1:], weight.shape[1:]))
+    at: tuple[Any, ...] = tuple(slice(p, p + n) for p, n in zip(place[1:], weight.shape[1:]))
     for i in range(len(weight)):
       z = (place[0] + i) % len(self.weights)
-      self.logits[(z, *at)] += logits[i]
-      self.weights[(z, *at)] += weight[i]
+      self.logits[z][at] += logits[i]
+      self.weights[z][at] += weight[i]
 
   def until(self, end: int) -> Iterator[tuple[int, np.ndarray]]:
     """The mean logits of the slices before `end`, to which no tile adds any more; they are cleared."""

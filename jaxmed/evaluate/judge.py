@@ -5,7 +5,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxmed.data.corpus.open import open_source
@@ -78,10 +78,10 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
       raise UserError(f'--beside does not go with the task {protocol.name}: it gives no answer a row to compare')
     if hasattr(protocol, 'check'):
       protocol.check(source, label, seed)
-  kept = Remembered
+  kept: Callable[[Any], Any] = Remembered
   ask: dict[str, Any] = {'batch_size': batch_size, 'seed': seed}
   if protocols.judges(chosen) == protocols.SEGMENTER:
-    kept = lambda network: network
+    kept = _as_it_is
   else:
     ask |= {'untrained': Remembered(encoder.untrained(seed)), 'feature': feature or encoder.feature}
   remembered = kept(encoder)
@@ -93,6 +93,10 @@ def judged(encoder: Any, source: Any, chosen: Sequence[Any], labels: Sequence[st
     raise UserError(f'labels {", ".join(labels)}: the names of two are written alike')
   return [Judged(key, p, label, p.run(remembered, source, label, **ask))
           for key, (p, label) in zip(keys, asked, strict=True)]
+
+
+def _as_it_is(network: Any) -> Any:
+  return network
 
 
 def together(found: Sequence[Judged]) -> dict[str, Any]:

@@ -128,8 +128,8 @@ def score(cases: Sequence[Mapping[str, np.ndarray]], metric: str) -> float:
   return float(_nanmean(by_class(cases, metric)[None])[0])
 
 
-def resampled(cases: Sequence[Mapping[str, np.ndarray]], metric: str, subjects: Sequence[str], *, draws: int = 1000,
-              seed: int = 0) -> np.ndarray:
+def resampled(cases: Sequence[Mapping[str, np.ndarray]], metric: str, subjects: Sequence[str] | np.ndarray, *,
+              draws: int = 1000, seed: int = 0) -> np.ndarray:
   """`score` [draws] on resampled subjects, whose cases move together; NaN of a single subject."""
   total, count = (np.stack(x) for x in zip(*(_terms(c, metric) for c in cases), strict=True))
   ask = dict(draws=draws, seed=seed)

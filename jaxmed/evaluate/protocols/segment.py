@@ -113,7 +113,8 @@ class Segment:
     """Metrics of every test record by one run, and the worst of them."""
     how = {'step': self.step, 'flips': None if self.flips == 'auto' else (), 'batch_size': self.tiles}
     change = post.Change(()) if self.postprocess == 'none' else best_change(segmenter, task.val, **how)
-    cases, examples = [], []
+    cases: list[dict[str, np.ndarray]] = []
+    examples: list[dict[str, Any]] = []
     for i, record in enumerate(_records(task.source)):
       truth = _known(record['mask'], task.ignored)
       predicted = change(segmenter.mask_of(record, record['id'], **how))

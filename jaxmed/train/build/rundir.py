@@ -90,6 +90,7 @@ def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segme
   Raises:
     UserError: no run, or one of another method.
   """
+  path = pathlib.Path(path)
   config, _ = load_config(path)
   if config.method != 'segment':
     raise UserError(f'{path} is a run of method {config.method}, which has no classes of pixels: expected a run of '
