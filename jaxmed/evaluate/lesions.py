@@ -58,7 +58,7 @@ def detect(truth: np.ndarray, predicted: np.ndarray, rule: str = 'touch', least:
   voxels, sizes = (np.bincount(x[x > 0], minlength=k + 1)[1:] for x, k in ((lesions, n), (found, m)))
   if rule == 'touch':
     hits = shared > 0
-    return Detection(hits.any(axis=1), voxels, int(m - hits.any(axis=0).sum()), m)
+    return Detection(np.asarray(hits.any(axis=1)), voxels, int(m - hits.any(axis=0).sum()), m)
   rows, columns = _partners(shared / np.maximum(voxels[:, None] + sizes - shared, 1), least)
   return Detection(np.isin(np.arange(n), rows), voxels, m - len(columns), m)
 
