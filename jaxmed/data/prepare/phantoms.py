@@ -31,15 +31,16 @@ TYPES = {'mask': pa.string(), 'phase': pa.string(), 'modality': pa.string(), 'in
 FIELD = 300.0  # mm of a side, give or take a twelfth by subject
 SHARES = (0.7, 0.1, 0.2)  # of subjects in train, val, test, by their numbers
 
+Shape = tuple[tuple[float, ...], tuple[float, ...]]
 # Centre (z, y, x) and half axes of each ellipsoid, in half sides of the cube; x > 0 is the patient's right.
 _BODY = ((0.0, 0.0, 0.0), (1.6, 0.68, 0.88))
 _MUSCLE = ((0.0, 0.0, 0.0), (1.6, 0.58, 0.77))
 _INNER = ((0.0, 0.06, 0.0), (1.5, 0.46, 0.64))
 _OTHERS: dict[str, Shape] = {'stomach': ((0.38, 0.22, -0.26), (0.2, 0.17, 0.2))}
-_ORGANS: dict[str, Shape] = {'liver': ((0.3, 0.1, 0.3), (0.42, 0.33, 0.3)), 'spleen': ((0.34, -0.18, -0.5), (0.26, 0.16, 0.12)),
-           'kidney_right': ((-0.22, -0.24, 0.32), (0.26, 0.12, 0.12)),
-           'kidney_left': ((-0.14, -0.24, -0.34), (0.26, 0.12, 0.12)),
-           'aorta': ((0.0, -0.2, -0.07), (3.0, 0.065, 0.065)), 'vertebra': ((0.0, -0.4, 0.0), (3.0, 0.14, 0.16))}
+_ORGANS: dict[str, Shape] = {
+  'liver': ((0.3, 0.1, 0.3), (0.42, 0.33, 0.3)), 'spleen': ((0.34, -0.18, -0.5), (0.26, 0.16, 0.12)),
+  'kidney_right': ((-0.22, -0.24, 0.32), (0.26, 0.12, 0.12)), 'kidney_left': ((-0.14, -0.24, -0.34), (0.26, 0.12, 0.12)),
+  'aorta': ((0.0, -0.2, -0.07), (3.0, 0.065, 0.065)), 'vertebra': ((0.0, -0.4, 0.0), (3.0, 0.14, 0.16))}
 # Intensity of each tissue, HU: native, arterial, portal; and MR, arbitrary units.
 _CT = {'air': (-1000,) * 3, 'fat': (-100,) * 3, 'muscle': (50, 55, 60), 'inner': (-60,) * 3, 'stomach': (25, 30, 30),
        'bowel': (30, 45, 60), 'liver': (58, 75, 110), 'spleen': (48, 130, 120), 'kidney': (34, 160, 180),
@@ -49,7 +50,6 @@ _MR = {'air': 5, 'fat': 420, 'muscle': 120, 'inner': 330, 'stomach': 90, 'bowel'
 _NOISE = {'ct': 14.0, 'mr': 12.0}
 
 Cut = tuple[dict[str, Any], str, str, str, dict[str, Any]]
-Shape = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
