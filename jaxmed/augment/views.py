@@ -158,6 +158,8 @@ class ViewMaker:
       value = vars(self)[name]
       if not 0 < value[0] <= value[1] <= most:
         raise UserError(f'augment.{name} {value} must lie above 0' + (' and at most 1' if most == 1 else ''))
+    if self.gram_size and any(_numbers(self.elastic_probability)):
+      raise UserError('augment.elastic_probability deforms views of one resolution: leave augment.gram_size out')
     if len(self.rotation) not in (0, 1, len(self.size)):
       raise UserError(f'augment.rotation {self.rotation} takes one angle, or one for each of the {len(self.size)} axes')
     for name in STRENGTHS:
