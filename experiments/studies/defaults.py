@@ -1,15 +1,15 @@
-"""Which method, model, rate and length pay where the user names none: the study behind the defaults of `jaxmed train`.
+"""Which method, model, rate and length pay where the user names none: the study behind the defaults of `train`.
 
   python tools/small_corpora.py corpora
   jaxmed study experiments/studies/defaults.py:rgb --data corpora/rgb --out study_rgb
   jaxmed study experiments/studies/defaults.py:rgb_methods --data corpora/rgb --out study_rgb_methods
 
-A variant is a kind of data (`rgb`, `gray`, `fluorescence`, `channels`, `volumes`: see tools/small_corpora.py) by what is
-asked: alone, the defaults as they are, three seeds; `_methods`, all that compare or mask views, at the default length;
-`_models`, encoders; `_rates`, factors on the default rate; `_lengths`, a quarter to four times the default length;
-`_views`, the least area of a crop. Each cell is judged by kNN and the logistic probe on places that training did not
-see, beside its untrained encoder and pixels by PCA (CELL/classify.json has the paired intervals). What was run of it and
-what was found is in docs/results/defaults.md.
+A variant is a kind of data (`rgb`, `gray`, `fluorescence`, `channels`, `volumes`: see tools/small_corpora.py) and
+what is asked: alone, the defaults as they are, three seeds; `_methods`, some that compare or mask views, at the
+default length; `_models`, encoders; `_rates`, learning rates; `_lengths`, passes over the records; `_views`, the
+least area of a crop. Each cell is judged by kNN and the logistic probe on places that training did not see, beside
+its untrained encoder and pixels by PCA (CELL/classify.json has the paired intervals). docs/results/defaults.md tells
+what was found so far by shorter runs; the study itself was not run.
 """
 
 from jaxmed.study.grid import Study

@@ -117,7 +117,7 @@ def _run(argv: list[str]) -> int:
 
 def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
   """What the verb writes, for this process alone; runs, corpora and selections see to it themselves."""
-  if args.verb == 'compare':
+  if args.verb == 'compare' or (args.verb == 'finetune' and args.control and args.out):
     return owner.of_folder(args.out)
   if args.verb == 'study' and args.out and args.launcher != 'jobset' and not (args.dry_run or args.cell or
                                                                                args.cell_index):

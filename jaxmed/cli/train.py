@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     resolve.check(user)  # before a folder of images is prepared
     with _corpus(str(user.get('data', '')), pathlib.Path(args.out)) as corpus:
       summary = loop.train(user | {'data': corpus}, args.out)
-  text = '\n'.join([f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s',
-                    *summary['verdict'], f'run: {summary["run"]}', f'report: {summary["run"]}/report.html'])
+  pace = f'{summary["steps"]} steps, loss {summary["loss"]:.4g}, {summary["images_per_second"]:.3g} images/s'
+  text = '\n'.join([pace, *summary['verdict'], f'run: {summary["run"]}', f'report: {summary["run"]}/report.html'])
   return {'json': summary, 'text': text}
 
 

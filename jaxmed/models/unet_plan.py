@@ -1,7 +1,8 @@
 """Patch, batch and network of a U-Net from spacing and shape of the images, by the rule of nnU-Net v2.
 
-Isensee et al. 2021, "nnU-Net". Facts of MIC-DKFZ/nnUNet: default_experiment_planner.py, residual_encoder_unet_planners.py, network_topology.py. nnU-Net
-turns volumes so that the coarsest axis is the first; here all numbers are in the order of the stored axes.
+Isensee et al. 2021. Facts of MIC-DKFZ/nnUNet: default_experiment_planner.py, residual_encoder_unet_planners.py,
+network_topology.py. nnU-Net turns volumes so that the coarsest axis is the first; here all numbers are in the order of
+the stored axes.
 """
 
 import dataclasses

@@ -319,7 +319,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
 
 
 def _length(config: Any) -> verdict.Length:
-  return verdict.Length(config.method, config.epochs)
+  return verdict.Length(config.method, config.model, config.epochs)
 
 
 def _memory(step: Any) -> int:

@@ -48,17 +48,18 @@ def beside(snapshot: Any, names: tuple[str, ...]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-  """How long a run was, and what it may try next. others: methods to name, the best first."""
+  """What a run was and how long, from which follows what to try next (docs/results/defaults.md, methods.md)."""
 
   method: str
+  model: str
   epochs: float
-  others: tuple[str, ...] = ('simclr', 'mae')
 
   @property
   def advice(self) -> str:
     """Options to try."""
-    other = next(name for name in self.others if name != self.method)
-    return f'epochs={4 * self.epochs:.3g} (four times as long), method={other}, or more records'
+    method = 'mocov3' if self.method == 'simclr' else 'simclr'
+    model = 'model=resnet_micro, ' if '_micro' in self.model and self.model != 'resnet_micro' else ''
+    return f'epochs={4 * self.epochs:.3g} (four times as long), {model}method={method}, or more records'
 
 
 def lines(values: Mapping[str, float], start: Mapping[str, float], length: Length) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from jaxmed.errors import UserError
 from jaxmed.models import create_model, registry
 from jaxmed.models.decoders.dense import create_decoder, maps_of
-from jaxmed.models.layers import unet_blocks
+from jaxmed.models.layers import convolution, unet_blocks
 from jaxmed.models.layers.norm import GroupNorm
 from tests.models.common import normal
 
@@ -162,6 +162,19 @@ def test_maps_of_any_encoder_of_stages(name, finest, options):
   assert sum('fine' in name for name in params['decoder'] if name.startswith('head')) == finest // 2
   one = create_decoder('unet', encoder, 4)
   assert [x.shape for x in shapes(encoder, one, jnp.zeros((2, 64, 96, 3)))[1]] == [(2, 64, 96, 4)]
+
+
+@pytest.mark.parametrize('kernel, stride, padding', [((3, 3, 3), (2, 2, 2), (1, 1, 1)), ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+                                                     ((3, 7, 7), (1, 2, 2), (1, 3, 3)), ((3, 3, 3), (4, 2, 1), (1, 1, 1))])
+def test_gradients_of_strided_convolutions_are_those_of_their_windows(kernel, stride, padding):
+  """Blocks of places as channels: the same convolution, and on a CPU its gradient."""
+  x, k = normal((2, 8, 8, 4, 3)), normal((*kernel, 3, 5))
+  want = convolution._windows(x, k, stride, padding)
+  np.testing.assert_allclose(convolution._blocked(x, k, stride, padding), want, atol=2e-5)
+  g = normal(want.shape, 2)
+  pull = lambda form: jax.vjp(lambda x, k: form(x, k, stride, padding), x, k)[1](g)
+  for have, other in zip(pull(convolution.convolve), pull(convolution._windows), strict=True):
+    np.testing.assert_allclose(have, other, rtol=1e-4, atol=1e-4)
 
 
 def test_interpolation_and_mixing_commute():

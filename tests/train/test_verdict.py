@@ -14,7 +14,7 @@ from jaxmed.train.verdict import Length
 GOOD = {'knn': 0.8, 'knn_untrained': 0.6, 'knn_pixels': 0.7, 'knn_over_untrained_low': 0.1,
         'knn_over_untrained_high': 0.3, 'knn_over_pixels_low': 0.02, 'knn_over_pixels_high': 0.2}
 HEALTH = {'rankme': 20.0, 'lidar': 30.0}
-MAE = Length('mae', 5.0)
+MAE = Length('mae', 'vit_micro/8', 5.0)
 
 
 def test_others_are_judged_on_the_same_records_as_the_run(trained, corpus):
@@ -47,8 +47,9 @@ def test_a_run_that_pays_says_what_it_has():
 def test_a_run_that_does_not_pay_says_so_and_what_to_try(worse, words):
   first, second = verdict.lines(GOOD | worse, {}, MAE)
   assert first.startswith('accuracy') and words in second
-  assert 'epochs=20 ' in second and 'method=simclr' in second
-  assert 'method=mae' in verdict.lines(GOOD | worse, {}, Length('simclr', 5.0))[1]
+  assert all(word in second for word in ('epochs=20 ', 'method=simclr', 'model=resnet_micro'))
+  other = verdict.lines(GOOD | worse, {}, Length('simclr', 'resnet_micro', 5.0))[1]
+  assert 'method=mocov3' in other and 'model=' not in other
 
 
 def test_pixels_are_ahead_only_where_they_are_by_the_better_probe():

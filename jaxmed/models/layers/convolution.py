@@ -9,6 +9,7 @@ zero, and after the stem hidden places are a learned token. Stems whose windows 
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -128,7 +129,52 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...],
     grid = grid_of(x.shape[1:-1], width)
     out = kernels.dense(patchify(x, width), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(x.shape[0], *grid, -1)
-  return lax.conv_general_dilated(x, kernel, stride, [(n, n) for n in padding], dimension_numbers=_axis_letters(rank))
+  even = all(n % step == 0 for n, step in zip(x.shape[1:-1], stride, strict=True))
+  return (_strided if rank == 3 and max(stride) > 1 and even else _windows)(x, kernel, stride, padding)
+
+
+def _windows(x, kernel, stride, padding):
+  return lax.conv_general_dilated(x, kernel, stride, [(n, n) for n in padding],
+                                  dimension_numbers=_axis_letters(x.ndim - 2))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _strided(x, kernel, stride, padding):
+  """`_windows` of volumes, whose gradient on a CPU is that of `_blocked`.
+
+  XLA:CPU computes the gradient of the input of a strided convolution of three axes by plain loops, some forty times
+  slower: 16 channels at 16^3 to 32 take 134 ms of CPU, blocks take 3.
+  """
+  return _windows(x, kernel, stride, padding)
+
+
+def _strided_bwd(stride, padding, residuals, g):
+  apply = lambda form: lambda x, kernel: form(x, kernel, stride, padding)
+  gradient = lambda form: lambda x, kernel, g: jax.vjp(apply(form), x, kernel)[1](g)
+  return lax.platform_dependent(*residuals, g, cpu=gradient(_blocked), default=gradient(_windows))
+
+
+_strided.defvjp(lambda x, kernel, stride, padding: (_strided(x, kernel, stride, padding), (x, kernel)), _strided_bwd)
+
+
+def _blocked(x, kernel, stride, padding):
+  """The same as a convolution without stride: blocks of a stride's places become channels, of the kernel too.
+
+  The kernel gets zeros in front, so that windows begin where blocks do, and behind, so that blocks fill it.
+  """
+  rank = x.ndim - 2
+  front = [-p % step for p, step in zip(padding, stride, strict=True)]
+  behind = [-(n + z) % step for n, z, step in zip(kernel.shape, front, stride, strict=False)]
+  kernel = jnp.pad(kernel, [*zip(front, behind, strict=True), (0, 0), (0, 0)])
+  split = lambda shape: [n for size, step in zip(shape, stride, strict=True) for n in (size // step, step)]
+  order = (*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))  # blocks, then places in them
+  x = x.reshape(x.shape[0], *split(x.shape[1:-1]), -1).transpose(0, *(1 + i for i in order), 1 + 2 * rank)
+  kernel = kernel.reshape(*split(kernel.shape[:-2]), *kernel.shape[-2:]).transpose(*order, 2 * rank, 2 * rank + 1)
+  x = x.reshape(*x.shape[:1 + rank], -1)
+  kernel = kernel.reshape(*kernel.shape[:rank], -1, kernel.shape[-1])
+  first = [(p + z) // step for p, z, step in zip(padding, front, stride, strict=True)]
+  ends = [(n, width - 1 - n) for n, width in zip(first, kernel.shape, strict=False)]
+  return lax.conv_general_dilated(x, kernel, (1,) * rank, ends, dimension_numbers=_axis_letters(rank))
 
 
 def _axis_letters(rank: int) -> tuple[str, str, str]:

@@ -29,11 +29,17 @@ CPU_TOKENS = 2_600_000
 # Width of an encoder below which the rate of a method, which is one of ViT-S and wider, rises as the inverse of it: at
 # 64 to 256 the best rate of short runs falls with a slope of -1 (docs/results/mup.md).
 RATED_WIDTH = 384
+MICRO_WIDTH = 128  # of `micro` encoders of convolutions, as of the transformers of that name
 # What may change when a run goes on: nothing that alters the weights it ends with.
 RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'checkpoint', 'watchdog', 'loader.threads',
              'on_collapse', 'on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'evaluators')
 ON_LEAK = config_lib.CHOICES['on_leak']
 METHOD = config_lib.SECTIONS['']['method'].default
+# What a run wants where the user names no method, over that of METHOD: milder views than SimCLR's, which keep colours,
+# intensities and the size of things, and the mean over places as the vector (docs/results/defaults.md).
+UNNAMED: dict[str, dict[str, Any]] = {
+    'objective': {'feature': 'mean'},
+    'augment': {'scale': (0.2, 1.0), 'brightness': 0.4, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.0,)}}
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 
 
@@ -61,11 +67,13 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   config = config_lib.base()
   on_cpu = jax.default_backend() == 'cpu'
   size = _image_size(user, spec)
-  model = str(user.get('model', '')) or _choose_model(spec, size, on_cpu)
+  model = str(user.get('model', '')) or _choose_model(spec, size, on_cpu, _open(user))
   config.objective = ConfigDict(objectives.default_options(method))
   config.encoder = ConfigDict(registry.default_options(model))
   wants = {k: v for k, v in objective.DEFAULTS.items() if k != 'towers'}
   wants['encoder'] = {k: v for k, v in wants.get('encoder', {}).items() if k in config.encoder}  # families differ
+  if not user.get('method'):
+    wants = config_lib.merge(wants, UNNAMED)
   wants['augment'] = _wanted_views(wants.get('augment', {}), user)
   for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
@@ -159,9 +167,14 @@ def _image_size(user: Mapping[str, Any], spec: DataSpec) -> tuple[int, ...]:
   return size
 
 
-def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool) -> str:
-  # On a CPU the channels of all records go into one token where they are the same: so many times fewer of them.
-  family = 'vit' if on_cpu and not spec.mixed and len(spec.channels) > 1 else 'channel_vit'
+def _open(user: Mapping[str, Any]) -> bool:
+  """Whether the user names no method, and nothing that one kind of encoder alone has."""
+  return not (user.get('method') or user.get('encoder') or dict(user.get('augment', {})).get('channel_sampling'))
+
+
+def _choose_model(spec: DataSpec, size: tuple[int, ...], on_cpu: bool, free: bool) -> str:
+  """A ChannelViT; on a CPU a ViT, of many times fewer tokens, where all records have the same channels, if `free`."""
+  family = 'vit' if on_cpu and free and not spec.mixed and len(spec.channels) > 1 else 'channel_vit'
   width = 'micro' if on_cpu else 'tiny' if spec.rows < 20_000 else 'small' if spec.rows < 200_000 else 'base'
   patch = 16 if all(n % 16 == 0 and n > 96 for n in size) else 8 if all(n % 8 == 0 for n in size) else 4
   return f'{family}_{width}/{patch}'
@@ -197,18 +210,16 @@ def _fill_sizes(config: ConfigDict, objective: Any, spec: DataSpec, on_cpu: bool
 def _cpu_images(config: ConfigDict, spec: DataSpec) -> int:
   """Images that a run on a CPU sees."""
   model: Any = registry.create_model(config.model, tuple(config.image_size), len(spec.channels), **config.encoder)
-  place = math.prod(model.patch_size) if '/' in config.model else 8 ** len(config.image_size)  # of strides: about as dear
+  place = math.prod(model.patch_size) if '/' in config.model else 8 ** len(config.image_size)  # strides: as dear
   patches = math.prod(config.image_size) // place
   tokens = patches * (spec.slots if model.per_channel else 1) * config.augment.views
   return int(np.clip(CPU_TOKENS // tokens, 1000, CPU_IMAGES))
 
 
 def _narrow(config: ConfigDict) -> float:
-  """The factor on a method's rate for a transformer narrower than those that the rate is of; muP's is of its base."""
-  if 'embed_dim' not in config.encoder:
-    return 1.0
-  width = config.optimizer.base_width if config.optimizer.scaling == 'mup' else config.encoder.embed_dim
-  return max(1.0, RATED_WIDTH / width)
+  """The factor on a method's rate for an encoder narrower than those that the rate is of; muP's is of its base."""
+  width = config.encoder.get('embed_dim', MICRO_WIDTH if config.model.endswith('_micro') else RATED_WIDTH)
+  return max(1.0, RATED_WIDTH / (config.optimizer.base_width if config.optimizer.scaling == 'mup' else width))
 
 
 def _fill_loading(config: ConfigDict, spec: DataSpec) -> None:
