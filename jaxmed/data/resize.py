@@ -11,9 +11,9 @@ from scipy import sparse
 def weights(length: int, size: int, scale: float | None = None, antialias: bool = True) -> sparse.csr_array:
   """The sparse matrix [size, length] float32 that resamples an axis with a triangle filter.
 
-  Output pixel i is centred on (i + 0.5) * length / size; when shrinking, the triangle is as many times wider as the axis
-  shrinks (Pillow's BILINEAR, bilinear with antialiasing elsewhere), unless `antialias` is off. With `scale`, pixels are
-  that many of the old ones apart, around the same middle. Rows sum to 1, so that edges keep their brightness.
+  Output pixel i is centred on (i + 0.5) * length / size; when shrinking, the triangle is as many times wider as the
+  axis shrinks (Pillow's BILINEAR, bilinear with antialiasing elsewhere), unless `antialias` is off. With `scale`,
+  pixels are that many of the old ones apart, around the same middle. Rows sum to 1, so edges keep their brightness.
   """
   centres = (np.arange(size) + 0.5) * (length / size)
   if scale is None:

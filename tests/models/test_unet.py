@@ -160,8 +160,9 @@ def test_maps_of_any_encoder_of_stages(name, finest, options):
   params, logits = shapes(encoder, decoder, jnp.zeros((2, 64, 96, 3)))
   assert [x.shape for x in logits] == [(2, 64 // 2**i, 96 // 2**i, 4) for i in range(len(logits))]
   assert sum('fine' in name for name in params['decoder'] if name.startswith('head')) == finest // 2
-  one = create_decoder('unet', encoder, 4)
-  assert [x.shape for x in shapes(encoder, one, jnp.zeros((2, 64, 96, 3)))[1]] == [(2, 64, 96, 4)]
+  if name == 'resnet_micro':
+    one = create_decoder('unet', encoder, 4)
+    assert [x.shape for x in shapes(encoder, one, jnp.zeros((2, 64, 96, 3)))[1]] == [(2, 64, 96, 4)]
 
 
 @pytest.mark.parametrize('kernel, stride, padding', [((3, 3, 3), (2, 2, 2), (1, 1, 1)), ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
@@ -210,10 +211,10 @@ def test_group_norm_by_hand_and_of_a_constant():
 
 def test_first_values():
   """He's law before a leaky ReLU of 0.01, PyTorch's fan of a transposed convolution, blocks of ResEnc that add nothing."""
-  encoder = create_model('resenc_micro', (16, 16, 16), 1)
-  params = nn.unbox(jax.jit(encoder.init)(KEY, jnp.zeros((1, 16, 16, 16, 1)))['params'])
-  kernel = params['stage4_1']['conv1']['kernel']
-  assert kernel.std() == pytest.approx((2 / 1.0001 / (27 * 128)) ** 0.5, rel=0.02)
+  encoder = create_model('resenc_micro', (8, 8, 8), 1, depths=(1, 2), dims=(16, 64), strides='1,4')
+  params = nn.unbox(jax.jit(encoder.init)(KEY, jnp.zeros((1, 8, 8, 8, 1)))['params'])
+  kernel = params['stage2_1']['conv1']['kernel']
+  assert kernel.std() == pytest.approx((2 / 1.0001 / (27 * 64)) ** 0.5, rel=0.02)
   assert not params['stage2_0']['norm2']['scale'].any() and (params['stage2_0']['norm1']['scale'] == 1).all()
   up = unet_blocks.Up(64, (2, 2, 2), 'transposed')
   kernel = nn.unbox(up.init(KEY, jnp.zeros((1, 2, 2, 2, 16))))['params']['kernel']

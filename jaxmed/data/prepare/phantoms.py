@@ -31,15 +31,17 @@ TYPES = {'mask': pa.string(), 'phase': pa.string(), 'modality': pa.string(), 'in
 FIELD = 300.0  # mm of a side, give or take a twelfth by subject
 SHARES = (0.7, 0.1, 0.2)  # of subjects in train, val, test, by their numbers
 
+Shape = tuple[tuple[float, ...], tuple[float, ...]]
 # Centre (z, y, x) and half axes of each ellipsoid, in half sides of the cube; x > 0 is the patient's right.
 _BODY = ((0.0, 0.0, 0.0), (1.6, 0.68, 0.88))
 _MUSCLE = ((0.0, 0.0, 0.0), (1.6, 0.58, 0.77))
 _INNER = ((0.0, 0.06, 0.0), (1.5, 0.46, 0.64))
-_OTHERS = {'stomach': ((0.38, 0.22, -0.26), (0.2, 0.17, 0.2))}
-_ORGANS = {'liver': ((0.3, 0.1, 0.3), (0.42, 0.33, 0.3)), 'spleen': ((0.34, -0.18, -0.5), (0.26, 0.16, 0.12)),
-           'kidney_right': ((-0.22, -0.24, 0.32), (0.26, 0.12, 0.12)),
-           'kidney_left': ((-0.14, -0.24, -0.34), (0.26, 0.12, 0.12)),
-           'aorta': ((0.0, -0.2, -0.07), (3.0, 0.065, 0.065)), 'vertebra': ((0.0, -0.4, 0.0), (3.0, 0.14, 0.16))}
+_OTHERS: dict[str, Shape] = {'stomach': ((0.38, 0.22, -0.26), (0.2, 0.17, 0.2))}
+_ORGANS: dict[str, Shape] = {
+  'liver': ((0.3, 0.1, 0.3), (0.42, 0.33, 0.3)), 'spleen': ((0.34, -0.18, -0.5), (0.26, 0.16, 0.12)),
+  'kidney_right': ((-0.22, -0.24, 0.32), (0.26, 0.12, 0.12)),
+  'kidney_left': ((-0.14, -0.24, -0.34), (0.26, 0.12, 0.12)),
+  'aorta': ((0.0, -0.2, -0.07), (3.0, 0.065, 0.065)), 'vertebra': ((0.0, -0.4, 0.0), (3.0, 0.14, 0.16))}
 # Intensity of each tissue, HU: native, arterial, portal; and MR, arbitrary units.
 _CT = {'air': (-1000,) * 3, 'fat': (-100,) * 3, 'muscle': (50, 55, 60), 'inner': (-60,) * 3, 'stomach': (25, 30, 30),
        'bowel': (30, 45, 60), 'liver': (58, 75, 110), 'spleen': (48, 130, 120), 'kidney': (34, 160, 180),
@@ -128,14 +130,14 @@ def ct(tissues: Mapping[str, np.ndarray], phase: str, rng: np.random.Generator) 
   """HU [*grid] int16 of a phase; each tissue varies by subject, enhancement by up to a sixth."""
   at = PHASES.index(phase)
   value = {n: v[0] + (v[at] - v[0]) * rng.uniform(5 / 6, 7 / 6) + rng.normal(0, 3) for n, v in _CT.items()}
-  image = sum(share * value[n] for n, share in tissues.items())
+  image = _mixed(tissues, value)
   return (image + rng.normal(0, _NOISE['ct'], image.shape)).round().clip(-1024, 3071).astype(np.int16)
 
 
 def mr(tissues: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
   """Intensities [*grid] uint16 of the same anatomy: other ones, a bias field, a gain and Rician noise."""
   value = {n: v * rng.uniform(0.9, 1.1) for n, v in _MR.items()}
-  image = sum(share * value[n] for n, share in tissues.items())
+  image = _mixed(tissues, value)
   axes = [np.linspace(-1, 1, n) for n in image.shape]
   slope = rng.uniform(-0.25, 0.25, 3)
   z, y, x = np.meshgrid(*(a * axis for a, axis in zip(slope, axes)), indexing='ij', sparse=True)
@@ -143,6 +145,11 @@ def mr(tissues: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarra
   image = image * field * rng.uniform(0.7, 1.4)
   real, other = (rng.normal(0, _NOISE['mr'], image.shape) for _ in range(2))
   return np.hypot(image + real, other).round().clip(0, 65535).astype(np.uint16)
+
+
+def _mixed(tissues: Mapping[str, np.ndarray], value: Mapping[str, float]) -> np.ndarray:
+  """The mean of the tissues' values by their shares."""
+  return np.sum([share * value[name] for name, share in tissues.items()], axis=0)
 
 
 def _bent(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -154,9 +161,6 @@ def _bent(size: int, rng: np.random.Generator) -> np.ndarray:
     wave, phase, way = rng.uniform(-2.5, 2.5, 3), rng.uniform(0, 2 * np.pi), rng.normal(0, 0.02, 3)
     bend += way[:, None, None, None] * np.sin(np.einsum('a,azyx->zyx', wave, grid) + phase)
   return grid + bend
-
-
-Shape = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _drawn(shape: Shape, rng: np.random.Generator, much: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

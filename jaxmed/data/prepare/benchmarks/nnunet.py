@@ -188,7 +188,7 @@ def _names(folder: pathlib.Path) -> list[str]:
 
 
 def _rel(path: pathlib.Path, root: pathlib.Path) -> str:
-  return text_of(os.path.relpath(path, root) if path.is_relative_to(root) else str(path))
+  return text_of(str(os.path.relpath(path, root)) if path.is_relative_to(root) else str(path))
 
 
 def _add(out: Plan, root: pathlib.Path, folder: str, case: str, images: Sequence[pathlib.Path],
