@@ -319,7 +319,7 @@ def test_wanted_colours_need_stored_ones(normalize, kept):
     ({'optimizer': {'b1': 1.0}}, ['optimizer.b1']),
     ({'augment': {'scale': (0.5,)}}, ['augment.scale']),
     ({'augment': {'scale': ('a', 'b')}}, ['augment.scale']),
-    ({'augment': {'flip': (0.5,)}}, ['augment.flip', '2 axes']),
+    ({'augment': {'flip': (0.5, 0.5, 0.5)}}, ['augment.flip', '2 axes']),
     ({'augment': {'channel_sampling': 'hsc'}}, ["'hsc'", "'hcs'"]),
     ({'loader': {'normalize': 'corpsu'}}, ["'corpsu'", "'corpus'"]),
     ({'loader': {'load_size': (8, 8, 8)}}, ['loader.load_size']),
