@@ -1,15 +1,15 @@
 """Fine-tuning a ViT-B for a number, such as an age, by MAE's end-to-end recipe (He et al. 2022, arXiv 2111.06377).
 
-Reproduces facebookresearch/mae, FINETUNE.md, as far as it is about optimization: AdamW, 5e-4 * B / 256 at a batch of 1024,
-decay 0.05, layer decay 0.65, drop path 0.1, 100 epochs with a rise over 5, cosine to 1e-6, mean of the patches. Differs:
-the absolute error of a standardised number for the cross-entropy of classes; no mixup, CutMix or erasing.
+Reproduces facebookresearch/mae, FINETUNE.md, as far as it is about optimization: AdamW, 5e-4 * B / 256 at a batch of
+1024, decay 0.05, layer decay 0.65, drop path 0.1, 100 epochs with a rise over 5, cosine to 1e-6, mean of the patches.
+Differs: the absolute error of a standardised number for the cross-entropy of classes; no mixup, CutMix or erasing.
 
   jaxmed train experiments/finetune_regress.py --data CORPUS --out TUNED init=RUN loader.label=age
   jaxmed train experiments/finetune_regress.py:laptop --data CORPUS --out RUN loader.label=age
 
 `jaxmed finetune RUN --task regress --label age` takes the model from a run. Published, of classes: 83.6 % on ImageNet
-(FINETUNE.md: 83.57, deviation 0.08 over 4 runs); of a number nothing. 32 V100 there. Not run here at full size. `laptop`: a
-small ViT on 2 CPU cores, from fresh weights.
+(FINETUNE.md: 83.57, deviation 0.08 over 4 runs); of a number nothing. 32 V100 there. Not run here at full size.
+`laptop`: a small ViT on 2 CPU cores, from fresh weights.
 """
 
 from ml_collections import ConfigDict

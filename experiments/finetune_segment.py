@@ -1,20 +1,19 @@
 """Fine-tuning a ResEnc-L on masks as nnssl does (Wald et al. 2024, arXiv 2412.17041), by the loss of nnU-Net v2.
 
 Reproduces MIC-DKFZ/nnUNet, nnUNetTrainer/pretraining/pretrainedTrainer.py: encoder and stem from pretraining, a fresh
-decoder, crops of 160^3, 2 volumes a step, SGD (Nesterov 0.99) at 1e-3, decay 3e-5, gradients of at most 12, a rise over
-50 of 1000 epochs of 250 steps, then (1 - t)^0.9, no deep supervision. `scratch` is its control at 1e-2, `short` the
-150 epochs with a rise over 15, `nnunet` nnU-Net's own training from scratch: deep supervision, no rise. Differs: see the
-list of nnU-Net in the guide of views; the best checkpoint by Dice on held-out crops is kept beside the last. Where left and
-right are classes, set augment.flip=0.
+decoder, crops of 160^3, 2 volumes a step, SGD (Nesterov 0.99) at 1e-3, decay 3e-5, gradients of at most 12, a rise
+over 50 of 1000 epochs of 250 steps, then (1 - t)^0.9, no deep supervision. `scratch` is its control at 1e-2, `short`
+the 150 epochs with a rise over 15, `nnunet` nnU-Net's own training from scratch: deep supervision, no rise. Differs:
+see the list of nnU-Net in the guide of views; the best checkpoint by Dice on held-out crops is kept beside the last.
+Where left and right are classes, set augment.flip=0.
 
   jaxmed train experiments/finetune_segment.py --data VOLUMES --out TUNED init=RUN
   jaxmed train experiments/finetune_segment.py:scratch --data VOLUMES --out SCRATCH
   jaxmed prepare tissue --out tissue && jaxmed train experiments/finetune_segment.py:laptop --data tissue --out RUN
 
-`jaxmed finetune RUN --task segment --label mask` takes the model from a run and these values as its recipe. Published: MAE
-pretraining on 39k brain volumes raises the mean Dice of ResEnc-L on 11 data sets by about 3 points over nnU-Net (abstract
-of arXiv 2410.23132). One A100 (40 GB) a run there. Not run here at full size. `laptop`: tissues of T1 slices on 2 CPU
-cores, from fresh weights.
+`jaxmed finetune RUN --task segment --label mask` takes the model from a run and these values as its recipe. Published:
+MAE pretraining on 39k brain volumes raises the mean Dice of ResEnc-L by about 3 points over nnU-Net (abstract of arXiv
+2410.23132). Not run here at full size. `laptop`: tissues of T1 slices on 2 CPU cores, from fresh weights.
 """
 
 from ml_collections import ConfigDict

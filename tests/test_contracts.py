@@ -179,7 +179,7 @@ def test_a_batch_has_the_keys_that_are_listed():
 def test_a_method_is_an_objective(name):
   method = METHODS[name]
   encoder = model_of('vit', mask_token=True)
-  objective = method(encoder, **filled(method, rows=8, num_classes=3, num_prototypes=4))
+  objective = method(encoder, **filled(method, rows=8, num_classes=3, num_prototypes=4, values=(0, 1)))
   assert isinstance(objective, contracts.Objective)
   assert feature_of(objective) in ('cls', 'mean') and method.FEATURE in ('cls', 'mean')
   assert isinstance(objective.frozen(jnp.asarray(0)), Mapping)

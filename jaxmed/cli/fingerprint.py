@@ -29,11 +29,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.data.corpus.open import open_source
   from jaxmed.models import unet_plan
   found = fingerprint(open_source(args.data).select('train'), args.records)
-  rank = found.shapes.shape[1]
+  rank, spacings, stored = found.shapes.shape[1], found.spacings.tolist(), found.shapes.tolist()
   target = (millimetres('--spacing', args.spacing, rank) if args.spacing else
-            unet_plan.target_spacing(found.spacings, found.shapes))
-  shapes = [unet_plan.resampled_shape(shape, spacing, target)
-            for shape, spacing in zip(found.shapes.tolist(), found.spacings.tolist(), strict=True)]
+            unet_plan.target_spacing(spacings, stored))
+  shapes = [unet_plan.resampled_shape(*pair, target) for pair in zip(stored, spacings, strict=True)]
   shape, count, classes = _median(shapes), len(shapes), max(len(found.classes), 2)
   made = unet_plan.plan(target, shape, count, classes, args.preset, args.memory)
   coarse = unet_plan.low_resolution(made, count, classes, args.memory) if len(target) == 3 else None

@@ -44,7 +44,7 @@ def to_nnunet(network: Network) -> dict[str, np.ndarray]:
     UserError: nnU-Net's classes cannot hold the network; names the option.
   """
   check_nnunet(network.encoder, network.decoder)
-  out = {}
+  out: dict[str, np.ndarray] = {}
   for path, value in flat(network.params):
     name = encoder_name(network.encoder, path)
     out |= dict.fromkeys([name, *_again(name)], outward(path, value))
@@ -60,7 +60,8 @@ def to_nnunet(network: Network) -> dict[str, np.ndarray]:
 
 def _missing_heads(network: Network, have: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   assert network.decoder is not None
-  out, ones = {}, (1,) * len(network.encoder.image_size)
+  out: dict[str, np.ndarray] = {}
+  ones = (1,) * len(network.encoder.image_size)
   for s, dim in enumerate(reversed(network.encoder.dims[:-1])):
     name = f'decoder.seg_layers.{s}'
     if f'{name}.weight' not in have:

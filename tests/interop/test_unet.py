@@ -81,7 +81,7 @@ def test_strides_follow_from_the_decoder():
   decoder = create_decoder('unet', encoder, 2, True)
   decoder_params = drawn(shapes(encoder, decoder, jnp.zeros((1, 4, 8, 8, 2)))[0]['decoder'])
   whole = nnunet.to_nnunet(Network(encoder, params, decoder, decoder_params))
-  assert nnunet.from_nnunet(whole).encoder.patch_size == encoder.patch_size == (2, 4, 4)
+  assert nnunet.from_nnunet(whole).encoder.strides == '1x1x1,1x2x2,2x2x2' and encoder.patch_size == (2, 4, 4)
   alone = nnunet.to_nnunet(Network(encoder, params))
   assert nnunet.from_nnunet(alone).encoder.patch_size == (4, 4, 4)  # nothing tells them
 

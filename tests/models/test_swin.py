@@ -48,8 +48,8 @@ def test_merging_by_gather(order):
       seen.add(corner)
   assert len(seen) == (6 if order == 'legacy' else 8)
   assert swin.MERGINGS['v2'] == tuple(map(''.join, itertools.product('01', repeat=3)))
-  assert swin.MERGINGS['corrected'] == tuple('000 100 010 001 110 101 011 111'.split())
-  assert swin.MERGINGS['legacy'] == tuple('000 100 010 001 101 010 001 111'.split())
+  assert swin.MERGINGS['corrected'] == ('000', '100', '010', '001', '110', '101', '011', '111')
+  assert swin.MERGINGS['legacy'] == ('000', '100', '010', '001', '101', '010', '001', '111')
 
 
 @pytest.mark.parametrize('size, window', [((8, 6), 4), ((5, 9, 3), 4)])

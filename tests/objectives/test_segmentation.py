@@ -182,7 +182,7 @@ def batch_of(size=(8, 8), channels=2, missing=True):
 
 def started(family='channel_vit_micro/4', size=(8, 8), **options):
   encoder = create_model(family, size, 2, embed_dim=16, depth=1, num_heads=2)
-  objective = Segment(encoder, values=VALUES, clock=Clock(100), **options)
+  objective = Segment(encoder, values=VALUES, clock=Clock(100), **{'decoder': 'linear'} | options)
   variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch_of(size)))
   return objective, variables
 
@@ -269,3 +269,5 @@ def test_what_is_refused(options, words):
 def test_a_family_without_a_decoder_of_its_own_takes_the_linear_one(monkeypatch):
   monkeypatch.setattr(dense, 'AUTO', {'vit': 'nothing'})
   assert dense.decoder_for('vit') == dense.decoder_for('swim') == 'linear'
+  monkeypatch.setattr(dense, 'AUTO', {'vit': 'unetr'})
+  assert dense.decoder_for('vit', (16, 16)) == 'unetr' and dense.decoder_for('vit', (14, 14)) == 'linear'

@@ -79,6 +79,12 @@ def test_one_line_for_each_mistake(road, trained, tiles, capsys, words, says):
   assert re.search(says, err), err
 
 
+@pytest.mark.parametrize(('flip', 'axes'), [((), (2,)), ((0.5,), (0, 1, 2)), ((0.0, 0.5, 0.5), (1, 2)), ((0.0,), ())])
+def test_axes_that_training_mirrors(flip, axes):
+  from jaxmed.train.build.rundir import mirrored_axes
+  assert mirrored_axes(flip, 3) == axes
+
+
 def test_a_run_of_another_method(trained):
   with pytest.raises(UserError, match='method mae'):
     jaxmed.load_segmenter(trained)

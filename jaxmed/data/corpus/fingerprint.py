@@ -1,4 +1,4 @@
-"""What a corpus with masks is like, as nnU-Net's planner wants to know it: spacings, shapes, intensities of the foreground.
+"""What a corpus with masks is like, as nnU-Net's planner wants it: spacings, shapes, intensities of the foreground.
 
 Spacings and shapes are those of the manifest. Intensities come from the pixels whose mask is above 0, of at most
 `MOST_READ` records and with the same number of draws from each, as in MIC-DKFZ/nnUNet fingerprint_extractor.py; which
@@ -42,7 +42,8 @@ class Fingerprint:
   Attributes:
     spacings, shapes: [N, rank] of each record, in mm (1 where unknown) and voxels. known: whether spacings are.
     classes: {name: records that have it}, the background first; None for the number where the manifest does not say.
-    foreground: {channel: Foreground} in the order of the vocabulary; {} without masks, or where a channel has none. masks: records that have one. read: those read.
+    foreground: {channel: Foreground} in the order of the vocabulary; {} without masks, or where a channel has none.
+    masks: records that have one. read: those read.
   """
 
   spacings: np.ndarray
@@ -77,7 +78,9 @@ def fingerprint(source: Any, most: int = MOST_READ, draws: int = DRAWS) -> Finge
   spacings = source.column('spacing').to_pylist()
   known = all(spacings)
   masked = _masked(source)
-  rows = masked[np.unique(np.linspace(0, len(masked) - 1, min(most, len(masked))).astype(int))] if len(masked) else masked
+  rows = masked
+  if len(masked) > most:
+    rows = masked[np.linspace(0, len(masked) - 1, most).astype(int)]
   return Fingerprint(
       np.array([s or (1.0,) * ranks[0] for s in spacings]), np.array(shapes), known,
       _classes(source) if len(masked) else {}, _foreground(source, rows, draws), len(masked), len(rows))
@@ -104,7 +107,8 @@ def _classes(source: Any) -> dict[str, int | None]:
 
 def _foreground(source: Any, rows: np.ndarray, draws: int) -> dict[str, Foreground]:
   """Of each channel, from pixels drawn with replacement, as many of each record."""
-  rng, found = np.random.default_rng(SEED), {}
+  rng = np.random.default_rng(SEED)
+  found: dict[str, list[np.ndarray]] = {}
   for row in rows.tolist():
     record = source.record(row)
     inside = record['mask'] > BACKGROUND

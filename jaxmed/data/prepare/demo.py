@@ -13,9 +13,9 @@ unseen slice was cut, when slices 5 mm away have been seen. It shows nothing abo
 scanners. There is one brain, so `subject` is a block of slab x 24 mm, and an interval over subjects is an
 interval over places.
 
-The tissue corpus: every other of these brain patches along both axes, T1 alone, with a mask of tissue: the most probable
-of GM, WM and what is neither. Without the probability maps as channels, which would be the answer. T1 of an average of
-152 brains is smooth and its brightness tells most of the tissue: the task is an easy one.
+The tissue corpus: every other of these brain patches along both axes, T1 alone, with a mask of tissue: the most
+probable of GM, WM and what is neither. Without the probability maps as channels, which would be the answer. T1 of an
+average of 152 brains is smooth and its brightness tells most of the tissue: the task is easy.
 
 Without labels, in train only: colour fundus (`retina.jpg`), immunohistochemistry of the colon (`ihc.png`),
 microaneurysms (the green channel of a fundus), a cell in quantitative phase (all scikit-image), and nuclei in

@@ -67,9 +67,11 @@ AUTO = {
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
 
 
-def decoder_for(family: str) -> str:
-  """The decoder that goes with a family of encoders, see AUTO."""
-  return AUTO[family] if AUTO.get(family) in DECODERS else 'linear'
+def decoder_for(family: str, patch_size: tuple[int, ...] = ()) -> str:
+  """The decoder that goes with a family of encoders, see AUTO; unetr only where patches are powers of two."""
+  name = AUTO.get(family, 'linear')
+  odd = name == 'unetr' and any(n & (n - 1) for n in patch_size)
+  return name if name in DECODERS and not odd else 'linear'
 
 
 def create_decoder(name: str, encoder: Encoder, num_classes: int, deep_supervision: bool = False,

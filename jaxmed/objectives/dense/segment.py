@@ -97,7 +97,8 @@ class Segment(Method):
     """The decoder."""
     if len(self.values) < 2:
       raise UserError('segmentation needs masks of at least two classes; objective.values says which')
-    name = decoder_for(registry.family_of(self.encoder)) if self.decoder == AUTO else self.decoder
+    auto = decoder_for(registry.family_of(self.encoder), tuple(self.encoder.patch_size))
+    name = auto if self.decoder == AUTO else self.decoder
     return create_decoder(name, self.encoder, len(self.values), self.deep_supervision, **self.decoder_options)
 
   def init(self, rng: jax.Array, batch: Batch) -> Variables:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -99,13 +100,17 @@ def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segme
 def segmenter_of(trainer: Any, config: Any, spec: DataSpec, state: Any) -> Segmenter:
   """The segmentation network of a training state; with the averaged weights if the run keeps them."""
   params = (state.average if state.average else None) or state.variables()['params']
-  size = tuple(trainer.objective.encoder.image_size)
-  chances = tuple(config.augment.flip) or (0.0,) * (len(size) - 1) + (0.5,)
   info = {'method': config.method, 'model': config.model, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   return Segmenter(trainer.objective, params, spec.channels, config.loader.normalize,
                    tuple(config.loader.load_size) if config.loader.fit == 'crop' else (), spec.spacing,
-                   tuple(i for i, chance in enumerate(chances) if chance > 0), info)
+                   mirrored_axes(config.augment.flip, len(trainer.objective.encoder.image_size)), info)
+
+
+def mirrored_axes(flip: Sequence[float], rank: int) -> tuple[int, ...]:
+  """The axes that augment.flip mirrors: a probability each, or one for all; of () the last axis."""
+  chances = tuple(flip) * rank if len(flip) == 1 else tuple(flip) or (0.0,) * (rank - 1) + (0.5,)
+  return tuple(axis for axis, chance in enumerate(chances) if chance > 0)
 
 
 # Keys that runs of earlier versions lack, whose defaults do what those did.
