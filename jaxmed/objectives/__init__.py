@@ -9,7 +9,7 @@ defaults of what it need not say:
   momentum(step): of the EMA, where there is a target.
   encoder_params(variables): the weights of `encoder`, which is the product.
   DEFAULTS: what the method wants of the other config sections, used where the user says nothing.
-  LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch.
+  LEARNING_RATE: (peak rate, reference batch), scaled by the square root of the batch; higher for narrow encoders.
   FEATURE: 'cls' or 'mean', the vector it recommends.
   FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. REQUIRED: of these what every
     training record must have; records without are left out. PREDICTS: what of a record it predicts itself, 'mask' by

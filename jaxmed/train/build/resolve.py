@@ -36,9 +36,8 @@ RESUMABLE = ('checkpoint_every', 'eval_every', 'log_every', 'data', 'mesh', 'che
 ON_LEAK = config_lib.CHOICES['on_leak']
 METHOD = config_lib.SECTIONS['']['method'].default
 # What a run wants where the user names no method, over that of METHOD: milder views than SimCLR's, which keep colours,
-# intensities and the size of things, and the mean over places as the vector (docs/results/defaults.md).
+# intensities and the size of things (docs/results/defaults.md).
 UNNAMED: dict[str, dict[str, Any]] = {
-    'objective': {'feature': 'mean'},
     'augment': {'scale': (0.2, 1.0), 'brightness': 0.4, 'contrast': 0.4, 'color': (0.2, 0.1), 'grayscale': (0.0,)}}
 MIXTURE = tuple(f.name for f in dataclasses.fields(sampling.Mixture))  # keys of `loader`
 
