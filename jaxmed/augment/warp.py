@@ -22,16 +22,17 @@ def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
 
   Bilinear; what comes from outside repeats the border. Angles are true where pixels are square.
   """
-  return jax.vmap(linear)(image, _sources(*image.shape[-3:-1], degrees))
+  return jax.vmap(linear)(image, _sources(image.shape[-3:-1], degrees))
 
 
 def rotate_nearest(mask: jax.Array, degrees: jax.Array, outside: int) -> jax.Array:
   """Rotates integers [B, *grid] as `rotate` does: each pixel has the nearest value, or `outside` beyond the border."""
-  return jax.vmap(lambda x, place: nearest(x, place, outside))(mask, _sources(*mask.shape[-2:], degrees))
+  return jax.vmap(lambda x, place: nearest(x, place, outside))(mask, _sources(mask.shape[-2:], degrees))
 
 
-def _sources(height: int, width: int, degrees: jax.Array) -> jax.Array:
+def _sources(size: tuple[int, ...], degrees: jax.Array) -> jax.Array:
   """Places [B, H, W, 2] that the pixels of a rotated plane come from; some lie outside of it."""
+  height, width = size
   angle = jnp.deg2rad(degrees)[:, None, None]
   y = jnp.arange(height)[:, None] - (height - 1) / 2
   x = jnp.arange(width) - (width - 1) / 2

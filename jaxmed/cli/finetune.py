@@ -60,7 +60,7 @@ def _asked(args: argparse.Namespace) -> Any:
                       ('--out', args.out)):
     if not value:
       raise UserError(f'finetune needs {name}: {EXAMPLE}')
-  return finetune.Request(path, args.data, args.task, label, config.parse_overrides(words), freeze=args.freeze,
+  return finetune.Request(path, args.data, args.task, str(label), config.parse_overrides(words), freeze=args.freeze,
                           scratch=args.from_scratch, fraction=args.fraction)
 
 

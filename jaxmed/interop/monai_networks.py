@@ -72,8 +72,9 @@ def from_monai(tensors: Mapping[str, np.ndarray], image_size: tuple[int, ...] | 
       tensors, num_heads, image_size)
   state, rank = StateDict(tensors, 'monai', _OUT), len(encoder.image_size)
   options: dict[str, Any] = {'feature_size': state.shape('encoder1.layer.conv1.conv.weight')[0]}
+  options |= {} if swin else {'taps': 'monai'}
   name, patterns = ('swin_unetr', _SWIN_DECODER) if swin else ('unetr', _UNETR_DECODER)
-  decoder = dense.create_decoder(name, encoder, state.shape(_OUT)[0], **options, **({} if swin else {'taps': 'monai'}))
+  decoder = dense.create_decoder(name, encoder, state.shape(_OUT)[0], **options)
   return Network(encoder, decoder, {'encoder': params,
                                     'decoder': monai.read(patterns, decoder_shapes(encoder, decoder), state, rank)})
 

@@ -132,7 +132,9 @@ def with_untold(model: UNet, read: UNet) -> UNet:
 
 def _encoder(state: StateDict, residual: bool, strides: Any) -> UNet:
   first = 'encoder.stages.{}.blocks.{}.conv1.conv.weight' if residual else 'encoder.stages.{}.0.convs.{}.conv.weight'
-  depths, dims, kernels = [], [], []
+  depths: list[int] = []
+  dims: list[int] = []
+  kernels: list[tuple[int, ...]] = []
   while first.format(len(depths), 0) in state:
     stage, depth = len(depths), 0
     while first.format(stage, depth) in state:
@@ -153,7 +155,7 @@ def _encoder(state: StateDict, residual: bool, strides: Any) -> UNet:
               kernels=tuple(kernels), strides=strides, **fields)
 
 
-def _decoder(state: StateDict, encoder: UNet) -> decoders.UNet | None:
+def _decoder(state: StateDict, encoder: UNet) -> Any:
   stages = len(encoder.depths)
   if 'decoder.seg_layers.0.weight' not in state:
     return None

@@ -59,7 +59,9 @@ def from_stunet(tensors: Mapping[str, np.ndarray], image_size: tuple[int, ...] |
     UserError: a tensor is missing, has another shape, or belongs to another network.
   """
   state = StateDict(tensors, 'stunet', ANCHOR)
-  depths, dims, kernels = [], [], []
+  depths: list[int] = []
+  dims: list[int] = []
+  kernels: list[tuple[int, ...]] = []
   while (name := 'conv_blocks_context.{}.{}.conv1.weight').format(len(depths), 0) in state:
     stage, depth = len(depths), 0
     while name.format(stage, depth) in state:
@@ -75,7 +77,7 @@ def from_stunet(tensors: Mapping[str, np.ndarray], image_size: tuple[int, ...] |
     state.finish('an encoder of STU-Net')
     return Network(encoder, params)
   stages = len(depths)
-  decoder = create_decoder('unet', encoder, state.shape('seg_outputs.0.weight')[0], True)
+  decoder: Any = create_decoder('unet', encoder, state.shape('seg_outputs.0.weight')[0], True)
   shapes = {path: shape_inward(path, state.shape(name)) for name, path in _paths(state, stages).items()}
   decoder_params = read_params(state, shapes, lambda path: decoder_name(path, stages))
   state.finish('a STU-Net')

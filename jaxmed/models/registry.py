@@ -114,7 +114,7 @@ def _check_size(name: str, image_size: tuple[int, ...], patch: tuple[int, ...]) 
     raise UserError(f'image_size {image_size} does not divide into the patches of {name}: nearest is {near}')
 
 
-def family_of(model: Encoder) -> str:
+def family_of(model: Any) -> str:
   """The family of a model, a key of FAMILIES."""
   return next(name for name, cls in FAMILIES.items() if type(model) is cls)
 

@@ -15,7 +15,7 @@ from jaxmed.evaluate import metrics, pixels, probes, tables
 UNTRAINED, PIXELS = 'untrained', 'pixels'
 PIXEL_BYTES = 2**28  # of float32 pixels that PCA's axes are fitted on, so that it costs seconds
 DRAWS = 400  # resamples of an interval
-PROBES = {'knn': probes.knn, 'ridge': probes.ridge}
+PROBES: dict[str, Any] = {'knn': probes.knn, 'ridge': probes.ridge}
 
 
 def beside(snapshot: Any, names: tuple[str, ...]) -> dict[str, float]:

@@ -111,6 +111,7 @@ def anatomy(size: int, key: tuple[int, ...]) -> tuple[np.ndarray, dict[str, np.n
   grid = _bent(size, rng)
   soft = 2 / size  # a voxel, in half sides
   mask, shares = np.zeros(grid.shape[1:], np.uint8), {'air': np.ones(grid.shape[1:])}
+  shape: Any
   for name, shape in (('fat', _BODY), ('muscle', _MUSCLE), ('inner', _INNER)):
     _lay(shares, name, _depth(grid, _drawn(shape, rng, 0.02)), soft)
   for name, shape in [*_OTHERS.items(), *((f'bowel{k}', _loop(rng)) for k in range(6))]:

@@ -51,7 +51,8 @@ class SwinUNETR(nn.Module):
     skips = [block(image, self.feature_size or maps[0].shape[-1], 'skip_image')]
     skips += [block(x, x.shape[-1], f'skip{i}') for i, x in enumerate(maps[:-2])]
     skips.append(maps[-2].astype(compute))
-    x, outs = block(maps[-1], maps[-1].shape[-1], 'bottom'), []
+    outs: list[jax.Array] = []
+    x = block(maps[-1], maps[-1].shape[-1], 'bottom')
     for name, skip in reversed(list(zip(names, skips, strict=True))):
       x = UpBlock(skip.shape[-1], compute, name=f'up_{name}')(x, skip)
       if name == 'image' or self.deep_supervision:

@@ -62,7 +62,8 @@ class UNETR(nn.Module):
     width = lambda stride: self.feature_size * 2**stride
     skips = [ResidualConv(width(0), compute, name='skip0')(image.astype(compute))]
     skips += [self._raised(x.astype(compute), j, width(j), steps[j:]) for j, x in enumerate(maps[:-1], 1)]
-    x, outs = LayerNorm(compute, EPSILON, name='norm')(maps[-1].astype(compute)), []
+    outs: list[jax.Array] = []
+    x = LayerNorm(compute, EPSILON, name='norm')(maps[-1].astype(compute))
     for j in reversed(range(len(steps))):
       x = UpBlock(width(j), compute, name=f'up{j}')(x, skips[j])
       if not j or (self.deep_supervision and j < len(steps) - 1):

@@ -108,7 +108,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, segments: 
   if chunks == 1:
     return _attend(q, k, v, bias, segments)
   cut = lambda x: None if x is None else jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
-  body = jax.checkpoint(lambda _, part: (None, _attend(*part[:3], bias, part[3])))
+  body = jax.checkpoint(lambda _, part: (None, _attend(part[0], part[1], part[2], bias, part[3])))
   out = lax.scan(body, None, (cut(q), cut(k), cut(v), cut(segments)))[1]
   return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
