@@ -74,7 +74,7 @@ class Geometry:
     return (x + middle + 0.5) * (length / jnp.asarray(size)) - 0.5 + start
 
 
-def draw_warp(rng: jax.Array, count: int, size: tuple[int, ...], rotation: tuple[float, Any] | None,
+def draw_warp(rng: jax.Array, count: int, size: tuple[int, ...], rotation: tuple[tuple[float, ...], Any] | None,
               zoom: tuple[tuple[float, float], Any] | None,
               elastic: tuple[tuple[float, float], tuple[float, float], Any] | None) -> dict[str, jax.Array]:
   """The `matrix` and `flow` of views, each where it is asked for.

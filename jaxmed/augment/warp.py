@@ -22,12 +22,13 @@ def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
 
   Bilinear; what comes from outside repeats the border. Angles are true where pixels are square.
   """
-  return jax.vmap(linear)(image, _sources(*image.shape[-3:-1], degrees))
+  return jax.vmap(linear)(image, _sources(image.shape[-3], image.shape[-2], degrees))
 
 
 def rotate_nearest(mask: jax.Array, degrees: jax.Array, outside: int) -> jax.Array:
   """Rotates integers [B, *grid] as `rotate` does: each pixel has the nearest value, or `outside` beyond the border."""
-  return jax.vmap(lambda x, place: nearest(x, place, outside))(mask, _sources(*mask.shape[-2:], degrees))
+  return jax.vmap(lambda x, place: nearest(x, place, outside))(
+      mask, _sources(mask.shape[-2], mask.shape[-1], degrees))
 
 
 def _sources(height: int, width: int, degrees: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ class ViT(EncoderDefaults, nn.Module):
   attention: str = 'auto'
   packing: float = 0.0
   dtype: Any = 'float32'
-  adapter: Adapter | None = None
+  adapter: Adapter | None = None  # type: ignore[assignment]
 
   supports = Supports(one_pass=True, embed_patches=True, sizes=True, attention_maps=True, levels=True)
 
