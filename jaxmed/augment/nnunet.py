@@ -76,15 +76,9 @@ def soften(image: jax.Array, sigma: jax.Array) -> jax.Array:
   for axis, n in enumerate(image.shape[1:-1]):
     pad = [(RADIUS, RADIUS) if a == axis + 1 else (0, 0) for a in range(image.ndim)]
     padded = jnp.pad(image, pad, mode='reflect')
-<<<<<<< HEAD
-    parts = (_to_channels(weights[:, :, axis, i], image) * jax.lax.slice_in_dim(padded, i, i + n, axis=axis + 1)
-             for i in range(2 * RADIUS + 1))
-    image = jnp.asarray(sum(parts))
-=======
     parts = [_to_channels(weights[:, :, axis, i], image) * jax.lax.slice_in_dim(padded, i, i + n, axis=axis + 1)
              for i in range(2 * RADIUS + 1)]
     image = functools.reduce(jnp.add, parts)
->>>>>>> adapters
   return image
 
 
