@@ -2,7 +2,9 @@
 
 Reproduces facebookresearch/mae, FINETUNE.md, as far as it is about optimization: AdamW, 5e-4 * B / 256 at a batch of
 1024, decay 0.05, layer decay 0.65, drop path 0.1, 100 epochs with a rise over 5, cosine to 1e-6, mean of the patches.
-Differs: the absolute error of a standardised number for the cross-entropy of classes; no mixup, CutMix or erasing.
+Differs: the absolute error of a standardised number for the cross-entropy of classes; no RandAugment, mixup, CutMix or
+erasing; the encoder's norm comes before the mean, not a new one after it. A run of MAE has a fixed table of positions,
+which there is trained on: give encoder.pos=sincos, and it stays.
 
   jaxmed train experiments/finetune_regress.py --data CORPUS --out TUNED init=RUN loader.label=age
   jaxmed train experiments/finetune_regress.py:laptop --data CORPUS --out RUN loader.label=age
@@ -23,7 +25,7 @@ VARIANTS = {
         'epochs': 100.0,
         'learning_rate': 2e-3,
         'evaluators': 'loss,head',
-        'encoder': {'drop_path': 0.1},
+        'encoder': {'drop_path': 0.1, 'patch_init': 'torch'},
         'optimizer': {'weight_decay': 0.05, 'layer_decay': 0.65, 'warmup_epochs': 5.0, 'final_learning_rate': 1e-6},
         'augment': {'scale': (0.08, 1.0)},
         'loader': {'label': 'label'},

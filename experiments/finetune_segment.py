@@ -4,7 +4,9 @@ Reproduces MIC-DKFZ/nnUNet, nnUNetTrainer/pretraining/pretrainedTrainer.py: enco
 decoder, crops of 160^3, 2 volumes a step, SGD (Nesterov 0.99) at 1e-3, decay 3e-5, gradients of at most 12, a rise
 over 50 of 1000 epochs of 250 steps, then (1 - t)^0.9, no deep supervision. `scratch` is its control at 1e-2, `short`
 the 150 epochs with a rise over 15, `nnunet` nnU-Net's own training from scratch: deep supervision, no rise. Differs:
-see the list of nnU-Net in the guide of views; the best checkpoint by Dice on held-out crops is kept beside the last.
+see the list of nnU-Net in the guide of views; crops are read at their own size (there 257^3), so that what turns in
+repeats the border; the rate changes at every step, not every epoch; biases and norms do not decay; the best checkpoint
+by Dice on held-out crops is kept beside the last. Patches of `nnunet` are 128^3 here, there planned for each dataset.
 Where left and right are classes, set augment.flip=0.
 
   jaxmed train experiments/finetune_segment.py --data VOLUMES --out TUNED init=RUN

@@ -4,6 +4,7 @@
   STUDY/cells/NAME/run/            the run directory
   STUDY/cells/NAME/result.json     what came of it: scores, or the reason why it failed
   STUDY/cells/NAME/JUDGE.json      what a judge said at length
+  STUDY/cells/NAME/finetune/       the run of the judge finetune
   STUDY/cells/NAME/log.txt         its output
 """
 
@@ -19,13 +20,15 @@ import numpy as np
 from jaxmed import files, owner
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import Stopped, Unavailable, UserError, choose
+from jaxmed.evaluate import protocols
 from jaxmed.evaluate.protocols.tasks import TRAINED
 from jaxmed.evaluate.remembered import Remembered
 from jaxmed.study import grid
 from jaxmed.study.cost import Ready
 from jaxmed.study.grid import LOSS, Judge, Study
+from jaxmed.study.tuned import FINETUNE
 from jaxmed.train import loop
-from jaxmed.train.build.rundir import load_encoder
+from jaxmed.train.build.rundir import load_encoder, load_segmenter
 from jaxmed.train.logs import read_rows
 
 PLAN, CELLS, RESULT, LOG = 'plan.json', 'cells', 'result.json', 'log.txt'
@@ -151,6 +154,8 @@ def _renew(place: pathlib.Path) -> None:
   if (place / 'run').exists():
     count = 1 + sum(1 for _ in place.glob('run.*'))
     (place / 'run').rename(place / f'run.{count}')
+    for tuned in [p for p in place.glob(f'{FINETUNE}*') if p.is_dir()]:
+      tuned.rename(place / f'run.{count}' / tuned.name)
   (place / RESULT).unlink()
 
 
@@ -181,10 +186,17 @@ def judged(plan: Mapping[str, Any], cell: Mapping[str, Any], place: pathlib.Path
   untrained = Remembered(encoder.untrained(seed))
   scores: dict[str, float | None] = {}
   for number, judge in enumerate(judges):
-    said = grid.made(judge).run(encoder, source, judge.label, untrained=untrained,
-                                feature=judge.feature or encoder.feature, seed=seed)
     twice = sum(j.task == judge.task for j in judges) > 1
-    files.write_json(place / (f'{judge.task}.{number}.json' if twice else f'{judge.task}.json'), said)
+    name = f'{judge.task}.{number}' if twice else judge.task
+    protocol = grid.made(judge)
+    if judge.task == FINETUNE:
+      said = protocol.run(place / 'run', plan['data'], judge.label, seed, place / name)
+    elif protocols.judges([protocol]) == protocols.SEGMENTER:
+      said = protocol.run(load_segmenter(place / 'run'), source, judge.label, seed=seed)
+    else:
+      said = protocol.run(encoder, source, judge.label, untrained=untrained, feature=judge.feature or encoder.feature,
+                          seed=seed)
+    files.write_json(place / f'{name}.json', said)
     prefix = f'{judge.task} {judge.label}' if twice else judge.task
     scores |= {f'{prefix} {key}': value for key, value in scores_of(said).items()}
   return {'scores': scores}

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed.errors import UserError, choose
+from jaxmed.study.tuned import FINETUNE, Tuned
 
 # Axes that are no key of a config, with what they say.
 SPECIAL = {
@@ -39,7 +40,8 @@ class Judge:
   """How a finished cell is judged beside its held-out loss.
 
   Attributes:
-    task: a protocol of `jaxmed.evaluate.protocols`. label: a column of the corpus. options: of the protocol.
+    task: a protocol of `jaxmed.evaluate.protocols`, or 'finetune', see `tuned`. label: a column of the corpus. options: of
+      the protocol.
     feature: the vector to judge, cls or mean; empty: that of the method.
   """
 
@@ -133,10 +135,10 @@ def _judge(given: Any) -> Any:
       raise UserError(f'a judge of the study has no task: {dict(given)}')
     given = Judge(**given)
   if isinstance(given, str):
-    choose('judge', given, (LOSS, *protocols.PROTOCOLS))
+    choose('judge', given, (LOSS, FINETUNE, *protocols.PROTOCOLS))
     given = given if given == LOSS else Judge(given)
   if isinstance(given, Judge):
-    choose('judge', given.task, (LOSS, *protocols.PROTOCOLS))
+    choose('judge', given.task, (LOSS, FINETUNE, *protocols.PROTOCOLS))
     made(given)
   elif given != LOSS:
     raise UserError(f'a judge of the study is {given!r}: expected {LOSS!r}, a Judge, or a dict of its fields')
@@ -144,8 +146,10 @@ def _judge(given: Any) -> Any:
 
 
 def made(judge: Judge) -> Any:
-  """The protocol of a judge, with its options."""
+  """The protocol of a judge, or its fine-tuning, with its options."""
   from jaxmed.evaluate import protocols
+  if judge.task == FINETUNE:
+    return Tuned.of(judge.options)
   return protocols.get(judge.task, {f'{judge.task}.{k}': v for k, v in judge.options.items()})[0]
 
 

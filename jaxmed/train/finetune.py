@@ -260,21 +260,32 @@ def compared(first: pathlib.Path, second: pathlib.Path, draws: int = 1000, seed:
   Raises:
     UserError: no test record with a mask or label.
   """
-  answers, names, predicts = [], (first.name, second.name), ''
-  for run in (first, second):
-    trainer, config, spec, state = rundir.load_state(run, 'best')
-    corpus = open_source(config.data)
-    probe = Probe(trainer, config, spec, corpus, mesh_lib.make_mesh(config.mesh), lambda: None)
-    predicts, column = probe.predicts, 'mask' if probe.predicts == 'mask' else config.loader.label
-    rows = corpus.select(split='test', label=column)
-    if not len(rows):
-      raise UserError(f'{config.data} has no record of split test with {column!r}: nothing to compare the arms on')
-    answers.append(probe.answers(state, rows))
+  scored = [_judged(run, draws, seed) for run in (first, second)]
+  arms = {run.name: metrics.summarised(value, drawn) for run, (value, drawn, _) in zip((first, second), scored)}
+  return _counted(scored[0][2]) | {'arms': arms, 'difference': metrics.difference(*scored[0][:2], *scored[1][:2])}
+
+
+def scores(run: pathlib.Path, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+  """The best checkpoint of one run, as of `compared`: {'records', 'subjects', 'metrics': {metric: {'value', ...}}}."""
+  value, drawn, subjects = _judged(run, draws, seed)
+  return _counted(subjects) | {'metrics': metrics.summarised(value, drawn)}
+
+
+def _counted(subjects: np.ndarray) -> dict[str, int]:
+  return {'records': len(subjects), 'subjects': len(np.unique(subjects))}
+
+
+def _judged(run: pathlib.Path, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]:
+  """(values, values on resampled subjects, subjects [N]) of the best checkpoint of a run on its test records."""
+  trainer, config, spec, state = rundir.load_state(run, 'best')
+  corpus = open_source(config.data)
+  probe = Probe(trainer, config, spec, corpus, mesh_lib.make_mesh(config.mesh), lambda: None)
+  column = 'mask' if probe.predicts == 'mask' else config.loader.label
+  rows = corpus.select(split='test', label=column)
+  if not len(rows):
+    raise UserError(f'{config.data} has no record of split test with {column!r}: nothing to judge {run} on')
   subjects = subjects_of(rows)
-  scored = [_scored(predicts, found, truth, subjects, draws, seed) for found, truth in answers]
-  arms = {name: metrics.summarised(*pair) for name, pair in zip(names, scored, strict=True)}
-  return {'records': len(subjects), 'subjects': len(np.unique(subjects)), 'arms': arms,
-          'difference': metrics.difference(*scored[0], *scored[1])}
+  return (*_scored(probe.predicts, *probe.answers(state, rows), subjects, draws, seed), subjects)
 
 
 def _scored(predicts: str, answers: np.ndarray, truth: np.ndarray, subjects: np.ndarray, draws: int,

@@ -154,6 +154,7 @@ def test_rules_that_fail_are_named(known):
     ({'seed': [0]}, {'base': TINY | {'stepz': 3}}, "base of the study: .*'stepz'"),
     ({'seed': [0]}, {'judges': [Judge('classify', 'tisue')]}, "'tisue': did you mean 'tissue'"),
     ({'seed': [0]}, {'judges': [Judge('classify')]}, 'judge classify has no label'),
+    ({'seed': [0]}, {'judges': [Judge('finetune', 'tissue')]}, '--task segment learns the column mask'),
 ])
 def test_what_cannot_run(known, axes, fields, said):
   with pytest.raises(UserError, match=said) as e:

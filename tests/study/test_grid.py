@@ -94,6 +94,8 @@ def test_a_dict_a_study_and_variants(tmp_path):
     ({'seed': [0]}, {'judges': [{'label': 'x'}]}, 'has no task'),
     ({'seed': [0]}, {'judges': [{'task': 'classify', 'lable': 'x'}]}, "did you mean 'label'"),
     ({'seed': [0]}, {'judges': [{'task': 'retrieve', 'options': {'galery': 'test'}}]}, 'retrieve.gallery'),
+    ({'seed': [0]}, {'judges': [{'task': 'finetune', 'options': {'task': 'clasify'}}]}, "did you mean 'classify'"),
+    ({'seed': [0]}, {'judges': [{'task': 'finetune', 'options': {'fraction': 2}}]}, '--fraction 2'),
     ({'seed': [0]}, {'judges': [7]}, 'a judge of the study is 7'),
     ({'seed': [0]}, {'rulez': []}, "did you mean 'rules'"),
     ({'seed': [0]}, {'base': 'experiments/mea.py'}, 'experiments/mae.py'),

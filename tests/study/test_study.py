@@ -15,6 +15,7 @@ import pytest
 
 from jaxmed import cli, owner
 from jaxmed.study import cells, compare, table
+from jaxmed.train import finetune
 from jaxmed.train.logs import read_rows
 from tests.conftest import TINY
 
@@ -157,13 +158,21 @@ def test_a_failed_cell_is_named_and_runs_again_alone(corpus, tmp_path, capfd, mo
 
 
 def test_judges_add_columns(corpus, tmp_path):
-  file = written(tmp_path, {'seed': [0]}, judges=['loss', {'task': 'classify', 'label': 'tissue'}])
+  tuning = {'task': 'finetune', 'label': 'tissue', 'options': {'task': 'classify', 'steps': 2, 'batch_size': 8, 'fraction': 0.5}}
+  file = written(tmp_path, {'seed': [0]}, judges=['loss', {'task': 'classify', 'label': 'tissue'}, tuning])
   assert run(corpus, file, tmp_path / 's', '--cell', 'seed=0') == 0
   row, = read(tmp_path / 's')
   said = json.loads((cells.folder(tmp_path / 's', 'seed=0') / 'classify.json').read_text())
   trained = {r['method']: r['metrics'] for r in said['rows'] if r['features'] == 'trained'}
   assert float(row['classify knn accuracy']) == trained['knn']['accuracy']['value']
   assert {f'classify {m} {k}' for m in ('knn', 'logistic') for k in ('accuracy', 'balanced_accuracy', 'auroc')} <= {*row}
+  place = cells.folder(tmp_path / 's', 'seed=0')
+  tuned = finetune.scores(place / 'finetune')
+  assert float(row['finetune classify accuracy']) == tuned['metrics']['accuracy']['value']
+  config = json.loads((place / 'finetune' / 'config.json').read_text())
+  assert (config['init'], config['steps'], config['loader']['records']) == (str(place / 'run'), 2, 32)
+  cells._renew(place)  # a run that begins anew is tuned anew
+  assert not (place / 'finetune').exists() and (place / 'run.1' / 'finetune' / 'config.json').exists()
 
 
 def test_scores_of_any_result():
