@@ -40,8 +40,8 @@ class Judge:
   """How a finished cell is judged beside its held-out loss.
 
   Attributes:
-    task: a protocol of `jaxmed.evaluate.protocols`, or 'finetune', see `tuned`. label: a column of the corpus. options: of
-      the protocol.
+    task: a protocol of `jaxmed.evaluate.protocols`, or 'finetune', see `tuned`. label: a column of the corpus.
+    options: of the protocol.
     feature: the vector to judge, cls or mean; empty: that of the method.
   """
 

@@ -20,8 +20,8 @@ class Tuned:
   """The judge `finetune` of a study.
 
   Attributes:
-    task: one of `train.finetune.TASKS`. fraction: of the training records, by whole subjects. freeze: whether the encoder
-      stays as it is. values: config values over the recipe's, such as {'steps': 200}.
+    task: one of `train.finetune.TASKS`. fraction: of the training records, by whole subjects. freeze: whether the
+      encoder stays as it is. values: config values over the recipe's, such as {'steps': 200}.
   """
 
   task: str = 'segment'
@@ -48,7 +48,7 @@ class Tuned:
         raise UserError(f'judge {FINETUNE}: {source.path} has no record of split {split} with {label!r}')
 
   def run(self, cell: pathlib.Path, data: str, label: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
-    """Fine-tunes the run `cell` in `out`, or goes on with it: {'rows': [{features, method, metrics}]} with intervals."""
+    """Fine-tunes the run `cell` in `out`, or goes on with it: {'rows': [{features, method, metrics}], ...}."""
     if (out / 'config.json').is_file():
       loop.resume(out, quiet=True)
     else:
