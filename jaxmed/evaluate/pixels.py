@@ -72,10 +72,10 @@ def pca_features(
 
 
 def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64, components: int = 64,
-                    room: int = _FIT_BYTES) -> tuple[np.ndarray, ...]:
+                    room: int = 0) -> tuple[np.ndarray, ...]:
   """`pca_features` of whole sources, read at the encoder's image size in batches.
 
-  When the training pixels exceed `room` bytes as float32, the axes are fitted on evenly spaced training rows that fit
+  When the training pixels exceed `room` bytes (0: _FIT_BYTES) as float32, the axes are fitted on evenly spaced training rows that fit
   in it; all rows are projected.
 
   Args:
@@ -86,7 +86,7 @@ def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64
   """
   names = tuple(dict.fromkeys(c for s in (train, *others) for c in s.channels))
   pixels = int(np.prod(encoder.image_size)) * len(names)
-  rows = max(2, room // (4 * pixels))
+  rows = max(2, (room or _FIT_BYTES) // (4 * pixels))
   keep = np.unique(np.linspace(0, len(train) - 1, min(rows, len(train))).round().astype(int))
   sample = [x[np.isin(index, keep)] for x, index in batches(encoder, train, names, batch_size)]
   pca = fit_pca(np.concatenate(sample), components)

@@ -162,7 +162,8 @@ class Trainer:
 
   def _mean(self, keep: Any, mean: Any, params: Any) -> Any:
     """A moving average one step further; of what is held it is that, to the bit."""
-    held = lambda path: bool(self.optimizer.adapted) and self.optimizer.holds(tuple(str(k.key) for k in path))
+    adapted = self.optimizer is not None and self.optimizer.adapted
+    held = lambda path: bool(adapted) and self.optimizer.holds(tuple(str(k.key) for k in path))
     return jax.tree_util.tree_map_with_path(
         lambda path, m, p: m if held(path) else keep * m + (1 - keep) * p, mean, params)
 

@@ -96,11 +96,11 @@ def test_weights_that_are_not_numbers(tmp_path, vit, tensors, value):
 
 def test_foreign_file_without_format(tmp_path, tensors):
   path = save(tmp_path / 'x.safetensors', tensors)
-  fails(['x.safetensors', 'pass --format timm', 'channelvit, jaxmed, timm'], interop.load_file, path)
+  fails(['x.safetensors', 'pass --format timm', 'channelvit, jaxmed, monai_swinunetr'], interop.load_file, path)
   path = save(tmp_path / 'y.safetensors', to_channelvit(*build('channel_vit_micro/8', 16, {})))
   fails('pass --format channelvit', interop.load_file, path)
   path = save(tmp_path / 'z.safetensors', {'conv1.weight': np.ones((3, 3))})
-  fails(['pass --format;', 'channelvit, jaxmed, timm'], interop.load_file, path)
+  fails(['pass --format;', 'channelvit, jaxmed, monai_swinunetr'], interop.load_file, path)
 
 
 def test_wrong_format_for_the_tensors(tmp_path, tensors):

@@ -257,7 +257,9 @@ def test_model_card():
 
 
 def test_formats_are_listed():
-  assert sorted(weight_formats.FORMATS) == ['channelvit', 'jaxmed', 'timm']
+  assert sorted(weight_formats.FORMATS) == [
+      'channelvit', 'jaxmed', 'monai_swinunetr', 'monai_swinunetr_legacy', 'monai_swinunetr_mergingv2', 'monai_vit', 'nnunet',
+      'stunet', 'timm', 'torchvision']
 
 
 def to_contiguous(tensors):

@@ -102,7 +102,7 @@ STAGES = {'resnet_micro': 'layer{}_0', 'convnextv2_micro': 'stage{}', 'caformer_
           'swin_micro': 'stage{}'}
 
 
-@pytest.mark.parametrize('name', test_conv.TINY)
+@pytest.mark.parametrize('name', STAGES)
 def test_a_level_is_the_output_of_its_stage_at_its_own_stride(name):
   model, params = test_conv.build(name, depths=(1, 1, 1))
   image, hidden = common.normal((2, 32, 48, 3)), np.arange(48).reshape(2, 24) % 3 == 0

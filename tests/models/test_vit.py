@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxmed.models.encoders.vit import at_size
-from jaxmed.models.layers.transformer import Block, Transformer, exact_depth, initializer, stochastic_depth
+from jaxmed.models.layers.initial import initializer
+from jaxmed.models.layers.transformer import Block, Transformer, exact_depth, stochastic_depth
 
 from .common import build, features, normal
 

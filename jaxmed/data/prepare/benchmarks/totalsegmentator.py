@@ -97,7 +97,8 @@ def values_of(names: Sequence[str]) -> dict[str, int]:
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(pathlib.Path(e.path) for e in os.scandir(root) if e.is_dir() and not e.name.startswith('.'))
+  return sorted(pathlib.Path(e.path) for e in os.scandir(root)  # os.path: a link to itself is no folder, and no error
+                if os.path.isdir(e.path) and not e.name.startswith('.'))
 
 
 def _image(folder: pathlib.Path) -> str | None:
