@@ -75,8 +75,8 @@ def source_features(encoder: Any, train: Any, *others: Any, batch_size: int = 64
                     room: int = 0) -> tuple[np.ndarray, ...]:
   """`pca_features` of whole sources, read at the encoder's image size in batches.
 
-  When the training pixels exceed `room` bytes (0: _FIT_BYTES) as float32, the axes are fitted on evenly spaced training rows that fit
-  in it; all rows are projected.
+  When the training pixels exceed `room` bytes (0: _FIT_BYTES) as float32, the axes are fitted on evenly spaced training
+  rows that fit in it; all rows are projected.
 
   Args:
     encoder: has `image_size` and `vocabulary`. train, others: sources (jaxmed.data.corpus.source.Source).
