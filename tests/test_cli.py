@@ -335,7 +335,7 @@ def test_an_empty_argument(words, name, fails, tmp_path, monkeypatch):
     (['train', '--data', '{corpus}', '--out', '{tmp}/x', 'loader.label=tisue'], ["'tisue'", "'tissue'"]),
     (['train', '--data', '{corpus}', '--out', '{tmp}/x', 'loader.split=trian'], ["'trian'", "'train'"]),
     (['train', '--data', '{corpus}', '--out', '{tmp}/x', 'augment.views=2', 'method=mae'], ['method mae takes one view', 'views=2']),
-    (['train', '--data', '{corpus}', '--out', '{tmp}/x', 'objective.mask_ratio=0.99', 'image_size=16'],
+    (['train', '--data', '{corpus}', '--out', '{tmp}/x', 'method=mae', 'objective.mask_ratio=0.99', 'image_size=16'],
      ['objective.mask_ratio 0.99', 'hides all']),
     (['train', '--data', '{corpus}', '--out', '{tmp}/x', 'encoder.num_heads=5'], ['num_heads 5', 'embed_dim 128']),
     (['train', '--data', '{corpus}', '--out', '{tmp}/full'], ['{tmp}/full exists', '--resume {tmp}/full']),
