@@ -73,7 +73,7 @@ def test_views_are_turned_and_the_gram_teacher_sees_the_same_turn():
   gram = np.asarray(out['gram']['image'])
   assert abs((np.asarray(out['global']['image']) - gram).std() - 0.1) < 0.01
   still = maker((8, 8), views=2, rotate=10.0, gram_size=(8, 8))
-  np.testing.assert_allclose(jax.jit(still)(KEY, batch)['gram']['image'][:, 1], gram[:, 1], atol=1e-6)  # another program
+  np.testing.assert_allclose(jax.jit(still)(KEY, batch)['gram']['image'][:, 1], gram[:, 1], atol=5e-6)  # another program
   turned = jax.jit(maker((8, 8), rotate90=1.0))(KEY, batch)['image']
   kept = [any(np.array_equal(turned[b], np.rot90(image[b], k)) for k in (1, 2, 3)) for b in range(40)]
   assert all(kept)

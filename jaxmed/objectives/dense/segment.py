@@ -161,6 +161,10 @@ class Segment(Method):
   def _image(self, batch: Batch) -> jax.Array:
     """The image that the decoder takes: missing channels are 0, and each channel has its place."""
     image = without_missing(batch['image'], batch.get('channel_mask'))
+    if 'sizes' in batch:  # what lies beyond an image in its array may be anything
+      for axis, n in enumerate(image.shape[1:-1]):
+        within = jnp.arange(n) < batch['sizes'][:, axis, None]
+        image = jnp.where(within.reshape(len(image), *(n if a == axis else 1 for a in range(image.ndim - 2)), 1), image, 0)
     return placed(image, batch['channels'], self.encoder.in_channels) if self.encoder.per_channel else image
 
   def _terms(self, step: jax.Array) -> dict[str, Any]:
