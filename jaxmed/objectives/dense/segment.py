@@ -164,7 +164,8 @@ class Segment(Method):
     if 'sizes' in batch:  # what lies beyond an image in its array may be anything
       for axis, n in enumerate(image.shape[1:-1]):
         within = jnp.arange(n) < batch['sizes'][:, axis, None]
-        image = jnp.where(within.reshape(len(image), *(n if a == axis else 1 for a in range(image.ndim - 2)), 1), image, 0)
+        shape = (len(image), *(n if a == axis else 1 for a in range(image.ndim - 2)), 1)
+        image = jnp.where(within.reshape(shape), image, 0)
     return placed(image, batch['channels'], self.encoder.in_channels) if self.encoder.per_channel else image
 
   def _terms(self, step: jax.Array) -> dict[str, Any]:
