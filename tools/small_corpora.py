@@ -27,8 +27,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxmed.data.prepare import demo
-from jaxmed.data.prepare.prepare import prepare
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from jaxmed.data.prepare import demo  # noqa: E402
+from jaxmed.data.prepare.prepare import prepare  # noqa: E402
+from jaxmed.errors import choose  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 KINDS = ('rgb', 'gray', 'fluorescence', 'channels', 'volumes')
 LABELS = {'rgb': 'tissue', 'gray': 'region', 'fluorescence': 'depth', 'channels': 'relation', 'volumes': 'region'}
@@ -141,11 +145,16 @@ def make(kind: str, out: pathlib.Path) -> None:
     prepare([place], out / kind, progress=False, table=table, channels=names, **more)
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """Writes the corpora that are named."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('out', type=pathlib.Path)
   parser.add_argument('kinds', nargs='?', default=','.join(KINDS))
   args = parser.parse_args()
-  for kind in args.kinds.split(','):
+  for kind in [choose('kind of corpus', kind, KINDS) for kind in args.kinds.split(',')]:
     make(kind, args.out)
     print(kind, file=sys.stderr)
+
+
+if __name__ == '__main__':
+  run_script(main)

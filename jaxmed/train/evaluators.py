@@ -153,16 +153,16 @@ class Evaluation:
     """Names of those that look at a step; all look at the last one."""
     return tuple(name for name, e in self.evaluators.items() if step == self.steps or step % e.every == 0)
 
-  def __call__(self, state: Any, names: tuple[str, ...], last: bool = False) -> dict[str, float]:
+  def __call__(self, state: Any, names: tuple[str, ...]) -> dict[str, float]:
     """The values that the named evaluators measure; they share one snapshot, so records are embedded once.
 
-    last: whether the run ends here; then also what the untrained encoder and pixels reach, see `verdict.beside`.
+    Where the run ends, also what the untrained encoder and pixels reach, see `verdict.beside`.
     """
     snapshot = self.probe.at(state)
     out: dict[str, float] = {}
     for name in names:
       out |= self.evaluators[name](snapshot)
-    return out | (verdict.beside(snapshot, names) if last else {})
+    return out | (verdict.beside(snapshot, names) if int(state.step) == self.steps else {})
 
   def first(self, state: Any) -> dict[str, float]:
     """Health before the first step, also where it is not among the evaluators; {} for a method without features."""

@@ -284,7 +284,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          rows.latest |= _probe(functools.partial(evaluation, names=probing, last=last), state, logs, n)
+          rows.latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
         stopping = agreement.point()
         if evaluation.tells_collapse(probing):
           watch.look(n, rows.latest)

@@ -69,11 +69,13 @@ def maker(size, **options):
 def test_views_are_turned_and_the_gram_teacher_sees_the_same_turn():
   image = images((40, 8, 8, 1))
   batch = {'image': image, 'channels': np.zeros((40, 1), np.int32)}
-  out = jax.jit(maker((8, 8), views=2, rotate90=(1.0, 0.0, 0.0), rotate=10.0, noise=0.1, gram_size=(8, 8)))(KEY, batch)
+  alike = {'xla_cpu_parallel_codegen_split_count': 32}  # XLA's default: with one part the two programs round differently
+  jit = lambda f: jax.jit(f, compiler_options=alike)
+  out = jit(maker((8, 8), views=2, rotate90=(1.0, 0.0, 0.0), rotate=10.0, noise=0.1, gram_size=(8, 8)))(KEY, batch)
   gram = np.asarray(out['gram']['image'])
   assert abs((np.asarray(out['global']['image']) - gram).std() - 0.1) < 0.01
   still = maker((8, 8), views=2, rotate=10.0, gram_size=(8, 8))
-  np.testing.assert_allclose(jax.jit(still)(KEY, batch)['gram']['image'][:, 1], gram[:, 1], atol=5e-6)  # another program
+  np.testing.assert_allclose(jit(still)(KEY, batch)['gram']['image'][:, 1], gram[:, 1], atol=1e-6)  # another program
   turned = jax.jit(maker((8, 8), rotate90=1.0))(KEY, batch)['image']
   kept = [any(np.array_equal(turned[b], np.rot90(image[b], k)) for k in (1, 2, 3)) for b in range(40)]
   assert all(kept)

@@ -24,7 +24,7 @@ assert SERVER.count('HOOK') == SERVER.count('atexit._run_exitfuncs') == 1
 PLAIN = '''
 from jaxmed.train import evaluators, loop, probe
 if not os.environ.get('PROBE'):
-  evaluators.Evaluation.__call__ = evaluators.Evaluation.first = lambda self, state, names=(), **more: {}
+  evaluators.Evaluation.__call__ = evaluators.Evaluation.first = lambda self, state, names=(): {}
 '''
 # Writes the records of each batch that this process takes to RECORD/PROCESS.jsonl.
 RECORD = PLAIN + '''

@@ -13,7 +13,7 @@ from jaxmed.train.build.rundir import load_encoder
 from tests.common import words
 from tests.conftest import TINY
 
-SMALL = words({k: v for k, v in TINY.items() if k not in ('model', 'steps', 'objective', 'loader')} | {
+SMALL = words({k: v for k, v in TINY.items() if k not in ('method', 'model', 'steps', 'objective', 'loader')} | {
     'eval_every': 2, 'checkpoint_every': 4})
 
 

@@ -74,7 +74,7 @@ def test_records_are_embedded_once_for_all(trained, corpus, monkeypatch):
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'develop' / 'add-an-evaluator.md'
   monkeypatch.setattr(evaluators, 'EVALUATORS', dict(evaluators.EVALUATORS))
   exec(re.search(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL)[1], {'__name__': 'page'})
-  evaluation = evaluators.evaluation('', 10, 20, probe)
+  evaluation = evaluators.evaluation('', 10, 40, probe)
   assert tuple(evaluation.evaluators) == (*ALL, 'spread')
   found = evaluation(state, ('knn', 'ridge', 'spread'))
   assert sizes == [64, 16]

@@ -101,7 +101,7 @@ def test_rates_of_a_run_at_a_checkpoint_are_those_elsewhere(corpus, tmp_path, mo
     time.sleep(0.03)
     return put(batch, mesh)
   monkeypatch.setattr(loop.mesh_lib, 'put_batch', slowly)
-  monkeypatch.setattr(loop.Evaluation, '__call__', lambda self, state, names, **more: {})
+  monkeypatch.setattr(loop.Evaluation, '__call__', lambda self, state, names: {})
   loop.train(TINY | {'data': str(corpus), 'log_every': 5, 'checkpoint_every': 10, 'eval_every': 20}, tmp_path / 'run',
              quiet=True)
   rates = {r['step']: r['images_per_second'] for r in read_rows(tmp_path / 'run' / 'metrics.jsonl')

@@ -21,7 +21,7 @@ def test_others_are_judged_on_the_same_records_as_the_run(trained, corpus):
   trainer, config, spec, state = load_state(trained)
   config.loader.label = 'tissue'
   probe = Probe(trainer, config, spec, open_source(corpus), mesh_lib.make_mesh({'data': 0}), lambda: None)
-  found = evaluators.evaluation('knn,ridge', 10, 20, probe)(state, ('knn', 'ridge'), last=True)
+  found = evaluators.evaluation('knn,ridge', 10, 20, probe)(state, ('knn', 'ridge'))
   snapshot, (train, val) = probe.at(state), probe.labelled
   own = snapshot.labelled
   plain = snapshot.encoder.untrained(config.seed)
