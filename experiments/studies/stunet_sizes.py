@@ -17,18 +17,8 @@ Not run here at full size. `laptop`: three widths of a small STU-Net on syntheti
 
 from jaxmed.study.grid import Study
 
-TRAINER = {
-    'method': 'segment', 'image_size': 128, 'batch_size': 2, 'steps': 1_000_000, 'learning_rate': 1e-2,
-    'eval_every': 50_000, 'checkpoint_every': 12_500, 'evaluators': 'loss,dice',
-    'objective': {'decoder': 'unet', 'deep_supervision': True},
-    'optimizer': {'name': 'sgd', 'b1': 0.99, 'weight_decay': 3e-5, 'clip': 12.0, 'annealing': 'poly',
-                  'warmup_steps': 0},
-    'augment': {'scale': (1.0, 1.0), 'brightness': 0.0, 'contrast': 0.0, 'gamma': 0.0, 'blur': 0.0, 'flip': (0.5,),
-                'rotation_probability': (0.2,), 'zoom_probability': (0.2,), 'noise_probability': (0.1,),
-                'soften_probability': (0.2,), 'multiply_probability': (0.15,), 'stretch_probability': (0.15,),
-                'coarse_probability': (0.25,), 'inverted_power_probability': (0.1,), 'power_probability': (0.3,)},
-    'loader': {'fit': 'crop', 'load_size': 128, 'foreground': 0.33},
-}
+BASE = 'experiments/finetune_segment.py:nnunet'  # the same trainer
+LONG = {'steps': 1_000_000, 'eval_every': 50_000}
 SMALL = {
     'model': 'stunet_micro', 'image_size': 32, 'steps': 200, 'eval_every': 200, 'checkpoint_every': 100,
     'loader.load_size': 32, 'objective.deep_supervision': False, 'augment.flip': 0.0,  # left and right are classes
@@ -37,9 +27,9 @@ SMALL = {
 WIDTHS = {f'w{w}': {'encoder.dims': (w, 2 * w, 4 * w, 8 * w)} for w in (4, 8, 16)}
 
 STUDIES = {
-    'published': Study(TRAINER, {'model': ('stunet_s', 'stunet_b', 'stunet_l', 'stunet_h')},
+    'published': Study(BASE, {'model': ('stunet_s', 'stunet_b', 'stunet_l', 'stunet_h')}, shared=LONG,
                        judges=('loss', 'segment')),
-    'laptop': Study(TRAINER, {'width': WIDTHS, 'seed': (0, 1)}, shared=SMALL,
+    'laptop': Study(BASE, {'width': WIDTHS, 'seed': (0, 1)}, shared=SMALL,
                     judges=('loss', {'task': 'segment', 'options': {'surface': ''}})),
 }
 VARIANTS = tuple(STUDIES)

@@ -31,6 +31,8 @@ NNUNET: dict[str, Any] = {
     'power_probability': (0.3,),  # GammaTransform, the same
     'flip': (0.5,),  # MirrorTransform along all axes
 }
+# Views by that list alone: crops are not resized, and other changes are off.
+VIEWS: dict[str, Any] = {'scale': (1.0, 1.0), 'brightness': 0.0, 'contrast': 0.0, 'gamma': 0.0, 'blur': 0.0} | NNUNET
 
 
 CHANGES = ('noise', 'soften', 'multiply', 'stretch', 'coarse', 'inverted_power', 'power')  # in their order

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmed import config as config_lib
 from jaxmed import files
-from jaxmed.augment.nnunet import NNUNET
+from jaxmed.augment.nnunet import VIEWS
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.corpus.source import Source
 from jaxmed.errors import UserError, choose
@@ -131,7 +131,7 @@ def family(encoder: Any, asked: Request) -> dict[str, Any]:
   if transformer and 'drop_path' not in out['encoder']:
     out['encoder']['drop_path'] = 0.0 if asked.freeze else drop_path(model)
   if asked.task == 'segment':
-    out['augment'] = {'scale': (1.0, 1.0), 'brightness': 0.0, 'contrast': 0.0, 'gamma': 0.0, 'blur': 0.0} | NNUNET
+    out['augment'] = dict(VIEWS)
   out['objective'] = {'freeze_encoder': asked.freeze, 'head_first': 0.0}
   if asked.task != 'segment':
     out['objective']['feature'] = encoder.feature

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Encoder
-from jaxmed.errors import UserError
-from jaxmed.models.layers.pyramid import of_one_grid
+from jaxmed.models.layers.pyramid import all_levels
 from jaxmed.models.layers.residual import ResidualConv, UpBlock
 from jaxmed.models.layers.transformer import Dense
 
@@ -36,10 +35,7 @@ class SwinUNETR(nn.Module):
     Raises:
       UserError: an encoder whose levels have one grid.
     """
-    if of_one_grid(encoder):
-      raise UserError(f'the decoder swin_unetr needs levels of several strides, which {type(encoder).__name__} lacks: '
-                      'choose a model such as swin_unetr_48, or the decoder unetr')
-    return tuple(range(0 if getattr(encoder, 'stem_level', False) else 1, encoder.num_levels + 1))
+    return all_levels(encoder, 'swin_unetr', 'a model such as swin_unetr_48, or the decoder unetr')
 
   @nn.compact
   def __call__(self, image: jax.Array, maps: tuple[jax.Array, ...], train: bool = False) -> tuple[jax.Array, ...]:

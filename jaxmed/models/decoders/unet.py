@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxmed.contracts import Encoder
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.convolution import Conv
+from jaxmed.models.layers.pyramid import all_levels
 from jaxmed.models.layers.unet_blocks import BLOCKS, NORMS, UPS, Style, Up, each_stage, stages_text
 
 NARROWEST = 16  # channels that stages without a skip are halved to
@@ -59,10 +60,7 @@ class UNet(nn.Module):
     Raises:
       UserError: an encoder whose maps are all of one size.
     """
-    if encoder.supports.embed_patches:
-      raise UserError(f'the decoder unet needs maps of several sizes, and those of {type(encoder).__name__} have one: '
-                      'choose linear')
-    return tuple(range(0 if getattr(encoder, 'stem_level', False) else 1, encoder.num_levels + 1))
+    return all_levels(encoder, 'unet', 'linear')
 
   @nn.compact
   def __call__(self, image: jax.Array, maps: tuple[jax.Array, ...], train: bool = False) -> tuple[jax.Array, ...]:

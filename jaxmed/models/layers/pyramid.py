@@ -37,6 +37,18 @@ def four_levels(encoder: Encoder) -> tuple[int, ...]:
   return evenly(last, 4) if of_one_grid(encoder) else tuple(range(max(1, last - 3), last + 1))
 
 
+def all_levels(encoder: Encoder, decoder: str, instead: str) -> tuple[int, ...]:
+  """All stages of a hierarchical encoder, and the stem where it is finer than they, for a decoder with skips.
+
+  Raises:
+    UserError: an encoder whose maps have one size; names what to choose `instead`.
+  """
+  if of_one_grid(encoder):
+    raise UserError(f'the decoder {decoder} needs maps of several sizes, and those of {type(encoder).__name__} have '
+                    f'one: choose {instead}')
+  return tuple(range(0 if getattr(encoder, 'stem_level', False) else 1, encoder.num_levels + 1))
+
+
 def doublings(size: Size, grid: Size) -> list[Size]:
   """Strides by which a grid grows to an image, the finest step first; an axis doubles in as many steps as it needs.
 
