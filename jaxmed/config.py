@@ -109,6 +109,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
     'augment': {
         'scale': Key((0.2, 1.0), 'fraction of the area of a record that a crop covers, low and high'),
         'ratio': Key((3 / 4, 4 / 3), 'aspect of a crop, low and high'),
+        'tiles': Key((), 'parts of a record along each axis, or along the last two, that are the first views; other '
+                     'views are windows as large'),
         'flip': Key((), 'probability of a flip along each axis, or one for all; empty: 0.5 along the last axis'),
         'rotate90': Key((0.0,), 'probability of quarter turns in the last two axes [1]'),
         'rotate': Key(0.0, 'greatest angle of a rotation in the last two axes, in degrees'),

@@ -8,6 +8,7 @@ array, `size` the view, both of `rank` axes.
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -133,6 +134,22 @@ def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, 
   if rotate90 is not None:
     turns = random_turns(quarter_key, count, rotate90)
   return Geometry(start, length, flips, turns, random_angles(angle_key, count, rotate) if rotate else None)
+
+
+def random_tile(rng: jax.Array, place: jax.Array, count: int, grid: tuple[int, ...],
+                tiles: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  """Boxes (start, length), both [count, rank] int32, that are a tile of the grid, or lie anywhere in it.
+
+  The grid has prod(tiles) tiles, counted along the last axis first. The box at `place` is the tile of that number;
+  beyond the last one it is a window of the size of a tile, uniform over whole pixels (Luffy03/VoCo,
+  utils/data_utils.py, which likewise never draws the last place).
+  """
+  length = jnp.asarray([n // parts for n, parts in zip(grid, tiles, strict=True)], jnp.int32)
+  room = jnp.asarray(grid, jnp.int32) - length
+  fixed = jnp.stack(jnp.unravel_index(place % math.prod(tiles), tiles)).astype(jnp.int32) * length
+  anywhere = jax.random.randint(rng, (count, len(grid)), 0, jnp.maximum(room, 1))
+  start = jnp.where(place < math.prod(tiles), fixed, anywhere)
+  return start, jnp.broadcast_to(length, start.shape)
 
 
 def random_flips(rng: jax.Array, count: int, chances: tuple[float, ...]) -> jax.Array:

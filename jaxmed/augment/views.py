@@ -35,6 +35,8 @@ class ViewMaker:
 
   Attributes:
     size: output grid. scale, ratio: of random resized crops (share of the area or volume, aspect).
+    tiles: parts of a record along each axis: the first prod(tiles) views are these, and the others windows as large at
+      random places, see `geometry.random_tile`; () draws crops by scale and ratio.
     flip: probability of a flip along each axis; () flips the last one with 0.5.
     rotate90: probability of one to three quarter turns in the last two axes, which must be equal. rotate: greatest
       angle of a rotation in that plane, in degrees.
@@ -74,6 +76,7 @@ class ViewMaker:
   place: int = 0
   scale: tuple[float, float] = (0.2, 1.0)
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  tiles: tuple[int, ...] = ()
   flip: tuple[float, ...] = ()
   rotate90: float | tuple[float, ...] = 0.0
   rotate: float = 0.0
@@ -138,6 +141,10 @@ class ViewMaker:
       raise UserError(f'augment.flip {self.flip} needs one probability for each of the {len(self.size)} axes')
     if self.views < 1 or self.local_views < 0:
       raise UserError(f'augment.views {self.views} must be at least 1, and local_views {self.local_views} at least 0')
+    if self.tiles and (len(self.tiles) != len(self.size) or min(self.tiles) < 1 or self.local_views
+                       or self.views <= math.prod(self.tiles)):
+      raise UserError(f'augment.tiles {self.tiles} needs a number for each of the {len(self.size)} axes, more views '
+                      f'than the {math.prod(self.tiles)} tiles (augment.views is {self.views}) and no local views')
     self._check_changes()
 
   def _check_changes(self):
@@ -263,10 +270,11 @@ class ViewMaker:
   def _views(self, rng: jax.Array, image: jax.Array, batch: Batch, kinds: tuple[int, ...], size: tuple[int, ...],
              scale: tuple[float, float]) -> tuple[dict[str, jax.Array], jax.Array]:
     """A view of each of `kinds` of every image, [B, V, ...] by entry, and the same crops for the Gram teacher."""
-    def make(key, kind):
-      return self._view(key, image, batch, lambda name: self._chance(name, kind, kinds), size, scale)
+    def make(key, kind, place):
+      return self._view(key, image, batch, lambda name: self._chance(name, kind, kinds), size, scale, place)
 
-    return jax.vmap(make, out_axes=1)(jax.random.split(rng, len(kinds)), jnp.asarray(kinds))
+    places = jnp.arange(len(kinds))
+    return jax.vmap(make, out_axes=1)(jax.random.split(rng, len(kinds)), jnp.asarray(kinds), places)
 
   def _chance(self, name: str, kind: jax.Array, kinds: tuple[int, ...]) -> jax.Array | None:
     """Probability of an option in a view of this kind, one of `kinds`; None if it is off in all of these."""
@@ -275,15 +283,18 @@ class ViewMaker:
     return jnp.asarray(each)[kind] if any(each[k] for k in kinds) else None
 
   def _view(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance, size: tuple[int, ...],
-            scale: tuple[float, float]) -> tuple[dict[str, jax.Array], jax.Array]:
+            scale: tuple[float, float], place: jax.Array | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
     """One view, image [B, *size, C] and what follows it, and its crop at `gram_size` without changes of intensity.
 
-    Without a `gram_size` the second is the image.
+    Without a `gram_size` the second is the image. `place` is that of the view among all, which tiles go by.
     """
     crop_key, turn_key, change_key = jax.random.split(rng, 3)
     count, grid = len(image), image.shape[1:-1]
     geometry = geometry_lib.draw(crop_key, turn_key, count, grid, size, scale, self.ratio, self.flip,
                                  chance('rotate90'), self.rotate, _extent(batch))
+    if self.tiles and place is not None:
+      start, length = geometry_lib.random_tile(jax.random.fold_in(crop_key, 1), place, count, grid, self.tiles)
+      geometry = dataclasses.replace(geometry, start=start, length=length)
     geometry = dataclasses.replace(geometry, **self._warp(jax.random.fold_in(rng, 1), count, size, chance),
                                    extent=_extent(batch))
     image, plain = geometry_lib.apply_image(geometry, image, size), image

@@ -17,7 +17,7 @@ defaults of what it need not say:
     batch)`; '' for nothing. WINDOWS: whether its samples may be windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
 a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records),
-`names` and `stored` (of the classes of masks).
+`names` and `stored` (of the classes of masks), `bases` (views that tile a record).
 A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.
 """
 
@@ -47,12 +47,13 @@ from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
+from jaxmed.objectives.volumes.voco import VoCo
 
 METHODS: dict[str, Any] = {
     'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
-    'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed,
+    'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
 }
 
@@ -62,7 +63,7 @@ def get(name: str) -> Any:
   return METHODS[choose('method', name, METHODS)]
 
 
-FILLED = ('encoder', 'towers', 'clock', 'rows', 'names', 'stored')  # fields that a run fills in
+FILLED = ('encoder', 'towers', 'clock', 'rows', 'names', 'stored', 'bases')  # fields that a run fills in
 
 
 def default_options(name: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ OPTIONS = dict(
     num_sets=2, queue_length=7, queue_start=0, slices=8, chunk=5, gram_weight=1.0, mask_size=8, masks=2, mask_ratio=0.5,
     decoder_dim=16, decoder_depth=1, decoder_heads=2, decoder_groups=4, predictor_dim=16, predictor_depth=1,
     predictor_heads=2,
-    start_temperature=0.2, teacher_temperature=0.3, values=(0, 1, 2), boundary_weight=0.1, mean=1.0, std=2.0)
+    start_temperature=0.2, teacher_temperature=0.3, values=(0, 1, 2), bases=9, boundary_weight=0.1, mean=1.0, std=2.0)
 
 
 def start(name, model):
@@ -120,6 +120,9 @@ def batch_of(rng, method, size):
     batch = {k: v[:, 0] for k, v in group(rng, 1, size).items() if k != 'teacher_mask'} | rest
     return batch | {name: value for name, value in _told(rng, size).items() if name in method.FIELDS}
   batch = rest | {'global': group(rng, augment.get('views', 2), size)}
+  if 'tiles' in augment:
+    start = rng.integers(0, size // 2, (COUNT, augment['views'], 2))
+    batch['global']['view_box'] = np.float32(np.concatenate([start, start + size], axis=-1))
   if augment.get('local_views'):
     batch['local'] = {k: v for k, v in group(rng, 2, size // 2).items() if k != 'teacher_mask'}
   if hasattr(method, 'gram_weight'):

@@ -21,13 +21,14 @@ class MLPHead(nn.Module):
 
   Attributes:
     features: width of each layer; the last is the output's.
-    norm: whether hidden layers are batch-normalised.
+    norm: whether hidden layers are batch-normalised. affine: whether these norms have scale and bias.
     last_norm: of the output: 'none', 'plain' (without scale and bias) or 'affine'.
     use_bias, last_bias: of the hidden dense layers and of the last one.
   """
 
   features: tuple[int, ...]
   norm: bool = True
+  affine: bool = True
   last_norm: str = 'none'
   use_bias: bool = False
   last_bias: bool = True
@@ -44,7 +45,7 @@ class MLPHead(nn.Module):
       axes = ('mlp', 'embed') if i % 2 else ('embed', 'mlp')
       x = Dense((width,), axes, bias, self.kernel_init, compute, name=f'dense{i}')(x)
       if i < last:
-        x = BatchNorm(dtype=compute, name=f'norm{i}')(x, train) if self.norm else x
+        x = BatchNorm(self.affine, self.affine, dtype=compute, name=f'norm{i}')(x, train) if self.norm else x
         x = jax.nn.relu(x)
     if self.last_norm != 'none':
       affine = self.last_norm == 'affine'

@@ -1,5 +1,6 @@
 """From a full config to what a run computes with: trainer, shapes of a batch, order of the records, mesh."""
 
+import math
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
   names = dict(zip(spec.mask_values, spec.mask_names))
   known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others, stored=spec.mask_values,
+                            bases=math.prod(config.augment.tiles),
                             names=tuple(names.get(v, str(v)) for v in config.objective.get('values', ())))
   given = {k: FrozenDict(v.to_dict()) if isinstance(v, ConfigDict) else v for k, v in config.objective.items()}
   objective = method(encoder=model, **given, **known)

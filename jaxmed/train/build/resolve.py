@@ -224,6 +224,8 @@ def _narrow(config: ConfigDict) -> float:
 def _fill_loading(config: ConfigDict, spec: DataSpec) -> None:
   """The grid of loaded arrays, and whether records keep their aspect in it."""
   loader, plane = config.loader, slice(-2, None)  # the first of three axes, slices or frames, goes by itself
+  if config.augment.tiles:
+    _fill_tiles(config, spec)
   if not loader.load_size:
     fit = [min(n, max(s, round(1.5 * s))) for n, s in zip(spec.size, config.image_size, strict=True)]
     if loader.fit in ('auto', 'aspect'):  # the shorter side as long as without; at most twice as many pixels
@@ -233,6 +235,22 @@ def _fill_loading(config: ConfigDict, spec: DataSpec) -> None:
   if loader.fit == 'auto':
     even = not spec.uneven and same_aspect(spec.size[plane], loader.load_size[plane])
     loader.fit = 'resize' if even else 'aspect'
+
+
+def _fill_tiles(config: ConfigDict, spec: DataSpec) -> None:
+  """Tiles of each axis, and records as large as all of them: cut where they are that large, else resized."""
+  augment, loader, rank = config.augment, config.loader, len(config.image_size)
+  augment.tiles = (1,) * (rank - 2) + augment.tiles * 2 if len(augment.tiles) == 1 else augment.tiles
+  if len(augment.tiles) != rank or not all(type(n) is int and n > 0 for n in augment.tiles):
+    raise UserError(f'augment.tiles takes one positive whole number for the last two axes, or {rank}, not '
+                    f'{augment.tiles}')
+  whole = tuple(n * parts for n, parts in zip(config.image_size, augment.tiles, strict=True))
+  loader.load_size = loader.load_size or whole
+  if loader.fit == 'aspect' or any(n % parts for n, parts in zip(loader.load_size, augment.tiles, strict=True)):
+    raise UserError(f'augment.tiles {augment.tiles} cut records into equal parts: loader.fit must be crop or resize, '
+                    f'and loader.load_size, {loader.load_size}, divide by them')
+  large = not spec.uneven and all(have >= n for have, n in zip(spec.size, loader.load_size, strict=True))
+  loader.fit = ('crop' if large else 'resize') if loader.fit == 'auto' else loader.fit
 
 
 def samples(config: ConfigDict, spec: DataSpec) -> int:
