@@ -57,10 +57,17 @@ def phantoms(tmp_path_factory):
   return cost.Corpus(str(out))
 
 
+@pytest.fixture(scope='module')
+def tissue(tmp_path_factory):
+  out = tmp_path_factory.mktemp('tissue') / 'corpus'
+  prepare(['tissue'], out, progress=False)
+  return cost.Corpus(str(out))
+
+
 @pytest.mark.parametrize('path', PAPERS, ids=lambda p: p.stem)
 def test_laptop_variants_can_run(request, path):
-  """On the demo corpus, or phantoms: all cells fit, and together take minutes of a processor of 20 GFLOP/s."""
-  corpus = request.getfixturevalue('phantoms' if path.stem == 'stunet_sizes' else 'demo')
+  """On the corpus that it names: all cells fit, and together take minutes of a processor of 20 GFLOP/s."""
+  corpus = request.getfixturevalue({'stunet_sizes': 'phantoms', 'voco_sizes': 'tissue'}.get(path.stem, 'demo'))
   cells = cost.ready(grid.read(f'{path}:laptop'), corpus)
   assert sum(c.flops for c in cells) / 20e9 < 1800
   assert cost.check_memory(cells, 2) == []
