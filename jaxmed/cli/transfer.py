@@ -19,7 +19,7 @@ EXAMPLE = ('jaxmed transfer experiments/transfer/segbook_like.py:laptop --data t
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   from jaxmed.launch import options as launch_options
-  p.add_argument('words', nargs='*', metavar='FILE key=value', help='file of the benchmark, FILE.py or FILE.py:VARIANT, then '
+  p.add_argument('words', nargs='*', metavar='FILE key=value', help='benchmark, FILE.py or FILE.py:VARIANT, then '
                  'config values of all cells')
   p.add_argument('--data', action='append', metavar='NAME=PATH', help='a corpus by its name in the file, or '
                  'NAME:MODALITY=PATH; may be repeated')

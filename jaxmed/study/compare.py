@@ -71,7 +71,7 @@ def compare(plan: Plan, out: str | pathlib.Path) -> dict[str, Any]:
     choose('method', method, objectives.METHODS)
   for values in (plan.user, *plan.own.values()):
     if 'method' in values:
-      raise UserError(f'method={values["method"]} would take the place of every method of --methods '
+      raise UserError(f'method={values["method"]} would take the place of a method of --methods '
                       f'{",".join(plan.methods)}: leave it out, or name it there')
   source = open_source(plan.data)
   choose(f'column of {plan.data}', plan.label, source.table.column_names)

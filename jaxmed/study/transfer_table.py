@@ -193,7 +193,7 @@ def report(out: str | pathlib.Path, draws: int = DRAWS) -> dict[str, Any]:
     row['won'] = next((c['won'] for w in compared[row['fraction']] for c in w['comparisons']
                        if (w['features'], c['task']) == (row['arm'], row['corpus'])), None)
   counts = [{'fraction': fraction, **line} for fraction, some in compared.items() for w in some
-            for line in tally(w, plan['corpora'], plan['sizes'])]
+            for line in tally(w, plan['corpora'], plan['sizes'], draws)]
   states = [{'status': (results[c['name']] or {}).get('status', WAITING)} for c in plan['cells']]
   return {'file': plan['file'], 'against': plan['against'], 'seeds': plan['seeds'], 'rows': rows, 'wins': counts,
           'cells': counted(states)}
