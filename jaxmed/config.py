@@ -20,6 +20,7 @@ from jaxmed.errors import UserError, choose
 
 RECIPES = 'experiments'  # a folder of the package in a wheel, and beside the package in a checkout
 STUDIES = f'{RECIPES}/studies'  # grids of runs, which are no config files
+TRANSFERS = f'{RECIPES}/transfer'  # transfer benchmarks, nor are these
 SHIPPED = next((p for p in (pathlib.Path(__file__).parent / RECIPES, pathlib.Path(__file__).parents[1] / RECIPES)
                 if p.is_dir()), pathlib.Path(__file__).parent / RECIPES)
 
@@ -319,12 +320,17 @@ def load_file(path: str) -> dict[str, Any]:
 
 def recipes() -> dict[str, pathlib.Path]:
   """{name: file} of the shipped recipes and of recipes in the working directory, by the name that `load_file` takes."""
-  return {name: path for name, path in _files(RECIPES).items() if not name.startswith(f'{STUDIES}/')}
+  return {name: path for name, path in _files(RECIPES).items() if not name.startswith((f'{STUDIES}/', f'{TRANSFERS}/'))}
 
 
 def studies() -> dict[str, pathlib.Path]:
   """The same of study files, see jaxmed.study.grid."""
   return _files(STUDIES)
+
+
+def transfers() -> dict[str, pathlib.Path]:
+  """The same of files of transfer benchmarks, see jaxmed.study.transfer."""
+  return _files(TRANSFERS)
 
 
 def _files(folder: str) -> dict[str, pathlib.Path]:

@@ -15,7 +15,7 @@ from jaxmed.train.build import assemble, data_spec, resolve
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
-RECIPES = sorted(p for p in (ROOT / 'experiments').rglob('*.py') if p.parent.name != 'studies')
+RECIPES = sorted(p for p in (ROOT / 'experiments').rglob('*.py') if p.parent.name not in ('studies', 'transfer'))
 CASES = [(path, variant) for path in RECIPES for variant in config_lib.variants(str(path)) or ('',)]
 PUBLISHED = [path for path in RECIPES if 'published' in config_lib.variants(str(path))]
 NAMES = {path: '.'.join(path.relative_to(ROOT / 'experiments').with_suffix('').parts) for path in RECIPES}

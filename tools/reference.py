@@ -142,7 +142,7 @@ def methods() -> str:
 def recipes_by_method() -> dict[str, list[str]]:
   """The recipes whose first variant trains a method."""
   out: dict[str, list[str]] = {}
-  for path in sorted(p for p in (ROOT / config.RECIPES).rglob('*.py') if p.parent.name != 'studies'):
+  for path in sorted(p for p in (ROOT / config.RECIPES).rglob('*.py') if p.parent.name not in ('studies', 'transfer')):
     first = next(iter(config.variants(str(path))), '')
     values = config.load_file(f'{path}:{first}' if first else str(path))
     out.setdefault(values.get('method', 'mae'), []).append(path.relative_to(ROOT).as_posix())

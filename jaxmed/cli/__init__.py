@@ -38,14 +38,15 @@ from jaxmed.cli import (
   study,
   study_fit,
   train,
+  transfer,
 )
 from jaxmed.errors import DISK, EXIT_STOPPED, EXIT_UNAVAILABLE, EXIT_USER, Stopped, Unavailable, UserError, choose
 from jaxmed.files import shown
 from jaxmed.parallel import tpu
 from jaxmed.train.monitor.signals import raising_on_sigterm
 
-_MODULES = (prepare, curate, fingerprint, train, finetune, launch, status, stop, study, study_fit, compare, evaluate,
-            predict, embed, export, shrink, import_, report, demo_data, list_, plan, doctor)
+_MODULES = (prepare, curate, fingerprint, train, finetune, launch, status, stop, study, study_fit, transfer, compare,
+            evaluate, predict, embed, export, shrink, import_, report, demo_data, list_, plan, doctor)
 _NAMES = {study_fit: 'study fit'}  # of two words
 VERBS: dict[str, ModuleType] = {
     _NAMES.get(m, m.__name__.rpartition('.')[2].strip('_').replace('_', '-')): m for m in _MODULES}
@@ -61,7 +62,7 @@ EXIT_CODES = {
 
 def command() -> int:
   """The installed `jaxmed`: `main`, for training in huge pages where the system has them (see parallel.memory)."""
-  if sys.argv[1:2] in (['train'], ['finetune'], ['compare'], ['study']):
+  if sys.argv[1:2] in (['train'], ['finetune'], ['compare'], ['study'], ['transfer']):
     from jaxmed.parallel.memory import restart_with_huge_pages
     restart_with_huge_pages()
   return main()
@@ -119,7 +120,7 @@ def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
   """What the verb writes, for this process alone; runs, corpora and selections see to it themselves."""
   if args.verb == 'compare' or (args.verb == 'finetune' and args.control and args.out):
     return owner.of_folder(args.out)
-  if args.verb == 'study' and args.out and args.launcher != 'jobset' and not (args.dry_run or args.cell or
+  if args.verb in ('study', 'transfer') and args.out and args.launcher != 'jobset' and not (args.dry_run or args.cell or
                                                                                args.cell_index):
     return owner.of_folder(args.out)
   if args.verb == 'evaluate' and not args.out and os.path.isdir(args.path):

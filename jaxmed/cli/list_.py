@@ -9,17 +9,18 @@ from typing import Any
 
 from jaxmed.errors import UserError, choose
 
-DOES = 'show methods, models, adapters, protocols, evaluators, formats, recipes and studies'
+DOES = 'show methods, models, adapters, protocols, evaluators, formats, recipes, studies and transfers'
 EXAMPLE = 'jaxmed list methods mae'
-KINDS = ('methods', 'models', 'adapters', 'protocols', 'evaluators', 'formats', 'recipes', 'studies')
+KINDS = ('methods', 'models', 'adapters', 'protocols', 'evaluators', 'formats', 'recipes', 'studies',
+         'transfers')
 _WIDTH, _COLUMN = 100, 27
 
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('kind', nargs='?', metavar='KIND', help=f'{", ".join(KINDS)}; default: all')
-  p.add_argument('name', nargs='?', metavar='NAME', help='method, model, protocol, recipe or study to explain: '
-                 'options with defaults, text of a recipe or study')
+  p.add_argument('name', nargs='?', metavar='NAME', help='method, model, protocol, recipe, study or transfer to '
+                 'explain: options with defaults, or its text')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -28,13 +29,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     choose('kind', args.kind, KINDS)
   if args.name is not None:
     explain = {'methods': method, 'models': model, 'protocols': protocol, 'recipes': recipe,
-               'studies': recipe}.get(args.kind)
+               'studies': recipe, 'transfers': recipe}.get(args.kind)
     if explain is None:
       raise UserError(f'{args.kind} have no options: leave {args.name!r} out')
     out = explain(args.name)
     return {'json': out, 'text': explained(out)}
   listing = {'methods': methods, 'models': models, 'adapters': adapters, 'protocols': protocols,
-             'evaluators': evaluators, 'formats': formats, 'recipes': recipes, 'studies': studies}
+             'evaluators': evaluators, 'formats': formats, 'recipes': recipes, 'studies': studies,
+             'transfers': transfers}
   out = {kind: listing[kind]() for kind in KINDS if args.kind in (None, kind)}
   return {'json': out, 'text': '\n'.join(_titled(*item) for item in out.items())}
 
@@ -96,6 +98,12 @@ def studies() -> dict[str, str]:
   """The same of each study."""
   from jaxmed import config
   return _files(config.studies())
+
+
+def transfers() -> dict[str, str]:
+  """The same of each transfer benchmark."""
+  from jaxmed import config
+  return _files(config.transfers())
 
 
 def _files(known: Mapping[str, pathlib.Path]) -> dict[str, str]:

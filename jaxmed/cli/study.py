@@ -8,12 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxmed.cli import grids
 from jaxmed.cli.common import positive
 from jaxmed.errors import EXIT_UNAVAILABLE, EXIT_USER, UserError
 
 DOES = 'run a grid of trainings from one file, or go on with it'
 EXAMPLE = 'jaxmed study experiments/studies/scaling_mae.py:laptop --data corpus --out study'
-NUMBERS = ('SLURM_ARRAY_TASK_ID', 'JOB_COMPLETION_INDEX')  # what a queue tells each process
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -25,15 +25,7 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--out', metavar='STUDY', help='folder for cells, table.csv, study.json and study.md')
   p.add_argument('--dry-run', action='store_true', help='print cells, parameters, FLOPs, memory and hours, start '
                  'nothing')
-  p.add_argument('--jobs', type=positive, metavar='N', help='cells at once; default: local 1, others as many as fit')
-  p.add_argument('--launcher', default='local', help='what runs the cells: local (processes here), slurm (an array) or '
-                 'jobset; default local')
-  p.add_argument('--cell', metavar='NAME', help='run this cell alone, in this process')
-  p.add_argument('--cell-index', metavar='N', help='the same by its number in the grid, from 0; auto: the number that '
-                 'SLURM or Kubernetes gives this process')
-  p.add_argument('--again', action='store_true', help='run cells anew that failed')
-  p.add_argument('--rate', type=float, metavar='FLOP/S', help='what this machine reaches, for --dry-run; default: '
-                 'that of finished cells, or of matrix products, measured for a second')
+  grids.options(p)
   p.add_argument('--rows', type=positive, help='records of the corpus, without --data; default 1000000')
   p.add_argument('--channels', type=positive, help='channels of a record, without --data; default 3')
   launch_options.add(p)
@@ -100,15 +92,11 @@ def _one(args: argparse.Namespace, file: str, changes: Mapping[str, Any]) -> dic
   pool.follow_parent()
   compilation.keep()
   plan = _plan_of_cell(args, file, changes)
-  name = args.cell or _numbered(plan, args.cell_index)
+  name = args.cell or grids.numbered(plan, args.cell_index)
   cells.find(plan, name)
   found = cells.run(args.out, plan, name, args.again)
   table.write(args.out)
-  if found['status'] == cells.FAILED:
-    hint = '' if args.again else f' (run it anew: --cell {name} --again)'
-    print(f'jaxmed: cell {name} failed: {found["reason"]}{hint}', file=sys.stderr, flush=True)
-  text = f'cell {name} {found["status"]}' + (f', loss {found["loss"]:.4g}' if found.get('loss') is not None else '')
-  return {'json': found | {'cell': name}, 'text': text, 'code': EXIT_USER if found['status'] == cells.FAILED else 0}
+  return grids.ended(name, found, args.again)
 
 
 def _plan_of_cell(args: argparse.Namespace, file: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,17 +108,6 @@ def _plan_of_cell(args: argparse.Namespace, file: str, changes: Mapping[str, Any
   return cells.write_plan(args.out, file, study, ready, args.data)
 
 
-def _numbered(plan: Mapping[str, Any], text: str) -> str:
-  """The name of a cell by its number."""
-  if text == 'auto':
-    text = next((os.environ[name] for name in NUMBERS if name in os.environ), '')
-    if not text:
-      raise UserError(f'--cell-index auto: neither {" nor ".join(NUMBERS)} is set here')
-  if not text.isdigit() or int(text) >= len(plan['cells']):
-    raise UserError(f'--cell-index {text}: expected a number from 0 to {len(plan["cells"]) - 1}, or auto')
-  return plan['cells'][int(text)]['name']
-
-
 def _dry(args: argparse.Namespace, file: str, changes: Mapping[str, Any]) -> dict[str, Any]:
   """What the cells take on this machine."""
   from jaxmed.study import cost, forecast
@@ -138,7 +115,7 @@ def _dry(args: argparse.Namespace, file: str, changes: Mapping[str, Any]) -> dic
   warnings = cost.check_memory(ready, args.jobs or 1)
   rate, how = forecast.rate(args.out, args.rate)
   found = forecast.here(ready, rate, how, args.jobs or 1)
-  text = forecast.text(found, study)
+  text = forecast.text(found, len(study.judges))
   return {'json': found, 'text': '\n'.join([text, *(f'warning: {w}' for w in warnings)])}
 
 
@@ -150,7 +127,7 @@ def _planned(args: argparse.Namespace, file: str, changes: Mapping[str, Any], to
   cluster = chips.parse(topology)
   study, corpus, ready = _ready(args, file, changes)
   found = forecast.there(ready, corpus, cluster)
-  return {'json': found, 'text': forecast.text(found, study)}
+  return {'json': found, 'text': forecast.text(found, len(study.judges))}
 
 
 def _queued(args: argparse.Namespace, file: str, changes: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
@@ -178,67 +155,13 @@ def _again(job: Any) -> Any:
 
 def _here(args: argparse.Namespace, file: str, changes: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
   """Runs the cells that are not done, so many at once, each a process."""
-  from jaxmed.launch import local, pool
   from jaxmed.study import cells, cost, table
-  jobs = args.jobs or 1
-  shares = local.share(local.visible_gpus(os.environ), dataclasses.replace(chosen, processes=jobs))
   study, _, ready = _ready(args, file, changes)
-  for warning in cost.check_memory(ready, jobs):
+  for warning in cost.check_memory(ready, args.jobs or 1):
     print(f'jaxmed: warning: {warning}', file=sys.stderr, flush=True)
   plan = cells.write_plan(args.out, file, study, ready, args.data)
-  tasks = _tasks(args, plan, chosen)
-  said = {'done': len(plan['cells']) - len(tasks)}
-  unknown: dict[str, str] = {}
-
-  def ended(task: Any, code: int, last: str) -> None:
-    found = cells.result(args.out, task.name)
-    if found is None and code > 128:
-      cells.fail(args.out, task.name, f'its process was killed by signal {code - 128} (out of memory?): {last}'[:500])
-      found = cells.result(args.out, task.name)
-    elif found is None and code not in (0, 75):
-      unknown[task.name] = last.removeprefix('jaxmed: ')
-    said['done'] += found is not None
-    _tell(task.name, found, unknown.get(task.name, ''), said['done'], len(plan['cells']))
-    table.write(args.out)
-
-  try:
-    pool.run(tasks, jobs, ended, grace=chosen.grace, environments=pool.environments(jobs, shares, _variables(chosen)))
-  finally:
-    found = table.write(args.out)
+  found, unknown = grids.run(args, plan, chosen, [*args.words, '--data', args.data], table.write)
   return _end(args, plan, found, unknown)
-
-
-def _variables(chosen: Any) -> dict[str, str]:
-  cache = {'JAX_COMPILATION_CACHE_DIR': os.path.abspath(chosen.cache)} if chosen.cache else {}
-  return cache | dict(pair.split('=', 1) for pair in chosen.env)
-
-
-def _tasks(args: argparse.Namespace, plan: Mapping[str, Any], chosen: Any) -> list[Any]:
-  """A process for each cell that is to run; those that failed before are named."""
-  from jaxmed.launch import pool
-  from jaxmed.study import cells
-  out = []
-  for cell in plan['cells']:
-    name, found = cell['name'], cells.result(args.out, cell['name'])
-    if found and found['status'] == cells.FAILED and not args.again:
-      print(f'jaxmed: cell {name} failed before ({found["reason"]}): --again runs it anew', file=sys.stderr, flush=True)
-    if found is None or (args.again and found['status'] == cells.FAILED):
-      command = [chosen.python or sys.executable, '-m', 'jaxmed', 'study', *args.words, '--data', args.data, '--out',
-                 args.out, '--cell', name, *(['--again'] if found else [])]
-      out.append(pool.Task(name, command, cells.folder(args.out, name) / cells.LOG))
-  return out
-
-
-def _tell(name: str, found: Mapping[str, Any] | None, trouble: str, count: int, of: int) -> None:
-  """A line about a cell that ended."""
-  if found is None:
-    text = f'not finished: {trouble}' if trouble else 'stopped'
-  elif found['status'] == 'failed':
-    text = f'failed: {found["reason"]}'
-  else:
-    loss = f', loss {found["loss"]:.4g}' if found['loss'] is not None else ''
-    text = f'done{loss}, {found["seconds"]:.3g} s'
-  print(f'cell {name}: {text} ({count} of {of})', file=sys.stderr, flush=True)
 
 
 def _end(args: argparse.Namespace, plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]],

@@ -16,11 +16,12 @@ _SYSTEMS: dict[str, Any] = {'local': local, 'slurm': slurm, 'tpu-vm': tpu_vm, 'j
 
 
 def prepare(launcher: str, words: Sequence[str], data: str, out: str,
-            options: Any, cells: int = 0, at_once: int = 0) -> tuple[job_lib.Job, str, list[str]]:
+            options: Any, cells: int = 0, at_once: int = 0, verb: str = 'study',
+            reads: Sequence[str] = ()) -> tuple[job_lib.Job, str, list[str]]:
   """The job, its script or manifest, and warnings.
 
   Args:
-    cells, at_once: of a study, whose file `words` begin with; see `job.Job`.
+    cells, at_once, verb, reads: of a study, whose file `words` begin with; see `job.Job`.
   Raises:
     UserError: what can be known to go wrong before anything waits in a queue.
   """
@@ -33,7 +34,7 @@ def prepare(launcher: str, words: Sequence[str], data: str, out: str,
   else:
     defaults = {'python': 'python3', 'copy': _SYSTEMS[launcher].CONFIG}
   job = job_lib.make(words, data, out, options, here=here, **defaults)
-  job = dataclasses.replace(job, cells=cells, at_once=at_once)
+  job = dataclasses.replace(job, cells=cells, at_once=at_once, verb=verb, reads=tuple(reads))
   warnings = []
   if isinstance(options, Local):
     count = local.devices(options, local.visible_gpus(job.variables()))
@@ -44,7 +45,7 @@ def prepare(launcher: str, words: Sequence[str], data: str, out: str,
     _check_single(options)
   else:
     job_lib.check_config(words, *count, here=here)
-  if here and not split_uri(job.data)[0].exists():
+  if here and job.data and not split_uri(job.data)[0].exists():
     if isinstance(options, Local):
       raise UserError(f'--data {data} does not exist: expected a corpus or a folder of images')
     warnings.append(f'--data {data} does not exist on this machine: it must on those that train')

@@ -35,7 +35,8 @@ class Job:
     folder: where they start. place: folder of the launcher's own files, never RUN itself, which must begin empty.
     config: the config file on this machine, where the processes see a copy of it instead.
     cells: of a study, whose command each of so many processes runs for the cell of its number; 0: a run. at_once: how
-      many of them run at once at most; 0: as many as there is room for.
+      many of them run at once at most; 0: as many as there is room for. verb: the command of the cells; `data` is ''
+      where the words name several corpora. reads: other folders that a container must see.
   """
 
   words: tuple[str, ...]
@@ -50,6 +51,8 @@ class Job:
   config: str = ''
   cells: int = 0
   at_once: int = 0
+  verb: str = 'study'
+  reads: tuple[str, ...] = ()
 
   @property
   def name(self) -> str:
@@ -65,8 +68,8 @@ class Job:
   def command(self) -> list[str]:
     """The words of the command that every process runs."""
     if self.cells:
-      return [self.python, '-m', 'jaxmed', 'study', *self.words, '--data', self.data, '--out', self.out, '--cell-index',
-              NUMBERED]
+      data = ['--data', self.data] if self.data else []
+      return [self.python, '-m', 'jaxmed', self.verb, *self.words, *data, '--out', self.out, '--cell-index', NUMBERED]
     return [self.python, '-m', 'jaxmed', 'train', *self.words, '--data', self.data, '--out', self.out, '--auto-resume']
 
   def line(self) -> str:
@@ -101,7 +104,7 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
   if here:
     if words and '=' not in words[0] and words[0].partition(':')[0] not in _shipped():
       words[0] = os.path.abspath(words[0])
-    data, out = ','.join(map(absolute, data.split(','))), os.path.abspath(out)
+    data, out = data and ','.join(map(absolute, data.split(','))), os.path.abspath(out)
     cache = os.path.abspath(options.cache) if options.cache else ''
   else:
     for flag, path in (('--data', data), ('--out', out), ('--cache', options.cache)):
@@ -118,7 +121,7 @@ def make(words: Sequence[str], data: str, out: str, options: Common, *, here: bo
 
 def _shipped() -> set[str]:
   """Names of recipes that no file of the working directory hides: every process finds them by name."""
-  return {name for name in (*config.recipes(), *config.studies()) if not os.path.isfile(name)}
+  return {name for name in (*config.recipes(), *config.studies(), *config.transfers()) if not os.path.isfile(name)}
 
 
 def place(out: str, here: bool) -> pathlib.Path:

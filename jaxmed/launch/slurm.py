@@ -66,8 +66,8 @@ def _header(job: Job, o: Slurm) -> list[str]:
 def _mounts(job: Job, o: Slurm) -> list[str]:
   """Folders that a container must see: of the run, its data, its config file and its compiled programs."""
   config = [str(pathlib.Path(job.words[0]).parent)] if job.words and '=' not in job.words[0] else []
-  folders = [job.folder, str(pathlib.PurePath(job.out).parent), job.data, *config, *([job.cache] if job.cache else [])]
-  return list(dict.fromkeys([*folders, *o.mount]))
+  folders = [job.folder, str(pathlib.PurePath(job.out).parent), job.data, *job.reads, *config, job.cache]
+  return [f for f in dict.fromkeys([*folders, *o.mount]) if f]
 
 
 def _step(job: Job, o: Slurm) -> str:
@@ -89,7 +89,7 @@ def script(job: Job, o: Slurm) -> str:
   folder = shlex.quote(str(job.place))
   return '\n'.join([
       '#!/bin/bash', *_header(job, o), '',
-      '# Written by jaxmed study. Each task starts the cell of its number, or goes on with it.' if job.cells else
+      f'# Written by jaxmed {job.verb}. Each task starts the cell of its number, or goes on with it.' if job.cells else
       '# Written by jaxmed launch slurm. The command starts the run, or goes on with it.',
       *job.exports(), *o.setup, f'cd {shlex.quote(job.folder)} || exit 1',
       'echo "$(date -Is) job $SLURM_JOB_ID starts on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"', '',

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import pathlib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,25 @@ from jaxmed.train.logs import read_rows
 
 PLAN, CELLS, RESULT, LOG = 'plan.json', 'cells', 'result.json', 'log.txt'
 DONE, FAILED, WAITING = 'done', 'failed', 'waiting'
+Judging = Callable[[Mapping[str, Any], Mapping[str, Any], pathlib.Path], Mapping[str, Any]]
 MOST_SCORES = 40  # of a protocol whose results are no table
 
 
 def write_plan(out: str | pathlib.Path, file: str, study: Study, cells: Sequence[Ready], data: str) -> dict[str, Any]:
-  """Writes STUDY/plan.json, unless the same one is there; returns it.
+  """Writes STUDY/plan.json, see `save_plan`."""
+  judges = [j if j == LOSS else dataclasses.asdict(j) for j in study.judges]
+  return save_plan(out, {'file': file, 'data': data, 'axes': {k: [*v] for k, v in study.axes.items()}, 'judges': judges,
+                         'equal': study.equal}, cells)
+
+
+def save_plan(out: str | pathlib.Path, head: Mapping[str, Any], cells: Sequence[Ready]) -> dict[str, Any]:
+  """Writes `head` and the cells to STUDY/plan.json, unless the same is there; returns them.
 
   Raises:
     UserError: a cell that has begun with another config than it has now.
   """
   out = pathlib.Path(out)
-  judges = [j if j == LOSS else dataclasses.asdict(j) for j in study.judges]
-  plan = _plain({'file': file, 'data': data, 'axes': {k: [*v] for k, v in study.axes.items()}, 'judges': judges,
-                 'equal': study.equal, 'cells': [dataclasses.asdict(c) for c in cells]})
+  plan = _plain({**head, 'cells': [dataclasses.asdict(c) for c in cells]})
   old = {c['name']: c for c in read_plan(out)['cells']} if (out / PLAN).exists() else {}
   for cell in plan['cells']:
     before = old.get(cell['name'], cell)
@@ -115,11 +121,13 @@ def find(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
   return cells[choose('cell', name, cells)]
 
 
-def run(out: str | pathlib.Path, plan: Mapping[str, Any], name: str, again: bool = False) -> dict[str, Any]:
+def run(out: str | pathlib.Path, plan: Mapping[str, Any], name: str, again: bool = False,
+        judge: Judging | None = None) -> dict[str, Any]:
   """Trains and judges a cell, or goes on with it; one that is done is left as it is.
 
   Args:
-    again: whether one that failed begins anew.
+    again: whether one that failed begins anew. judge: gives more of its result, from the plan, the cell and its
+      folder; `judged` by default.
   Returns:
     Its result, {'status': 'done', 'loss', 'scores': {column: value}, 'seconds', ...} or {'status': 'failed', 'reason'}.
   Raises:
@@ -135,7 +143,7 @@ def run(out: str | pathlib.Path, plan: Mapping[str, Any], name: str, again: bool
       _renew(place)
     try:
       found = _trained(cell, place) | {'status': DONE}
-      found |= judged(plan, cell, place)
+      found |= (judge or judged)(plan, cell, place)
       if LOSS in plan['judges'] and found['loss'] is None:
         raise UserError('its held-out loss is not finite')
     except (Stopped, Unavailable):

@@ -69,6 +69,10 @@ def compare(plan: Plan, out: str | pathlib.Path) -> dict[str, Any]:
   out = pathlib.Path(out)
   for method in (*plan.methods, *plan.own):
     choose('method', method, objectives.METHODS)
+  for values in (plan.user, *plan.own.values()):
+    if 'method' in values:
+      raise UserError(f'method={values["method"]} would take the place of a method of --methods '
+                      f'{",".join(plan.methods)}: leave it out, or name it there')
   source = open_source(plan.data)
   choose(f'column of {plan.data}', plan.label, source.table.column_names)
   results = [_run(plan, source, method, seed, out / method / str(seed))

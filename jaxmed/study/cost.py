@@ -201,12 +201,16 @@ def _ready(study: Study, cell: Cell, base: Facts, corpus: Corpus, sizes: Sizes) 
   if 'channels' in cell.axes:
     missing = grid.hidden(cell.axes['channels'], corpus.channels_of(user))
     user = config_lib.merge(user, {'loader': {'missing': missing}} if missing else {})
-  user = _ruled(study, cell, user, base, corpus, sizes)
+  return costed(cell, _ruled(study, cell, user, base, corpus, sizes), corpus, sizes, LOSS in study.judges)
+
+
+def costed(cell: Cell, user: Mapping[str, Any], corpus: Corpus, sizes: Sizes, loss: bool = False) -> Ready:
+  """A cell with its config resolved, and what it takes; with `loss` its run looks at the held-out loss."""
   config, spec = _resolved(user, corpus)
   traced = sizes.of(config, spec)
   # What a start elsewhere would choose anew, by its devices, is fixed; `loss` is measured at the end.
   named = evaluators.parse(config.evaluators)
-  more = {'evaluators': f'{config.evaluators},loss'} if named and 'loss' not in named and LOSS in study.judges else {}
+  more = {'evaluators': f'{config.evaluators},loss'} if named and 'loss' not in named and loss else {}
   user = config_lib.merge(user, {k: config[k] for k in ('model', 'batch_size', 'steps', 'learning_rate')}, more,
                           {'image_size': list(config.image_size), 'data': corpus.data})
   state = sum(roofline.state_bytes(_alone(traced.boxed)).values()) + _bytes(traced.boxed.params)

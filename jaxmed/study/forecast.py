@@ -11,7 +11,6 @@ from jaxmed.parallel.chips import Cluster
 from jaxmed.plan.tables import amount
 from jaxmed.study import cells as cells_lib
 from jaxmed.study import cost
-from jaxmed.study.grid import Study
 from jaxmed.study.table import aligned
 
 
@@ -67,8 +66,8 @@ def _whole(rows: list[dict[str, Any]], how: str) -> dict[str, Any]:
   return {'cells': rows, 'flops': sum(r['flops'] for r in rows), 'hours': sum(r['hours'] for r in rows), 'how': how}
 
 
-def text(found: Mapping[str, Any], study: Study) -> str:
-  """A table of the cells, and the whole cost."""
+def text(found: Mapping[str, Any], judges: int) -> str:
+  """A table of the cells, and the whole cost but that of so many judges."""
   head = ('cell', 'params', 'records', 'batch', 'rate', 'steps', 'epochs', 'seen', 'FLOPs', 'memory', 'hours', '')
   lines = [head]
   for r in found['cells']:
@@ -77,7 +76,6 @@ def text(found: Mapping[str, Any], study: Study) -> str:
                   f'{r["learning_rate"]:.3g}', str(r['steps']), f'{r["epochs"]:.3g}', str(r['seen']), *amounts,
                   '' if r.get('fits', True) else 'DOES NOT FIT'))
   chips = f', {found["chip_hours"]:.3g} chip hours' if 'chip_hours' in found else ''
-  judges = len(study.judges)
   return (f'{aligned(lines)}\n{len(found["cells"])} cells, {found["flops"]:.3g} FLOP, {found["hours"]:.3g} hours'
           f'{chips} {found["how"]}\nnot counted: compilation, checkpoints and {judges} '
           f'judge{"s" if judges > 1 else ""}; memory is an estimate without fusion where nothing was compiled')

@@ -115,13 +115,13 @@ def read(path: str, changes: Mapping[str, Any] = {}) -> Study:
 
 
 def _base(study: Study, changes: Mapping[str, Any]) -> dict[str, Any]:
-  base = config_lib.load_file(study.base) if isinstance(study.base, str) else _nested(study.base)
-  return config_lib.merge(base, _nested(study.shared), changes)
+  base = config_lib.load_file(study.base) if isinstance(study.base, str) else nested(study.base)
+  return config_lib.merge(base, nested(study.shared), changes)
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
   """Config values whose keys may be dotted, as a nested dict."""
-  parts = [config_lib.nested({k: _nested(v) if isinstance(v, Mapping) else v}) for k, v in values.items()]
+  parts = [config_lib.nested({k: nested(v) if isinstance(v, Mapping) else v}) for k, v in values.items()]
   return config_lib.merge(*parts)
 
 
@@ -198,7 +198,7 @@ def cells(study: Study) -> list[Cell]:
   parts = [[(name, label, value) for label, value in _values(axis)] for name, axis in study.axes.items()]
   short = _short([*study.axes])
   for combination in itertools.product(*parts):
-    words = {axis: f'{short[axis]}={_word(label)}' for axis, label, _ in combination}
+    words = {axis: f'{short[axis]}={word(label)}' for axis, label, _ in combination}
     name, group = '_'.join(words.values()), '_'.join(w for axis, w in words.items() if axis != 'seed')
     if len(name.encode()) > 200:
       raise UserError(f'cell {name[:80]}... has a name of {len(name)} characters: give settings short labels')
@@ -223,7 +223,7 @@ def _short(names: Sequence[str]) -> dict[str, str]:
   return {name: last if lasts.count(last) == 1 else name for name, last in zip(names, lasts, strict=True)}
 
 
-def _word(label: Any) -> str:
+def word(label: Any) -> str:
   """A value as part of a file's name."""
   text = ','.join(map(str, label)) if isinstance(label, (tuple, list)) else str(label)
   return re.sub(r'[^A-Za-z0-9.+=*_-]+', '-', text).strip('-') or 'none'
@@ -232,7 +232,7 @@ def _word(label: Any) -> str:
 def _config(axis: str, value: Any) -> dict[str, Any]:
   """The config values that a value of an axis stands for."""
   if isinstance(value, Mapping):
-    return _nested(value)
+    return nested(value)
   if axis == 'samples':
     return {'loader': {'records': _count(axis, value)}}
   if axis == 'sources':

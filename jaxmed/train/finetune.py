@@ -96,15 +96,17 @@ class Request:
       raise UserError('--freeze keeps the whole encoder as it is, its adapters too: leave --freeze or adapter.name out')
 
 
-def recipe(asked: Request) -> dict[str, Any]:
+def recipe(asked: Request, encoder: Any = None) -> dict[str, Any]:
   """The config of the run: the recipe of the encoder's family, then the user's values.
 
+  Args:
+    encoder: that of `asked.path`, where it is loaded already.
   Raises:
     UserError: no run or file, no record with a mask or label, or a wrong value.
   """
   process.start()
   compilation.keep()
-  encoder = rundir.load(asked.path)
+  encoder = encoder or rundir.load(asked.path)
   corpus = open_source(asked.data)
   whole = {'data': asked.data, 'method': TASKS[asked.task],
            'loader': {} if asked.task == 'segment' else {'label': asked.label}}
@@ -117,7 +119,7 @@ def recipe(asked: Request) -> dict[str, Any]:
     fixed['loader'] |= crops(config_lib.merge(fixed, asked.user)['image_size'], source)
   if not asked.scratch:
     fixed['init'] = asked.path
-  user = config_lib.merge(fixed, _watched(asked, corpus), asked.user)
+  user = config_lib.merge(fixed, watched(asked, corpus), asked.user)
   return _timed(user, asked, rows, len(encoder.image_size))
 
 
@@ -184,7 +186,19 @@ def _plain(value: Any) -> Any:
   return tuple('x'.join(map(str, v)) if isinstance(v, (tuple, list)) else v for v in value)
 
 
-def _watched(asked: Request, corpus: Source) -> dict[str, Any]:
+def recipe_alone(asked: Request) -> dict[str, Any]:
+  """The config of a run of the task whose model and optimizer are the user's, without any encoder or recipe."""
+  corpus = open_source(asked.data)
+  whole = {'data': asked.data, 'method': TASKS[asked.task],
+           'loader': {} if asked.task == 'segment' else {'label': asked.label}}
+  user = config_lib.merge(watched(asked, corpus), asked.user, whole)
+  if asked.fraction < 1:
+    count = max(1, round(asked.fraction * len(records.rows(corpus, user))))
+    user = config_lib.merge(user, {'loader': {'records': count}})
+  return user
+
+
+def watched(asked: Request, corpus: Source) -> dict[str, Any]:
   """Evaluators, and the metric whose best checkpoint is kept; the training loss where nothing is held out."""
   column = asked.label
   held = column in corpus.table.column_names and len(corpus.select(split='val', label=column))
@@ -277,6 +291,14 @@ def _counted(subjects: np.ndarray) -> dict[str, int]:
 
 def _judged(run: pathlib.Path, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]:
   """(values, values on resampled subjects, subjects [N]) of the best checkpoint of a run on its test records."""
+  predicts, answers, truth, rows = answered(run)
+  subjects = subjects_of(rows)
+  return (*scored(predicts, answers, truth, subjects, draws, seed), subjects)
+
+
+def answered(run: pathlib.Path) -> tuple[str, np.ndarray, np.ndarray, Source]:
+  """What the best checkpoint of a run says of its test records: what it predicts, then as of `Probe.answers`, and the
+  records."""
   trainer, config, spec, state = rundir.load_state(run, 'best')
   corpus = open_source(config.data)
   probe = Probe(trainer, config, spec, corpus, mesh_lib.make_mesh(config.mesh), lambda: None)
@@ -284,23 +306,27 @@ def _judged(run: pathlib.Path, draws: int, seed: int) -> tuple[dict[str, float],
   rows = corpus.select(split='test', label=column)
   if not len(rows):
     raise UserError(f'{config.data} has no record of split test with {column!r}: nothing to judge {run} on')
-  subjects = subjects_of(rows)
-  return (*_scored(probe.predicts, *probe.answers(state, rows), subjects, draws, seed), subjects)
+  return (probe.predicts, *probe.answers(state, rows), rows)
 
 
-def _scored(predicts: str, answers: np.ndarray, truth: np.ndarray, subjects: np.ndarray, draws: int,
+def scored(predicts: str, answers: np.ndarray, truth: np.ndarray, subjects: np.ndarray, draws: int,
             seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """({metric: value}, {metric: values on resampled subjects}) of what `Probe.answers` gave."""
   ask: dict[str, Any] = dict(draws=draws, seed=seed)
   if predicts == 'mask':
-    cases = overlap.dice_of_cases(answers, truth)
-    drawn = metrics.resampled_means(cases, subjects, **ask)
-    return {'dice': float(overlap.mean(overlap.mean(cases, 0)[None], 1)[0])}, {'dice': overlap.mean(drawn, 1)}
+    return dice_of(overlap.dice_of_cases(answers, truth), subjects, draws, seed)
   if predicts == 'number':
     return regression.score(truth, answers), regression.resampled(truth, answers, subjects, **ask)
   known = truth >= 0
   y, scores = truth[known], answers[known]
   return metrics.score(y, scores), metrics.resampled(y, scores, subjects[known], **ask)
+
+
+def dice_of(cases: np.ndarray, subjects: np.ndarray, draws: int,
+            seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  """The same of Dice of cases and classes [N, K]: the mean over cases, then over classes."""
+  drawn = metrics.resampled_means(cases, subjects, draws=draws, seed=seed)
+  return {'dice': float(overlap.mean(overlap.mean(cases, 0)[None], 1)[0])}, {'dice': overlap.mean(drawn, 1)}
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -185,7 +185,7 @@ def test_a_forecast_adds_up(known):
   cells = cost.ready(study, known)
   found = forecast.here(cells, 1e9, 'a guess', 1)
   assert found['hours'] == pytest.approx(sum(c.flops for c in cells) / 1e9 / 3600)
-  text = forecast.text(found, study)
+  text = forecast.text(found, len(study.judges))
   assert text.count('\n') == 4 + 2 and '4 cells' in text and 'at a guess' in text
   assert cost.measured_rate(0.01) > 1e8
   assert forecast.rate(None, 5e9) == (5e9, '5 GFLOP/s, as --rate says')
@@ -202,7 +202,7 @@ def test_a_plan_without_a_corpus():
   assert found['hours'] == found['chip_hours'] > 0 and all(r['fits'] for r in found['cells'])
   assert found['cells'][1]['hours'] / found['cells'][1]['steps'] == pytest.approx(
       found['cells'][3]['hours'] / found['cells'][3]['steps'])
-  assert 'analytic' in forecast.text(found, study)
+  assert 'analytic' in forecast.text(found, len(study.judges))
   with pytest.raises(UserError, match='loader.records=2000 is more than the 1000'):
     cost.ready(Study(base, {'samples': [2000]}), corpus)
   with pytest.raises(UserError, match='must name a model'):

@@ -22,6 +22,14 @@ def run(corpus, out, *more, methods='mae,simclr', seeds=2):
                    'tissue', '--out', str(out), '--samples', '32', '--seeds', str(seeds), *SMALL, *more])
 
 
+@pytest.mark.parametrize('word', ['method=dino', 'mae:method=dino'])
+def test_methods_are_named_in_one_place(corpus, tmp_path, capfd, word):
+  assert run(corpus, tmp_path / 'c', word) == 2
+  err = capfd.readouterr().err
+  assert 'method=dino would take the place of a method of --methods mae,simclr' in err and err.count('\n') == 1
+  assert not list(tmp_path.rglob('config.json'))
+
+
 def test_a_comparison(corpus, tmp_path, capfd):
   out = tmp_path / 'c'
   assert run(corpus, out, 'mae:objective.decoder_depth=1', 'mae:objective.decoder_dim=32', '--json') == 0
