@@ -1,4 +1,4 @@
-"""The encoder of D-Former (Wu et al. 2022, arXiv 2201.00462): local and dilated attention in turn, on volumes and images.
+"""The encoder of D-Former (Wu et al. 2022, arXiv 2201.00462): attention in local and dilated groups in turn.
 
 Definition: kkk55596/D-Former (dc3deb7), model.py:DFormer3D; `layers.dilated` says where it differs. With the decoder
 `dformer` it is the whole published network.
@@ -24,7 +24,7 @@ SIZES: dict[str, dict] = {
 
 
 class DFormer(Hierarchical):
-  """D-Former: each stage has positions from a depthwise convolution and blocks whose groups are local and global in turn.
+  """D-Former: a stage has positions from a depthwise convolution, and blocks whose groups are local and global in turn.
 
   Levels are what the published decoder takes: level i is the input of stage i + 1, before its positions, and the last
   one the normalised output of the last stage. The input of the last stage is none of them. The published kernels start
