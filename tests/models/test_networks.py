@@ -11,12 +11,12 @@ import pytest
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.models.decoders import msa
-from jaxmed.models.decoders.dense import create_decoder, decoder_for
+from jaxmed.models.decoders.dense import create_decoder, decoder_for, maps_of
 from jaxmed.models.layers import dilated
 from tests.models import test_conv
 from tests.models.common import normal
 from tests.models.test_segmentation_decoders import shapes_of
-from tests.models.test_unet import count, shapes
+from tests.models.test_unet import count
 
 KEY = jax.random.key(0)
 OPTIONS = {'dformer_micro': dict(depths=(2, 1, 1), dims=(8, 16, 16), num_heads=(1, 2, 2), group_size=(2, 2, 2)),
@@ -74,10 +74,17 @@ def test_parameters_of_the_published_networks(name, decoder, classes, parameters
   """SegNetwork(14) of D-Former; DAF_stack without its layers that no output goes through, and running statistics."""
   encoder = create_model(name, (64, 128, 128) if name == 'dformer' else (64, 64), 1)
   x = jax.ShapeDtypeStruct((1, *encoder.image_size, 1), jnp.float32)
-  params, logits = shapes(encoder, create_decoder(decoder, encoder, classes, True), x)
+  decoder = create_decoder(decoder, encoder, classes, True)
+
+  def initial(image):
+    features, first = encoder.init_with_output(KEY, image, levels=decoder.levels(encoder))
+    logits, second = decoder.init_with_output(KEY, image, maps_of(encoder, features))
+    return nn.unbox((first['params'], second['params'])), logits
+
+  params, logits = jax.eval_shape(initial, x)
   still = sum(a.size for path, a in jax.tree_util.tree_leaves_with_path(params) if path[-1].key in ('mean', 'var'))
   assert count(params) - still == parameters
-  sides = (64, 32, 16) if decoder == 'dformer' else (64,) * 9
+  sides = (64, 32, 16) if name == 'dformer' else (64,) * 9
   assert [a.shape[1] for a in logits] == list(sides) and logits[0].shape == (*x.shape[:-1], classes)
 
 
@@ -88,9 +95,9 @@ def test_decoders_on_other_encoders():
   space = create_model('dformer_micro', (16, 16, 32), 1, **OPTIONS['dformer_micro'])
   assert decoder_for('dformer') == 'dformer' and decoder_for('swtr_unet') == 'unet'
   assert shapes_of('unet', space, deep_supervision=True)[1:] == [(2, 8, 8, 16, 3), (2, 4, 4, 8, 3)]
-  assert shapes_of('msa', plane, width=8) == [(2, 32, 64, 3)]
+  assert shapes_of('msa', plane, width=8, deep_supervision=True) == [(2, 32, 64, 3)] * 5
   blocks = create_model('vit_micro/4', (16, 16), 1, depth=4, embed_dim=16, num_heads=2)
-  assert shapes_of('msa', blocks, width=8, deep_supervision=True) == [(2, 16, 16, 3)] * 9
+  assert create_decoder('msa', blocks, 3).levels(blocks) == (1, 2, 3, 4)
   for make, words in ((lambda: create_decoder('dformer', blocks, 2).levels(blocks), 'dformer needs maps of several'),
                       (lambda: create_decoder('msa', plane, 2, width=12), 'decoder.width 12: expected a multiple of 8'),
                       (lambda: shapes_of('msa', plane.clone(image_size=(4, 8))), 'halves the finest map, .2, 4., twice'),

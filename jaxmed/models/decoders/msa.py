@@ -73,7 +73,7 @@ class MSA(nn.Module):
     fused = jnp.concatenate(down[::-1], axis=-1)
     for i, kernel in enumerate((3, 3, 1)):
       fused = Unit(self.width, kernel, dtype, name=f'fuse{i}')(fused, train)
-    found, codes, lost, guide = [down], [], 0.0, [fused] * len(down)
+    found, codes, lost, guide = [down], [], jnp.zeros(()), [fused] * len(down)
     for turn in (1, 2):
       pairs = [jnp.concatenate(pair, axis=-1) for pair in zip(down, guide, strict=True)]
       autoencoder = Autoencoder(dtype, name=f'semantic{turn}')

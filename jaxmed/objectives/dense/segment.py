@@ -144,7 +144,7 @@ class Segment(Method):
         parts = {name: value + share * found[name] for name, value in parts.items()}
     loss = sum(weight * parts[name] for name, weight in terms.items())
     if own:
-      parts |= {'decoder_penalty': sum(jax.tree.leaves(own))}
+      parts |= {'decoder_penalty': sum(jax.tree.leaves(own), jnp.zeros(()))}
       loss = loss + parts['decoder_penalty']
     metrics = parts | {'batch_dice': losses.hard_dice(jax.lax.stop_gradient(outputs[0]), truth),
                        'known_pixels': truth.known.mean()}
