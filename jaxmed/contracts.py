@@ -205,9 +205,15 @@ class Encoder(Structure):
     """The encoder with other fields."""
 
 
+PENALTY = 'penalty'  # the collection of a decoder's own terms of the loss of a training pass, [] each
+
+
 @runtime_checkable
 class Decoder(Structure):
-  """A Flax module that makes logits of pixels from maps of an encoder, see `models.decoders.dense`."""
+  """A Flax module that makes logits of pixels from maps of an encoder, see `models.decoders.dense`.
+
+  One whose outputs are not to be weighted as nnU-Net's has `output_weights(count)`, as `losses.segmentation` has it.
+  """
 
   @property
   def num_classes(self) -> int:
@@ -226,7 +232,7 @@ class Decoder(Structure):
 
   def apply(self, *args: Any, **kwargs: Any) -> Any:
     """Of an image [B, *size, C], maps ([B, *grid, D], ...) and `train`: logits ([B, *size, K], ...) float32, the first
-    on the grid of the image; with `deep_supervision` coarser ones after it."""
+    on the grid of the image; with `deep_supervision` others after it, mostly coarser."""
 
 
 @runtime_checkable

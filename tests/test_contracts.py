@@ -34,7 +34,9 @@ MODELS = {'vit': ('vit_micro/4', 8, TINY), 'channel_vit': ('channel_vit_micro/4'
           'unet': ('resenc_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8)),
           'video_resnet': ('r3d_micro', (8, 16, 16), dict(depths=(1, 1), dims=(8, 16), stem_width=8)),
           'swin': ('swin_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2))),
-          'swin_unetr': ('swin_unetr_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2)))}
+          'swin_unetr': ('swin_unetr_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2))),
+          'dformer': ('dformer_micro', 16, dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2))),
+          'swtr_unet': ('swtr_unet_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8, transformer_depth=1))}
 METHODS_OF = dict(one_pass=('one_pass',), embed_patches=('embed_patches', 'encode'), project=('project',),
                   channel_vectors=('channel_vectors',), penalty=('penalty',), concatenated=('concatenated',))
 SPEC = jax.ShapeDtypeStruct

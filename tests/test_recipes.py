@@ -89,7 +89,8 @@ def test_golden_texts_belong_to_recipes():
 
 
 @pytest.mark.parametrize('model', ['vit_micro/16', 'channel_vit_micro/16', 'bag_micro/16', 'resnet_micro', 'convnextv2_micro',
-                                   'caformer_micro', 'pvt_v2_micro', 'swin_micro', 'swin_unetr_micro'])
+                                   'caformer_micro', 'pvt_v2_micro', 'swin_micro', 'swin_unetr_micro', 'dformer_micro',
+                                   'swtr_unet_micro'])
 def test_every_method_builds_on_every_family(model):
   """With its own defaults: what a family lacks is left out, what it has otherwise is set."""
   for method in objectives.METHODS:

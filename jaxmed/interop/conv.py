@@ -220,8 +220,13 @@ def _resnet_fields(state: StateDict, num_heads: Any) -> dict[str, Any]:
   del num_heads
   depths, dims = _blocks(state, [f'layer{i}.#.bn1.weight' for i in range(1, 5)])
   width, channels, kernel, _ = state.shape('conv1.weight')
-  return {'depths': depths, 'dims': dims, 'bottleneck': 'layer1.0.conv3.weight' in state, 'in_channels': channels,
-          'stem_width': width, 'stem_kernel': kernel, 'stem_stride': 2 if kernel == 7 else 1, 'max_pool': kernel == 7}
+  fields = {'depths': depths, 'dims': dims, 'bottleneck': 'layer1.0.conv3.weight' in state, 'in_channels': channels,
+            'stem_width': width, 'stem_kernel': kernel, 'stem_stride': 2 if kernel == 7 else 1, 'max_pool': kernel == 7}
+  if not fields['bottleneck']:
+    return fields
+  last, (inner, own, *_) = state.shape('layer1.0.conv3.weight')[0] // 4, state.shape('layer1.0.conv2.weight')
+  wide = tuple(n * last // inner for n in dims)  # `dims` are those of the first norm, which a ResNeXt widens
+  return fields | {'dims': wide, 'cardinality': inner // own, 'base_width': own * 64 // last}
 
 
 def _caformer_fields(state: StateDict, num_heads: Any) -> dict[str, Any]:
@@ -273,8 +278,10 @@ def _convnext_snippet(model: convnext.ConvNeXt, common: str) -> tuple[str, str]:
 
 
 def _resnet_snippet(model: resnet.ResNet, common: str) -> tuple[str, str]:
-  name = _registered(model, resnet.SIZES, 'depths', 'dims', 'bottleneck')
+  name = _registered(model, resnet.SIZES, 'depths', 'dims', 'bottleneck', 'cardinality', 'base_width')
   sizes = '' if name else f', layers={model.depths}, channels={model.dims}'
+  if not name and model.cardinality > 1:
+    sizes += f', cardinality={model.cardinality}, base_width={model.base_width}'
   stem, width = '', model.stem_width
   if width != 64:  # the deep stem has any width; its convolutions are replaced
     sizes += f", stem_type='deep', stem_width={width // 2}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmed.errors import UserError, choose
-from jaxmed.models.encoders import convnext, metaformer, pvt, resnet, swin, unet, video
+from jaxmed.models.encoders import convnext, dformer, metaformer, pvt, resnet, swin, swtr_unet, unet, video
 from jaxmed.models.encoders.bag import POOLINGS, BagOfChannels
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.encoders.vit import POSITIONS, ViT
@@ -33,14 +33,16 @@ SIZES: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, type[Encoder]] = {
     'vit': ViT, 'channel_vit': ChannelViT, 'bag': BagOfChannels, 'resnet': resnet.ResNet,
     'convnextv2': convnext.ConvNeXt, 'caformer': metaformer.CAFormer, 'pvt_v2': pvt.PVT,
-    'unet': unet.UNet, 'video_resnet': video.VideoResNet, 'swin': swin.Swin, 'swin_unetr': swin.SwinUNETR}
+    'unet': unet.UNet, 'video_resnet': video.VideoResNet, 'swin': swin.Swin, 'swin_unetr': swin.SwinUNETR,
+    'dformer': dformer.DFormer, 'swtr_unet': swtr_unet.SWTRUNet}
 
 # Every name, without a patch: its family, and the fields that differ from the family's defaults.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f'{family}_{size}': (family, fields) for family in ('vit', 'channel_vit', 'bag') for size, fields in SIZES.items()}
 for _family, _sizes in (('resnet', resnet.SIZES), ('convnextv2', convnext.SIZES), ('caformer', metaformer.SIZES),
                         ('pvt_v2', pvt.SIZES), ('unet', unet.SIZES), ('video_resnet', video.SIZES),
-                        ('swin', swin.SIZES), ('swin_unetr', swin.UNETR_SIZES)):
+                        ('swin', swin.SIZES), ('swin_unetr', swin.UNETR_SIZES),
+                        ('dformer', dformer.SIZES), ('swtr_unet', swtr_unet.SIZES)):
   MODELS |= {name: (_family, fields) for name, fields in _sizes.items()}
 
 CHOICES = {

@@ -51,10 +51,16 @@ def run(module: nn.Module, params: Any, *args: Any, train: bool = False, rngs: A
   Statistics are {} outside of training and for modules without batch normalisation. An objective returns them as
   metrics['stats'] = {'encoder': ..., 'projector': ...}; the training step writes them into the parameters.
   """
+  out, state = run_noting((STATS,), module, params, *args, train=train, rngs=rngs, **kwargs)
+  return out, state.get(STATS, {})
+
+
+def run_noting(collections: tuple[str, ...], module: nn.Module, params: Any, *args: Any, train: bool = False,
+               rngs: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+  """The same with all that a training pass leaves in `collections`, by their names."""
   if not train:
     return module.apply({'params': params}, *args, train=False, rngs=rngs, **kwargs), {}
-  out, state = module.apply({'params': params}, *args, train=True, rngs=rngs, mutable=[STATS], **kwargs)
-  return out, state.get(STATS, {})
+  return module.apply({'params': params}, *args, train=True, rngs=rngs, mutable=list(collections), **kwargs)
 
 
 def encode(encoder: Encoder, params: Any, batch: Batch, train: bool, rngs: Any, fixed: bool = False,

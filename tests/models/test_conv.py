@@ -305,6 +305,8 @@ def test_volumes(name):
     ('resnet18', 11_176_512),
     ('resnet34', 21_284_672),
     ('resnet50', 23_508_032),
+    ('resnext50_32x4d', 22_979_904),
+    ('resnext101_32x8d', 86_742_336),
     ('convnextv2_atto', 3_387_400),
     ('convnextv2_tiny', 27_866_496),
     ('convnextv2_large', 196_419_840),

@@ -26,7 +26,7 @@ def lifted(flat, deep):
   return flax.traverse_util.unflatten_dict(flat)
 
 
-@pytest.mark.parametrize('name', [n for n in TINY if n != 'swin_micro'])  # whose windows have three axes
+@pytest.mark.parametrize('name', [n for n in TINY if n != 'swin_micro'])  # whose windows look along depth
 def test_a_volume_of_one_repeated_slice_has_the_features_of_that_slice(name):
   """With convolutions that do not look along depth; with and without hidden patches, and for batch statistics."""
   plane, space = (create_model(name, size, 2, **TINY[name]) for size in ((16, 24), (DEEP, 16, 24)))
@@ -48,7 +48,7 @@ def test_a_volume_of_one_repeated_slice_has_the_features_of_that_slice(name):
   assert np.abs(want.patches).mean() > 0.1
 
 
-@pytest.mark.parametrize('name', [n for n in TINY if n != 'swin_micro'])  # whose windows have three axes
+@pytest.mark.parametrize('name', [n for n in TINY if n != 'swin_micro'])  # whose tables and merging have an order of axes
 def test_axes_of_a_volume_are_alike(name):
   """Turned kernels on a turned volume give the turned map."""
   model = create_model(name, (8, 16, 24), 2, **TINY[name])

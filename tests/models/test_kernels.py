@@ -74,8 +74,9 @@ def path(request, monkeypatch):
 @pytest.mark.parametrize('dim', [4, 64])
 def test_attention(path, masked, dim):
   queries = 70 if path == 'again' and dim == 4 else 3
-  q, k, v, g = (2 * normal(s, i) for i, s in enumerate([(3, queries, 2, dim)] + [(3, 5, 2, dim)] * 2 + [
-      (3, queries, 2, dim)]))
+  width = dim + 3 * (dim == 4)  # of values, which may differ
+  q, k, v, g = (2 * normal(s, i) for i, s in enumerate([
+      (3, queries, 2, dim), (3, 5, 2, dim), (3, 5, 2, width), (3, queries, 2, width)]))
   mask = MASK if masked else None
   keys = None if mask is None else jnp.asarray(mask)
   value, grads = vjp(lambda q, k, v: kernels.attention(q, k, v, keys), (q, k, v), g)

@@ -99,7 +99,7 @@ def test_the_default_program_keeps_no_level():
 
 
 STAGES = {'resnet_micro': 'layer{}_0', 'convnextv2_micro': 'stage{}', 'caformer_micro': 'stage{}', 'pvt_v2_micro': 'norm{}',
-          'swin_micro': 'stage{}'}
+          'swin_micro': 'stage{}', 'resenc_micro': 'stage{}_0'}
 
 
 @pytest.mark.parametrize('name', STAGES)
@@ -109,12 +109,14 @@ def test_a_level_is_the_output_of_its_stage_at_its_own_stride(name):
   levels = (3, 0, 1, 2)
   captured = functools.partial(model.apply, levels=levels, capture_intermediates=lambda m, _: len(m.path) == 1)
   got, state = jax.jit(captured)({'params': params}, image, hidden=jnp.asarray(hidden))
-  assert [level.grid for level in got.levels] == [(4, 6), (16, 24), (16, 24), (8, 12)]
+  stem = (32, 48) if name == 'resenc_micro' else (16, 24)
+  assert [level.grid for level in got.levels] == [(4, 6), stem, (16, 24), (8, 12)]
   seen = {k: v['__call__'][0] for k, v in state['intermediates'].items() if k != '__call__'}
   places = hidden.reshape(2, 4, 6)
   for i, level in zip(levels, got.levels, strict=True):
-    first = (jax.nn.relu(seen['bn1']) if name == 'resnet_micro' else seen['stem_norm']) if i == 0 else None
-    want = np.asarray(first if i == 0 else seen[STAGES[name].format(i if name == 'resnet_micro' else i - 1)])
+    counted = name in ('resnet_micro', 'resenc_micro')  # from 1
+    first = jax.nn.relu(seen['bn1']) if 'bn1' in seen else seen['stem' if counted else 'stem_norm']
+    want = np.asarray(first if i == 0 else seen[STAGES[name].format(i if counted else i - 1)])
     where = np.kron(places, np.ones([n // p for n, p in zip(level.grid, (4, 6), strict=True)], bool)).astype(bool)
     assert not np.asarray(level.map)[where].any() and level.ffn is None
     np.testing.assert_allclose(np.asarray(level.map)[~where], want[~where], atol=1e-5)

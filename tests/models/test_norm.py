@@ -40,6 +40,21 @@ def test_batch_norm(masked):
   assert stats == {}
 
 
+def test_a_norm_that_is_called_twice_takes_up_both_batches():
+  class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, a, b, train=False):
+      norm = BatchNorm(name='norm')
+      return norm(a, train), norm(b, train)
+
+  a, b = RNG.normal(size=(2, 6, 3)).astype(np.float32)
+  zero, one = jnp.zeros(3), jnp.ones(3)
+  p = {'norm': {'mean': zero, 'var': one, 'scale': one, 'bias': zero}}
+  stats = run(Twice(), p, a, b, train=True)[1]['norm']
+  np.testing.assert_allclose(stats['mean'], 0.9 * 0.1 * a.mean(0) + 0.1 * b.mean(0), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(stats['var'], 0.9 * (0.9 + 0.1 * a.var(0, ddof=1)) + 0.1 * b.var(0, ddof=1), rtol=1e-5)
+
+
 def test_no_gradient_trains_running_statistics():
   x = jnp.asarray(RNG.normal(size=(6, 3)), jnp.float32)
   norm = BatchNorm()

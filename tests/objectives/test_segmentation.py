@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxmed.contracts import PENALTY
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.models.decoders import dense
@@ -201,6 +202,26 @@ def test_the_whole_loss_with_two_outputs(two):
   want = -np.log(own).mean() - float(losses.soft_dice(p, t, True)) - 0.5 * ((1 - own) ** 2 * np.log(own)).mean()
   assert float(value) == pytest.approx(want + 0.5 * 0.2 * float(boundary(p, t)), rel=1e-4)  # halfway, half the weight
   assert float(metrics['known_pixels']) == pytest.approx(np.isin(batch['mask'], VALUES).mean())
+
+
+def test_a_decoders_own_weights_and_terms(monkeypatch):
+  """Weights of its outputs in place of nnU-Net's, and in training what it leaves in the collection of penalties."""
+  class Own(TwoOutputs):
+    output_weights = staticmethod(lambda count: (0.0, 3.0))
+
+    @nn.compact
+    def __call__(self, image, maps, train=False):
+      self.sow(PENALTY, 'own', 0.25)
+      return super().__call__(image, maps, train)
+
+  monkeypatch.setitem(dense.DECODERS, 'own', Own)
+  objective, variables = started(decoder='own', deep_supervision=True, dice_weight=0.0)
+  batch = batch_of()
+  coarse = objective.logits(variables, batch)[0][1]
+  truth = losses.coarser(objective.truth(batch), (2, 2))
+  want = 3 * losses.cross_entropy(losses.log_probabilities(coarse, truth), truth)
+  value, (metrics, _) = objective.loss(variables, batch, jax.random.key(1), 0)
+  assert float(value) == pytest.approx(float(want) + 0.25, rel=1e-5) and float(metrics['decoder_penalty']) == 0.25
 
 
 def test_missing_and_moved_channels(two):

@@ -19,6 +19,7 @@ MODELS = {
   'resnet18': ('resnet18', 64, 3, {}),
   'resnet50': ('resnet50', 64, 1, dict(depths=(1, 2, 1, 1))),
   'resnet_micro': ('resnet_micro', 64, 5, {}),
+  'resnext': ('resnext50_32x4d', 64, 3, dict(depths=(1, 2, 1, 1))),
   'resnet for small images': ('resnet18', 32, 3, dict(depths=(1, 1, 1, 1), stem_kernel=3, stem_stride=1, max_pool=False)),
   'convnextv2_atto': ('convnextv2_atto', 64, 3, {}),
   'convnextv2_tiny': ('convnextv2_tiny', 64, 5, {}),

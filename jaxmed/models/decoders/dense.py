@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from jaxmed.contracts import Decoder, Encoder
 from jaxmed.errors import UserError, choose
+from jaxmed.models.decoders.dformer import DFormer
 from jaxmed.models.decoders.fpn import FPN
+from jaxmed.models.decoders.msa import MSA
 from jaxmed.models.decoders.primus import Primus
 from jaxmed.models.decoders.swin_unetr import SwinUNETR
 from jaxmed.models.decoders.unet import UNet
@@ -57,13 +59,15 @@ DECODERS: dict[str, Any] = {
     'primus': Primus,
     'upernet': UPerNet,
     'fpn': FPN,
+    'dformer': DFormer,
+    'msa': MSA,
 }
 # The decoder of each family of encoders where none is named; the linear one of a family that is not here, or whose
 # decoder is not there.
 AUTO = {
     'vit': 'unetr', 'channel_vit': 'unetr', 'bag': 'unetr', 'swin': 'unet', 'unet': 'unet', 'resnet': 'unet',
     'convnextv2': 'unet', 'caformer': 'unet', 'pvt_v2': 'unet',
-    'swin_unetr': 'swin_unetr', 'video_resnet': 'unet'}
+    'swin_unetr': 'swin_unetr', 'video_resnet': 'unet', 'dformer': 'dformer', 'swtr_unet': 'unet'}
 FILLED = ('parent', 'name', 'num_classes', 'deep_supervision', 'dtype')  # fields that are no options
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmed.contracts import Encoder
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.convolution import Conv
-from jaxmed.models.layers.pyramid import all_levels
+from jaxmed.models.layers.pyramid import all_levels, growth
 from jaxmed.models.layers.unet_blocks import BLOCKS, NORMS, UPS, Style, Up, each_stage, stages_text
 
 NARROWEST = 16  # channels that stages without a skip are halved to
@@ -82,8 +82,8 @@ class UNet(nn.Module):
       return x
 
     for i in reversed(range(count)):
-      x = stage(x, maps[i], _factor(maps[i], x), str(i + 1), dims[i], depths[i], kernels[i])
-    total, step = _factor(image, x), 0
+      x = stage(x, maps[i], growth(maps[i], x, 'unet'), str(i + 1), dims[i], depths[i], kernels[i])
+    total, step = growth(image, x, 'unet'), 0
     while max(total) > 1:
       step += 1
       factor = tuple(2 if n % 2 == 0 else n for n in total)
@@ -97,16 +97,3 @@ class UNet(nn.Module):
     if len(values) not in (0, count):
       raise UserError(f'decoder.{option} has {len(values)} entries: expected one for each of {count} stages')
     return values
-
-
-def _factor(fine: jax.Array, coarse: jax.Array) -> tuple[int, ...]:
-  """How many times larger the first map [B, *size, D] is along each axis.
-
-  Raises:
-    UserError: a size that the other does not divide.
-  """
-  sizes = list(zip(fine.shape[1:-1], coarse.shape[1:-1], strict=True))
-  if any(a % b for a, b in sizes):
-    raise UserError(f'the decoder unet cannot enlarge a map of {coarse.shape[1:-1]} to {fine.shape[1:-1]}: expected '
-                    'whole factors')
-  return tuple(a // b for a, b in sizes)

@@ -1,10 +1,12 @@
-"""ResNet with the stride in the 3x3 convolution (He et al. 2016; 'v1.5'), as timm and torchvision have it."""
+"""ResNet with the stride in the 3x3 convolution (He et al. 2016; 'v1.5'), and ResNeXt (Xie et al. 2017), as timm and
+torchvision have them."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmed.errors import UserError
 from jaxmed.models.layers.convolution import Conv, Hierarchical, flat_features, keep, normalise, path_rates
 from jaxmed.models.layers.convolution import drop_path as drop
 from jaxmed.models.layers.norm import BatchNorm
@@ -18,6 +20,8 @@ SIZES: dict[str, dict] = {
     'resnet50': dict(depths=(3, 4, 6, 3), bottleneck=True),
     'resnet101': dict(depths=(3, 4, 23, 3), bottleneck=True),
     'resnet152': dict(depths=(3, 8, 36, 3), bottleneck=True),
+    'resnext50_32x4d': dict(depths=(3, 4, 6, 3), bottleneck=True, cardinality=32, base_width=4),
+    'resnext101_32x8d': dict(depths=(3, 4, 23, 3), bottleneck=True, cardinality=32, base_width=8),
 }
 
 
@@ -30,6 +34,7 @@ class ResNet(Hierarchical):
       follows. The form for small images (CIFAR's in solo-learn) is stem_kernel=3, stem_stride=1, max_pool=False.
     zero_init_residual: the last norm of each block starts at zero (torchvision's option of that name; Goyal et al.
       2017), as Barlow Twins, VICReg, MoCo v3 and SimCLR train.
+    cardinality, base_width: groups of the 3x3 convolution of a bottleneck, and channels of a group where `dims` is 64.
   """
 
   depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -40,6 +45,15 @@ class ResNet(Hierarchical):
   stem_stride: int = 2
   max_pool: bool = True
   zero_init_residual: bool = False
+  cardinality: int = 1
+  base_width: int = 64
+
+  def __post_init__(self):
+    if min(self.cardinality, self.base_width) < 1 or (self.cardinality, self.base_width) != (1, 64) and (
+        not self.bottleneck or any(dim * self.base_width % 64 for dim in self.dims)):
+      raise UserError(f'encoder.cardinality {self.cardinality} and base_width {self.base_width} need '
+                      f'encoder.bottleneck and whole channels a group, dims {self.dims} * base_width / 64')
+    super().__post_init__()
 
   @property
   def embed_dim(self) -> int:
@@ -69,7 +83,7 @@ class ResNet(Hierarchical):
     for i, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
       for j in range(depth):
         block = Block(dim, 2 if i and not j else 1, self.bottleneck, train and self.drop_path > 0, self.compute,
-                      self.zero_init_residual, name=f'layer{i + 1}_{j}')
+                      self.zero_init_residual, self.cardinality, self.base_width, name=f'layer{i + 1}_{j}')
         x = block(x, rates[i][j], visible, train)
       maps.append(x)
     return maps
@@ -87,16 +101,21 @@ class Block(nn.Module):
   drop: bool
   dtype: jnp.dtype
   zero_last: bool = False
+  groups: int = 1
+  base_width: int = 64
 
   @nn.compact
   def __call__(self, x: jax.Array, rate: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
     out = self.dim * (4 if self.bottleneck else 1)
 
+    inner = self.dim * self.base_width // 64 * self.groups
+
     def unit(y, features, kernel, stride, names, zero=False):
-      y = Conv(features, kernel, stride, kernel // 2, False, 'fan_out', self.dtype, name=names[0])(y)
+      groups = self.groups if kernel > 1 else 1
+      y = Conv(features, kernel, stride, kernel // 2, False, 'fan_out', self.dtype, groups, name=names[0])(y)
       return normalise(BatchNorm(dtype=self.dtype, zero_scale=zero, name=names[1]), y, visible, train)
 
-    layers = [(self.dim, 1, 1), (self.dim, 3, self.stride), (out, 1, 1)] if self.bottleneck else [
+    layers = [(inner, 1, 1), (inner, 3, self.stride), (out, 1, 1)] if self.bottleneck else [
         (self.dim, 3, self.stride), (out, 3, 1)]
     y = x
     for i, layer in enumerate(layers, 1):

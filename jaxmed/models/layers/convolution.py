@@ -49,8 +49,9 @@ class Conv(nn.Module):
   Attributes:
     kernel, stride, padding: one number, or one for each axis.
     kernel_init: 'trunc_normal' (std 0.02), 'fan_out' (normal, variance 2 / fan_out: He et al. 2015), 'leaky' (variance
-      2 / (1 + 0.01**2) / fan_in, before a leaky ReLU) or 'torch' (uniform in +-1 / sqrt(fan_in), and so the biases:
-      PyTorch's default).
+      2 / (1 + 0.01**2) / fan_in, before a leaky ReLU), 'xavier' (normal, variance 2 / (fan_in + fan_out)) or 'torch'
+      (uniform in +-1 / sqrt(fan_in), and so the biases: PyTorch's default).
+    groups: parts of the channels that are convolved by themselves.
   """
 
   features: int
@@ -60,15 +61,16 @@ class Conv(nn.Module):
   use_bias: bool = True
   kernel_init: str = 'trunc_normal'
   dtype: Any = jnp.float32
+  groups: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     rank = x.ndim - 2
     axes = (None,) * (rank + 1) + ('embed',)
     boxed = nn.with_logical_partitioning
-    shape = (*by_axis(self.kernel, rank), x.shape[-1], self.features)
+    shape = (*by_axis(self.kernel, rank), x.shape[-1] // self.groups, self.features)
     kernel = self.param('kernel', boxed(conv_init(self.kernel_init), axes), shape, jnp.float32).astype(self.dtype)
-    x = convolve(x.astype(self.dtype), kernel, self.stride, self.padding)
+    x = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, self.groups)
     if self.use_bias:
       law = patch_laws(self.kernel_init if self.kernel_init == 'torch' else '', '', math.prod(shape[:-1]))[1]
       x = x + self.param('bias', boxed(law, ('embed',)), (self.features,), jnp.float32).astype(self.dtype)
@@ -99,6 +101,8 @@ def conv_init(name: str, groups: int = 1) -> nn.initializers.Initializer:
   """Initialiser of a kernel [*kernel, C_in / groups, C_out]."""
   if name == 'trunc_normal':
     return normal()
+  if name == 'xavier':
+    return nn.initializers.variance_scaling(1.0, 'fan_avg', 'normal')
   if name == 'torch':
     return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
   gain, at = {'fan_out': (2.0, -1), 'leaky': (2 / (1 + LEAK**2), -2)}[name]
@@ -114,14 +118,16 @@ def by_axis(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
   return (value,) * rank if isinstance(value, int) else value
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...],
-             padding: int | tuple[int, ...]) -> jax.Array:
-  """Convolution of x [B, *size, C] with kernel [*k, C, D]; as a matrix product where windows do not overlap.
+def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...], padding: int | tuple[int, ...],
+             groups: int = 1) -> jax.Array:
+  """Convolution of x [B, *size, C] with kernel [*k, C / groups, D]; a matrix product where windows do not overlap.
 
   `stride` and `padding` are one number, or one for each axis.
   """
   rank, width = x.ndim - 2, kernel.shape[:-2]
   stride, padding = by_axis(stride, rank), by_axis(padding, rank)
+  if groups > 1:
+    return _windows(x, kernel, stride, padding, groups)
   if math.prod(width) == 1 and not any(padding):
     x = x[(slice(None), *(slice(None, None, step) for step in stride))]
     return kernels.dense(x, kernel.reshape(kernel.shape[-2:]))
@@ -133,9 +139,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...],
   return (_strided if rank == 3 and max(stride) > 1 and even else _windows)(x, kernel, stride, padding)
 
 
-def _windows(x, kernel, stride, padding):
+def _windows(x, kernel, stride, padding, groups=1):
   return lax.conv_general_dilated(x, kernel, stride, [(n, n) for n in padding],
-                                  dimension_numbers=_axis_letters(x.ndim - 2))
+                                  dimension_numbers=_axis_letters(x.ndim - 2), feature_group_count=groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

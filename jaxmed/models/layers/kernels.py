@@ -66,7 +66,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
   """Scaled dot-product attention.
 
   Args:
-    q, k, v: [B, N, H, Dh] (k and v may have another length M).
+    q, k, v: [B, N, H, Dh] (k and v may have another length M, and v another width).
     mask: [B, M] bool, True where a key may be looked at; None for all. Or [B, N] int32 (N = M), the segments of packed
       rows: a key is looked at by queries of its own segment, and by none where that is 0.
     form: 'auto' is this file's, whose memory is bounded; 'flash' a kernel of the accelerator where there is one.
@@ -249,8 +249,8 @@ def _gradients_chunks(q, k, v, mask, g, total, delta, least=64):
     dv = sums[1] + _product('bhdn,bhnm->bhdm', g.swapaxes(2, 3), weights)
     return (dk, dv), _product('bhnm,bhmd->bhnd', slope, k)
 
-  zeros = jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
-  (dk, dv), dq = lax.scan(body, (zeros, zeros), _chunked(least, q, k, q, g, total, delta, *_of_queries(mask)))
+  zeros = lambda x: jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32)
+  (dk, dv), dq = lax.scan(body, (zeros(k), zeros(v)), _chunked(least, q, k, q, g, total, delta, *_of_queries(mask)))
   return _joined(dq, q.shape[2]), dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
 

@@ -15,7 +15,8 @@ class BatchNorm(nn.Module):
   """Normalises over every axis but the last, with the statistics of the global batch, in float32 (Ioffe, Szegedy 2015).
 
   The running statistics are the parameters `mean` and `var`. In training the new ones are put into the collection
-  'stats', and the training step writes them into the parameters; so a tree of parameters is a whole network.
+  'stats', and the training step writes them into the parameters; so a tree of parameters is a whole network. A norm
+  that is called several times in a pass takes up the statistics of each call in turn.
   `momentum` is the share of the old statistics that stays (1 - PyTorch's); the running variance is the unbiased one.
   """
 
@@ -47,7 +48,8 @@ class BatchNorm(nn.Module):
       new_var = average(jnp.square(wide - new_mean))
       if self.is_mutable_collection(STATS):
         keep = lambda name, old, new: self.put_variable(
-            STATS, name, jax.lax.stop_gradient(self.momentum * old + (1 - self.momentum) * new))
+            STATS, name, jax.lax.stop_gradient(
+                self.momentum * self.get_variable(STATS, name, old) + (1 - self.momentum) * new))
         keep('mean', mean, new_mean)
         keep('var', var, new_var * count / jnp.maximum(count - 1, 1))
       mean, var = new_mean, new_var

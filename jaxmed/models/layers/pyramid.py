@@ -62,6 +62,19 @@ def doublings(size: Size, grid: Size) -> list[Size]:
   return [tuple(2 if c % 2 ** (j + 1) == 0 else 1 for c in cells) for j in range(max(cells).bit_length() - 1)]
 
 
+def growth(fine: jax.Array, coarse: jax.Array, decoder: str) -> Size:
+  """How many times larger the first map [B, *size, D] is along each axis, for a decoder of that name.
+
+  Raises:
+    UserError: a size that the other does not divide.
+  """
+  sizes = list(zip(fine.shape[1:-1], coarse.shape[1:-1], strict=True))
+  if any(a % b for a, b in sizes):
+    raise UserError(f'the decoder {decoder} cannot enlarge a map of {coarse.shape[1:-1]} to {fine.shape[1:-1]}: '
+                    'expected whole factors')
+  return tuple(a // b for a, b in sizes)
+
+
 class Pyramid(nn.Module):
   """Four maps of one grid [B, *grid, D] -> maps at 4, 2, 1 and 1/2 of it.
 

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from jaxmed.contracts import Batch, Decoder, Encoder, Variables
+from jaxmed.contracts import PENALTY, Batch, Decoder, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.models.decoders.dense import DECODERS, create_decoder, decoder_for, maps_of
+from jaxmed.models.layers.norm import STATS
 from jaxmed.models.layers.tokens import without_missing
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.losses import segmentation as losses
 from jaxmed.objectives.losses.boundary import boundary
-from jaxmed.objectives.networks import Clock, encode, inputs, placed, ramp, resting, run, with_stats
+from jaxmed.objectives.networks import Clock, encode, inputs, placed, ramp, resting, run_noting, with_stats
 
 AUTO = 'auto'
 
@@ -33,8 +34,8 @@ class Segment(Method):
   Attributes:
     decoder: by name, or 'auto' for that of the encoder's family, see `models.decoders.dense.AUTO`.
     decoder_options: of the decoder: objective.decoder_options.NAME=VALUE.
-    deep_supervision: whether coarser outputs are trained too, with weights 1, 1/2, 1/4 ..., the coarsest 0; the
-      fine-tuning of nnssl has it off, in both arms.
+    deep_supervision: whether coarser outputs are trained too, with weights 1, 1/2, 1/4 ..., the coarsest 0, or
+      the decoder's own; the fine-tuning of nnssl has it off, in both arms.
     values: stored values of masks that are classes, rising; 0 is the background. Filled in from the training records.
     ignore: stored values that are no class, as -1 never is.
     ce_weight, dice_weight, focal_weight: of cross-entropy, soft Dice and focal loss. focal_gamma: its exponent.
@@ -113,10 +114,15 @@ class Segment(Method):
   def logits(self, variables: Variables, batch: Batch, train: bool = False,
              rngs: Any = None) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
     """(([B, *size, K], ...) float32, the finest first; running statistics of 'encoder' and 'decoder')."""
+    return self._outputs(variables, batch, train, rngs)[:2]
+
+  def _outputs(self, variables: Variables, batch: Batch, train: bool, rngs: Any) -> tuple[Any, dict[str, Any], Any]:
+    """`logits`, and terms of the loss that are the decoder's own."""
     params = variables['params']
     maps, encoder = self._maps(params['encoder'], batch, train, rngs)
-    outputs, decoder = run(self.network, params['decoder'], self._image(batch), maps, train=train, rngs=rngs)
-    return outputs, {'encoder': encoder, 'decoder': decoder}
+    outputs, left = run_noting((STATS, PENALTY), self.network, params['decoder'], self._image(batch), maps,
+                               train=train, rngs=rngs)
+    return outputs, {'encoder': encoder, 'decoder': left.get(STATS, {})}, left.get(PENALTY, {})
 
   def truth(self, batch: Batch) -> losses.Truth:
     """The labels of a batch."""
@@ -127,15 +133,19 @@ class Segment(Method):
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """The weighted terms over outputs and the known pixels of the global batch."""
-    outputs, stats = self.logits(variables, batch, train, {'dropout': rng})
+    outputs, stats, own = self._outputs(variables, batch, train, {'dropout': rng})
     truth, terms = self.truth(batch), self._terms(step)
     parts = dict.fromkeys(terms, jnp.zeros(()))
-    for share, logits in zip(losses.output_weights(len(outputs)), outputs, strict=True):
+    weights = getattr(self.network, 'output_weights', losses.output_weights)(len(outputs))
+    for share, logits in zip(weights, outputs, strict=True):
       if share:
         coarse = losses.coarser(truth, logits.shape[1:-1])
         found = self._parts(losses.log_probabilities(logits, coarse), coarse, terms)
         parts = {name: value + share * found[name] for name, value in parts.items()}
     loss = sum(weight * parts[name] for name, weight in terms.items())
+    if own:
+      parts |= {'decoder_penalty': sum(jax.tree.leaves(own), jnp.zeros(()))}
+      loss = loss + parts['decoder_penalty']
     metrics = parts | {'batch_dice': losses.hard_dice(jax.lax.stop_gradient(outputs[0]), truth),
                        'known_pixels': truth.known.mean()}
     return loss, (with_stats(metrics, train, **stats), variables['extra'])

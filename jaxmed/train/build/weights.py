@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxmed.errors import UserError, choose
 from jaxmed.interop.inflate import inflate
 from jaxmed.models import registry
+from jaxmed.models.encoders import swtr_unet
 from jaxmed.models.encoders.bag import BagOfChannels
+from jaxmed.models.encoders.resnet import ResNet
 from jaxmed.models.encoders.vit import ViT, as_volume, at_size
 from jaxmed.parallel import process
 from jaxmed.train.build import adapting, towers
@@ -96,6 +98,7 @@ def _encoder(config: Any, given: Any, fresh: Any, vocabulary: Sequence[str], qui
     params = as_volume(given.model, params, registry.create_model(config.model, size, 1, **config.encoder))
   encoder = at_size(given.model, params, size)
   names = ('channel_embed', 'channel_hash') if isinstance(given.model, BagOfChannels) else ()  # to which all are one
+  names = swtr_unet.BOTTLENECK if type(given.model) is ResNet else names  # behind a pretrained ResNet
   more = (*TRAINING_ONLY, *names)
   return encoder | {k: fresh[k] for k in more if k in fresh and k not in encoder}
 
