@@ -63,8 +63,8 @@ class SemiSegment(Segment):
   def __post_init__(self):
     super().__post_init__()
     if min(self.gamma, self.consistency, self.noise, self.code_noise) < 0:
-      raise UserError(f'objective.gamma {self.gamma}, consistency {self.consistency}, noise {self.noise} and code_noise '
-                      f'{self.code_noise} must be at least 0')
+      raise UserError(f'objective.gamma {self.gamma}, consistency {self.consistency}, noise {self.noise} and '
+                      f'code_noise {self.code_noise} must be at least 0')
     if not 0 <= self.ema <= 1 or not 0 < self.rampup <= 1:
       raise UserError(f'objective.ema {self.ema} must lie in [0, 1], rampup {self.rampup} in (0, 1]')
     labels = self.towers.get(LABELS)
