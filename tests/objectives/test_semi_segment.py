@@ -172,10 +172,11 @@ def test_runs_of_both(tiles, tmp_path):
   base = {'data': str(corpus), 'model': 'resnet_micro', 'encoder': {'depths': (1, 1), 'dims': (8, 16), 'stem_width': 8},
           'image_size': 16, 'batch_size': 8, 'steps': 2, 'checkpoint_every': 2, 'eval_every': 2, 'evaluators': 'loss,dice'}
   loop.train(base | {'method': 'label_autoencoder', 'objective': {'code': 8, 'depths': (0,)}}, tmp_path / 'labels', quiet=True)
-  user = base | {'method': 'semi_segment', 'objective': {'decoder': 'linear'}, 'towers': {'labels': {'init': str(tmp_path / 'labels')}}}
+  user = base | {'method': 'semi_segment', 'objective': {'decoder': 'linear'},
+                 'loader': {'balance': 'has_mask', 'alpha': 0.0}, 'towers': {'labels': {'init': str(tmp_path / 'labels')}}}
   loop.train(user, tmp_path / 'run', quiet=True)
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
-  assert all(np.isfinite(row['loss']) and row['uncertainty'] > 0 for row in rows if 'loss' in row)
+  assert all(np.isfinite(row['loss']) and row['uncertainty'] > 0 and row['known_pixels'] == 0.5 for row in rows if 'loss' in row)
   trainer, config, spec, state = rundir.load_state(tmp_path / 'run')
   assert set(state.params) == set(state.target) == {'encoder', 'decoder'} and spec.rows == 32  # six of them without a mask
   assert config.towers.labels.sha256 == towers.digest_of(rundir.load_tower(tmp_path / 'labels', 'label_autoencoder').params)
