@@ -169,7 +169,7 @@ def test_what_is_refused(change, words):
 
 def test_runs_of_both(tiles, tmp_path):
   corpus = tiles_with_masks(tiles, tmp_path)
-  base = {'data': str(corpus), 'model': 'resnet_micro', 'encoder': {'depths': (1, 1), 'dims': (8, 16), 'stem_width': 8},
+  base = {'data': str(corpus), 'model': 'vit_micro/8', 'encoder': {'embed_dim': 16, 'depth': 1, 'num_heads': 2},
           'image_size': 16, 'batch_size': 8, 'steps': 2, 'checkpoint_every': 2, 'eval_every': 2, 'evaluators': 'loss,dice'}
   loop.train(base | {'method': 'label_autoencoder', 'objective': {'code': 8, 'depths': (0,)}}, tmp_path / 'labels', quiet=True)
   user = base | {'method': 'semi_segment', 'objective': {'decoder': 'linear'},

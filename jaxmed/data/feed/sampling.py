@@ -34,7 +34,8 @@ class Mixture:
 
   Attributes:
     balance: a column of the manifest whose values are the groups ('' for none); or N_CHANNELS, how many channels a
-      record has, so that every batch has nearly the same number in all; or HAS_MASK, whether it has a mask, 'yes' or 'no'.
+      record has, so that every batch has nearly the same number in all; or HAS_MASK, whether it has a
+      mask, 'yes' or 'no'.
     alpha: a group of n records has a share in proportion to n^alpha: 1 as they are, 0 all alike (mT5, Xue et al. 2021,
       arXiv 2010.11934, names it so; it is 1 / T of a temperature T, and 0.3 there).
     weights: shares instead, 'CT=2,MR=1' or, from fractions of the run on, '0:CT=1,MR=1;0.5:CT=1,MR=3'. '*' is each
