@@ -195,7 +195,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
                        'many; those of a smaller number are among those of a larger one; 0: all'),
         'records_seed': Key(0, 'seed of that order'),
         'missing': Key('', "channels to remove from a fraction of the records: 'GM,WM=0.5'"),
-        'balance': Key('', 'column whose values are mixed by alpha or weights, such as modality, dataset, n_channels'),
+        'balance': Key('', 'column whose values are mixed by alpha or weights, such as modality, dataset, n_channels, '
+                       'has_mask'),
         'alpha': Key(1.0, 'share of a value is records^alpha; 1: as the records are, 0: equal'),
         'weights': Key('', "shares of the values: 'CT=2,MR=1,*=1'; by fractions of the run: "
                        "'0:CT=1,MR=1;0.5:CT=1,MR=3'"),

@@ -246,6 +246,8 @@ class Objective(Structure):
   FEATURE: ClassVar[str]  # 'cls' or 'mean', the vector that it recommends
   DEFAULTS: ClassVar[dict[str, Any]]  # of the other config sections
   TOWERS: ClassVar[tuple[str, ...]]  # its networks, 'image' (the encoder) first; the run fills in the field `towers`
+  OPTIONAL: ClassVar[tuple[str, ...]]  # of these the towers that a run may do without
+  WHOLE: ClassVar[Mapping[str, str]]  # {tower: method} of fixed towers that are a whole run of a method, heads too
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]  # {group of the optimizer: paths of its parameters}
   FIELDS: ClassVar[tuple[str, ...]]  # what it wants of a record, see FIELDS
   REQUIRED: ClassVar[tuple[str, ...]]  # of these what every training record must have

@@ -183,7 +183,8 @@ def test_a_method_is_an_objective(name):
   encoder = model_of('vit', mask_token=True)
   objective = method(encoder, **filled(method, rows=8, num_classes=3, num_prototypes=4, values=(0, 1)))
   assert isinstance(objective, contracts.Objective)
-  assert feature_of(objective) in ('cls', 'mean') and method.FEATURE in ('cls', 'mean')
+  features = ('cls', 'mean', '')  # '' of a method without features of images
+  assert feature_of(objective) in features and method.FEATURE in features
   assert isinstance(objective.frozen(jnp.asarray(0)), Mapping)
   many = method.DEFAULTS.get('augment', {}).get('views', 1) > 1
   _, batch = views(**({'views': 2} if many else {}))

@@ -14,7 +14,7 @@ FLIPS = ('auto', 'none')
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
-  p.add_argument('path', metavar='RUN', help='directory of a run of method segment')
+  p.add_argument('path', metavar='RUN', help='directory of a run of method segment or semi_segment')
   p.add_argument('--checkpoint', default='latest', help='checkpoint of the run: latest, best or a step; default latest')
   p.add_argument('--data', required=True, metavar='CORPUS', help='folder of images, an image, or a corpus')
   p.add_argument('--out', required=True, metavar='FOLDER', help='folder for masks, one an image, under its name; masks '
@@ -31,6 +31,8 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--volumes', metavar='FILE.csv', help='file for volume and mean intensity of each structure')
   p.add_argument('--postprocess', choices=('none', 'auto'), default='none', help='auto: keep the largest component of '
                  'classes where that raises the Dice of split val of the corpus of the run; default none')
+  p.add_argument('--format', default='auto', help='auto: masks in the format of the image, NIfTI for DICOM; dicomseg: '
+                 'DICOM segmentations of DICOM series; default auto')
   p.add_argument('--overwrite', action='store_true', help='replace masks of another run or of other options')
 
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   compilation.keep()
   segmenter = load_segmenter(args.path, args.checkpoint)
   asked = Options(names(args.channels), args.split, args.step, flips_of(args.flips), args.batch_size, args.volumes,
-                  args.overwrite)
+                  args.overwrite, args.format)
   change = None
   if args.postprocess == 'auto':
     change = best_change(segmenter, val_of(open_source(load_config(args.path)[0].data)), **asked.asked)

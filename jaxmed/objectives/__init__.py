@@ -36,7 +36,9 @@ from jaxmed.objectives.contrastive.lvm_med import LVMMed
 from jaxmed.objectives.contrastive.mocov3 import MoCoV3
 from jaxmed.objectives.contrastive.simclr import SimCLR
 from jaxmed.objectives.contrastive.vicreg import VICReg
+from jaxmed.objectives.dense.label_autoencoder import LabelAutoencoder
 from jaxmed.objectives.dense.segment import Segment
+from jaxmed.objectives.dense.semi_segment import SemiSegment
 from jaxmed.objectives.distillation.dino import DINO
 from jaxmed.objectives.distillation.dinov2 import DINOv2
 from jaxmed.objectives.distillation.dinov3 import DINOv3
@@ -55,6 +57,7 @@ METHODS: dict[str, Any] = {
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
+    'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
 
 

@@ -15,6 +15,8 @@ class Method:
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {}
   TOWERS: ClassVar[tuple[str, ...]] = ('image',)
+  OPTIONAL: ClassVar[tuple[str, ...]] = ()
+  WHOLE: ClassVar[Mapping[str, str]] = {}
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
   FIELDS: ClassVar[tuple[str, ...]] = ('image',)
   REQUIRED: ClassVar[tuple[str, ...]] = ()

@@ -28,34 +28,48 @@ class Case:
     name: of the mask's file, below the folder of results.
     read: gives the record, see jaxmed.data.readers; volumes are whole, as [z, y, x, C] in RAS where that is known.
     file: a NIfTI file whose header and orientation the mask gets, or None.
+    group: files of a DICOM series, of which the mask may be a segmentation; or None.
   """
 
   name: str
   read: Callable[[], dict[str, Any]]
   file: pathlib.Path | None = None
+  group: readers.Group | None = None
 
 
 def cases_of(data: str | os.PathLike, out: str | os.PathLike, channels: Sequence[str], split: str | None = None,
-             ) -> list[Case]:
+             segments: bool = False) -> list[Case]:
   """The images of a folder, a file or a corpus.
 
   Files CASE_0000.nii.gz, CASE_0001.nii.gz ... are the channels of one image, by dataset.json beside or above them or by
   `channels` in order.
 
   Args:
-    out: where masks go; what lies there is not read. split: of a corpus.
+    out: where masks go; what lies there is not read. split: of a corpus. segments: whether masks are DICOM
+      segmentations, which images of DICOM alone can have.
   Raises:
     UserError: nothing to read, a case that lacks a channel, or two images whose masks would have one name.
   """
   text = os.fspath(data)
   if is_corpus(text.partition('@')[0]) or elsewhere(text):
+    if segments:
+      raise UserError(f'--format dicomseg refers to a DICOM series, and {data} is a corpus: give the folder of DICOM')
     return _unique(_of_corpus(open_source(data), split))
   if split:
     raise UserError(f'--split {split} goes with a corpus, and {data} is a folder of images')
   options = readers.Options(volumes='whole')
   items = found(data, out, options).items
   items = _stacks(items, _names(pathlib.Path(data), channels)) or items
+  if segments:
+    return _unique([Case(f'{_series(i).name}.dcm', functools.partial(_read, i, options), group=i.group) for i in items])
   return _unique([Case(_name(i), functools.partial(_read, i, options), _nifti(i.file)) for i in items])
+
+
+def _series(item: Item) -> readers.Group:
+  """The files of an item of DICOM; a UserError for another one."""
+  if item.group is None or item.group.kind != 'dicom':
+    raise UserError(f'--format dicomseg refers to a DICOM series, and {item.rel} is none: leave --format out for NIfTI')
+  return item.group
 
 
 def _of_corpus(source: Any, split: str | None) -> list[Case]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -13,12 +14,13 @@ import numpy as np
 
 from jaxmed import files
 from jaxmed.data.readers import numbered
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 from jaxmed.owner import NAME as OWNER
-from jaxmed.predict import masks, volumes
+from jaxmed.predict import dicomseg, masks, volumes
 from jaxmed.predict.cases import Case, cases_of
 from jaxmed.segmenter import Segmenter
 
+FORMATS = ('auto', 'dicomseg')
 RECORD = 'prediction.json'
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -35,6 +37,7 @@ class Options:
     batch_size: tiles in one pass on each device.
     volumes: a CSV file for what `volumes` measures.
     overwrite: whether masks of another run, or of other options, are replaced.
+    format: 'auto' for what goes with the image, or 'dicomseg' for DICOM segmentations of series, see `dicomseg`.
   """
 
   channels: tuple[str, ...] | None = None
@@ -44,6 +47,7 @@ class Options:
   batch_size: int = 1
   volumes: str | None = None
   overwrite: bool = False
+  format: str = 'auto'
 
   @property
   def asked(self) -> dict[str, Any]:
@@ -64,12 +68,16 @@ def predict(segmenter: Segmenter, data: str | os.PathLike, out: str | os.PathLik
       it stay).
   """
   out = pathlib.Path(out)
-  cases = cases_of(data, out, options.channels or segmenter.encoder.vocabulary, options.split)
+  segments = choose('--format', options.format, FORMATS) == 'dicomseg'
+  if segments:
+    dicomseg.check(segmenter.values)
+  cases = cases_of(data, out, options.channels or segmenter.encoder.vocabulary, options.split, segments)
   if not cases:
     raise UserError(f'{data} has no image{f" in split {options.split}" if options.split else ""}')
   if options.volumes:
     files.check_place(options.volumes)
-  _claim(out, identity(segmenter, options, changed), cases, options.overwrite)
+  own = identity(segmenter, options, changed)
+  _claim(out, own, cases, options.overwrite)
   rows: list[list[Any]] = []
   written = 0
   for case in _shown(cases, progress):
@@ -79,11 +87,15 @@ def predict(segmenter: Segmenter, data: str | os.PathLike, out: str | os.PathLik
       record = _read(case, options.channels, segmenter)
       mask = segmenter.mask_of(record, case.name, **options.asked)
       mask = change(mask) if change else mask
-      masks.write(path, mask, record, case.file)
+      if case.group:
+        dicomseg.write(path, mask, case.group, segmenter.values, segmenter.names, json.dumps(own, sort_keys=True))
+      else:
+        masks.write(path, mask, record, case.file)
       written += 1
     if options.volumes:
       record = record or _read(case, options.channels, segmenter)
-      mask = masks.read(path) if mask is None else mask
+      if mask is None:
+        mask = dicomseg.read(path, case.group, segmenter.values) if case.group else masks.read(path)
       rows += volumes.rows(case.name, mask, record, segmenter.values, segmenter.names, segmenter.encoder.vocabulary)
   if options.volumes:
     files.write_csv(options.volumes, [volumes.head(segmenter.encoder.vocabulary), *rows])
@@ -99,7 +111,7 @@ def identity(segmenter: Segmenter, options: Options, changed: str = '') -> dict[
   flips = segmenter.mirrored if options.flips is None else options.flips
   return {'weights': digest.hexdigest(), 'model': segmenter.info.get('model'), 'steps': segmenter.info.get('steps'),
           'values': list(segmenter.values), 'names': list(segmenter.names), 'step': options.step, 'flips': list(flips),
-          'postprocess': changed}
+          'postprocess': changed} | ({'format': options.format} if options.format != 'auto' else {})
 
 
 def _claim(out: pathlib.Path, own: dict[str, Any], cases: Sequence[Case], overwrite: bool) -> None:

@@ -105,7 +105,7 @@ def resume(out: str | pathlib.Path, changes: Mapping[str, Any] | None = None, *,
       raise UserError(f"on_spike={before['on_spike']} cannot change to {config.on_spike} when a run goes on: with skip "
                       'a run keeps its last losses')
     resolve.check_values(config)
-    towers.opened(config, rundir.load)
+    towers.opened(config, rundir.load_tower)
     corpus, source = _opened(config_lib.to_dict(config), times)
     data_spec.check_same(spec, source)
     resolve.check_shares(config, mesh_lib.make_mesh(config.mesh))
@@ -132,7 +132,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
                             data_spec.labels_of(user, corpus), data_spec.numeric(user))
   records.tell_classes(source, spec.labels)
   config = resolve.resolve(user, spec)
-  towers.opened(config, rundir.load)
+  towers.opened(config, rundir.load_tower)
   mesh = mesh_lib.make_mesh(config.mesh)
   resolve.check_shares(config, mesh)
   stream = assemble.stream(config, source, lack)
@@ -183,7 +183,7 @@ def _run(out: pathlib.Path, config: Any, spec: data_spec.DataSpec, corpus: Any, 
   with Watchdog(out, config.watchdog.minutes, agreement) as watchdog:
     trainer = assemble.build(config, spec)
     mesh = assemble.mesh_of(config, spec, trainer)
-    fixed = towers.fixed(config, towers.fixed_shapes(config, trainer.objective, mesh), rundir.load)
+    fixed = towers.fixed(config, towers.fixed_shapes(config, trainer.objective, mesh), rundir.load_tower)
     evaluation = _evaluation(trainer, config, spec, corpus, mesh, agreement, fixed)
     run = Run(out, config, spec, source, corpus, stream, trainer, mesh, agreement, watchdog, times, evaluation, fixed,
               owner)

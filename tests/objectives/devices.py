@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax.sharding import AxisType, Mesh
 
 from jaxmed.augment.channels import CHANNEL_SAMPLING
@@ -52,7 +53,8 @@ OPTIONS = dict(
     num_sets=2, queue_length=7, queue_start=0, slices=8, chunk=5, gram_weight=1.0, mask_size=8, masks=2, mask_ratio=0.5,
     decoder_dim=16, decoder_depth=1, decoder_heads=2, decoder_groups=4, predictor_dim=16, predictor_depth=1,
     predictor_heads=2,
-    start_temperature=0.2, teacher_temperature=0.3, values=(0, 1, 2), bases=9, boundary_weight=0.1, mean=1.0, std=2.0)
+    start_temperature=0.2, code=8, depths=(1, 0), code_noise=0.0, teacher_temperature=0.3, values=(0, 1, 2), bases=9,
+    boundary_weight=0.1, mean=1.0, std=2.0)
 
 
 def start(name, model):
@@ -70,6 +72,11 @@ def start(name, model):
   if encoder.supports.sizes and 'gram' not in batch:
     batch = sized(rng, batch, (size // 2, size * 3 // 4, size))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
+  if method.WHOLE:  # a frozen run of another method on the same encoder
+    wholes = {tower: METHODS[other](encoder, **filled(METHODS[other], **OPTIONS)) for tower, other in method.WHOLE.items()}
+    objective = dataclasses.replace(objective, towers=FrozenDict(wholes))
+    shapes |= {'fixed': {tower: jax.eval_shape(whole.init, jax.random.key(0), batch)['params']
+                         for tower, whole in wholes.items()}}
   variables = jax.tree_util.tree_map_with_path(lambda path, x: draw(rng, path, x), nn.unbox(shapes))
   return objective, shapes, variables, batch
 

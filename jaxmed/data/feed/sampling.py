@@ -20,7 +20,7 @@ from jaxmed.errors import UserError, choose
 
 SCHEDULES = ('step', 'linear')
 SUBJECTS = ('', 'balanced')
-N_CHANNELS = 'n_channels'
+N_CHANNELS, HAS_MASK = 'n_channels', 'has_mask'
 MOST_GROUPS = 10_000
 LINEAR_STAGES = 64  # a linear change is cut into at most so many stages of constant shares
 ENDLESS = 1 << 40  # positions of a last stage, which is not cut off at the end of a run
@@ -34,7 +34,8 @@ class Mixture:
 
   Attributes:
     balance: a column of the manifest whose values are the groups ('' for none); or N_CHANNELS, how many channels a
-      record has, so that every batch has nearly the same number in all.
+      record has, so that every batch has nearly the same number in all; or HAS_MASK, whether it has a
+      mask, 'yes' or 'no'.
     alpha: a group of n records has a share in proportion to n^alpha: 1 as they are, 0 all alike (mT5, Xue et al. 2021,
       arXiv 2010.11934, names it so; it is 1 / T of a temperature T, and 0.3 there).
     weights: shares instead, 'CT=2,MR=1' or, from fractions of the run on, '0:CT=1,MR=1;0.5:CT=1,MR=3'. '*' is each
@@ -192,6 +193,11 @@ def _groups(source: Any, balance: str) -> tuple[tuple[str, ...], np.ndarray]:
   """Sorted names of the groups, and the one of each row, int32 [N]."""
   if not balance:
     return ('all',), np.zeros(len(source), np.int32)
+  if balance == HAS_MASK:
+    choose(f'column of {source.path}', 'mask', source.table.column_names)
+    lacks = source.column('mask').is_null().to_numpy()
+    known, codes = np.unique(np.where(lacks, 'no', 'yes'), return_inverse=True)
+    return tuple(known.tolist()), codes.astype(np.int32)
   codes, values = source.distinct('channels' if balance == N_CHANNELS else balance)
   if balance == N_CHANNELS:
     counts, places = np.unique([len(v) for v in values], return_inverse=True)

@@ -137,6 +137,21 @@ def read_group(group: Group, options: Options = DEFAULT) -> Iterator[Record]:
   yield _volume(data, ordered, parts, record, notes, options)
 
 
+def frames_of(group: Group) -> tuple[list[Any], list[int], np.ndarray | None]:
+  """How the one volume or image of a group lies in its files: what turns a mask of the record back into frames.
+
+  Returns:
+    The headers of the files, in the order of the slices; the stored number of each slice within its file; the affine
+    [4, 4] (column, row, slice) -> RAS (mm) of a volume that `read_group` turned to RAS, else None.
+  """
+  data = [load(f, pixels=False) for f in group.files]
+  found: Sequence[Slice] = [slices(f, d)[0] for f, d in zip(group.files, data)]
+  if len(data) == 1 and len(several := slices(group.files[0], data[0])) > 1:
+    found = _frames_apart(lambda: load(group.files[0]), several)[0].slices
+  turned = len(found) > 1 and bool(found[0].axes)
+  return data, [s.index for s in found], _affine(found[0], step(found)) if turned else None
+
+
 def outline(path: str | os.PathLike, options: Options = DEFAULT) -> Iterator[Record]:
   """See readers.outline."""
   found, rejects = groups([pathlib.Path(path)], pathlib.Path(path).parent, options)

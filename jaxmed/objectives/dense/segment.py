@@ -43,6 +43,7 @@ class Segment(Method):
       Kervadec et al. 2019).
     batch_dice: whether soft Dice has the sums of the whole batch and not of each sample; nnU-Net takes it for images
       and for crops of volumes that a coarser network sees whole.
+    squared_dice: whether the sums below the line of soft Dice are of squares (V-Net, Milletari et al. 2016).
     freeze_encoder: whether the encoder's weights stay as they are; it then runs as in evaluation.
     head_first: fraction of the run, from its beginning, in which the decoder alone is trained.
   """
@@ -59,6 +60,7 @@ class Segment(Method):
   focal_gamma: float = 2.0
   boundary_weight: float = 0.0
   batch_dice: bool = False
+  squared_dice: bool = False
   freeze_encoder: bool = False
   head_first: float = 0.0
   names: tuple[str, ...] = ()  # of `values`
@@ -82,11 +84,7 @@ class Segment(Method):
 
   def __post_init__(self):
     choose('objective.decoder', self.decoder, (AUTO, *DECODERS))
-    if any(a >= b for a, b in zip(self.values, self.values[1:])) or not {int(v) for v in self.values} == {*self.values}:
-      raise UserError(f'objective.values {self.values} must be whole numbers that rise')
-    both = sorted({*self.values} & {*self.ignore, -1})
-    if both:
-      raise UserError(f'objective.values has {both[0]}, which is ignored (objective.ignore, and -1)')
+    check_values(self.values, self.ignore)
     weights = (self.ce_weight, self.dice_weight, self.focal_weight, self.boundary_weight)
     if min(*weights, self.focal_gamma) < 0 or not any(weights):
       raise UserError(f'objective.*_weight {weights} must be at least 0, one above, and focal_gamma too')
@@ -126,15 +124,18 @@ class Segment(Method):
 
   def truth(self, batch: Batch) -> losses.Truth:
     """The labels of a batch."""
-    annotated, stored = batch.get('annotated'), self.stored or self.values
-    if annotated is not None:
-      annotated = annotated[:, jnp.asarray([stored.index(v) for v in self.values])]
-    return losses.truth_of(batch['mask'], self.values, annotated)
+    return losses.of_batch(batch, self.values, self.stored)
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """The weighted terms over outputs and the known pixels of the global batch."""
     outputs, stats, own = self._outputs(variables, batch, train, {'dropout': rng})
-    truth, terms = self.truth(batch), self._terms(step)
+    loss, metrics = self.supervised(outputs, self.truth(batch), step, own)
+    return loss, (with_stats(metrics, train, **stats), variables['extra'])
+
+  def supervised(self, outputs: tuple[jax.Array, ...], truth: losses.Truth, step: jax.Array,
+                 own: Any = ()) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, metrics) of the logits of all outputs, the finest first, and of the decoder's own terms."""
+    terms = self._terms(step)
     parts = dict.fromkeys(terms, jnp.zeros(()))
     weights = getattr(self.network, 'output_weights', losses.output_weights)(len(outputs))
     for share, logits in zip(weights, outputs, strict=True):
@@ -146,9 +147,8 @@ class Segment(Method):
     if own:
       parts |= {'decoder_penalty': sum(jax.tree.leaves(own), jnp.zeros(()))}
       loss = loss + parts['decoder_penalty']
-    metrics = parts | {'batch_dice': losses.hard_dice(jax.lax.stop_gradient(outputs[0]), truth),
-                       'known_pixels': truth.known.mean()}
-    return loss, (with_stats(metrics, train, **stats), variables['extra'])
+    return loss, parts | {'batch_dice': losses.hard_dice(jax.lax.stop_gradient(outputs[0]), truth),
+                          'known_pixels': truth.known.mean()}
 
   def frozen(self, step: jax.Array) -> Mapping[str, Any]:
     """The encoder, at all steps or at the first ones."""
@@ -188,6 +188,16 @@ class Segment(Method):
   def _parts(self, logp: jax.Array, truth: losses.Truth, terms: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The terms of one output."""
     make = {'cross_entropy': losses.cross_entropy, 'boundary': boundary,
-            'negative_dice': lambda logp, truth: -losses.soft_dice(logp, truth, self.batch_dice),
+            'negative_dice': lambda logp, truth: -losses.soft_dice(logp, truth, self.batch_dice,
+                                                                   squared=self.squared_dice),
             'focal': lambda logp, truth: losses.focal(logp, truth, self.focal_gamma)}
     return {name: make[name](logp, truth) for name in terms}
+
+
+def check_values(values: tuple[int, ...], ignore: tuple[int, ...]) -> None:
+  """Raises a UserError where classes of masks do not rise, or are ignored."""
+  if any(a >= b for a, b in zip(values, values[1:])) or not {int(v) for v in values} == {*values}:
+    raise UserError(f'objective.values {values} must be whole numbers that rise')
+  both = sorted({*values} & {*ignore, -1})
+  if both:
+    raise UserError(f'objective.values has {both[0]}, which is ignored (objective.ignore, and -1)')

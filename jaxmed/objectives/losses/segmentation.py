@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch
+
 OUT = -1e30  # log probability of what cannot be: finite, so that its gradient is 0 and not NaN
 
 
@@ -46,6 +48,14 @@ def truth_of(mask: jax.Array, values: Sequence[int], annotated: jax.Array | None
   return Truth(place, known, annotated, background)
 
 
+def of_batch(batch: Batch, values: Sequence[int], stored: Sequence[int] = ()) -> Truth:
+  """The labels of a batch with masks; its `annotated`, if any, goes by the values `stored`, () for `values`."""
+  annotated, stored = batch.get('annotated'), list(stored or values)
+  if annotated is not None:
+    annotated = annotated[:, jnp.asarray([stored.index(v) for v in values])]
+  return truth_of(batch['mask'], values, annotated)
+
+
 def log_probabilities(logits: jax.Array, truth: Truth) -> jax.Array:
   """Log probabilities [B, *size, K] of logits: a softmax over all classes, then the marginal loss's sum.
 
@@ -74,16 +84,18 @@ def focal(logp: jax.Array, truth: Truth, gamma: float = 2.0) -> jax.Array:
   return _mean(-((-jnp.expm1(jnp.minimum(logp, -1e-7))) ** gamma) * logp, truth.known)
 
 
-def soft_dice(logp: jax.Array, truth: Truth, batch: bool = False, smooth: float = 1e-5) -> jax.Array:
+def soft_dice(logp: jax.Array, truth: Truth, batch: bool = False, smooth: float = 1e-5,
+              squared: bool = False) -> jax.Array:
   """Mean soft Dice of the classes but the background (MIC-DKFZ/nnUNet, MemoryEfficientSoftDiceLoss, do_bg False).
 
   (2 sum p t + smooth) / max(sum p + sum t + smooth, 1e-8) over the known pixels of a sample, then the mean over samples
-  and classes; with `batch` over those of all samples, then over classes. A class that a sample has not and that is not
-  predicted scores 1. Classes that are not annotated in a sample are left out of its sums and of the mean.
+  and classes; with `batch` over those of all samples, then over classes. With `squared` the sums below are of squares
+  (Milletari et al. 2016). A class that a sample has not and that is not predicted scores 1. Classes that are not
+  annotated in a sample are left out of its sums and of the mean.
   """
   p, t = jnp.exp(logp) * truth.known[..., None], one_hot(truth, logp.shape[-1])
   axes = tuple(range(1, logp.ndim - 1))
-  both, total = (p * t).sum(axis=axes), (p + t).sum(axis=axes)  # [B, K]
+  both, total = (p * t).sum(axis=axes), ((p * p if squared else p) + t).sum(axis=axes)  # [B, K]
   counts = wanted(truth, *both.shape)
   if batch:
     both, total = (jnp.where(counts, x, 0).sum(axis=0) for x in (both, total))

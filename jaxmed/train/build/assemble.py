@@ -71,7 +71,8 @@ def optimizer_of(config: ConfigDict, method: Any, width: Width | None = None) ->
   o = {k: v for k, v in config.optimizer.items()
        if k not in ('accumulate', 'ema', 'offload', 'warmup_epochs', 'options', 'groups', 'scaling', 'base_width',
                     'base_heads')}
-  trained = tuple(towers.path_of(name) for name in method.TOWERS if not config.towers.get(name, {}).get('fixed'))
+  fixed = lambda name: config.towers.get(name, {'fixed': name in method.OPTIONAL}).get('fixed')
+  trained = tuple(towers.path_of(name) for name in method.TOWERS if not fixed(name))
   own = groups.of(config.optimizer.groups.to_dict(), method.GROUPS)
   return Optimizer(
       config.learning_rate, config.steps, options=tuple(sorted(config.optimizer.options.to_dict().items())),

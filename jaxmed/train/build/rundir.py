@@ -11,12 +11,13 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
-from jaxmed import files
+from jaxmed import files, objectives
 from jaxmed.augment import nnunet, views
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers import adapters
 from jaxmed.objectives import feature_of
+from jaxmed.objectives.dense.segment import Segment
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
@@ -77,11 +78,27 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   model = trainer.objective.encoder if tower == towers.IMAGE else trainer.objective.towers[tower]
   model, params = product(model, weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
-                 feature_of(trainer.objective) if model.class_token else 'mean', info)
+                 feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info)
+
+
+def load_tower(path: str | os.PathLike, method: str = '') -> Any:
+  """What a tower begins with, as `model` and `params`: an encoder, or with `method` the objective of such a run and all
+  its weights, averaged where the run keeps that.
+
+  Raises:
+    UserError: neither a run nor a file, or a run of another method.
+  """
+  if not method:
+    return load(path)
+  config, _ = load_config(path)
+  if config.method != method:
+    raise UserError(f'{path} is a run of method {config.method}: expected one of method {method}')
+  trainer, _, _, state = load_state(path)
+  return towers.Whole(trainer.objective, state.average or state.params)
 
 
 def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segmenter:
-  """Loads the segmentation network of a run of method segment.
+  """Loads the segmentation network of a run of method segment or semi_segment.
 
   Args:
     path: a run directory. checkpoint: 'latest', 'best' or a step.
@@ -92,9 +109,9 @@ def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segme
   """
   path = pathlib.Path(path)
   config, _ = load_config(path)
-  if config.method != 'segment':
+  if not issubclass(objectives.get(config.method), Segment):
     raise UserError(f'{path} is a run of method {config.method}, which has no classes of pixels: expected a run of '
-                    'method segment')
+                    'method segment or semi_segment')
   return segmenter_of(*load_state(path, checkpoint))
 
 

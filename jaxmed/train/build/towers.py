@@ -5,9 +5,10 @@ whose model and weights it takes. A `fixed` tower is never trained or saved: the
 `model`, `encoder.*` and `init` are the short form of `towers.image`.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
+from jaxmed import objectives
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.parallel import mesh as mesh_lib
@@ -24,6 +26,13 @@ from jaxmed.parallel import mesh as mesh_lib
 KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False}
 FOUND = {'description': {}, 'sha256': ''}  # what `opened` adds of a tower that comes from a run or file
 IMAGE = 'image'  # the tower that `model` and `encoder.*` describe; its weights are params['encoder']
+
+
+class Whole(NamedTuple):
+  """A run's objective and all its weights, as a tower that the method names in WHOLE."""
+
+  model: Any
+  params: Any
 
 
 def path_of(tower: str) -> str:
@@ -63,6 +72,8 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     choose('tower of the method', name, names)
   out = {}
   for name in names:
+    if name in method.OPTIONAL and not dict(given.get(name, {})):
+      continue
     wanted = dict(method.DEFAULTS.get('towers', {}).get(name, {})) | dict(given.get(name, {}))
     for key in wanted:
       choose(f'key towers.{name}', key, KEYS | FOUND)
@@ -89,11 +100,12 @@ def opened(config: ConfigDict, load: Any) -> None:
   Raises:
     UserError: a file that is none, another model than the one named, or other weights than the run began with.
   """
+  whole = objectives.get(config.method).WHOLE
   for name, tower in config.towers.items():
     if not tower.init or (tower.get('sha256') and not tower.fixed):  # the weights of a run that goes on are its own
       continue
-    given = load(tower.init)
-    found = registry.describe(given.model)
+    given = _loaded(load, tower, whole.get(name, ''))
+    found = described(given.model)
     if tower.model:
       wanted = registry.describe(registry.create_model(tower.model, given.model.image_size, given.model.in_channels,
                                                        **tower.options))
@@ -114,7 +126,7 @@ def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
   out = {}
   for name, tower in config.towers.items():
     if tower.get('description'):
-      out[name] = registry.rebuild(config_lib.to_dict(tower.description))
+      out[name] = rebuilt(config_lib.to_dict(tower.description))
     else:
       out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
   return FrozenDict(out)
@@ -126,8 +138,10 @@ def fixed_shapes(config: ConfigDict, objective: Any, mesh: Mesh | None = None) -
   for name, tower in config.towers.items():
     if tower.fixed:
       model = objective.towers[name]
-      image = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), np.dtype('float32'))
-      boxed = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+      encoder = model if isinstance(model, nn.Module) else model.encoder
+      image = jax.ShapeDtypeStruct((1, *encoder.image_size, encoder.in_channels), np.dtype('float32'))
+      batch = image if encoder is model else {'image': image}
+      boxed = jax.eval_shape(model.init, jax.random.key(0), batch)['params']
       out[name] = nn.unbox(boxed) if mesh is None else mesh_lib.placed(boxed, mesh_lib.shardings(boxed, mesh))
   return out
 
@@ -135,7 +149,31 @@ def fixed_shapes(config: ConfigDict, objective: Any, mesh: Mesh | None = None) -
 def fixed(config: ConfigDict, shapes: Mapping[str, Any], load: Any) -> dict[str, Any]:
   """{tower: weights} of the towers that are only read, on the devices as `fixed_shapes` says."""
   put = lambda x, shape: jax.device_put(np.asarray(x, shape.dtype), shape.sharding)
-  return {name: jax.tree.map(put, load(config.towers[name].init).params, shape) for name, shape in shapes.items()}
+  whole = objectives.get(config.method).WHOLE
+  return {name: jax.tree.map(put, _loaded(load, config.towers[name], whole.get(name, '')).params, shape)
+          for name, shape in shapes.items()}
+
+
+def _loaded(load: Any, tower: Any, method: str) -> Any:
+  return load(tower.init, method) if method else load(tower.init)
+
+
+def described(model: Any) -> dict[str, Any]:
+  """A tower's model as plain data, which `rebuilt` turns back into it: an encoder, or the objective of a whole run."""
+  if isinstance(model, nn.Module):
+    return registry.describe(model)
+  name = next(name for name, method in objectives.METHODS.items() if type(model) is method)
+  options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != 'encoder'}
+  plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+  return {'method': name, 'options': plain, 'encoder': registry.describe(model.encoder)}
+
+
+def rebuilt(description: dict[str, Any]) -> Any:
+  """The model that `described` described."""
+  if 'method' not in description:
+    return registry.rebuild(description)
+  options = {k: tuple(v) if isinstance(v, list) else v for k, v in description['options'].items()}
+  return objectives.get(description['method'])(encoder=registry.rebuild(description['encoder']), **options)
 
 
 def digest_of(params: Any) -> str:
