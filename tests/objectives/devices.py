@@ -34,7 +34,7 @@ CONVOLUTIONAL = {'mae': CONVNEXT, 'simmim': RESNET, 'data2vec': RESNET, 'dino': 
 # Networks of masks: tokens of images, a U-Net of volumes, windows of volumes.
 SEGMENTERS = (('vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2)),
               ('stunet_micro', (8, 8, 8), dict(depths=(1, 1), dims=(8, 16), strides=(1, 2))),
-              ('swin_unetr_micro', (32, 32, 32), dict(depths=(1, 1, 1, 1), window_size=2)))
+              ('swin_unetr_micro', (8, 8, 8), dict(depths=(1, 1), dims=(6, 12), num_heads=(2, 2), window_size=2)))
 EIGHT = ('data=8', 'fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
 # Meshes that have every axis between them; the cases take turns, so that each family of methods meets both.
 EVERY_AXIS = ('fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
