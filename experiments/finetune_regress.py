@@ -4,7 +4,7 @@ Reproduces facebookresearch/mae, FINETUNE.md, as far as it is about optimization
 1024, decay 0.05, layer decay 0.65, drop path 0.1, 100 epochs with a rise over 5, cosine to 1e-6, mean of the patches.
 Differs: the absolute error of a standardised number for the cross-entropy of classes; no RandAugment, mixup, CutMix or
 erasing; the encoder's norm comes before the mean, not a new one after it. A run of MAE has a fixed table of positions,
-which there is trained on: give encoder.pos=sincos, and it stays.
+which there is trained on and here stays: the encoder is that of `init`.
 
   jaxmed train experiments/finetune_regress.py --data CORPUS --out TUNED init=RUN loader.label=age
   jaxmed train experiments/finetune_regress.py:laptop --data CORPUS --out RUN loader.label=age

@@ -133,9 +133,12 @@ class Segmenter:
       raise UserError(f'{name}: {e}' if name else str(e)) from e
 
   def decided(self, logits: Iterator[np.ndarray]) -> np.ndarray:
-    """The mask [*size] int32 of slices of logits: the value of the class with the largest one."""
-    values = np.array(self.values, np.int32)
-    return np.stack([values[x.argmax(axis=-1)] for x in logits])
+    """The mask [*size] int32 of slices of logits: the value of the class with the largest one.
+
+    Slices are held in the smallest type while sums of tiles take memory, too.
+    """
+    small = np.array(self.values, np.result_type(*map(np.min_scalar_type, self.values)))
+    return np.stack([small[x.argmax(axis=-1)] for x in logits], dtype=np.int32)
 
   def _checked(self, image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)

@@ -137,13 +137,14 @@ class _Sums:
     self.first = 0  # the first slice that they hold; slice z lies at z % tile[0]
 
   def add(self, place: Sequence[int], logits: np.ndarray, weight: np.ndarray) -> None:
-    """Adds the logits [*tile, K] of a tile at a place whose first axis is at `first` or behind it by less than a tile;
-    they are spoilt."""
-    logits *= weight[..., None]
+    """Adds the logits [*tile, K] of a tile at a place whose first axis is at `first` or behind it by less than a tile.
+
+    Slice by slice, so that no second tile of logits is held.
+    """
     at: tuple[Any, ...] = tuple(slice(p, p + n) for p, n in zip(place[1:], weight.shape[1:]))
     for i in range(len(weight)):
       z = (place[0] + i) % len(self.weights)
-      self.logits[z][at] += logits[i]
+      self.logits[z][at] += logits[i] * weight[i, ..., None]
       self.weights[z][at] += weight[i]
 
   def until(self, end: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -187,9 +188,9 @@ def _each(network: Network, places: Sequence[tuple[int, ...]], read: Callable[[t
 
 
 def _fetched(places: Sequence[tuple[int, ...]], logits: Any) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-  """Logits one tile at a time, in memory that may be written."""
+  """Logits one tile at a time."""
   for i, place in enumerate(places):
-    yield place, np.array(logits[i], np.float32)
+    yield place, np.asarray(logits[i], np.float32)
 
 
 def _cut(image: np.ndarray, start: Sequence[int], tile: Sequence[int], fill: float) -> np.ndarray:

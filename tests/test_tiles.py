@@ -106,11 +106,17 @@ one = tiles.predict_tiles(network, image, (6, 5), devices=jax.devices()[:1], bat
 np.testing.assert_allclose(tiles.predict_tiles(network, image, (6, 5), flips=(0,)),
                            tiles.predict_tiles(network, image, (6, 5), flips=(0,), devices=jax.devices()[:1]), atol=1e-6)
 np.testing.assert_allclose(tiles.predict_tiles(network, image, (6, 5)), one, atol=1e-6)
+np.testing.assert_allclose(tiles.predict_tiles(lambda x: x, image, (6, 5)), image, rtol=2e-6, atol=1e-7)
+from tests.segmenters import segmenter, stored
+s, scan = segmenter(tile=(8, 8)), stored(19, 23, 2)
+one, eight = (np.stack(list(s.logits(scan, devices=d))) for d in (jax.devices()[:1], None))
+np.testing.assert_allclose(eight, one, atol=1e-4)
+assert np.array_equal(s.predict(scan), s.decided(iter(one)))
 """
 
 
 def test_devices_share_the_tiles():
-  """One device with two tiles at a time, and eight with one each."""
+  """One device with two tiles at a time, and eight with one each: known functions, and a network of random weights."""
   flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   done = subprocess.run([sys.executable, '-c', DEVICES], env=os.environ | {'XLA_FLAGS': flags}, capture_output=True,
                         text=True, check=False)

@@ -1,7 +1,7 @@
-"""Host memory that predicting a whole volume takes beside its image and the weights.
+"""Host memory that predicting a whole volume takes beside the weights.
 
-A network that costs next to nothing gives logits of real size; tiles and sums are those of `Segmenter.predict`. Memory
-is the peak of this process (ru_maxrss) less what it had before prediction.
+A network that costs next to nothing gives logits of real size; all else is `Segmenter.mask_of`, as `jaxmed predict` and
+`jaxmed evaluate --task segment` call it. Memory is the peak of this process (ru_maxrss), and what it grew by.
 
 Needs `make install` alone.
 
@@ -10,20 +10,38 @@ Example:
 """
 
 import argparse
+import dataclasses
 import pathlib
 import resource
 import sys
 import time
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from jaxmed import tiles  # noqa: E402
+from jaxmed.models.registry import create_model  # noqa: E402
+from jaxmed.objectives.dense.segment import Segment  # noqa: E402
+from jaxmed.segmenter import Segmenter  # noqa: E402
 from tools.needs import measured_on, run_script  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Cheap(Segment):
+  """Logits of all classes that are products of the image and a number."""
+
+  def logits(self, variables, batch, train=False, rngs=None):
+    del variables, train, rngs
+    return (batch['image'] * jnp.linspace(-1, 1, len(self.values)),), {}
+
+
+def segmenter(tile: Sequence[int], classes: int, scale: float) -> Segmenter:
+  """Tiles at a spacing of `scale` mm."""
+  objective = Cheap(create_model('vit_micro/4', tuple(tile), 1), decoder='linear', values=tuple(range(classes)))
+  channels = ({'name': 'CT', 'mean': 0.0, 'std': 500.0},)
+  return Segmenter(objective, {'encoder': {}, 'decoder': {}}, channels, tile=tuple(tile), spacing=(scale,) * len(tile))
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -51,22 +69,17 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--scale', type=float, default=1.0, help='stored voxels along an axis for one of the network; '
                       'logits are brought back')
   args = parser.parse_args(argv)
-  grid = tuple(max(1, round(n / args.scale)) for n in args.size)
-  weight = jnp.linspace(-1, 1, args.classes)
-  network = jax.jit(lambda x: x[..., :1] * weight)
-  image = volume(grid)
-  np.asarray(network(jnp.zeros((1, *args.tile, 1))))
+  network = segmenter(args.tile, args.classes, args.scale)
+  record = lambda size: {'image': volume(size), 'channels': ('CT',), 'spacing': (1.0,) * len(size)}
+  network.mask_of(record(args.tile))
+  scan = record(args.size)
   before, start = peak(), time.perf_counter()
-  logits = tiles.slices(network, image, args.tile)
-  if args.scale != 1:
-    logits = tiles.resampled(logits, grid[0], args.size)
-  mask = np.empty(args.size, np.int32)
-  for z, x in enumerate(logits):
-    mask[z] = x.argmax(axis=-1)
+  mask = network.mask_of(scan)
   gib = lambda n: f'{n / 2**30:.2f} GiB'
   print(f'{"x".join(map(str, args.size))}, {args.classes} classes, tiles of {"x".join(map(str, args.tile))}, scale '
-        f'{args.scale:g}: {gib(peak() - before)}, of which the mask {gib(mask.nbytes)}; the image {gib(image.nbytes)}; '
-        f'{time.perf_counter() - start:.0f} s ({measured_on()})')
+        f'{args.scale:g}: {gib(peak())} in all, {gib(peak() - before)} by prediction, of which the mask '
+        f'{gib(mask.nbytes)}; the image {gib(scan["image"].nbytes)}; {time.perf_counter() - start:.0f} s '
+        f'({measured_on()})')
 
 
 if __name__ == '__main__':

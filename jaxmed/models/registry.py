@@ -138,6 +138,34 @@ def rebuild(description: dict[str, Any]) -> Any:
   return FAMILIES[family](**_tuples(fields), **beside)
 
 
+def named(model: Encoder, name: str = '') -> dict[str, Any]:
+  """A model as a config says it: {'model': name, 'encoder': options that differ from that name's}.
+
+  Args:
+    name: of the model where it is known; '' finds the one that differs least.
+  """
+  patch = '/' + _by_axis(model.patch_size) if isinstance(model, ViT) else ''
+
+  def differs(name: str) -> dict[str, Any]:
+    return {k: _worded(getattr(model, k)) for k, v in default_options(name).items()
+            if _worded(getattr(model, k)) != _worded(v)}
+
+  names = [name] if name else [base + patch for base, (family, _) in MODELS.items() if family == family_of(model)]
+  best = min(names, key=lambda name: len(differs(name)))
+  return {'model': best, 'encoder': differs(best)}
+
+
+def _by_axis(sizes: tuple[int, ...]) -> str:
+  return 'x'.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
+
+
+def _worded(value: Any) -> Any:
+  """An option as a config holds it: entries of several axes as 1x3x3."""
+  if not isinstance(value, (tuple, list)):
+    return value
+  return tuple('x'.join(map(str, v)) if isinstance(v, (tuple, list)) else v for v in value)
+
+
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
   return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 

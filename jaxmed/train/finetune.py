@@ -20,6 +20,7 @@ from jaxmed.data.corpus.open import open_source
 from jaxmed.data.corpus.source import Source
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import metrics, overlap, regression
+from jaxmed.evaluate.protocols.segment import Segment
 from jaxmed.evaluate.protocols.tasks import subjects_of
 from jaxmed.models import registry
 from jaxmed.models.encoders.vit import ViT
@@ -127,7 +128,7 @@ def family(encoder: Any, asked: Request) -> dict[str, Any]:
   """The model of an encoder, and what does not depend on the data: optimizer, drop path, views, freezing."""
   model = encoder.model
   transformer = isinstance(model, ViT)
-  out = {'image_size': tuple(model.image_size), **named(model)}
+  out = {'image_size': tuple(model.image_size), **registry.named(model)}
   decay = 1.0 if asked.scratch or asked.freeze or not transformer else layer_decay(model)
   out['optimizer'] = of_model(out['model'], asked.task)['optimizer'] | {'layer_decay': decay, 'ema': 0.0}
   if transformer and 'drop_path' not in out['encoder']:
@@ -159,31 +160,6 @@ def layer_decay(model: ViT) -> float:
 def drop_path(model: ViT) -> float:
   """MAE's for fine-tuning: 0.1 up to ViT-B, 0.2 for the 24 blocks of ViT-L, 0.3 for ViT-H (FINETUNE.md)."""
   return 0.1 if model.depth < 24 else 0.2 if model.depth < 32 else 0.3
-
-
-def named(model: Any) -> dict[str, Any]:
-  """A model as a config says it: {'model': name, 'encoder': options that differ from that name's}."""
-  own = registry.family_of(model)
-  patch = '/' + _joined(model.patch_size) if isinstance(model, ViT) else ''
-
-  def differs(base: str) -> dict[str, Any]:
-    return {k: _plain(getattr(model, k)) for k, v in registry.default_options(base + patch).items()
-            if _plain(getattr(model, k)) != _plain(v)}
-
-  bases = [base for base, (name, _) in registry.MODELS.items() if name == own]
-  base = min(bases, key=lambda base: len(differs(base)))
-  return {'model': base + patch, 'encoder': differs(base)}
-
-
-def _joined(sizes: Any) -> str:
-  return 'x'.join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
-
-
-def _plain(value: Any) -> Any:
-  """An option as a config holds it: entries of several axes as 1x3x3."""
-  if not isinstance(value, (tuple, list)):
-    return value
-  return tuple('x'.join(map(str, v)) if isinstance(v, (tuple, list)) else v for v in value)
 
 
 def recipe_alone(asked: Request) -> dict[str, Any]:
@@ -266,21 +242,38 @@ def controlled(out: str | pathlib.Path) -> Request | None:
 def compared(first: pathlib.Path, second: pathlib.Path, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
   """The best checkpoints of two runs of one task on the test records: each metric, and first minus second.
 
-  Of masks Dice at the size of a view, mean over cases, then over foreground classes. Intervals are 95 % bootstraps over
-  subjects, the same ones for both.
+  Masks are those of whole images on their stored grid, by the metrics of `jaxmed evaluate --task segment`; several
+  processes, whose devices no tiles of one image are spread over, take Dice at the size of a view. Intervals are 95 %
+  bootstraps over subjects, the same ones for both.
 
   Returns:
-    {'records', 'subjects', 'arms': {name: {metric: {'value', 'low', 'high'}}}, 'difference': the same}.
+    {'records', 'subjects', 'arms': {name: {metric: {'value', 'low', 'high'}}}, 'difference': the same}, and 'masks'
+    (True) where these are of whole images.
   Raises:
     UserError: no test record with a mask or label.
   """
+  config, _ = rundir.load_config(first)
+  if config.method == 'segment' and jax.process_count() == 1:
+    return _whole(config.data, first, second, draws, seed)
   scored = [_judged(run, draws, seed) for run in (first, second)]
   arms = {run.name: metrics.summarised(value, drawn) for run, (value, drawn, _) in zip((first, second), scored)}
   return _counted(scored[0][2]) | {'arms': arms, 'difference': metrics.difference(*scored[0][:2], *scored[1][:2])}
 
 
+def _whole(data: str, first: pathlib.Path, second: pathlib.Path, draws: int, seed: int) -> dict[str, Any]:
+  """`compared` of two runs on masks."""
+  one, other = (rundir.load_segmenter(run, 'best') for run in (first, second))
+  result = Segment().run(one, open_source(data), beside={second.name: other}, draws=draws, seed=seed)
+  arms = {run.name: row['metrics'] for run, row in zip((first, second), result['rows'], strict=True)}
+  return {'records': result['splits']['test'], 'subjects': result['subjects']['test'], 'masks': True, 'arms': arms,
+          'difference': result['differences'][0]['metrics']}
+
+
 def scores(run: pathlib.Path, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-  """The best checkpoint of one run, as of `compared`: {'records', 'subjects', 'metrics': {metric: {'value', ...}}}."""
+  """The best checkpoint of one run: {'records', 'subjects', 'metrics': {metric: {'value', ...}}}.
+
+  Of masks Dice at the size of a view, mean over cases, then over foreground classes.
+  """
   value, drawn, subjects = _judged(run, draws, seed)
   return _counted(subjects) | {'metrics': metrics.summarised(value, drawn)}
 
@@ -331,11 +324,13 @@ def dice_of(cases: np.ndarray, subjects: np.ndarray, draws: int,
 
 def table(found: Mapping[str, Any]) -> str:
   """What `compared` found as text."""
-  cell = lambda v, sign='': (f'{v["value"]:{sign}.3f}' + (
-      f' [{v["low"]:{sign}.3f}, {v["high"]:{sign}.3f}]' if np.isfinite(v['low']) else ''))
+  text = lambda x, sign: 'n/a' if x is None else f'{x:{sign}.3f}'
+  cell = lambda v, sign='': text(v['value'], sign) + (
+      f' [{text(v["low"], sign)}, {text(v["high"], sign)}]' if v['low'] is not None and np.isfinite(v['low']) else '')
   heads = ('metric', *found['arms'], ' - '.join(found['arms']))
   lines = [heads, *((m, *(cell(arm[m]) for arm in found['arms'].values()), cell(d, '+'))
                     for m, d in found['difference'].items())]
   wide = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-  text = '\n'.join('  '.join(f'{c:{w}}' for c, w in zip(line, wide)).rstrip() for line in lines)
-  return f'{text}\n{found["records"]} test records of {found["subjects"]} subjects, 95 % intervals over subjects'
+  body = '\n'.join('  '.join(f'{c:{w}}' for c, w in zip(line, wide)).rstrip() for line in lines)
+  whole = 'masks of whole images, ' if found.get('masks') else ''
+  return f'{body}\n{whole}{found["records"]} test records of {found["subjects"]} subjects, 95 % intervals over subjects'

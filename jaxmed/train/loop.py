@@ -131,7 +131,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
                             data_spec.labels_of(user, corpus), data_spec.numeric(user))
   records.tell_classes(source, spec.labels)
-  config = resolve.resolve(user, spec)
+  config = resolve.resolve(rundir.like_init(user), spec)
   towers.opened(config, rundir.load_tower)
   mesh = mesh_lib.make_mesh(config.mesh)
   resolve.check_shares(config, mesh)

@@ -32,6 +32,11 @@ CONVNEXT = ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16)))
 # One method of each kind with batch norm in the encoder or with hidden places.
 CONVOLUTIONAL = {'mae': CONVNEXT, 'simmim': RESNET, 'data2vec': RESNET, 'dino': RESNET, 'simclr': RESNET,
                  'supervised': CONVNEXT, 'segment': RESNET}
+# Networks of masks: tokens of images, a U-Net of volumes, windows of volumes.
+SEGMENTERS = (('vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2)),
+              ('stunet_micro', (8, 8, 8), dict(depths=(1, 1), dims=(8, 16), strides=(1, 2))),
+              ('swin_unetr_micro', (8, 8, 8), dict(depths=(1, 1), dims=(6, 12), num_heads=(2, 2), window_size=2)))
+EIGHT = ('data=8', 'fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
 # Meshes that have every axis between them; the cases take turns, so that each family of methods meets both.
 EVERY_AXIS = ('fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
 # On meshes with this word samples share rows of tokens; the one device they are compared with has them padded.
@@ -43,7 +48,8 @@ HIDING = {f'{name} {model[0]}': (name, model, ('data=8', EVERY_AXIS[i % 2]))
 CASES = ALL | HIDING | {f'{name} packed': (name, TRANSFORMER, ROWS) for name in ('mae', 'dino')} | {
     f'simmim {kind}': ('simmim', (*TRANSFORMER[:2], TRANSFORMER[2] | {'channel_attention': kind}),
                        ('data=8', ('fsdp=2 data=4', 'fsdp=2 tensor=2')[i % 2]))
-    for i, kind in enumerate(kind for kind in KINDS if kind != 'joint')}
+    for i, kind in enumerate(kind for kind in KINDS if kind != 'joint')} | {
+    f'segment {model[0]}': ('segment', model, EIGHT) for model in SEGMENTERS}
 FAST = ('mae', 'simclr')  # of the first tier
 SAMPLINGS = tuple(kind for kind in CHANNEL_SAMPLING if kind != 'none')
 MISSING = np.nan
@@ -103,9 +109,16 @@ def group(rng, views, size):
   there = np.broadcast_to(there, (COUNT, views, 2))
   seen = there & (rng.random(there.shape) < 0.7)
   seen = np.where(seen.any(axis=-1, keepdims=True), seen, there)
-  image = rng.normal(size=(COUNT, 1, 1, 1, 2)) + rng.normal(size=(COUNT, views, size, size, 2))
-  return {'image': np.float32(np.where(there[:, :, None, None], image, MISSING)), 'channel_mask': seen,
+  grid = grid_of(size)
+  image = rng.normal(size=(COUNT, 1, *(1,) * len(grid), 2)) + rng.normal(size=(COUNT, views, *grid, 2))
+  there_at = there.reshape(COUNT, views, *(1,) * len(grid), 2)
+  return {'image': np.float32(np.where(there_at, image, MISSING)), 'channel_mask': seen,
           'teacher_mask': there, 'channels': np.broadcast_to(np.arange(2, dtype=np.int32), (COUNT, views, 2))}
+
+
+def grid_of(size):
+  """The grid of an image; one number is a square."""
+  return size if isinstance(size, tuple) else (size, size)
 
 
 def sized(rng, batch, sides):
@@ -139,7 +152,7 @@ def batch_of(rng, method, size):
 
 def _told(rng, size):
   """Masks of three classes with pixels that are not annotated, classes that are not, and numbers, of which some lack."""
-  return {'mask': rng.integers(-1, 3, (COUNT, size, size), np.int32), 'annotated': rng.random((COUNT, 3)) < 0.7,
+  return {'mask': rng.integers(-1, 3, (COUNT, *grid_of(size)), np.int32), 'annotated': rng.random((COUNT, 3)) < 0.7,
           'number': np.float32(np.where(rng.random(COUNT) < 0.3, np.nan, rng.normal(size=COUNT)))}
 
 

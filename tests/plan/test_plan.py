@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import math
 
+import jax
 import pytest
 
 from jaxmed import cli
@@ -13,6 +15,7 @@ from jaxmed.parallel import chips, sharding_table
 from jaxmed.plan import plan, roofline, search, tables, worker
 from jaxmed.plan.hlo import Collective
 from jaxmed.plan.roofline import Bounds, Width
+from jaxmed.train.build import assemble
 from tests.common import words
 from tests.conftest import TINY
 
@@ -180,6 +183,22 @@ def test_what_does_not_fit_is_said(capsys, monkeypatch):
     'Ran out of memory on HBM, the total memory required for HLO temporaries (20.01G) exceeds available HBM (15.75G).'])
 def test_too_much_for_the_compiler(text):
   assert plan._exhausted(f'RESOURCE_EXHAUSTED: {text}') == {'used': 20.01 * 2**30, 'has': 15.75 * 2**30}
+
+
+# A U-Net of volumes with its decoder, of which all weights are trained on masks.
+MASKS = {'method': 'segment', 'model': 'stunet_micro', 'image_size': (8, 8, 8), 'batch_size': 8, 'steps': 20,
+         'encoder': {'depths': (1, 1), 'dims': (8, 16), 'strides': (1, 2)}}
+
+
+def test_a_segmentation_of_volumes():
+  """The state is encoder and decoder: two moments, and a count of steps each."""
+  job = plan.prepare(plan.Request(MASKS, chips.parse('h100:1'), 1, 1000))
+  shapes = jax.tree.leaves(jax.eval_shape(job.trainer.create, assemble.batch_shapes(job.config, job.spec)).params)
+  count, got = sum(math.prod(x.shape) for x in shapes), plan.analyse(job)
+  assert job.spec.mask_values and got['memory']['parameters'] == 4 * count
+  assert 0 < got['memory']['optimizer'] - 8 * count < 1000
+  # The last convolutions on the image's grid, forwards and twice backwards, are the least of it: 27 x 8 x 8 each.
+  assert got['flops']['model'] > 8 * 8**3 * 3 * 2 * 2 * 27 * 8 * 8
 
 
 @pytest.mark.timeout(900)

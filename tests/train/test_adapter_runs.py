@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import jaxmed
+from jaxmed.cli import main
 from jaxmed.config import merge
 from jaxmed.errors import UserError
+from jaxmed.interop.safetensors_io import read_tensors
 from jaxmed.models import registry
 from jaxmed.models.layers.adapters import Adapter, is_adapter
 from jaxmed.parallel import sharding_table
@@ -64,6 +66,35 @@ def test_a_product_is_a_plain_network_with_the_features(lora, corpus, trained):
   said = adapting.told(config, trainer.optimizer, state.params)
   count = 2 * 2 * (32 * 2 + 2 * 32) + 2 * 32 + 2  # blocks, q and v, down and up; the head
   assert said.startswith(f'adapter lora (rank 2, alpha 4, targets q,v, dropout 0): {count:,} of ')
+
+
+def test_the_command_writes_a_product_for_pytorch(lora, tmp_path, capsys):
+  """LoRA is in the weights of the official class, whose layout is read back to the features of the run."""
+  trainer, config, _, state = rundir.load_state(lora)
+  plain = jaxmed.load(lora)
+  whole = plain.__class__(trainer.objective.encoder, state.average['encoder'], plain.channels, plain.normalize)
+  image = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3)).astype(np.uint8)
+  for fmt in ('channelvit', 'jaxmed'):
+    path = tmp_path / f'{fmt}.safetensors'
+    assert main(['export', str(lora), '--format', fmt, '--out', str(path)]) == 0, capsys.readouterr().err
+    assert not [k for k in read_tensors(path)[0] if 'adapter' in k or 'lora' in k]
+    for key in ('cls', 'patches'):
+      np.testing.assert_allclose(jaxmed.load(path).embed(image)[key], whole.embed(image)[key], atol=1e-5)
+
+
+def test_the_command_refuses_what_weights_cannot_take_up(corpus, trained, tmp_path, capsys):
+  """A run with bottlenecks is one of our own format alone."""
+  run = tmp_path / 'run'
+  start(corpus, run, SUPERVISED, **LORA | {'adapter': {'name': 'adaptformer', 'rank': 2}, 'steps': 2}, init=str(trained))
+  words = ['export', str(run), '--out', str(tmp_path / 'w.safetensors'), '--format']
+  assert main([*words, 'channelvit']) == 2
+  told = capsys.readouterr().err
+  assert 'no place for adapters of adaptformer' in told and told.count('\n') == 1
+  assert not (tmp_path / 'w.safetensors').exists()
+  assert main([*words, 'jaxmed']) == 0
+  image = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3)).astype(np.uint8)
+  np.testing.assert_allclose(jaxmed.load(tmp_path / 'w.safetensors').embed(image)['cls'], jaxmed.load(run).embed(image)['cls'],
+                             atol=1e-5)
 
 
 def test_a_stopped_run_goes_on_to_the_bit(lora, tmp_path):

@@ -4,21 +4,26 @@ import dataclasses
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from jaxmed import config as config_lib
 from jaxmed.augment.nnunet import NNUNET
 from jaxmed.cli import main
 from jaxmed.data.corpus.open import open_source
-from jaxmed.errors import UserError
+from jaxmed.errors import Stopped, UserError
 from jaxmed.models import registry
+from jaxmed.models.layers.adapters import is_adapter
 from jaxmed.train import finetune, loop
-from jaxmed.train.build import rundir
+from jaxmed.train.build import assemble, data_spec, resolve, rundir, weights
+from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.towers import digest_of
 from jaxmed.train.finetune import Request
 from jaxmed.train.logs import read_rows
-from tests.common import saved_state, saved_steps
+from tests.common import host, record_indices, same, saved_state, saved_steps
 from tests.masks import tiles_with_masks
 
 PLAIN = {name: (0.0,) for name in NNUNET}  # compiles sooner
@@ -62,7 +67,7 @@ def test_a_recipe_is_that_of_the_family(trained, masks):
     ('resnet50', {}), ('convnextv2_tiny', {}), ('resenc_micro', {'strides': ('1x1', '1x2', 2, 2)})])
 def test_a_model_has_a_name_that_makes_it(name, options):
   model = registry.create_model(name, (56, 56) if '14' in name else (64, 64), 3, **options)
-  words = finetune.named(model)
+  words = registry.named(model)
   assert words['model'] == name
   assert registry.create_model(words['model'], model.image_size, 3, **words['encoder']) == model
 
@@ -73,6 +78,11 @@ def test_depths_decide_decay_and_drop_path():
   assert {n: finetune.drop_path(m) for n, m in sizes.items()} == {'micro': 0.1, 'base': 0.1, 'large': 0.2, 'huge': 0.3}
 
 
+def dice(a, b):
+  """Of two masks; nothing of two empty ones."""
+  return 2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else np.nan
+
+
 def test_both_arms_are_runs_and_are_compared(both, masks):
   out, found = both
   assert found['records'] == 16 and found['subjects'] == 8
@@ -81,6 +91,10 @@ def test_both_arms_are_runs_and_are_compared(both, masks):
   assert min(a['value'], b['value']) >= 0 and found['difference']['dice']['value'] == pytest.approx(a['value'] - b['value'])
   low, high = (found['difference']['dice'][k] for k in ('low', 'high'))
   assert low <= found['difference']['dice']['value'] <= high
+  assert found['masks'] and {'nsd', 'hd95'} < found['difference'].keys() and 'hd95' in finetune.table(found)
+  test, run = open_source(masks).select('test'), rundir.load_segmenter(out / 'pretrained', 'best')
+  cases = [[dice(run.predict(r['image']) == v, r['mask'] == v) for v in (1, 2)] for r in map(test.record, range(16))]
+  assert a['value'] == pytest.approx(np.mean(np.nanmean(cases, axis=0)))  # on the stored grid of 24 x 24
   config, spec = rundir.load_config(out / 'pretrained')
   assert spec.rows == 18 and spec.mask_values == (0, 1, 2)  # of 24, 6 have no mask
   assert tuple(config.objective['values']) == (0, 1, 2)
@@ -125,6 +139,51 @@ def test_a_frozen_encoder_keeps_its_bits(trained, masks, tmp_path):
   assert [r['step'] for r in rows] == [3, 6] and all(r['val_mae'] > 1 and r['val_r2'] < 1 for r in rows)
 
 
+LORA = {'optimizer': {'ema': 0.5, 'layer_decay': 0.5}, 'adapter': {'name': 'lora', 'rank': 2}}
+
+
+@pytest.mark.parametrize('scratch', [True, False], ids=['segment', 'finetune with lora'])
+def test_a_stopped_run_ends_with_the_same_bits(trained, masks, tmp_path, monkeypatch, scratch):
+  """Weights, average, moments and the best checkpoint, which is earlier than the last; what is frozen stays, too."""
+  own = {'learning_rate': 10.0} | ({} if scratch else LORA)  # so that it gets worse
+  user = finetune.recipe(Request(str(trained), str(masks), 'segment', 'mask', LINEAR | own, scratch=scratch))
+  loop.train(user, tmp_path / 'whole', quiet=True)
+  with monkeypatch.context() as m:
+    record_indices(m, stop_at=4)
+    with pytest.raises(Stopped, match='SIGTERM'):
+      loop.train(user, tmp_path / 'parts', quiet=True)
+  assert saved_steps(tmp_path / 'parts')[-1] == 4
+  loop.resume(tmp_path / 'parts', quiet=True)
+  for which in ('latest', 'best'):
+    same(*(saved_state(tmp_path / name, which) for name in ('whole', 'parts')))
+  state = saved_state(tmp_path / 'parts')
+  assert int(saved_state(tmp_path / 'parts', 'best').step) == 3 and int(state.step) == 6
+  if not scratch:
+    kept = lambda tree: {k: v for k, v in flatten_dict(tree).items() if not is_adapter(k) and k[0] not in TRAINING_ONLY}
+    given = digest_of(kept(host(rundir.load(trained).params)))
+    assert given == digest_of(kept(state.params['encoder'])) == digest_of(kept(state.average['encoder']))
+
+
+def test_a_recipe_takes_the_encoder_of_init(trained, masks):
+  """Which has fixed positions; what the recipe or the user says wins, and another model stays another."""
+  recipe = config_lib.load_file('experiments/finetune_regress.py:laptop')
+  user = config_lib.merge(recipe, {'init': str(trained), 'model': 'channel_vit_micro/8', 'image_size': 16,
+                                   'batch_size': 8, 'data': str(masks), 'loader': {'label': 'bright'}})
+  got = rundir.like_init(user)
+  assert got['encoder'] == {'drop_path': 0.0, 'pos': 'sincos', 'embed_dim': 32, 'depth': 2, 'num_heads': 2}
+  assert rundir.like_init(user | {'encoder': {'pos': 'learned'}})['encoder']['pos'] == 'learned'
+  for other in ({'model': 'vit_micro/8'}, {'method': 'mae'}, {'init': ''}, {'init_map': 'encoder->encoder'}):
+    assert rundir.like_init(user | other) == user | other
+  source = open_source(masks).select('train')
+  spec = data_spec.describe(source, 'bright', data_spec.vocabulary_of(got, source), None,
+                            data_spec.labels_of(got, source), data_spec.numeric(got))
+  config = resolve.resolve(got, spec)
+  shapes = jax.eval_shape(assemble.build(config, spec).create, assemble.batch_shapes(config, spec))
+  begun = weights.given_weights(config, nn.unbox(shapes), spec.vocabulary)
+  given, kept = (flatten_dict(tree) for tree in (rundir.load(trained).params, begun['params']['encoder']))
+  assert all(np.array_equal(given[k], kept[k]) for k in given)
+
+
 @pytest.mark.parametrize('changes, words', [
     ({'task': 'segmnt'}, "unknown --task 'segmnt': did you mean 'segment'"),
     ({'label': 'half'}, '--task segment learns the column mask: give --label mask'),
@@ -135,6 +194,7 @@ def test_a_frozen_encoder_keeps_its_bits(trained, masks, tmp_path):
     ({'task': 'regress', 'label': 'brigt'}, "'brigt': did you mean 'bright'"),
     ({'task': 'regress', 'label': 'half'}, "column 'half' .* expected finite numbers"),
     ({'user': {'objective': {'values': (0, 1)}}}, 'objective.values=0,1, but the masks of the corpus have the values 0, 1, 2'),
+    ({'user': {'objective': {'values': (0, 1, 2, 9)}}}, 'objective.values=0,1,2,9, but the masks of the corpus have the'),
     ({'user': {'objective': {'decoder': 'lineer'}}}, "unknown objective.decoder 'lineer': did you mean 'linear'"),
     ({'user': {'image_size': (8, 8, 8)}}, 'image_size .* has 3 axes')])
 def test_what_is_refused_in_one_line(trained, masks, tmp_path, changes, words):

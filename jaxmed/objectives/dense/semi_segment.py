@@ -92,8 +92,8 @@ class SemiSegment(Segment):
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """The terms of Segment over known pixels, and consistency over all."""
     student_key, teacher_key, noise_key, code_key = jax.random.split(rng, 4)
-    outputs, stats = self.logits(variables, batch, train, {'dropout': student_key})
-    loss, metrics = self.supervised(outputs, self.truth(batch), step)
+    outputs, stats, own = self._outputs(variables, batch, train, {'dropout': student_key})
+    loss, metrics = self.supervised(outputs, self.truth(batch), step, own)
     taught = {**batch, 'image': batch['image'] + clipped(noise_key, batch['image'].shape, self.noise)}
     teacher = dataclasses.replace(self, encoder=quiet(self.encoder))
     target, _ = teacher.logits({'params': variables['target']}, taught, train, {'dropout': teacher_key})

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxmed import files, objectives
 from jaxmed.augment import nnunet, views
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
+from jaxmed.models import registry
 from jaxmed.models.layers import adapters
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
@@ -23,7 +24,7 @@ from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
 from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
-from jaxmed.train.build.resolve import MIXTURE
+from jaxmed.train.build.resolve import METHOD, MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
 
 
@@ -53,15 +54,20 @@ def load_state(run: str | pathlib.Path, which: str = 'latest') -> tuple[Any, Any
   return trainer, config, spec, state
 
 
-def product(model: Any, params: Any) -> tuple[Any, Any]:
-  """The encoder without options and weights that only training uses; its features are the same.
-
-  Adapters that are linear are merged into the weights.
-  """
+def plain(model: Any) -> Any:
+  """The encoder without options that only training uses; its features are the same."""
   off = {'mask_token': False, 'local_norm': False, 'rope_shift': 0.0, 'rope_jitter': 0.0, 'rope_rescale': 0.0,
          'hash_draw': False, 'packing': 0.0}
   fields = {f.name for f in dataclasses.fields(model)}  # a family without the option has it off as a constant
-  model = model.clone(**{k: v for k, v in off.items() if k in fields})
+  return model.clone(**{k: v for k, v in off.items() if k in fields})
+
+
+def product(model: Any, params: Any) -> tuple[Any, Any]:
+  """The encoder without options and weights that only training uses, see `plain`.
+
+  Adapters that are linear are merged into the weights.
+  """
+  model = plain(model)
   if model.adapter is not None and model.adapter.linear:
     model, params = model.clone(adapter=None), adapters.merged(model.adapter, params)
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
@@ -129,6 +135,27 @@ def mirrored_axes(flip: Sequence[float], rank: int) -> tuple[int, ...]:
   """The axes that augment.flip mirrors: a probability each, or one for all; of () the last axis."""
   chances = tuple(flip) * rank if len(flip) == 1 else tuple(flip) or (0.0,) * (rank - 1) + (0.5,)
   return tuple(axis for axis, chance in enumerate(chances) if chance > 0)
+
+
+def like_init(user: Mapping[str, Any]) -> dict[str, Any]:
+  """The user's values with the encoder of `init` as far as they leave it open, where labels or masks are learned.
+
+  Methods have wishes for encoders, such as the fixed positions of `mae`; a run that is fine-tuned keeps those that it
+  was trained with. Another model than that of `init` stays as it is said, and drop path is the new run's.
+  """
+  user = towers.short(user)
+  init, method = str(user.get('init', '')), objectives.get(str(user.get('method', METHOD)))
+  if not init or user.get('init_map') or not method.PREDICTS:
+    return user
+  if pathlib.Path(init).is_dir():
+    config, spec = load_config(init)
+    words = registry.named(plain(assemble.build(config, spec).objective.encoder), config.model)
+  else:
+    words = registry.named(load(init).model)
+  if str(user.get('model') or words['model']) != words['model']:
+    return user
+  words['encoder'].pop('drop_path', None)
+  return config_lib.merge(words, {k: v for k, v in user.items() if k != 'model' or v})
 
 
 # Keys that runs of earlier versions lack, whose defaults do what those did.
