@@ -48,10 +48,10 @@ class BatchNorm(nn.Module):
       new_var = average(jnp.square(wide - new_mean))
       if self.is_mutable_collection(STATS):
         keep = lambda name, old, new: self.put_variable(
-            STATS, name, jax.lax.stop_gradient(
-                self.momentum * self.get_variable(STATS, name, old) + (1 - self.momentum) * new))
-        keep('mean', mean, new_mean)
-        keep('var', var, new_var * count / jnp.maximum(count - 1, 1))
+            STATS, name, jax.lax.stop_gradient(self.momentum * old + (1 - self.momentum) * new))
+        last = lambda name, old: self.get_variable(STATS, name, old)  # of an earlier call in this pass
+        keep('mean', last('mean', mean), new_mean)
+        keep('var', last('var', var), new_var * count / jnp.maximum(count - 1, 1))
       mean, var = new_mean, new_var
     y = (wide - mean) * jax.lax.rsqrt(var + self.epsilon)
     if self.use_scale:
