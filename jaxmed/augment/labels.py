@@ -46,9 +46,10 @@ def extreme(x: jax.Array, radius: jax.Array, most: int, sign: jax.Array) -> jax.
 
 
 def swap(x: jax.Array, chosen: jax.Array, reach: jax.Array, axis: int) -> jax.Array:
-  """Slices [S, H, W] whose `chosen` pixels, bool, swap values with those `reach` [S] pixels further along an axis.
+  """Slices [S, H, W] whose `chosen` pixels, bool, swap values with those `reach` [S] pixels further.
 
-  Beyond the end lies the beginning. Where a pixel is chosen and another one reaches it, its own swap counts.
+  axis: of a slice, 0 or 1. Beyond the end lies the beginning. Where a pixel is chosen and another one reaches it, its
+  own swap counts.
   """
   move = jax.vmap(lambda a, n: jnp.roll(a, n, axis))
   there = jnp.where(move(chosen, reach), move(x, reach), x)

@@ -24,7 +24,7 @@ from jaxmed.plan import hlo, roofline, worker
 from jaxmed.plan.hlo import Collective
 from jaxmed.plan.roofline import Bounds, Width
 from jaxmed.train.build import assemble, data_spec, resolve, towers
-from jaxmed.train.build.rundir import load
+from jaxmed.train.build.rundir import load_tower
 from jaxmed.train.step import Trainer
 from jaxmed.train.utilization import model_flops
 
@@ -85,7 +85,7 @@ def prepare(request: Request) -> Job:
   spec = assumed(user, request)
   config = resolve.resolve(user, spec)
   config_lib.update(config, {'mesh': wanted})
-  towers.opened(config, load)
+  towers.opened(config, load_tower)
   mesh = mesh_sizes(config.mesh, chips_)
   trainer = assemble.build(config, spec)
   if open_mesh(config.mesh):
