@@ -250,6 +250,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   watch.skipped = int(state.skipped)
   running: collections.deque = collections.deque()
   begun = time.monotonic()
+  looked: set[str] = set()  # what evaluations measure
   try:
     if first == 0:
       watchdog.beat('the first evaluation', step=False)
@@ -281,10 +282,13 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
       rows.tell(0 if due or stopping or probing else 1)
       if due or stopping or probing:
         pace.pause()
+      found: dict[str, float] = {}
       if probing and not stopping:
         watchdog.beat(f'the evaluation at step {n}', step=False)
         with times.stage('evaluations'):
-          rows.latest |= _probe(functools.partial(evaluation, names=probing), state, logs, n)
+          found = _probe(functools.partial(evaluation, names=probing), state, logs, n)
+        rows.latest |= found
+        looked |= found.keys()
         stopping = agreement.point()
         if evaluation.tells_collapse(probing):
           watch.look(n, rows.latest)
@@ -293,7 +297,9 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         if run.owner is not None:
           run.owner.check()
         with times.stage('checkpoints'):
-          checkpoints.save(n, state, _plain(rows.latest))
+          # Without what was measured on an earlier state: the best checkpoint is the one that an evaluation saw.
+          own = {k: v for k, v in rows.latest.items() if k in found or k not in looked}
+          checkpoints.save(n, state, _plain(own))
         agreement.saved()
       pace.go()
       if stopping and not last:
