@@ -1,6 +1,7 @@
 """A trained encoder with all that it needs to take images as they are stored: what `jaxmed.load` returns."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -178,9 +179,7 @@ class Encoder:
 
   def untrained(self, seed: int = 0) -> 'Encoder':
     """The same encoder with fresh random weights: the baseline of every evaluation."""
-    slots = len(self.channels)
-    image = jnp.zeros((1, *self.image_size, slots))
-    params = jax.jit(lambda key: nn.unbox(self.model.init(key, image)['params']))(jax.random.key(seed))
+    params = _fresh(self.model, (1, *self.image_size, len(self.channels)), jax.random.key(seed))
     return dataclasses.replace(self, params=params, info=self.info | {'method': 'untrained'})
 
   def view(self, size: tuple[int, ...]) -> ViewMaker:
@@ -211,6 +210,11 @@ def in_batches(run: Callable[..., Mapping[str, Any]], batch_size: int, *arrays: 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Equal trees of arrays, one after the other along the first axis."""
   return jax.tree.map(lambda *some: np.concatenate(some), *parts) if parts else {}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fresh(model, shape, key):
+  return nn.unbox(model.init(key, jnp.zeros(shape))['params'])
 
 
 def _features(model, view, patches, levels, params, image, ids, mask):

@@ -15,6 +15,12 @@ def test_beginnings_end_at_a_border(name, starts, want):
   assert tiers.begins(name, starts) == want
 
 
+def test_heavy_files_come_first():
+  names = ['tests/a.py::test_a'] * 30 + ['tests/b.py::test_b', 'tests/b.py::test_c[1]', 'tests/c.py::test_d']
+  weight = tiers.weights(names, ('tests/b.py::test_b', 'tests/b.py::test_c', 'tests/c.py'))
+  assert sorted(weight, key=weight.get) == ['tests/a.py', 'tests/b.py', 'tests/c.py']
+
+
 def test_each_line_names_a_test_that_exists():
   root = pathlib.Path(__file__).parent.parent
   slow, longer = tiers.listed()

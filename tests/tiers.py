@@ -14,6 +14,7 @@ import pytest
 LIMIT = 5.0
 LIST = pathlib.Path(__file__).parent / 'slow.txt'
 COST = pytest.StashKey[dict]()
+SLOW, WHOLE = 20, 1000  # a test of the second tier is worth so many of the first; one of a file that is slow as a whole
 
 
 def listed():
@@ -33,11 +34,34 @@ def pytest_addoption(parser):
   parser.addoption('--cpu', default='', help='append the CPU seconds of each test to this file')
 
 
-def pytest_collection_modifyitems(items):
+def pytest_configure(config):
+  if hasattr(config.option, 'loadscopereorder'):  # of pytest-xdist, which would begin with the files of most tests
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
   slow, _ = listed()
   for item in items:
     if begins(item.nodeid, slow):
       item.add_marker(pytest.mark.slow)
+  if hasattr(config, 'workerinput'):  # a worker of pytest-xdist: no core is to idle at the end for a long file
+    weight = weights([item.nodeid for item in items], slow)
+    items.sort(key=lambda item: -weight[file_of(item.nodeid)])
+
+
+def file_of(name):
+  """The file of an id."""
+  return name.partition('::')[0]
+
+
+def weights(names, slow):
+  """{file: about what it costs} of ids: a file that is slow as a whole comes first, then those of most slow tests."""
+  out = {}
+  for name in names:
+    start = begins(name, slow)
+    out[file_of(name)] = out.get(file_of(name), 0) + (SLOW if start else 1) + (WHOLE if start == file_of(name) else 0)
+  return out
 
 
 def _seconds():

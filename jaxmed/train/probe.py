@@ -53,6 +53,11 @@ class Probe:
     return feature_of(self.trainer.objective)
 
   @property
+  def _means(self) -> tuple[Any, Any]:
+    """What programs are compiled for: not the trainer, so that runs of other seeds, lengths and rates share them."""
+    return self.trainer.objective, self.trainer.view
+
+  @property
   def health_rows(self) -> int:
     """How many images `health` looks at: a multiple of the devices."""
     shards = mesh_lib.batch_shards(self.mesh)
@@ -64,7 +69,7 @@ class Probe:
       return {}
     self.check()
     batch = next(iter(self._batches(self._seen, self.health_rows)))
-    found = _observe(self.trainer, self.mesh, state.variables(self.fixed), mesh_lib.put_batch(batch, self.mesh))
+    found = _observe(*self._means, self.mesh, state.variables(self.fixed), mesh_lib.put_batch(batch, self.mesh))
     return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
 
   def held_out(self, state: TrainState, most: int = PROBE_ROWS) -> float:
@@ -118,7 +123,7 @@ class Probe:
     for batch in self._batches(rows, self.config.batch_size):
       self.check()
       batch = mesh_lib.put_batch(batch, self.mesh)
-      found, index = jax.device_get(_answers(self.trainer, self.mesh, variables, batch))
+      found, index = jax.device_get(_answers(*self._means, self.mesh, variables, batch))
       parts.append([x[index >= 0] for x in found])
     first, second = (np.concatenate(x) for x in zip(*parts, strict=True))
     return first, second
@@ -144,7 +149,7 @@ class Probe:
     for i, batch in enumerate(itertools.islice(self._batches(source, size, windows), count // size)):
       self.check()
       batch = mesh_lib.put_batch(batch, self.mesh)
-      losses.append(_loss(self.trainer, state.variables(self.fixed), batch, i, state.step))
+      losses.append(_loss(*self._means, state.variables(self.fixed), batch, i, state.step))
     return float(np.mean(jax.device_get(losses))) if losses else float('nan')
 
   def _batches(self, source: Any, size: int, windows: Windows | None = None):
@@ -204,16 +209,16 @@ def thin(source: Any, most: int) -> Any:
   return dataclasses.replace(source, table=source.table.take(rows))
 
 
-def _val_loss(trainer, variables, batch, seed, step):
+def _val_loss(objective, view, variables, batch, seed, step):
   view_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
-  return trainer.objective.loss(variables, trainer.view.held_out(view_key, batch), loss_key, step, False)[0]
+  return objective.loss(variables, view.held_out(view_key, batch), loss_key, step, False)[0]
 
 
-_loss = jax.jit(_val_loss, static_argnums=0)
+_loss = jax.jit(_val_loss, static_argnums=(0, 1))
 
 
-def _answered(trainer, mesh, variables, batch):
-  objective, batch = trainer.objective, trainer.view.plain(batch)
+def _answered(objective, view, mesh, variables, batch):
+  batch = view.plain(batch)
   if objective.PREDICTS == 'mask':
     found = segmentation.overlap(objective.logits(variables, batch)[0][0], objective.truth(batch))
   else:
@@ -221,14 +226,13 @@ def _answered(trainer, mesh, variables, batch):
   return jax.lax.with_sharding_constraint((found, batch['index']), mesh_lib.replicated(mesh))
 
 
-_answers = jax.jit(_answered, static_argnums=(0, 1))
+_answers = jax.jit(_answered, static_argnums=(0, 1, 2))
 
 
-def _features(trainer, mesh, variables, batch):
+def _features(objective, view, mesh, variables, batch):
   """Pooled features [N, D], tokens of the first channel [N, T, D], pooled features of some views [N, Q, D]."""
-  objective = trainer.objective
   params, feature = objective.encoder_params(variables), feature_of(objective)
-  view = dataclasses.replace(trainer.view, views=1, local_views=0, channel_sampling='none')
+  view = dataclasses.replace(view, views=1, local_views=0, channel_sampling='none')
 
   def encode(b):
     return objective.encoder.apply({'params': params}, **inputs(b))
@@ -241,4 +245,4 @@ def _features(trainer, mesh, variables, batch):
   return jax.lax.with_sharding_constraint(found, mesh_lib.replicated(mesh))  # every process reads all of it
 
 
-_observe = jax.jit(_features, static_argnums=(0, 1))
+_observe = jax.jit(_features, static_argnums=(0, 1, 2))

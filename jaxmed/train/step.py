@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -81,9 +82,12 @@ class Trainer:
   firsts: tuple[int, ...] = ()
   width: Width | None = None
 
-  def create(self, batch: Any) -> TrainState:
-    """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter."""
-    rng = jax.random.key(self.seed)
+  def create(self, batch: Any, key: Any = None) -> TrainState:
+    """A boxed initial state (parameters carry logical axes); only the shapes of `batch` matter.
+
+    `key`: raw data of the key to draw from; that of the seed by default.
+    """
+    rng = jax.random.key(self.seed) if key is None else jax.random.wrap_key_data(key)
     views = self.view(rng, batch)
     variables = self.objective.init(rng, views)
     if self.width is not None:
@@ -99,20 +103,21 @@ class Trainer:
 
   def abstract(self, batch: Any, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the state on a mesh."""
-    return _abstract(self, *_frozen(batch), mesh)
+    return _abstract(_beginning(self), *_frozen(_shapes(batch)), mesh)
 
   def initialize(self, abstract: TrainState, batch: Any) -> TrainState:
     """The initial state, made on the devices that will hold it, as `abstract` says."""
     where = jax.tree.map(lambda x: x.sharding, abstract)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    return jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=where)(self, *_frozen(shapes))
+    make = jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=where)
+    return make(_beginning(self), *_frozen(_shapes(batch)), _key(self.seed))
 
   def compile(self, abstract: TrainState, batch: Any, mesh: Mesh, fixed: Any = None) -> Callable:
     """Compiles (state, batch) -> (state, metrics); the state is donated. Equal trainers share one program.
 
     With `fixed`, what the objective only reads, the program takes it as a third argument, which is not donated.
     """
-    return _compiled(self, _frozen(abstract), _frozen(batch), _frozen(fixed or {}), mesh)
+    same = dataclasses.replace(self, seed=0)  # the state has the key
+    return _compiled(same, _frozen(abstract), _frozen(batch), _frozen(fixed or {}), mesh)
 
   def step(self, state: TrainState, batch: Any, fixed: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; left out, and counted, when a loss or a gradient is not finite, or the loss a spike.
@@ -256,21 +261,43 @@ def _frozen(tree: Any) -> tuple[tuple, Any]:
   return tuple(map(shape, leaves)), structure
 
 
+def _shapes(batch: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+
+def _key(seed: int) -> np.ndarray:
+  """Raw data of a seed's key; as an array of NumPy it is the same on all processes."""
+  return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
 # A trainer is static: what was traced, lowered and compiled for one serves every equal one of the process.
+
+
+def _beginning(trainer: Trainer) -> Trainer:
+  """A trainer as far as the first state depends on it: runs of other seeds, rates and lengths begin by one program."""
+  plain = dict(learning_rate=1.0, steps=1, warmup_steps=0, final_learning_rate=0.0)
+  optimizer = dataclasses.replace(trainer.optimizer, **plain)
+  return dataclasses.replace(trainer, optimizer=optimizer, seed=0, accumulate=1, sizes=(), shares=(), firsts=())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _created(trainer: Trainer, shapes: tuple, structure: Any, key: Any) -> TrainState:
+  """Traced once for the shapes and for the values."""
+  zeros = [jnp.zeros(x.shape, x.dtype) for x in shapes]
+  return trainer.create(jax.tree.unflatten(structure, zeros), key)
 
 
 @functools.lru_cache(maxsize=64)
 def _abstract(trainer: Trainer, shapes: tuple, structure: Any, mesh: Mesh) -> TrainState:
-  boxed = jax.eval_shape(trainer.create, jax.tree.unflatten(structure, shapes))
+  boxed = jax.eval_shape(functools.partial(_created, trainer, shapes, structure), _key(0))
   where = mesh_lib.shardings(boxed, mesh)
   if trainer.offload:
     where = dataclasses.replace(where, moments=jax.tree.map(mesh_lib.on_host, where.moments))
   return mesh_lib.placed(boxed, where)
 
 
-def _initial(trainer: Trainer, shapes: tuple, structure: Any) -> TrainState:
-  zeros = [jnp.zeros(x.shape, x.dtype) for x in shapes]
-  return nn.unbox(trainer.create(jax.tree.unflatten(structure, zeros)))
+def _initial(trainer: Trainer, shapes: tuple, structure: Any, key: Any) -> TrainState:
+  return nn.unbox(_created(trainer, shapes, structure, key))
 
 
 @functools.lru_cache(maxsize=4)

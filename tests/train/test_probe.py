@@ -19,9 +19,8 @@ def test_the_held_out_loss_is_not_that_of_training():
       return jnp.float32(variables), None
 
   view = types.SimpleNamespace(held_out=lambda rng, batch: (batch, rng))
-  trainer = types.SimpleNamespace(objective=Objective(), view=view)
   for step in (1, 2):
-    assert probe._val_loss(trainer, 3.0, 'batch', 5, step) == 3
+    assert probe._val_loss(Objective(), view, 3.0, 'batch', 5, step) == 3
   (first, first_key, train), (second, second_key, _) = calls
   assert not train
   assert first == second and first[0] == 'batch'
