@@ -28,7 +28,8 @@ from jaxmed.models.layers.norm import BatchNorm, GroupNorm
 from jaxmed.models.layers.tokens import Features, Level, check_levels, drop_channels, grid_of, patchify
 
 MASKINGS = ('sparse', 'token')
-SLAB = 2**22  # bytes of a volume's convolution on a CPU that are copied at a time
+SLAB = 2**21  # bytes that a convolution of volumes on a CPU copies at a time: they should stay in a core's cache
+LEAST = 2**26  # multiply-adds from which such a convolution is worth a program that is three times as long to compile
 LEAK = 0.01  # slope of a leaky ReLU below zero
 
 
@@ -131,7 +132,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...],
     out = kernels.dense(patchify(x, width), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(x.shape[0], *grid, -1)
   ends = tuple((n, n) for n in padding)
-  return (_volume if rank == 3 else _windows)(x, kernel, stride, ends)
+  own = rank == 3 and (max(stride) > 1 or _large(x, kernel, stride))
+  return (_volume if own else _windows)(x, kernel, stride, ends)
 
 
 def _windows(x, kernel, stride, ends):
@@ -140,18 +142,27 @@ def _windows(x, kernel, stride, ends):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _volume(x, kernel, stride, ends):
-  """`_windows` of volumes; on a CPU it is `_stacked`, its gradients `_input_gradient` and `_by_taps`.
+  """`_windows` of volumes. On a CPU it is `_stacked` and its gradients are `_input_gradient` and `_by_taps`.
 
-  XLA:CPU convolves volumes several times slower than images, and takes the kernel's gradient slower yet.
+  XLA:CPU convolves volumes several times slower than images, takes the kernel's gradient slower yet, and that of the
+  input of a strided convolution by plain loops. Small convolutions differ from `_windows` by the last one alone.
   """
+  if not _large(x, kernel, stride):
+    return _windows(x, kernel, stride, ends)
   return lax.platform_dependent(x, kernel, cpu=lambda x, kernel: _stacked(x, kernel, stride, ends),
                                 default=lambda x, kernel: _windows(x, kernel, stride, ends))
 
 
+def _large(x, kernel, stride):
+  return math.prod(x.shape[:-1]) * kernel.size >= LEAST * math.prod(stride)
+
+
 def _volume_bwd(stride, ends, residuals, g):
-  plain = lambda x, kernel, g: jax.vjp(lambda x, kernel: _windows(x, kernel, stride, ends), x, kernel)[1](g)
+  apply = lambda form: lambda x, kernel: form(x, kernel, stride, ends)
+  gradient = lambda form: lambda x, kernel, g: jax.vjp(apply(form), x, kernel)[1](g)
   own = lambda x, kernel, g: (_input_gradient(x, kernel, g, stride, ends), _by_taps(x, kernel, g, stride, ends))
-  return lax.platform_dependent(*residuals, g, cpu=own, default=plain)
+  large = _large(*residuals, stride)
+  return lax.platform_dependent(*residuals, g, cpu=own if large else gradient(_blocked), default=gradient(_windows))
 
 
 _volume.defvjp(lambda x, kernel, stride, ends: (_volume(x, kernel, stride, ends), (x, kernel)), _volume_bwd)
@@ -198,11 +209,14 @@ def _by_taps(x, kernel, g, stride, ends):
 
   def add(i, total):
     part = lax.dynamic_slice_in_dim(x, i * many * stride[0], span[0] + width[0] - 1, axis=1)
-    slab = lax.dynamic_slice_in_dim(g, i * many, many, axis=1)
-    at = lambda tap: part[:, *(slice(k, k + n, step) for k, n, step in zip(tap, span, stride, strict=True))]
-    product = lambda tap: jnp.tensordot(at(tap).reshape(-1, x.shape[-1]), slab.reshape(-1, g.shape[-1]), (0, 0),
-                                        preferred_element_type=jnp.float32)
-    return total + jnp.stack([product(tap) for tap in itertools.product(*map(range, width))])
+    slab = lax.dynamic_slice_in_dim(g, i * many, many, axis=1).reshape(-1, g.shape[-1])
+
+    def product(tap):  # in a loop, as hundreds of products would be long to compile
+      found = lax.dynamic_slice(part, (0, *tap, 0), (x.shape[0], *span, x.shape[-1]))
+      found = found[:, :: stride[0], :: stride[1], :: stride[2]].reshape(-1, x.shape[-1])
+      return jnp.tensordot(found, slab, (0, 0), preferred_element_type=jnp.float32)
+
+    return total + lax.map(product, jnp.unravel_index(jnp.arange(math.prod(width)), width))
 
   total = jnp.zeros((math.prod(width), *kernel.shape[3:]), jnp.float32)
   return lax.fori_loop(0, depth // many, add, total).reshape(kernel.shape).astype(kernel.dtype)
@@ -235,7 +249,8 @@ def _blocked(x, kernel, stride, ends):
   kernel = kernel.reshape(*kernel.shape[:rank], -1, kernel.shape[-1])
   first = [(low + z) // step for (low, _), z, step in zip(ends, front, stride, strict=True)]
   last = [n + k - 1 - have - low for n, k, have, low in zip(windows, kernel.shape, x.shape[1:], first, strict=False)]
-  return _volume(x, kernel, (1,) * rank, tuple(zip(first, last, strict=True)))
+  ones = (1,) * rank
+  return (_volume if _large(x, kernel, ones) else _windows)(x, kernel, ones, tuple(zip(first, last, strict=True)))
 
 
 def _axis_letters(rank: int) -> tuple[str, str, str]:
