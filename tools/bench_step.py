@@ -31,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -498,31 +498,35 @@ def torch_gemm() -> Callable[[], None]:
 # The protocol: the parent writes one JSON line, the worker answers with one.
 
 
-def worker(side: str, threads: int) -> None:
-  """Serves 'load CASE' (its fields as JSON, or 'gemm') and 'run N' until its input ends."""
+def worker(side: str, threads: int, steps: Mapping[str, Callable[[Any], Callable[[], None]]], make: Callable,
+           clock: Callable[[], float] = time.perf_counter) -> None:
+  """Serves 'load CASE' (its fields as JSON, or 'gemm') and 'run N' until its input ends.
+
+  Args:
+    side: 'jax' or 'torch', a key of `steps`, which make a step of the case that `make` gives for its fields.
+  """
   answers, sys.stdout = sys.stdout, sys.stderr
   _limit(threads)
   if side == 'torch':
     import torch
 
     torch.set_num_threads(threads)
-  steps = {'jax': jax_step, 'torch': torch_step}[side]
   gemm = {'jax': jax_gemm, 'torch': torch_gemm}[side]()
   run: Callable[[], None] = gemm
   for line in sys.stdin:
     verb, value = json.loads(line)
-    begun = time.perf_counter()
+    begun = clock()
     if verb == 'load':
       run = gemm  # lets go of the case before
-      run = gemm if value == 'gemm' else steps(Case(**json.loads(value)))
+      run = gemm if value == 'gemm' else steps[side](make(**json.loads(value)))
       run(), run()
-      times = [time.perf_counter() - begun]
+      times = [clock() - begun]
     else:
       times = []
       for _ in range(value):
-        begun = time.perf_counter()
+        begun = clock()
         run()
-        times.append(time.perf_counter() - begun)
+        times.append(clock() - begun)
     print(json.dumps(times), file=answers, flush=True)
 
 
@@ -533,17 +537,18 @@ def _limit(threads: int) -> None:
 
 
 class Worker:
-  """One side's process."""
+  """One side's process: of `script`, which calls `worker` when it is asked to."""
 
-  def __init__(self, side: str, threads: int, huge_pages: bool):
+  def __init__(self, side: str, threads: int, huge_pages: bool, script: str = __file__, name: str = '',
+               more: Sequence[str] = ()):
     names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
     env = dict(os.environ, JAX_PLATFORMS='cpu', OMP_WAIT_POLICY='PASSIVE', **{n: str(threads) for n in names})
     if huge_pages:
       env['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(script)))
     env['PYTHONPATH'] = os.pathsep.join(filter(None, [root, env.get('PYTHONPATH')]))
-    command = [sys.executable, os.path.abspath(__file__), '--worker', side, '--threads', str(threads)]
-    self.side = side
+    command = [sys.executable, os.path.abspath(script), '--worker', side, '--threads', str(threads), *more]
+    self.side = name or side
     self.process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -565,9 +570,11 @@ class Worker:
     self.process.wait()
 
 
-def compare(name: str, sides: list[Worker], rounds: int, each: int, batch: int) -> dict[str, Any]:
-  """Alternates the sides for `rounds` rounds of `each` steps; which goes first alternates too."""
-  case = dataclasses.replace(CASES[name], batch=batch) if batch else CASES[name]
+def compare(case: Any, sides: list[Worker], rounds: int, each: int) -> dict[str, Any]:
+  """Alternates the sides for `rounds` rounds of `each` steps; which goes first alternates too.
+
+  `case` is a dataclass with `batch` and `flops`; 'jax' and 'torch' are among the sides.
+  """
   rates = {s.side: 0.0 for s in sides}
   for s in sides:
     s.ask('load', 'gemm')
@@ -580,8 +587,7 @@ def compare(name: str, sides: list[Worker], rounds: int, each: int, batch: int) 
   pairs = sorted(t / j for t, j in zip(seconds['torch'], seconds['jax'], strict=True))
   mid = {side: statistics.median(times) for side, times in seconds.items()}
   return {
-      'case': name, 'batch': case.batch, 'tokens': case.tokens, 'channels': case.channels,
-      'gflop': case.flops / 1e9,
+      'batch': case.batch, 'gflop': case.flops / 1e9,
       'ratio': statistics.median(pairs), 'ratio_low': pairs[0], 'ratio_high': pairs[-1],
       'jax_seconds': mid['jax'], 'torch_seconds': mid['torch'],
       'jax_images_per_second': case.batch / mid['jax'], 'torch_images_per_second': case.batch / mid['torch'],
@@ -603,7 +609,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--worker', choices=('jax', 'torch'), help=argparse.SUPPRESS)
   options = parser.parse_args(argv)
   if options.worker:
-    worker(options.worker, options.threads)
+    worker(options.worker, options.threads, {'jax': jax_step, 'torch': torch_step}, Case)
     return
   need('parity', 'torch', 'timm', 'lightly')
   names = options.cases.split(',')
@@ -618,8 +624,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f'{"jaxmed/s":>9} {"torch/s":>8} {"GFLOP":>6} {"bound s":>8}')
   rows = []
   for name in names:
-    r = compare(name, sides, options.rounds, options.each, options.batch)
-    rows.append(r)
+    case = dataclasses.replace(CASES[name], batch=options.batch) if options.batch else CASES[name]
+    r = compare(case, sides, options.rounds, options.each)
+    rows.append({'case': name, 'tokens': case.tokens, 'channels': case.channels} | r)
     spread = f'{r["ratio_low"]:.2f}-{r["ratio_high"]:.2f}'
     print(f'{name:20} {r["batch"]:5} {r["ratio"]:6.2f} {spread:>13} {r["jax_seconds"]:9.3f} '
           f'{r["torch_seconds"]:8.3f} {r["jax_images_per_second"]:9.2f} {r["torch_images_per_second"]:8.2f} '
