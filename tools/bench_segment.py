@@ -358,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f'unknown case {unknown[0]!r}: choose of {", ".join(names)}')
   need('parity', 'torch', 'monai')
   need('demo', 'nilearn')
-  print(f'{options.threads} threads a side, {options.rounds} alternating rounds{", CPU seconds" * options.cpu_seconds}; '
+  measured = ', CPU seconds' if options.cpu_seconds else ''
+  print(f'{options.threads} threads a side, {options.rounds} alternating rounds{measured}; '
         f'ratio > 1: jaxmed is faster; {measured_on()}', flush=True)
   out: dict[str, Any] = {'on': measured_on(), 'threads': options.threads}
   networks = [name for name in chosen if name in CASES]
