@@ -30,7 +30,8 @@ NNUNET = {
 ARMS = {'pretrained': {'rates': (1e-3,)}, 'scratch': {'rates': (1e-2, 3e-3)}}
 SMALL = {
     'image_size': 48, 'loader': {'fit': 'auto', 'load_size': 48, 'foreground': 0.0}, 'batch_size': 16, 'steps': 60,
-    'eval_every': 20, 'checkpoint_every': 20, 'optimizer.warmup_steps': 3}
+    'eval_every': 20, 'checkpoint_every': 20, 'optimizer.warmup_steps': 3,
+    **{f'augment.{name}_probability': (0.0,) for name in ('rotation', 'zoom', 'soften', 'coarse')}}
 
 TRANSFERS = {
     'published': Transfer({'*': {}}, ARMS | {'nnunet': NNUNET}, f'{BASE}:published', seeds=(0, 1, 2)),

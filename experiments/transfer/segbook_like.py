@@ -10,7 +10,8 @@ val taken), wins in total, by modality and by number of training subjects.
   jaxmed transfer experiments/transfer/segbook_like.py --data liver:CT=LIVER --data heart:MR=HEART \\
       --encoder stunet_b.safetensors --out OUT
   jaxmed prepare tissue --out tissue && jaxmed prepare regions --out regions
-  jaxmed train --data tissue --out pre method=mae model=vit_micro/8 steps=400
+  jaxmed train --data tissue --out pre method=mae model=vit_micro/8 encoder.depth=3 encoder.embed_dim=64 \
+      encoder.num_heads=2 steps=200
   jaxmed transfer experiments/transfer/segbook_like.py:laptop --data tissue=tissue --data regions=regions \\
       --encoder pre --out OUT
 
@@ -35,7 +36,8 @@ TRANSFERS = {
     'laptop': Transfer(
         corpora={'tissue': {'modality': 'MR'}, 'regions': {'modality': 'MR'}},
         arms={'pretrained': {}, 'scratch': {'rates': (1e-3, 3e-4)}, 'linear': {'rates': (1e-2,)}},
-        base={'steps': 60, 'batch_size': 16, 'eval_every': 20, 'checkpoint_every': 20}),
+        base={'steps': 60, 'batch_size': 16, 'eval_every': 20, 'checkpoint_every': 20,
+              **{f'augment.{name}_probability': (0.0,) for name in ('rotation', 'zoom', 'soften', 'coarse')}}),
 }
 VARIANTS = tuple(TRANSFERS)
 

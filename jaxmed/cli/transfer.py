@@ -13,7 +13,7 @@ from jaxmed.errors import EXIT_UNAVAILABLE, EXIT_USER, UserError
 
 DOES = 'fine-tune and compare pretrained, scratch and linear arms on many corpora, from one file'
 EXAMPLE = ('jaxmed transfer experiments/transfer/segbook_like.py:laptop --data tissue=corpora/tissue '
-           '--data nuclei=corpora/nuclei --encoder run --out transfer')
+           '--data regions=corpora/regions --encoder run --out transfer')
 
 
 def options(p: argparse.ArgumentParser) -> None:

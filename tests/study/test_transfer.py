@@ -286,34 +286,35 @@ def test_corpora_that_cannot_be_judged(corpus, monkeypatch, change, words):
 
 
 @pytest.mark.usefixtures('no_figures')
-def test_a_tiny_one_ends_and_goes_on(trained, tiles, corpus, tmp_path, capfd):
-  """Two corpora, two tasks, two arms: cell by cell, as the processes of a queue run them; then nothing is left to do."""
+def test_a_tiny_one_ends_and_goes_on(trained, tiles, tmp_path, capfd):
+  """Two corpora, two arms: cell by cell, as the processes of a queue run them; then nothing is left to do.
+
+  All four have one program: the same sizes, rate and decays.
+  """
   masks = tiles_with_masks(tiles, tmp_path)
-  few = FEW | {'steps': 2, 'eval_every': 1, 'checkpoint_every': 1}
-  file = written(tmp_path, corpora={'m': {'values': {'objective': {'decoder': 'linear'}}}, 't': {'task': 'classify', 'label': 'tissue'}},
-                 arms={'pretrained': {}, 'scratch': {'rates': (1e-2, 1e-3)}}, base=few)
+  base = FEW | {'steps': 2, 'eval_every': 1, 'checkpoint_every': 1, 'learning_rate': 1e-2, 'optimizer': {'layer_decay': 1.0},
+                'augment': FEW['augment'] | {'flip': 0.0}, 'objective': {'decoder': 'linear'}}
+  file = written(tmp_path, corpora={'*': {}}, arms={'pretrained': {}, 'scratch': {}}, base=base)
   out = tmp_path / 'out'
-  words = ['transfer', file, '--data', f'm:light={masks}', '--data', f't={corpus}', '--encoder', str(trained), '--out', str(out)]
+  words = ['transfer', file, '--data', f'm:light={masks}', '--data', f'n:dark={masks}', '--encoder', str(trained), '--out', str(out)]
   assert cli.main([*words, '--dry-run', '--rate', '1e9', '--json']) == 0
   dry = json.loads(capfd.readouterr().out)
-  assert [c['cell'] for c in dry['cells']][:3] == ['corpus=m_arm=pretrained', 'corpus=t_arm=pretrained', 'corpus=m_arm=scratch_rate=0.01']
-  assert {c['steps'] for c in dry['cells']} == {2} and not out.exists()
-  for number in range(6):
+  names = [f'corpus={c}_arm={a}' for a in ('pretrained', 'scratch') for c in 'mn']
+  assert [c['cell'] for c in dry['cells']] == names and {c['steps'] for c in dry['cells']} == {2} and not out.exists()
+  for number in range(4):
     assert cli.main([*words, '--cell-index', str(number)]) == 0, capfd.readouterr().err
-  assert sorted(p.name for p in out.rglob('test.*.json')) == ['test.m.json'] * 2 + ['test.t.json'] * 2
+  assert sorted(p.name for p in out.rglob('test.*.json')) == ['test.m.json'] * 2 + ['test.n.json'] * 2
   capfd.readouterr()
   assert cli.main([*words, '--json']) == 0
   found = json.loads(capfd.readouterr().out)
   rows = {(r['corpus'], r['arm']): r for r in found['rows']}
   assert len(rows) == 4 and all(r['status'] == 'done' and r['low'] <= r['value'] <= r['high'] for r in rows.values())
-  assert found['wins'][0]['corpora'] == 2 and rows['m', 'pretrained']['minus'] == 'scratch'
-  pick = rows['t', 'scratch']
-  best = {rate: max(r['val_balanced_accuracy'] for r in read_rows(
-      cells.folder(out, f'corpus=t_arm=scratch_rate={rate}') / 'run' / 'metrics.jsonl') if 'val_balanced_accuracy' in r)
-          for rate in ('0.01', '0.001')}
-  assert pick['rates'] == best and best[f'{pick["rate"]:g}'] == max(best.values())
+  assert [w['group'] for w in found['wins'] if w['by'] == 'modality'] == ['dark', 'light']
+  assert rows['m', 'pretrained']['value'] == rows['n', 'pretrained']['value'] != rows['m', 'scratch']['value']
+  seen = [r['dice'] for r in read_rows(cells.folder(out, names[0]) / 'run' / 'metrics.jsonl') if 'dice' in r]
+  assert rows['m', 'pretrained']['val'] == max(seen) and len(seen) == 2
   assert cli.main(['status', str(out), '--json']) == 0
-  assert json.loads(capfd.readouterr().out)['counts'] == {'done': 6}
+  assert json.loads(capfd.readouterr().out)['counts'] == {'done': 4}
   assert cli.main([*words, 'steps=3']) == 2
   assert 'began with another steps (2, now 3)' in capfd.readouterr().err
 
