@@ -178,7 +178,7 @@ def test_runs_of_both(tiles, tmp_path):
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   assert all(np.isfinite(row['loss']) and row['uncertainty'] > 0 and row['known_pixels'] == 0.5 for row in rows if 'loss' in row)
   trainer, config, spec, state = rundir.load_state(tmp_path / 'run')
-  assert set(state.params) == set(state.target) == {'encoder', 'decoder'} and spec.rows == 32  # six of them without a mask
+  assert set(state.params) == set(state.target) == {'encoder', 'decoder'} and spec.rows == 24  # six of them without a mask
   assert config.towers.labels.sha256 == towers.digest_of(rundir.load_tower(tmp_path / 'labels', 'label_autoencoder').params)
   assert jaxmed.load_segmenter(tmp_path / 'run').predict(np.zeros((16, 16, 3), np.uint8)).shape == (16, 16)
   with pytest.raises(UserError, match='is a run of method label_autoencoder, which has no classes'):
