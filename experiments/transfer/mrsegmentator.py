@@ -2,9 +2,9 @@
 
 There one nnU-Net of 40 classes is trained on MR and CT together and judged on MR and CT that it has not seen. The arms
 here are that network and its parts: trained on CT alone (`ct`), on MR alone (`mr`), and on both (`joint`), each judged
-on the test records of both corpora, against `ct`: on the corpus mr the arm ct is the transfer from CT to MR. One channel
-holds either modality, normalised by each image; classes that a corpus does not annotate (column `annotated`) are merged
-into its background, so label sets may differ.
+on the test records of both corpora, against `ct`: on the corpus mr the arm ct is the transfer from CT to MR. One
+channel holds either modality, normalised by each image; classes that a corpus does not annotate (column `annotated`)
+are merged into its background, so label sets may differ.
 
   jaxmed transfer experiments/transfer/mrsegmentator.py --data ct=CT --data mr=MR --out OUT
   jaxmed prepare phantoms --subjects 40 --size 32 --out ct
@@ -16,7 +16,7 @@ rounds. Its Dice is of volumes brought to 1.5 x 1.5 x 3 mm and leaves out classe
 grid of the corpus, and a class that is made up counts 0. Crops of 128^3 here, planned there; the trainer is nnU-Net's
 (250,000 steps). Axes are not mirrored, as classes are left and right. Published (its repository, v1.2): Dice 0.91 on
 NAKO GRE, 0.89 on T2-HASTE, 0.79 on AMOS MR, 0.84 on AMOS CT, 0.74 on TotalSegmentator MR. Not run here at full size.
-`laptop`: a small U-Net on synthetic phantoms of the abdomen, the same anatomies in both, which says nothing of patients.
+`laptop`: a small U-Net on synthetic phantoms of the abdomen, the same anatomies in both: nothing of patients.
 """
 
 from jaxmed.study.transfer import Transfer

@@ -1,8 +1,8 @@
 """OpenMind's protocol for a 3D encoder: fine-tuning of the encoder alone (Wald et al. 2024, arXiv 2412.17041).
 
 Reproduces MIC-DKFZ/nnUNet, nnUNetTrainer/pretraining/pretrainedTrainer.py: encoder and stem are transferred, the
-decoder is fresh; crops of 160^3, 2 volumes a step, no deep supervision, SGD (Nesterov 0.99), decay 3e-5, gradients of at
-most 12, 1e-3 for pretrained weights and 1e-2 for its control from scratch, a linear rise over the first 50 of 1000
+decoder is fresh; crops of 160^3, 2 volumes a step, no deep supervision, SGD (Nesterov 0.99), decay 3e-5, gradients of
+at most 12, 1e-3 for pretrained weights and 1e-2 for its control from scratch, a linear rise over the first 50 of 1000
 epochs of 250 steps, then (1 - t)^0.9. `short` has its 150 epochs with a rise over 15. The control has its own best rate
 here: 1e-2 and 3e-3 are tried, and the better one on val is judged. The arm `nnunet` is its third line: nnU-Net's own
 training from scratch with deep supervision, no rise and crops of 128^3. Three seeds, Dice of whole volumes.
