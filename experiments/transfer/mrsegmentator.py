@@ -14,10 +14,9 @@ are merged into its background, so label sets may differ.
 Differs: five folds and their ensemble there, three seeds here; its MR labels are corrected predictions of earlier
 rounds. Its Dice is of volumes brought to 1.5 x 1.5 x 3 mm and leaves out classes that a case lacks; here it is on the
 grid of the corpus, and a class that is made up counts 0. Crops of 128^3 here, planned there; the trainer is nnU-Net's
-(250,000 steps). Axes are not mirrored, as classes are left and right. Published (its repository, v1.2): Dice 0.91
-on NAKO GRE, 0.89 on T2-HASTE, 0.79 on AMOS MR, 0.84 on AMOS CT, 0.74 on TotalSegmentator MR. Not run here at full size.
-`laptop`: a small U-Net on synthetic phantoms of the abdomen, the same anatomies in both, which says
-nothing of patients.
+(250,000 steps). Axes are not mirrored, as classes are left and right. Published (its repository, v1.2): Dice 0.91 on
+NAKO GRE, 0.89 on T2-HASTE, 0.79 on AMOS MR, 0.84 on AMOS CT, 0.74 on TotalSegmentator MR. Not run here at full size.
+`laptop`: a small U-Net on synthetic phantoms of the abdomen, the same anatomies in both: nothing of patients.
 """
 
 from jaxmed.study.transfer import Transfer
