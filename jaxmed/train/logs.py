@@ -28,6 +28,7 @@ class Logs:
     rows = [r for r in read_rows(self.path) if r['step'] <= start]  # a killed run may have gone on past its checkpoint
     self.losses = [r['loss'] for r in rows if 'loss' in r]
     self.latest = {k: v for r in rows for k, v in r.items() if k != 'step'}  # the newest value of each metric
+    self.trained = {k: v for r in rows if 'loss' in r for k, v in r.items() if k != 'step'}  # of steps, not evaluations
     self._loggers: list[loggers.Logger] = []
     self._trackers: dict[str, loggers.Logger] = {}
     if main:

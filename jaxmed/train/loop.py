@@ -250,7 +250,6 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
   watch.skipped = int(state.skipped)
   running: collections.deque = collections.deque()
   begun = time.monotonic()
-  looked: set[str] = set()  # what evaluations measure
   try:
     if first == 0:
       watchdog.beat('the first evaluation', step=False)
@@ -288,7 +287,6 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         with times.stage('evaluations'):
           found = _probe(functools.partial(evaluation, names=probing), state, logs, n)
         rows.latest |= found
-        looked |= found.keys()
         stopping = agreement.point()
         if evaluation.tells_collapse(probing):
           watch.look(n, rows.latest)
@@ -297,9 +295,8 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         if run.owner is not None:
           run.owner.check()
         with times.stage('checkpoints'):
-          # Without what was measured on an earlier state: the best checkpoint is the one that an evaluation saw.
-          own = {k: v for k, v in rows.latest.items() if k in found or k not in looked}
-          checkpoints.save(n, state, _plain(own))
+          # Without evaluations of an earlier state: the best checkpoint is one that was looked at.
+          checkpoints.save(n, state, _plain(rows.trained | found))
         agreement.saved()
       pace.go()
       if stopping and not last:

@@ -23,11 +23,13 @@ class Rows:
   """What a run's steps have said, and the rows that still lie on the device.
 
   Attributes:
-    latest: the last value of each metric, of evaluations too. hosts: waits for the device, and what hosts wait for.
+    latest: the last value of each metric, of evaluations too. trained: the same of steps alone.
+    hosts: waits for the device, and what hosts wait for.
   """
 
   def __init__(self, config: Any, spec: Any, logs: Logs, watch: Watch, checkpoints: Checkpoints, pace: Pace):
     self.latest: dict[str, float] = dict(logs.latest)
+    self.trained: dict[str, float] = dict(logs.trained)
     self.hosts = vitals.Hosts()
     self._pending: collections.deque = collections.deque()
     self._logs, self._watch, self._checkpoints, self._pace = logs, watch, checkpoints, pace
@@ -49,6 +51,7 @@ class Rows:
       values = {k: float(v) for k, v in jax.device_get(metrics).items()} | self._pace.row(step)
       values |= self._used.row(values)
       self.latest |= values
+      self.trained |= values
       self._logs.scalars(step, values | vitals.own() | self.hosts.row(step, values['data_wait']))
       check_finite(self.latest, self._checkpoints)
       if self._on_spike == 'skip':  # the step has looked
