@@ -10,8 +10,10 @@ from jaxmed.augment.resample import crop_resize
 from jaxmed.augment.views import ViewMaker
 from jaxmed.errors import UserError
 from jaxmed.objectives.networks import flat, seen_by_teacher, views
+from tests.augment.test_color import made as made_by
 
 RNG = np.random.default_rng(0)
+resize = jax.jit(crop_resize, static_argnums=3)
 KEY = jax.random.key(3)
 
 
@@ -43,8 +45,8 @@ def test_views_of_their_own_sizes(size):
   """Each is the whole view, resized into the corner; zero beyond. An axis that is shorter than the side keeps its length."""
   options = dict(views=2, scale=(0.3, 0.9), noise=0.1)
   images = batch(size, count=12)
-  plain = maker(size, **options)(KEY, images)['global']
-  made = jax.jit(maker(size, **options, sample_sizes=(8, 12, 16)))(KEY, images)['global']
+  plain = made_by(maker(size, **options), KEY, images)['global']
+  made = made_by(maker(size, **options, sample_sizes=(8, 12, 16)), KEY, images)['global']
   sizes = np.asarray(made['sizes'])
   assert sizes.shape == (12, 2, len(size)) and set(np.unique(sizes)) == {8, 12, 16} | set(size)
   assert len({tuple(views) for views in sizes[:, :, -1].tolist()}) > 3  # views of a sample by themselves
@@ -52,17 +54,17 @@ def test_views_of_their_own_sizes(size):
     own = tuple(sizes[view])
     assert own[:-2] == size[:-2] and own[-1] == own[-2]
     corner = tuple(slice(n) for n in own)
-    whole = crop_resize(plain['image'][view], np.zeros(len(size), int), np.array(size), own)
+    whole = resize(plain['image'][view], np.zeros(len(size), int), np.array(size), own)
     np.testing.assert_allclose(made['image'][view][corner], whole, atol=1e-5)
     rest = np.array(made['image'][view])
     rest[corner] = 0
     assert not rest.any()
-  one = maker(size, noise=0.1, sample_sizes=(8,))(KEY, images)
+  one = made_by(maker(size, noise=0.1, sample_sizes=(8,)), KEY, images)
   assert one['image'].shape == (12, *size, 3) and one['sizes'].tolist() == [[*size[:-2], 8, 8]] * 12
 
 
 def test_flat_keeps_the_views_of_a_sample_together():
-  group = maker(views=2)(KEY, batch())['global']
+  group = made_by(maker(views=2), KEY, batch())['global']
   merged = flat(group)
   image, channels = merged['image'], merged['channels']
   assert image.shape == (6, 16, 16, 3) and channels.shape == (6, 3) and sorted(merged) == ['channels', 'image']
@@ -74,8 +76,8 @@ def test_the_gram_teacher_sees_the_same_crops_without_changes_of_intensity():
   """A crop that keeps the grid's size is the view without its jitter; another size is a resize of the same box."""
   options = dict(views=2, scale=(0.3, 0.9), flip=(0.0, 0.0))
   images = batch()
-  plain = maker(**options)(KEY, images)
-  made = maker(**options, noise=0.3, contrast=0.5, gram_size=(16, 16))(KEY, images)
+  plain = made_by(maker(**options), KEY, images)
+  made = made_by(maker(**options, noise=0.3, contrast=0.5, gram_size=(16, 16)), KEY, images)
   np.testing.assert_allclose(made['gram']['image'], plain['global']['image'], atol=1e-6)
   assert np.abs(made['global']['image'] - plain['global']['image']).max() > 0.1
 
@@ -88,7 +90,7 @@ def test_which_channels_are_seen(scope, teacher):
                teacher_channels=teacher)
   different = 0
   for i in range(12):
-    made = view(jax.random.key(i), batch(mask=there))
+    made = made_by(view, jax.random.key(i), batch(mask=there))
     shown = np.concatenate([made['global']['channel_mask'], made['local']['channel_mask']], axis=1)  # [B, 6, C]
     assert shown.any(axis=-1).all()
     assert not (shown & ~np.asarray(there)[:, None]).any()
@@ -115,8 +117,9 @@ def test_channels_go_to_the_places_of_their_names():
 
 def test_views_of_an_encoder_with_fixed_channels():
   there = np.array([[True, True], [True, False]])
-  made = ViewMaker((8, 8), (0.0,) * 4, (1.0,) * 4, place=4, views=2, channel_sampling='hcs')(
-      KEY, {'image': np.ones((2, 8, 8, 2), np.uint8), 'channels': np.array([[3, 1], [2, 0]]), 'channel_mask': there})
+  view = ViewMaker((8, 8), (0.0,) * 4, (1.0,) * 4, place=4, views=2, channel_sampling='hcs')
+  made = made_by(view, KEY, {
+      'image': np.ones((2, 8, 8, 2), np.uint8), 'channels': np.array([[3, 1], [2, 0]]), 'channel_mask': there})
   group = made['global']
   assert group['image'].shape == (2, 2, 8, 8, 4)
   np.testing.assert_array_equal(group['channels'], np.broadcast_to(np.arange(4), (2, 2, 4)))
@@ -129,15 +132,15 @@ def test_views_of_an_encoder_with_fixed_channels():
 def test_one_view_and_held_out():
   view, many, images = maker(views=1, scale=(0.3, 0.5)), maker(views=2), batch()
   assert many.many and not view.many
-  np.testing.assert_array_equal(view.held_out(KEY, images)['image'], view.plain(images)['image'])
-  np.testing.assert_array_equal(many.held_out(KEY, images)['global']['image'], many(KEY, images)['global']['image'])
+  held = jax.jit(ViewMaker.held_out, static_argnums=0)
+  np.testing.assert_array_equal(held(view, KEY, images)['image'], jax.jit(view.plain)(images)['image'])
+  np.testing.assert_array_equal(held(many, KEY, images)['global']['image'], made_by(many, KEY, images)['global']['image'])
 
 
 def test_a_view_is_a_resize_of_one_box():
   """Each view is a crop of its image: it equals a resize of the box that it carries, flipped as it says."""
   images, flipped = batch((24, 20)), 0
   made = jax.jit(maker(views=2, scale=(0.2, 0.6), local_views=1, local_size=(8, 8)))(KEY, images)
-  resize = jax.jit(crop_resize, static_argnums=3)
   for name, size in (('global', (16, 16)), ('local', (8, 8))):
     group = jax.tree.map(np.asarray, made[name])
     for place in np.ndindex(group['image'].shape[:2]):

@@ -28,14 +28,14 @@ def test_crop_is_pillows_bicubic_of_the_same_box(box, size):
 
 def test_crop_of_the_whole_volume_at_its_own_size_changes_nothing():
   volume = RNG.normal(size=(6, 8, 10, 1)).astype(np.float32)
-  have = crop_resize(volume, jnp.zeros(3, int), jnp.array([6, 8, 10]), (6, 8, 10))
+  have = jax.jit(crop_resize, static_argnums=3)(volume, jnp.zeros(3, int), jnp.array([6, 8, 10]), (6, 8, 10))
   np.testing.assert_allclose(have, volume, atol=1e-6)
 
 
 @pytest.mark.parametrize('grid', [(48, 64), (16, 24, 20)])
 def test_boxes_lie_inside_and_cover_the_asked_share(grid):
   keys = jax.random.split(jax.random.key(0), 4000)
-  start, length = jax.vmap(lambda k: random_box(k, grid, (0.2, 0.6), (3 / 4, 4 / 3)))(keys)
+  start, length = jax.jit(jax.vmap(lambda k: random_box(k, grid, (0.2, 0.6), (3 / 4, 4 / 3))))(keys)
   start, length = np.asarray(start), np.asarray(length)
   assert (start >= 0).all() and (start + length <= grid).all() and (length >= 1).all()
   share = length.prod(axis=1) / np.prod(grid)
@@ -103,7 +103,7 @@ def test_volumes_are_cropped_and_flipped_along_any_axis():
   view = ViewMaker((8, 8, 8), (0.0, 0.0), (1.0, 1.0), flip=(1.0, 0.0, 0.0), scale=(0.5, 1.0))
   assert jax.jit(view)(jax.random.key(0), batch)['image'].shape == (4, 8, 8, 8, 2)
   whole = ViewMaker((8, 12, 10), (0.0, 0.0), (1.0, 1.0), flip=(1.0, 0.0, 0.0), scale=(1.0, 1.0))
-  np.testing.assert_array_equal(whole(jax.random.key(0), batch)['image'], image[:, ::-1])
+  np.testing.assert_array_equal(jax.jit(whole)(jax.random.key(0), batch)['image'], image[:, ::-1])
 
 
 @pytest.mark.parametrize('options,word', [
@@ -120,9 +120,9 @@ def test_mixup_and_cutmix_blend_image_and_target_by_the_same_share():
   image = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None, None], (n, 10, 10, 1))
   target = np.eye(n, dtype=np.float32)
   channels = np.zeros((n, 1), int)
-  seen = set()
+  seen, blend = set(), jax.jit(mix, static_argnums=(4, 5))
   for seed in range(12):
-    mixed, blended = map(np.asarray, mix(jax.random.key(seed), image, target, channels, 0.8, 1.0))
+    mixed, blended = map(np.asarray, blend(jax.random.key(seed), image, target, channels, 0.8, 1.0))
     np.testing.assert_allclose(blended.sum(axis=1), 1, atol=1e-6)
     # the mean pixel of sample i is share * i + (1 - share) * (n - 1 - i), with the share of its target
     share = blended[0, 0]

@@ -28,17 +28,31 @@ def apply(model, params, image, mask=None, levels=(), train=False, **rngs):
   return model.apply({'params': params}, image, None, mask, train=train, levels=levels, rngs=rngs)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def begun(model, params, image, mask):
+  compute = lambda m: m._with_prefix(m.embed_patches(image, None, mask), False)
+  return model.apply({'params': params}, method=compute)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def through(block, params, x, valid, angles):
+  return block.apply({'params': params}, x, None, (valid,), (angles,), capture_intermediates=lambda m, _: m.name == 'mlp')
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def normed(model, params, x):
+  return model.apply({'params': params}, x, method=lambda m, x: m.norm(x))
+
+
 def by_hand(model, params, image, mask):
   """The output of each block [B, N, D] without prefix tokens, and of its MLP."""
-  compute = lambda m: m._with_prefix(m.embed_patches(image, None, mask), False)
-  x, valid, angles = model.apply({'params': params}, method=compute)
+  x, valid, angles = begun(model, params, image, mask)
   block = Block(model.num_heads, model.mlp_ratio, model.qkv_bias, model.mlp, model.layer_scale)
   patches = lambda a: np.asarray(a)[:, model.num_prefix_tokens:].reshape(len(image), -1, model.embed_dim)
   outs = []
   for i in range(model.depth):
     own = jax.tree.map(lambda a, i=i: a[i], params['transformer']['blocks'])
-    (x, _), state = block.apply({'params': own}, x, None, (valid,), (angles,),
-                                capture_intermediates=lambda m, _: m.name == 'mlp')
+    (x, _), state = through(block, own, x, valid, angles)
     outs.append((patches(x), patches(state['intermediates']['mlp']['__call__'][0])))
   return outs
 
@@ -59,7 +73,7 @@ def test_a_level_is_the_output_of_its_block(case):
   plain = apply(model.clone(packing=0.0), params, image, MASK)
   assert plain.levels == ()
   np.testing.assert_allclose(np.asarray(got.patches)[there], np.asarray(plain.patches)[there], atol=2e-5)
-  last = model.apply({'params': params}, got.levels[0].patches, method=lambda m, x: m.norm(x))
+  last = normed(model, params, got.levels[0].patches)
   np.testing.assert_allclose(np.asarray(last)[there], np.asarray(got.patches)[there], atol=2e-5)
 
 
@@ -70,9 +84,9 @@ def test_levels_of_some_tokens_alone():
     model, params = common.build(name, 8, 3)
     image = common.normal((2, 8, 8, 3))
     some = lambda m, image=image, index=index % 4: m.encode(m.embed_patches(image).take(index), levels=(2,))
-    got = model.apply({'params': params}, method=some)
+    got = jax.jit(lambda p, model=model, some=some: model.apply({'params': p}, method=some))(params)
     assert got.levels[0].patches.shape == got.patches.shape == (2, 3, 48)
-    norm = model.apply({'params': params}, got.levels[0].patches, method=lambda m, x: m.norm(x))
+    norm = normed(model, params, got.levels[0].patches)
     np.testing.assert_allclose(norm, got.patches, atol=2e-5)
 
 

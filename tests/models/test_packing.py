@@ -265,7 +265,7 @@ def several_sizes(name, options):
 def test_each_image_has_the_tokens_of_its_own_size(name, options):
   """Of the native size (8 x 8), smaller and larger, with one and more channels."""
   model, params, image, mask = several_sizes(name, options)
-  embed = lambda *args, **kwargs: model.apply({'params': params}, *args, **kwargs, method='embed_patches')
+  embed = jax.jit(lambda *args, **kwargs: model.apply({'params': params}, *args, **kwargs, method='embed_patches'))
   got = embed(jnp.asarray(image), None, jnp.asarray(mask), sizes=jnp.asarray(SIZES * 2))
   for i, (h, w) in enumerate(SIZES * 2):
     at, there = np.flatnonzero(mask[i]), np.asarray(got.valid[i])
@@ -291,6 +291,9 @@ def test_each_image_has_the_features_of_its_own_size(name, options):
       close(many.mean[i], one.mean[0], 1e-5)
 
 
+resample = jax.jit(positions.resample, static_argnums=(1, 2, 3))
+
+
 @pytest.mark.parametrize('mode', ['antialias', 'offset', 'plain'])
 @pytest.mark.parametrize('old, most', [((7,), (20,)), ((14, 3), (5, 9)), ((4, 5, 3), (6, 6, 6))])
 def test_positions_of_grids_that_are_not_known_before(mode, old, most):
@@ -302,7 +305,7 @@ def test_positions_of_grids_that_are_not_known_before(mode, old, most):
   where = positions.own_coordinates(jnp.asarray(grids), most)
   for x, at, grid in zip(got, where, grids, strict=True):
     inside = tuple(slice(n) for n in grid)
-    close(x.reshape(*most, 8)[inside].reshape(-1, 8), positions.resample(table, old, tuple(map(int, grid)), mode), 1e-5)
+    close(x.reshape(*most, 8)[inside].reshape(-1, 8), resample(table, old, tuple(map(int, grid)), mode), 1e-5)
     np.testing.assert_allclose(np.asarray(at).reshape(*most, -1)[inside].reshape(-1, len(most)),
                                positions.coordinates(tuple(grid)), atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import types
 
 import jax
@@ -29,6 +30,11 @@ PLAIN = merge(SUPERVISED, FIXED)
 LEAN = merge(TINY, FIXED)
 
 
+# Equal trainers share them.
+STEP = jax.jit(Trainer.step, static_argnums=0)
+GRADIENTS = jax.jit(Trainer._gradients, static_argnums=0)
+
+
 class Bench:
   """A trainer with its state and batches, outside of the loop."""
 
@@ -51,7 +57,7 @@ class Bench:
     return [mesh_lib.put_batch(next(it), self.mesh) for _ in range(count)]
 
   def step(self):
-    return jax.jit(self.trainer.step)
+    return functools.partial(STEP, self.trainer)
 
 
 def close(a, b, tolerance):
@@ -64,8 +70,8 @@ def test_accumulation_equals_one_batch(corpus):
   same(state, four.state())
   key = jax.random.key(0)
   for batch in one.batches(2):
-    (loss, (metrics, _)), grads = jax.jit(one.trainer._gradients)(state, batch, key)
-    (loss4, (metrics4, _)), grads4 = jax.jit(four.trainer._gradients)(state, batch, key)
+    (loss, (metrics, _)), grads = GRADIENTS(one.trainer, state, batch, key)
+    (loss4, (metrics4, _)), grads4 = GRADIENTS(four.trainer, state, batch, key)
     assert float(loss) == pytest.approx(float(loss4), rel=1e-5)
     close(grads, grads4, 1e-5)
     close(metrics, metrics4, 1e-5)
@@ -78,7 +84,7 @@ def test_supervised_gradient_equals_finite_differences(corpus):
   """The step's gradient along its own direction against the loss itself."""
   bench = Bench(corpus, PLAIN)
   state, batch, key = bench.state(), bench.batches(1)[0], jax.random.key(0)
-  gradients = jax.jit(bench.trainer._gradients)
+  gradients = functools.partial(GRADIENTS, bench.trainer)
   grads = gradients(state, batch, key)[1]
   size = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
   loss = lambda h: float(gradients(dataclasses.replace(
@@ -159,7 +165,7 @@ def test_metrics_say_what_was_done(corpus):
   state, step = bench.state(), bench.step()
   rates = []
   for batch in bench.batches(3):
-    grads = jax.jit(bench.trainer._gradients)(state, batch, jax.random.fold_in(
+    grads = GRADIENTS(bench.trainer, state, batch, jax.random.fold_in(
         jax.random.wrap_key_data(state.rng), state.step))[1]
     state, metrics = step(state, batch)
     rates.append(float(metrics['learning_rate']))
