@@ -32,8 +32,8 @@ def extreme(x: jax.Array, radius: jax.Array, most: int, sign: jax.Array) -> jax.
 
   radius, sign: [S] int, the first at most `most`; a disk has the pixels whose squared distance is at most radius^2.
   """
-  steps = np.stack(np.meshgrid(*[np.arange(-most, most + 1)] * 2, indexing='ij'), axis=-1).reshape(-1, 2)
-  steps = jnp.asarray(steps[(steps**2).sum(axis=1) <= most**2])
+  square = np.stack(np.meshgrid(*[np.arange(-most, most + 1)] * 2, indexing='ij'), axis=-1).reshape(-1, 2)
+  steps = jnp.asarray(square[(square**2).sum(axis=1) <= most**2])
   x, around = x * sign[:, None, None], jnp.square(radius)[:, None, None]
   beyond = jnp.pad(x, ((0, 0), (most, most), (most, most)), constant_values=jnp.iinfo(x.dtype).min)
 

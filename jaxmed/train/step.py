@@ -275,7 +275,7 @@ def _key(seed: int) -> np.ndarray:
 
 def _beginning(trainer: Trainer) -> Trainer:
   """A trainer as far as the first state depends on it: runs of other seeds, rates and lengths begin by one program."""
-  plain = dict(learning_rate=1.0, steps=1, warmup_steps=0, final_learning_rate=0.0)
+  plain: dict[str, Any] = dict(learning_rate=1.0, steps=1, warmup_steps=0, final_learning_rate=0.0)
   optimizer = dataclasses.replace(trainer.optimizer, **plain)
   return dataclasses.replace(trainer, optimizer=optimizer, seed=0, accumulate=1, sizes=(), shares=(), firsts=())
 

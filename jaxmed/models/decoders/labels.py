@@ -4,7 +4,6 @@ That of a V-Net without skips (adigasu/Anatomically-aware_Uncertainty_for_Semi-s
 code_DAE/networks/vnet.py:VNetDAE).
 """
 
-import itertools
 import math
 from typing import Any
 
@@ -56,15 +55,16 @@ class LabelDecoder(nn.Module):
     if noise:
       z = z + clipped(self.make_rng('dropout'), z.shape, noise).astype(z.dtype)
     x = Dense((math.prod(grid) * width,), (None, 'embed'), dtype=dtype, name='from_code')(z).reshape(x.shape)
-    for i in itertools.count(1):
-      if max(total) == 1:
-        return Conv(self.num_classes, 1, kernel_init='leaky', dtype=dtype, name='head')(x).astype(jnp.float32)
+    i = 0
+    while max(total) > 1:
+      i += 1
       factor = tuple(2 if n % 2 == 0 else n for n in total)
       total = tuple(n // f for n, f in zip(total, factor, strict=True))
       width = max(width // 2, NARROWEST)
       x = style.act(style.normed(Up(width, factor, dtype=dtype, name=f'up{i}')(x), None, train, f'up_norm{i}'))
       for j in range((*self.depths, *self.depths[-1:] * i)[i - 1]):
         x = Plain(width, (3,) * rank, (1,) * rank, not j, style, name=f'stage{i}_{j}')(x, 0.0, None, train)
+    return Conv(self.num_classes, 1, kernel_init='leaky', dtype=dtype, name='head')(x).astype(jnp.float32)
 
 
 def clipped(rng: jax.Array, shape: tuple[int, ...], deviation: float) -> jax.Array:

@@ -135,7 +135,8 @@ class LabelAutoencoder(Method):
     count = 1 if self.encoder.per_channel else self.encoder.in_channels
     image = jnp.pad(x[..., None], [(0, 0)] * x.ndim + [(0, count - 1)])
     channels = jnp.broadcast_to(jnp.arange(count), (len(x), count))
-    return inputs({**{k: batch[k] for k in ('sizes',) if k in batch}, 'image': image, 'channels': channels})
+    shown: Any = {**{k: batch[k] for k in ('sizes',) if k in batch}, 'image': image, 'channels': channels}
+    return inputs(shown)
 
   def _map(self, features: Features) -> jax.Array:
     """The last map [B, *grid, D] of the one channel; 0 beyond an image."""

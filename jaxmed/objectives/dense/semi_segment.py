@@ -94,9 +94,9 @@ class SemiSegment(Segment):
     student_key, teacher_key, noise_key, code_key = jax.random.split(rng, 4)
     outputs, stats, own = self._outputs(variables, batch, train, {'dropout': student_key})
     loss, metrics = self.supervised(outputs, self.truth(batch), step, own)
-    taught = {**batch, 'image': batch['image'] + clipped(noise_key, batch['image'].shape, self.noise)}
+    taught: Any = {**batch, 'image': batch['image'] + clipped(noise_key, batch['image'].shape, self.noise)}
     teacher = dataclasses.replace(self, encoder=quiet(self.encoder))
-    target, _ = teacher.logits({'params': variables['target']}, taught, train, {'dropout': teacher_key})
+    target, _ = teacher.logits({**variables, 'params': variables['target']}, taught, train, {'dropout': teacher_key})
     t = jax.lax.stop_gradient(jax.nn.softmax(target[0]))
     u = self.uncertainty(t, variables.get('fixed') or {}, batch, code_key)
     w = jnp.exp(-self.gamma * u)

@@ -146,7 +146,8 @@ class VoCo(Method):
     """Loss [B] of the likeness of a record's crops to the bases of the next record, wanted as the teacher has it."""
     n, following = self.bases, lambda z: jnp.roll(z[:, :self.bases], -1, axis=0)
     wanted = overlap.likeness(teacher[:, n:], following(teacher))
-    return sum(overlap.position(overlap.likeness(student[:, n:], following(student)), wanted, self.negative))
+    near, far = overlap.position(overlap.likeness(student[:, n:], following(student)), wanted, self.negative)
+    return near + far
 
 
 def _varied(group: Any) -> jax.Array:

@@ -96,10 +96,10 @@ def load_tower(path: str | os.PathLike, method: str = '') -> Any:
   """
   if not method:
     return load(path)
-  config, _ = load_config(path)
+  config, _ = load_config(os.fspath(path))
   if config.method != method:
     raise UserError(f'{path} is a run of method {config.method}: expected one of method {method}')
-  trainer, _, _, state = load_state(path)
+  trainer, _, _, state = load_state(os.fspath(path))
   return towers.Whole(trainer.objective, state.average or state.params)
 
 
