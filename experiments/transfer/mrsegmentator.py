@@ -16,7 +16,7 @@ rounds. Its Dice is of volumes brought to 1.5 x 1.5 x 3 mm and leaves out classe
 grid of the corpus, and a class that is made up counts 0. Crops of 128^3 here, planned there; the trainer is nnU-Net's
 (250,000 steps). Axes are not mirrored, as classes are left and right. Published (its repository, v1.2): Dice 0.91 on
 NAKO GRE, 0.89 on T2-HASTE, 0.79 on AMOS MR, 0.84 on AMOS CT, 0.74 on TotalSegmentator MR. Not run here at full size.
-`laptop`: a small U-Net on synthetic phantoms of the abdomen, the same anatomies in both: nothing of patients.
+`laptop`: a small U-Net on synthetic phantoms of the abdomen, the same anatomies in both; not run to its end.
 """
 
 from jaxmed.study.transfer import Transfer

@@ -17,7 +17,7 @@ Differs: seeds instead of folds; crops are read at their own size, see experimen
 corpora at the spacing of pretraining (--spacing 1), which is its recommended mode. Published: MAE is the best of its
 methods for segmentation, contrastive ones for classification (project page). A Primus has other rates (AdamW at 1e-4,
 from scratch 3e-4): change the values of `base` in a copy. Not run here at full size. `laptop`: slices of one real T1
-template, a small ResEnc; the rise is the same twentieth of a run.
+template, a small ResEnc, a rise over a twentieth of the run; not run to its end.
 """
 
 from jaxmed.study.transfer import Transfer

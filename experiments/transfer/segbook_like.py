@@ -20,7 +20,7 @@ decoder. It has one rate for each arm and no linear one; it counts where a score
 intervals. Published, of the 87 rows of its table (`STU_Benchmark_Information.csv`): mean Dice 0.7330 of nnU-Net,
 0.7349, 0.7397 and 0.7355 of B, L and H from scratch, 0.7550, 0.7637 and 0.7631 fine-tuned; H fine-tuned is higher than
 H from scratch on 77 of 87. Not run here at full size. `laptop`: slices of one real T1 template with masks of tissue
-and of regions, a small ViT pretrained by MAE on the images of the first; 2 CPU cores. It shows that the commands work.
+and of regions, a small ViT pretrained by MAE on the images of the first; 2 CPU cores. It was not run to its end yet.
 """
 
 from jaxmed.study.transfer import Transfer
