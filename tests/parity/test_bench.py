@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools import bench_kernels, bench_step
+from tools import bench_kernels, bench_segment, bench_step
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -56,3 +56,31 @@ def test_the_orders_of_a_weight_gradient_are_one_product():
   want = np.asarray(forms['torch weights']())
   for name in ('weights', 'weights, x turned', 'weights, g turned'):
     np.testing.assert_allclose(forms[name](), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['unet_micro', 'swin_unetr'])
+def test_segmentation_networks_at_their_smallest(name):
+  case = bench_segment.counted(dataclasses.replace(bench_segment.CASES[name], size=bench_segment.SMALLEST[name], batch=1))
+  for make in (bench_segment.jax_step, bench_segment.torch_step):
+    make(case)()
+  assert case.flops > 0
+
+
+def test_forced_crops(tmp_path):
+  """In a process of its own, as its contenders fork."""
+  out = tmp_path / 'crops.json'
+  done = subprocess.run(
+      [sys.executable, 'tools/bench_segment.py', '--cases', 'crops', '--smallest', '--threads', '1', '--rounds', '1',
+       '--seconds', '0.2', '--json', str(out)], capture_output=True, text=True, timeout=200, cwd=ROOT)
+  assert done.returncode == 0, done.stderr[-2000:]
+  rates = json.loads(out.read_text())['crops']
+  assert {'jaxmed', 'monai', 'npy'} <= set(rates) and all(r['images_per_second'] > 0 for r in rates.values())
+
+
+def test_arrays_are_cropped_around_classes(tmp_path):
+  """The second of two crops shows a class in its centre, where it was not moved back from a border."""
+  pytest.importorskip('nilearn')
+  pairs = bench_segment.make_volumes(tmp_path, 1, 4)
+  data = bench_segment.Arrays(bench_segment.make_arrays(tmp_path, pairs, False), 8, 2, False)
+  shown = [bool(data[0]['mask'][1].any()) for _ in range(20)]
+  assert all(shown) and data[0]['image'].shape == (2, 1, 8, 8, 8)
