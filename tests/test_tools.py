@@ -1,6 +1,6 @@
 """Every script of tools/ runs at its smallest, says what it needs, and ends with one line where that is missing.
 
-Others have files of their own: chaos (parallel), bench_step and bench_kernels (parity), fuzz_readers (data/readers), mutate (test_mutations),
+Others have files of their own: chaos (parallel), bench_step, bench_segment and bench_kernels (parity), fuzz_readers (data/readers), mutate (test_mutations),
 reference (test_reference).
 """
 

@@ -7,11 +7,12 @@ PyTorch runs MONAI's DynUNet (without biases before norms), SwinUNETR and DiceCE
 tools/bench_step.py, which says what the bound by FLOPs is. --also takes another checkout with this script as a third
 side. --cpu-seconds counts the processes' CPU time: for one thread on a machine that does other work too.
 
-  FLOPs of a step, 2 a multiply-add, those of convolutions and products counted from the program: 'unet_micro' 0.17
-  TFLOP, 'unet' 0.70. Bytes: 'unet_micro' has activations of 0.23 GB, which forward and backward pass some ten times: 2
-  GB, which take 0.2 s where the FLOPs take 3 s of a core: convolutions decide. Expected before anything was optimised,
-  from XLA's convolution of volumes alone beside oneDNN's on a core with AVX2, which takes 6 (16 channels) to 2.6 (128)
-  times as long forward and 2 to 3 times for the kernel's gradient: a ratio of 0.2 to 0.4.
+  FLOPs of a step, 2 a multiply-add, those of 3x3x3 convolutions by hand, backward as two forward: 'unet_micro' 0.17
+  TFLOP, 'unet' 0.70; the table has what is counted from the program. Bytes: 'unet_micro' has activations of about
+  0.23 GB, which forward and backward pass some ten times: 2 GB, 0.2 s at 10 GB/s, where the FLOPs take 3 s of a core at
+  60 GFLOP/s: convolutions decide. Expected before anything is optimised: a ratio of 0.2 to 0.4, as XLA's convolution
+  of volumes alone takes 6 (16 channels) to 2.6 (128) times as long forward as oneDNN's, and 1.7 to 3 times for the
+  kernel's gradient (docs/results/speed.md).
 
 Crops: volumes of int16 with masks of two tissues (the ICBM152 template of nilearn); patches of 64^3, batch 2, a third
 around a voxel of a class (by nnU-Net's rule one of two), image and mask. Crops a second of:
@@ -67,7 +68,6 @@ class Case:
 
 
 CASES = {'unet_micro': Case('nnunet_micro'), 'unet': Case('nnunet_plain'), 'swin_unetr': Case('swin_unetr_micro')}
-# What the tests run.
 SMALLEST = {'unet_micro': 16, 'unet': 64, 'swin_unetr': 64}
 
 
@@ -192,12 +192,14 @@ def steps(names: Sequence[str], options: argparse.Namespace) -> list[dict[str, A
 # Crops.
 
 
-def make_volumes(folder: pathlib.Path, count: int) -> list[tuple[str, str]]:
-  """Paths of NIfTI images of int16, a template with noise of their own, and of masks of two tissues."""
+def make_volumes(folder: pathlib.Path, count: int, every: int = 1) -> list[tuple[str, str]]:
+  """Paths of NIfTI images of int16, a template with noise of their own, and of masks of two tissues; `every` voxel."""
   import nibabel
 
-  read = lambda name: np.asanyarray(nibabel.nifti1.load(bench_data._file(
-    'nilearn', f'datasets/data/mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz')).dataobj).astype(np.float32)
+  def read(name):
+    path = bench_data._file('nilearn', f'datasets/data/mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz')
+    return np.asanyarray(nibabel.nifti1.load(path).dataobj)[::every, ::every, ::every].astype(np.float32)
+
   fine, tissues = 8 * read('t1'), [read(name) for name in TISSUES]
   mask = sum((k + 1) * (x > max(x.max(), 1) / 2) for k, x in enumerate(tissues)).clip(0, 2).astype(np.uint8)
   (folder / 'nii').mkdir(parents=True)
@@ -319,7 +321,7 @@ def jaxmed_crops(source: Any, size: int, batch: int, threads: int) -> Iterator[n
 def crops(root: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
   """All contenders, on `threads` cores: that many threads or processes."""
   size, batch, workers = (16 if options.smallest else 64), 2, options.threads
-  pairs = make_volumes(root, 1 if options.smallest else 6)
+  pairs = make_volumes(root, 1, 4) if options.smallest else make_volumes(root, 6)
   source, blosc = make_corpus(root, pairs, workers), bench_data._there('blosc2')
   paths = make_arrays(root, pairs, blosc)
   contenders: dict[str, Callable[[], Iterator[Any]]] = {
@@ -358,9 +360,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f'unknown case {unknown[0]!r}: choose of {", ".join(names)}')
   need('parity', 'torch', 'monai')
   need('demo', 'nilearn')
-  measured = ', CPU seconds' if options.cpu_seconds else ''
-  print(f'{options.threads} threads a side, {options.rounds} alternating rounds{measured}; '
-        f'ratio > 1: jaxmed is faster; {measured_on()}', flush=True)
+  clock = ', CPU seconds' if options.cpu_seconds else ''
+  print(f'{options.threads} threads a side, {options.rounds} alternating rounds{clock}; ratio > 1: jaxmed is faster; '
+        f'{measured_on()}', flush=True)
   out: dict[str, Any] = {'on': measured_on(), 'threads': options.threads}
   networks = [name for name in chosen if name in CASES]
   if networks:
