@@ -120,8 +120,8 @@ def _owned(args: argparse.Namespace) -> contextlib.AbstractContextManager:
   """What the verb writes, for this process alone; runs, corpora and selections see to it themselves."""
   if args.verb == 'compare' or (args.verb == 'finetune' and args.control and args.out):
     return owner.of_folder(args.out)
-  if args.verb in ('study', 'transfer') and args.out and args.launcher != 'jobset' and not (args.dry_run or args.cell or
-                                                                               args.cell_index):
+  grid = args.verb in ('study', 'transfer') and args.out and args.launcher != 'jobset'
+  if grid and not (args.dry_run or args.cell or args.cell_index):
     return owner.of_folder(args.out)
   if args.verb == 'evaluate' and not args.out and os.path.isdir(args.path):
     return owner.of_file(os.path.join(args.path, 'evaluation.json'))

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Encoder
-from jaxmed.errors import UserError
 from jaxmed.models.layers import dilated
 from jaxmed.models.layers.convolution import Norm
-from jaxmed.models.layers.pyramid import all_levels, growth
+from jaxmed.models.layers.pyramid import all_levels, each_level, growth
 from jaxmed.models.layers.tokens import unpatchify
 from jaxmed.models.layers.transformer import Dense
 
@@ -56,8 +55,8 @@ class DFormer(nn.Module):
     """Logits ([B, *size, K], ...) float32 of an image [B, *size, C] and maps [B, *grid, D], the finest first."""
     del train
     dtype, skips = jnp.dtype(self.dtype), maps[:-1]
-    depths = self._each('depths', self.depths, skips) or (2,) * len(skips)
-    heads = self._each('num_heads', self.num_heads, skips) or tuple(_heads(s.shape[-1]) for s in skips)
+    depths = each_level('depths', self.depths, len(skips)) or (2,) * len(skips)
+    heads = each_level('num_heads', self.num_heads, len(skips)) or tuple(_heads(s.shape[-1]) for s in skips)
     patch = growth(image, maps[0], 'dformer')
     x, outs = maps[-1].astype(dtype), []
     for i, skip in reversed(list(enumerate(skips))):
@@ -76,11 +75,6 @@ class DFormer(nn.Module):
     x = Expand(x.shape[-1], patch, jnp.dtype(self.dtype), name=f'head{i}_up')(x)
     out = Dense((self.num_classes,), ('embed', None), False, 'torch_uniform', x.dtype, name=f'head{i}')(x)
     return out.astype(jnp.float32)
-
-  def _each(self, option: str, values: tuple[int, ...], skips: tuple[jax.Array, ...]) -> tuple[int, ...]:
-    if len(values) not in (0, len(skips)):
-      raise UserError(f'decoder.{option} has {len(values)} entries: expected one for each of {len(skips)} stages')
-    return values
 
 
 def _heads(dim: int) -> int:

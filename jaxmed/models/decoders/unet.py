@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.contracts import Encoder
-from jaxmed.errors import UserError, choose
+from jaxmed.errors import choose
 from jaxmed.models.layers.convolution import Conv
-from jaxmed.models.layers.pyramid import all_levels, growth
+from jaxmed.models.layers.pyramid import all_levels, each_level, growth
 from jaxmed.models.layers.unet_blocks import BLOCKS, NORMS, UPS, Style, Up, each_stage, stages_text
 
 NARROWEST = 16  # channels that stages without a skip are halved to
@@ -67,8 +67,8 @@ class UNet(nn.Module):
     """Logits ([B, *size, K], ...) float32 of an image [B, *size, C] and maps [B, *grid, D], the finest first."""
     rank, count, dtype = image.ndim - 2, len(maps) - 1, jnp.dtype(self.dtype)
     style = Style(self.norm, self.slope, dtype=dtype)
-    depths = self._each('depths', self.depths, count) or (2,) * count
-    dims = self._each('dims', self.dims, count) or tuple(x.shape[-1] for x in maps[:-1])
+    depths = each_level('depths', self.depths, count) or (2,) * count
+    dims = each_level('dims', self.dims, count) or tuple(x.shape[-1] for x in maps[:-1])
     kernels = each_stage(stages_text('decoder.kernels', self.kernels, count, rank), count, rank, 3)
     x, outs = maps[-1].astype(dtype), []
 
@@ -92,8 +92,3 @@ class UNet(nn.Module):
     outs = outs[::-1] if self.deep_supervision else outs[-1:]
     head = lambda name: Conv(self.num_classes, 1, kernel_init='leaky', dtype=dtype, name=f'head{name}')
     return tuple(head(name)(x).astype(jnp.float32) for name, x in outs)
-
-  def _each(self, option: str, values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    if len(values) not in (0, count):
-      raise UserError(f'decoder.{option} has {len(values)} entries: expected one for each of {count} stages')
-    return values

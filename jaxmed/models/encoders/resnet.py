@@ -107,7 +107,6 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, rate: jax.Array, visible: jax.Array | None, train: bool) -> jax.Array:
     out = self.dim * (4 if self.bottleneck else 1)
-
     inner = self.dim * self.base_width // 64 * self.groups
 
     def unit(y, features, kernel, stride, names, zero=False):

@@ -75,6 +75,13 @@ def growth(fine: jax.Array, coarse: jax.Array, decoder: str) -> Size:
   return tuple(a // b for a, b in sizes)
 
 
+def each_level(option: str, values: tuple, count: int) -> tuple:
+  """An option of a decoder with an entry for each of `count` stages, or (); a UserError for another number."""
+  if len(values) not in (0, count):
+    raise UserError(f'decoder.{option} has {len(values)} entries: expected one for each of {count} stages')
+  return values
+
+
 class Pyramid(nn.Module):
   """Four maps of one grid [B, *grid, D] -> maps at 4, 2, 1 and 1/2 of it.
 
