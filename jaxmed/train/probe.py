@@ -68,8 +68,11 @@ class Probe:
     if self.health_rows < 2:
       return {}
     self.check()
-    batch = next(iter(self._batches(self._seen, self.health_rows)))
-    found = _observe(*self._means, self.mesh, state.variables(self.fixed), mesh_lib.put_batch(batch, self.mesh))
+    batch = mesh_lib.put_batch(next(iter(self._batches(self._seen, self.health_rows))), self.mesh)
+    objective, view = self._means
+    view = dataclasses.replace(view, views=1, local_views=0, channel_sampling='none')
+    params = objective.encoder_params(state.variables(self.fixed))
+    found = _observe(objective.encoder, self.feature, view, self.mesh, params, batch)
     return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
 
   def held_out(self, state: TrainState, most: int = PROBE_ROWS) -> float:
@@ -229,20 +232,17 @@ def _answered(objective, view, mesh, variables, batch):
 _answers = jax.jit(_answered, static_argnums=(0, 1, 2))
 
 
-def _features(objective, view, mesh, variables, batch):
+def _features(encoder, feature, view, mesh, params, batch):
   """Pooled features [N, D], tokens of the first channel [N, T, D], pooled features of some views [N, Q, D]."""
-  params, feature = objective.encoder_params(variables), feature_of(objective)
-  view = dataclasses.replace(view, views=1, local_views=0, channel_sampling='none')
-
   def encode(b):
-    return objective.encoder.apply({'params': params}, **inputs(b))
+    return encoder.apply({'params': params}, **inputs(b))
 
   plain = encode(view.plain(batch))
   keys = jax.random.split(jax.random.key(0), HEALTH_VIEWS)
   views = jax.lax.map(lambda key: encode(view(key, batch)).pooled(feature), keys)
-  count = plain.patches.shape[1] // (batch['channels'].shape[1] if objective.encoder.per_channel else 1)
+  count = plain.patches.shape[1] // (batch['channels'].shape[1] if encoder.per_channel else 1)
   found = plain.pooled(feature), plain.patches[:, :count].astype(jnp.float32), views.swapaxes(0, 1)
   return jax.lax.with_sharding_constraint(found, mesh_lib.replicated(mesh))  # every process reads all of it
 
 
-_observe = jax.jit(_features, static_argnums=(0, 1, 2))
+_observe = jax.jit(_features, static_argnums=(0, 1, 2, 3))
