@@ -32,7 +32,7 @@ from tools.needs import measured_on, run_script  # noqa: E402
 
 FIRST = 5  # steps that are left out
 CONFIG = ('model=channel_vit_micro/16', 'method=mae', 'image_size=96', 'log_every=1', 'loader.threads=1',
-          'evaluators=')
+          'evaluators=health')
 
 
 def step_seconds(data: str, folder: pathlib.Path, processes: int, devices: int, batch: int, steps: int) -> float:
