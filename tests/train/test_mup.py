@@ -355,25 +355,31 @@ def activations(objective, params):
   return out
 
 
-def coordinates(objective, scaling, base_heads, rate, steps=10):
+look = jax.jit(activations, static_argnums=0, compiler_options=FAST)
+
+
+@functools.cache
+def coordinates(case, scaling, dim, steps=10):
   """({part: mean size at first}, after some steps of AdamW, of the change)."""
+  make, base_heads, rate = CASES[case]
+  objective = make(dim)
   found = width.compared(objective, WIDTHS[0], base_heads, batch()) if scaling == 'mup' else None
   optimizer = Optimizer(rate, 10**6, b2=0.95, growth=found.growth if found else ())
   trainer = Trainer(objective, optimizer, AS_GIVEN, width=found)
   jit = functools.partial(jax.jit, compiler_options=FAST)
   state = jit(lambda: nn.unbox(trainer.create(batch())))()
-  first, step, look = state.params, jit(trainer.step), jit(functools.partial(activations, objective))
+  first, step = state.params, jit(trainer.step)
   for _ in range(steps):
     state, _ = step(state, batch())
-  before, after = look(first), look(state.params)
+  before, after = look(objective, first), look(objective, state.params)
   size = lambda tree: {name: float(jnp.abs(x).mean()) for name, x in tree.items()}
   return size(before), size(after), size(jax.tree.map(jnp.subtract, after, before))
 
 
 def slopes(case, scaling, widths=WIDTHS):
   """{part: exponents of its size over the width} at first, after some steps, and of the change."""
-  make, base_heads, rate = CASES[case]
-  sizes = [coordinates(make(dim), scaling, base_heads, rate) for dim in widths]
+  # At the base width both are one, see test_at_the_base_width_a_run_is_the_standard_one.
+  sizes = [coordinates(case, scaling if dim > WIDTHS[0] else 'mup', dim) for dim in widths]
   exponent = lambda when, part: np.polyfit(np.log(widths), np.log([s[when][part] for s in sizes]), 1)[0]
   return {part: tuple(exponent(when, part) for when in range(3)) for part in sizes[0][0]}
 
