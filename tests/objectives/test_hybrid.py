@@ -14,6 +14,7 @@ from jaxmed.models.layers.transformer import Transformer
 from jaxmed.objectives.losses.diversity import token_diversity
 from jaxmed.objectives.losses.hybrid import classified, spectral_error
 from jaxmed.objectives.masked.mae import MAE
+from tests.objectives import compiled
 
 RNG = np.random.default_rng(5)
 TINY = dict(embed_dim=16, depth=1, num_heads=2, pos='learned')
@@ -27,8 +28,7 @@ def make(name='channel_vit_micro/4', registers=2, **options):
   objective = MAE(encoder, decoder_depth=1, decoder_heads=2, **options)
   batch = {'image': jnp.asarray(RNG.normal(size=(4, 8, 12, 3)), jnp.float32),
            'channels': jnp.tile(jnp.arange(3), (4, 1)), 'label': jnp.asarray([0, 2, -1, 1])}
-  variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
-  return objective, variables, batch
+  return objective, compiled.init(objective, batch), batch
 
 
 def spectral_reference(predicted, target, patch, there=None):
@@ -110,17 +110,17 @@ def test_class_losses(kind):
 def test_the_loss_is_the_sum_of_its_parts():
   objective, variables, batch = make(mask_channels='dynamic', **EVERYTHING)
   key = jax.random.key(1)
-  loss, (m, _) = jax.jit(objective.loss)(variables, batch, key, 0)
+  whole = lambda p: objective.loss(variables | {'params': p}, batch, key, 0)
+  (loss, (m, _)), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(variables['params'])
   m = {k: float(v) for k, v in m.items()}
   want = 0.8 * (0.9 * m['mae_loss'] + 0.1 * m['fourier_loss']) + 0.2 * m['class_loss'] + (
       0.3 * m['channel_diversity'] + 0.4 * m['token_diversity'])
   assert float(loss) == pytest.approx(want, rel=1e-5)
-  grads = jax.jit(jax.grad(lambda p: objective.loss(variables | {'params': p}, batch, key, 0)[0]))(variables['params'])
   for path, g in jax.tree_util.tree_leaves_with_path(grads):
     assert np.isfinite(g).all(), path
   for part in ('head', 'proxies', 'decoder', 'encoder'):
     assert max(np.abs(g).max() for g in jax.tree.leaves(grads[part])) > 0, part
-  held, (m, _) = jax.jit(objective.loss, static_argnames='train')(variables, batch, key, 0, train=False)
+  held, (m, _) = compiled.loss(objective, variables, batch, key, train=False)
   assert float(held) == pytest.approx(float(0.8 * (0.9 * m['mae_loss'] + 0.1 * m['fourier_loss']) + 0.2 * m['class_loss']),
                                       rel=1e-5)
   assert 'token_diversity' not in m
@@ -128,7 +128,7 @@ def test_the_loss_is_the_sum_of_its_parts():
 
 def test_by_default_nothing_is_added():
   objective, variables, batch = make()
-  loss, (metrics, _) = jax.jit(objective.loss)(variables, batch, jax.random.key(1), 0)
+  loss, (metrics, _) = compiled.loss(objective, variables, batch, jax.random.key(1))
   assert set(metrics) == {'mae_loss', 'hidden_tokens'} and float(loss) == float(metrics['mae_loss'])
   assert set(variables['params']) == {'encoder', 'decoder'}
 
@@ -139,18 +139,19 @@ def test_missing_channels_do_not_leak(options):
   objective, variables, batch = make(**options)
   batch = batch | {'channel_mask': jnp.asarray(MASK),  # an empty slot may have any name
                    'channels': jnp.asarray([[0, 1, 2], [0, 0, 2], [0, 1, 0], [0, 1, 1]])}
-  loss = jax.jit(lambda image: objective.loss(variables, batch | {'image': image}, jax.random.key(2), 0)[0])
+  look = lambda image: compiled.by_pixels(objective, variables, batch | {'image': image}, jax.random.key(2))
   noise = jnp.where(MASK[:, None, None, :], batch['image'], jnp.nan)
-  assert float(loss(noise)) == float(loss(batch['image']))
-  gradient = np.moveaxis(np.asarray(jax.jit(jax.grad(loss))(batch['image'])), -1, 1)
+  value, gradient = look(batch['image'])
+  assert float(look(noise)[0]) == float(value)
+  gradient = np.moveaxis(np.asarray(gradient), -1, 1)
   assert (gradient[~MASK] == 0).all() and np.abs(gradient[MASK]).max(axis=(1, 2)).all()
 
 
 def test_no_gradient_reaches_a_hidden_pixel():
   objective, variables, batch = make(**{k: v for k, v in EVERYTHING.items() if k != 'token_diversity'})
   key = jax.random.key(5)
-  hidden = jax.jit(lambda b: objective._predict(variables['params'], b, key, True)[1])(batch)
-  gradient = jax.jit(jax.grad(lambda image: objective.loss(variables, batch | {'image': image}, key, 0)[0]))(batch['image'])
+  hidden = compiled.hidden(objective, variables['params'], batch, key)
+  gradient = compiled.by_pixels(objective, variables, batch, key)[1]
   size = np.abs(np.asarray(gradient)).reshape(4, 2, 4, 3, 4, 3).max(axis=(2, 4))  # [B, *grid, C]
   size = np.moveaxis(size, -1, 1).reshape(4, -1)
   assert (size[np.asarray(hidden) > 0] == 0).all() and (size[np.asarray(hidden) == 0] > 0).all()
@@ -230,8 +231,7 @@ def test_spectra_and_classes_with_other_encoders(name):
   objective = MAE(encoder, decoder_depth=1, fourier=0.01, class_weight=0.01, num_classes=3)
   batch = {'image': jnp.asarray(RNG.normal(size=(4, *size, 3)), jnp.float32), 'label': jnp.asarray([0, 2, -1, 1]),
            'channels': jnp.tile(jnp.arange(3), (4, 1)), 'channel_mask': jnp.asarray(MASK)}
-  variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
-  loss, (metrics, _) = jax.jit(objective.loss)(variables, batch, jax.random.key(1), 0)
+  loss, (metrics, _) = compiled.loss(objective, compiled.init(objective, batch), batch, jax.random.key(1))
   assert np.isfinite(float(loss)) and float(metrics['fourier_loss']) > 0 and float(metrics['class_loss']) > 0
 
 

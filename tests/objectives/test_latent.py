@@ -1,5 +1,7 @@
 """SimMIM, I-JEPA and data2vec 2.0: losses against NumPy in float64, masks, and what must carry no gradient."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxmed.objectives.masked.data2vec import Data2Vec, average_of_layers, inver
 from jaxmed.objectives.masked.ijepa import IJEPA, block_sides, cut_to_shortest, largest_block, place_blocks
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.networks import Clock
+from tests.objectives import compiled
 
 RNG = np.random.default_rng(3)
 KEY = jax.random.key(5)
@@ -31,9 +34,24 @@ def make(method, name='channel_vit_micro/4', size=(16, 24), channels=3, mask=Non
   batch = {'image': jnp.asarray(RNG.normal(size=(5, *size, channels)), jnp.float32),
            'channels': jnp.tile(jnp.arange(channels), (5, 1))}
   batch |= {} if mask is None else {'channel_mask': mask}
-  variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
+  variables = compiled.init(objective, batch)
   moved = jax.tree.map(lambda x: x + 0.05 * jnp.asarray(RNG.normal(size=x.shape), x.dtype), variables['target'])
   return objective, variables | {'target': moved}, batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def features(encoder, params, *inputs):
+  return encoder.apply({'params': params}, *inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def every_layer(encoder, params, *inputs):
+  return encoder.apply({'params': params}, *inputs, capture_intermediates=lambda m, _: True)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def target_of(objective, variables, batch):
+  return objective._target(variables, batch)
 
 
 def pixels(image, patch, per_channel):
@@ -47,8 +65,7 @@ def pixels(image, patch, per_channel):
 @pytest.mark.parametrize('mask', [None, MASK], ids=['whole', 'missing'])
 def test_simmim_loss(name, mask):
   objective, variables, batch = make(SimMIM, name, mask=mask)
-  loss = jax.jit(objective.loss)(variables, batch, KEY, 0)[0]
-  predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, KEY, True)
+  (loss, _), (predicted, hidden, _) = compiled.both(objective, variables, variables['params'], batch, KEY)
   per_channel = 'channel' in name
   want = np.abs(np.asarray(predicted, np.float64) - pixels(batch['image'], 4, per_channel))
   there = np.ones((5, 3), bool) if mask is None else np.asarray(mask)
@@ -70,20 +87,26 @@ def test_simmim_hides_whole_squares():
 
 def test_simmim_hidden_pixels_are_not_looked_at():
   objective, variables, batch = make(SimMIM)
-  hidden = np.asarray(objective._predict(variables['params'], batch, KEY, True)[1])
-  seen = lambda image: objective._predict(variables['params'], dict(batch, image=image), KEY, True)[0].sum()
-  gradient = np.abs(pixels(jax.jit(jax.grad(seen))(batch['image']), 4, True)).max(axis=-1)
+
+  @jax.jit
+  def looked(params, image):
+    def seen(image):
+      predicted, hidden, _ = objective._predict(params, dict(batch, image=image), KEY, True)
+      return predicted.sum(), hidden
+    return jax.grad(seen, has_aux=True)(image)
+
+  gradient, hidden = looked(variables['params'], batch['image'])
+  gradient, hidden = np.abs(pixels(gradient, 4, True)).max(axis=-1), np.asarray(hidden)
   assert (gradient[hidden] == 0).all() and (gradient[~hidden] > 0).all()
 
 
 @pytest.mark.parametrize('mask', [None, MASK], ids=['whole', 'missing'])
 def test_ijepa_loss(mask):
   objective, variables, batch = make(IJEPA, mask=mask)
-  loss = jax.jit(objective.loss)(variables, batch, KEY, 0)[0]
-  predicted, target, asked, _ = jax.jit(objective._predict, static_argnums=3)(variables, batch, KEY, True)
+  (loss, _), (predicted, target, asked, _) = compiled.both(objective, variables, variables, batch, KEY)
   keys = jax.random.split(KEY)
   _, _, wanted, _ = objective._blocks(keys[0], batch)
-  whole = objective.encoder.apply({'params': variables['target']['encoder']}, batch['image'], batch['channels'], mask)
+  whole = features(objective.encoder, variables['target']['encoder'], batch['image'], batch['channels'], mask)
   x = np.asarray(whole.patches, np.float64)
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
   total, count = 0.0, 0
@@ -167,9 +190,8 @@ def test_ijepa_cuts_within_groups():
 
 def test_data2vec_loss():
   objective, variables, batch = make(Data2Vec, mask=MASK)
-  loss, (metrics, _) = jax.jit(objective.loss)(variables, batch, KEY, 0)
-  predicted, hidden, cls, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, KEY, True)
-  target, exists = map(np.asarray, objective._target(variables, batch))
+  (loss, (metrics, _)), (predicted, hidden, cls, _) = compiled.both(objective, variables, variables['params'], batch, KEY)
+  target, exists = map(np.asarray, target_of(objective, variables, batch))
   predicted, cls = np.asarray(predicted, np.float64), np.asarray(cls, np.float64)
   errors = [((predicted[r, n] - target[r // 2, n]) ** 2).sum() / 4 for r, n in np.argwhere(np.asarray(hidden))
             if exists[r // 2, n]]
@@ -183,9 +205,8 @@ def test_data2vec_loss():
 def test_data2vec_targets_are_the_mlps_of_the_last_blocks(top):
   """Block by block from its parts, then the norms in float64."""
   objective, variables, batch = make(Data2Vec, top_blocks=top)
-  target, _ = objective._target(variables, batch)
-  encoder, params = objective.encoder, variables['target']['encoder']
-  state = encoder.apply({'params': params}, batch['image'], batch['channels'], capture_intermediates=lambda m, _: True)[1]
+  target, _ = target_of(objective, variables, batch)
+  state = every_layer(objective.encoder, variables['target']['encoder'], batch['image'], batch['channels'])
   layers = np.asarray(state['intermediates']['transformer']['blocks']['mlp']['__call__'][0], np.float64)[:, :, 1:]
   want = np.mean([(x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) for x in layers[-top:]],
                  axis=0)
@@ -261,7 +282,8 @@ def test_the_target_moves_by_its_average_alone(method):
 @pytest.mark.parametrize('method', [SimMIM, IJEPA, Data2Vec])
 def test_what_missing_channels_hold_does_not_matter(method):
   objective, variables, batch = make(method, mask=MASK)
-  loss = jax.jit(lambda image: objective.loss(variables, dict(batch, image=image), KEY, 0)[0])
+  given = variables if method is IJEPA else variables['params']
+  loss = lambda image: compiled.both(objective, variables, given, dict(batch, image=image), KEY)[0][0]
   other = jnp.where(MASK[:, None, None], batch['image'], 7.0)
   assert float(loss(other)) == pytest.approx(float(loss(batch['image'])), rel=1e-6)
 
@@ -269,7 +291,7 @@ def test_what_missing_channels_hold_does_not_matter(method):
 @pytest.mark.parametrize('method, size', [(SimMIM, (8, 8, 8)), (IJEPA, (8, 8, 8)), (Data2Vec, (8, 8, 8))])
 def test_volumes(method, size):
   objective, variables, batch = make(method, 'vit_micro/4', size=size, channels=1)
-  loss = jax.jit(objective.loss)(variables, batch, KEY, 0)[0]
+  loss = compiled.loss(objective, variables, batch, KEY)[0]
   assert np.isfinite(loss) and float(loss) > 0
 
 

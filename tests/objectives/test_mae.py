@@ -1,6 +1,5 @@
 """Masked autoencoding: the loss against NumPy in float64, what must carry no gradient, masks by channel."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.objectives.masked.mae import MAE
+from tests.objectives import compiled
 
 RNG = np.random.default_rng(3)
 TINY = dict(embed_dim=16, depth=1, num_heads=2, pos='sincos')
@@ -25,12 +25,11 @@ def make(case, **options):
   objective = MAE(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2, **options)
   batch = {'image': jnp.asarray(RNG.normal(size=(5, *size, channels)), jnp.float32),
            'channels': jnp.tile(jnp.arange(channels), (5, 1))}
-  variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
-  return objective, variables, batch
+  return objective, compiled.init(objective, batch), batch
 
 
 def hidden_of(objective, variables, batch, key):
-  return np.asarray(jax.jit(lambda v, b: objective._predict(v['params'], b, key, True)[1])(variables, batch))
+  return np.asarray(compiled.hidden(objective, variables['params'], batch, key))
 
 
 def reference_patches(image, patch, per_channel):
@@ -53,8 +52,7 @@ def reference_patches(image, patch, per_channel):
 def test_loss_is_the_numpy_reference(case, norm_pixels):
   objective, variables, batch = make(case, norm_pixels=norm_pixels)
   key = jax.random.key(5)
-  loss, (metrics, _) = jax.jit(objective.loss)(variables, batch, key, 0)
-  predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+  (loss, (metrics, _)), (predicted, hidden, _) = compiled.both(objective, variables, variables['params'], batch, key)
   target = reference_patches(batch['image'], objective.encoder.patch_size, objective.encoder.per_channel)
   if norm_pixels:
     target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -73,8 +71,7 @@ def test_no_gradient_reaches_a_hidden_pixel(case):
   objective, variables, batch = make(case)
   key = jax.random.key(5)
   hidden = hidden_of(objective, variables, batch, key)
-  loss = lambda image: objective.loss(variables, dict(batch, image=image), key, 0)[0]
-  gradient = jax.jit(jax.grad(loss))(batch['image'])
+  gradient = compiled.by_pixels(objective, variables, batch, key)[1]
   encoder = objective.encoder
   size = np.abs(reference_patches(gradient, encoder.patch_size, encoder.per_channel)).max(axis=-1)
   assert (size[np.asarray(hidden) > 0] == 0).all()
@@ -103,10 +100,10 @@ def test_missing_channels_are_neither_shown_nor_reconstructed(mask_channels):
   hidden = np.asarray(hidden).reshape(5, 3, 12)
   assert (hidden[~np.asarray(mask)] == 0).all()
   np.testing.assert_array_equal(hidden.sum(axis=(1, 2)), mask.sum(axis=1) * 9)
-  loss = jax.jit(lambda image: objective.loss(variables, dict(batch, image=image), key, 0)[0])
   noise = jnp.where(mask[:, None, None, :], batch['image'], jnp.nan)
-  assert float(loss(noise)) == float(loss(batch['image']))
-  gradient = np.asarray(jax.jit(jax.grad(loss))(batch['image']))
+  value, gradient = compiled.by_pixels(objective, variables, batch, key)
+  assert float(compiled.by_pixels(objective, variables, dict(batch, image=noise), key)[0]) == float(value)
+  gradient = np.asarray(gradient)
   assert (np.moveaxis(gradient, -1, 1)[~np.asarray(mask)] == 0).all()
 
 
@@ -163,8 +160,7 @@ def test_channels_left_out_by_sampling_can_be_predicted_from_the_others():
   assert (hidden[~np.asarray(there)] == 0).all()
   assert (hidden[np.asarray(there & ~shown)] == 1).all()  # all of a channel that is there and was not shown
   np.testing.assert_array_equal(hidden.sum(axis=(1, 2)), there.sum(axis=1) * 12 - shown.sum(axis=1) * 3)
-  loss = jax.jit(jax.grad(lambda image: objective.loss(variables, dict(batch, image=image), key, 0)[0]))
-  gradient = np.moveaxis(np.asarray(loss(batch['image'])), -1, 1)
+  gradient = np.moveaxis(np.asarray(compiled.by_pixels(objective, variables, batch, key)[1]), -1, 1)
   assert (gradient[~np.asarray(shown)] == 0).all()  # what was not shown is not looked at
   assert (np.abs(gradient[np.asarray(shown)]).max(axis=(1, 2)) > 0).all()
 
@@ -174,8 +170,7 @@ def test_pixels_of_missing_channels_do_not_count_in_an_encoder_of_fixed_channels
   mask = jnp.array([[True, True, True], [True, False, True], [False, True, False], [True, True, False], [True] * 3])
   image = jnp.where(mask[:, None, None], batch['image'], 0.0)
   batch, key = dict(batch, image=image, channel_mask=mask), jax.random.key(2)
-  loss = float(jax.jit(objective.loss)(variables, batch, key, 0)[0])
-  predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+  (loss, _), (predicted, hidden, _) = compiled.both(objective, variables, variables['params'], batch, key)
   x = reference_patches(image, (4, 4), False)
   there = np.tile(np.asarray(mask), (1, 16))
   errors = []
@@ -184,7 +179,7 @@ def test_pixels_of_missing_channels_do_not_count_in_an_encoder_of_fixed_channels
     target = (own - own.mean(-1, keepdims=True)) / np.sqrt(own.var(-1, ddof=1, keepdims=True) + 1e-6)
     errors.append(((guess - target) ** 2).mean(-1))
   want = (np.stack(errors) * np.asarray(hidden)).sum() / np.asarray(hidden).sum()
-  assert abs(loss - want) < 1e-5 * want
+  assert abs(float(loss) - want) < 1e-5 * want
 
 
 def masks_of(objective, batch, count):
@@ -218,16 +213,20 @@ def test_dynamic_masks(patches, channels):
 def test_dynamic_masks_hide_pixels_from_the_encoder():
   """The loss is that of a NumPy reference over what is hidden, and no hidden pixel reaches a prediction."""
   objective, variables, batch = make('channel 2D', mask_channels='dynamic', patches_only=0.0, channels_only=0.0)
+
+  @jax.jit
+  def slope(image, key):
+    return jax.grad(lambda x: objective._predict(variables['params'], batch | {'image': x}, key, True)[0].sum())(image)
+
   for seed in range(3):
     key = jax.random.key(seed)
-    predicted, hidden, _ = jax.jit(objective._predict, static_argnums=3)(variables['params'], batch, key, True)
+    (loss, _), (predicted, hidden, _) = compiled.both(objective, variables, variables['params'], batch, key)
     target = reference_patches(batch['image'], objective.encoder.patch_size, True)
     target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
     error = np.square(np.asarray(predicted, np.float64) - target).mean(-1)
     want = (error * np.asarray(hidden)).sum() / max(float(hidden.sum()), 1.0)
-    assert float(objective.loss(variables, batch, key, 0)[0]) == pytest.approx(want, rel=1e-5)
-    total = lambda image: objective._predict(variables['params'], batch | {'image': image}, key, True)[0].sum()
-    touched = reference_patches(jax.grad(total)(batch['image']), objective.encoder.patch_size, True)
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+    touched = reference_patches(slope(batch['image'], key), objective.encoder.patch_size, True)
     assert not np.abs(touched[np.asarray(hidden) > 0]).any() and np.abs(touched[np.asarray(hidden) == 0]).any()
 
 
