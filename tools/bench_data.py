@@ -5,6 +5,7 @@ PNG; batches are random crops of 224 x 224. Volumes: the ICBM152 T1 template of 
 int16 as NIfTI (.nii.gz); batches are random crops of 96^3. `prepare` makes corpora of the very same files. Contenders:
 
   jaxmed       train_batches with fit=crop, threads
+  jaxmed 2     the same with two crops of what is read for one, as `loader.crops=2`
   dataloader   torch DataLoader over the folder of PNG (Pillow, a random crop), worker processes
   webdataset   the PNG in tar shards, shuffled within a buffer, the same decoder and workers
   tfds         tensorflow-datasets alone (no TensorFlow) on the corpus: its random access, one thread, the same crop
@@ -130,12 +131,12 @@ def make_corpus(inputs: pathlib.Path, out: pathlib.Path, workers: int, volumes: 
 # Contenders: each gives an iterator of arrays [b, ..., C] without end.
 
 
-def jaxmed_batches(source: Any, size: int, batch: int, threads: int) -> Iterator[np.ndarray]:
+def jaxmed_batches(source: Any, size: int, batch: int, threads: int, crops: int = 1) -> Iterator[np.ndarray]:
   from jaxmed.data.feed.pipeline import train_batches
 
   rank = len(source.table['shape'][0].as_py()) - 1
   for found in train_batches(source, batch_size=batch, size=(size,) * rank, vocabulary=source.channels, seed=0,
-                             fit='crop', threads=threads):
+                             fit='crop', threads=threads, crops=crops):
     yield found['image']
 
 
@@ -311,7 +312,8 @@ def volumes(root: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
   files = sorted(map(str, (root / 'nii').glob('*.nii.gz')))
   threads, workers, batch = args.threads, args.workers, 8
   contenders: dict[str, Callable[[], Iterator[Any]]] = {
-    'jaxmed': lambda: jaxmed_batches(source, SIZE_3D, batch, threads)}
+    'jaxmed': lambda: jaxmed_batches(source, SIZE_3D, batch, threads),
+    'jaxmed 2': lambda: jaxmed_batches(source, SIZE_3D, batch, threads, 2)}
   if _there('torch', 'monai'):
     for name, samples, cache in (('monai', 1, False), ('monai 4', 4, False), ('monai cache', 1, True)):
       contenders[name] = functools.partial(monai_batches, files, SIZE_3D, batch, workers, samples, cache)

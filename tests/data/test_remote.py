@@ -127,7 +127,12 @@ def test_only_what_is_asked_for_is_fetched(volumes, monkeypatch):
   before = sum(fetched)
   source.window(1, (64, 64, 64), (8, 8, 8))
   brick = sum(fetched) - before
-  assert 64**3 < brick < 64**3 * 2  # a brick of noise (12 of 16 bits) and a record that names it
+  assert 32**3 < brick < 32**3 * 2  # a brick of noise (12 of 16 bits) and a record that names it
+  requests = len(fetched)
+  source.window(1, (64, 64, 64), (8, 40, 40))
+  assert len(fetched) == requests + 2 and fetched[-1] > 4 * 32**3  # two by two bricks by one call, beside the record
+  source.window(1, (64, 64, 64), (8, 8, 100))
+  assert len(fetched) == requests + 4 and fetched[-1] > 4 * 32**3  # neighbours are one range
 
 
 def test_a_new_version_is_seen(store, flat, tmp_path):

@@ -11,6 +11,7 @@ each chunk (google/array_record, cpp/array_record_writer.cc).
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import struct
@@ -179,14 +180,19 @@ class Records:
     """The records of rows of one file."""
     index, path, what = self._index(shard), f'{self._root}/{self.names[shard]}', f'{self.url}/{self.names[shard]}'
     chunks = [index.chunk(row) for row in rows]
-    wanted = sorted({number for number, _ in chunks})
-    spans = [index.span(number) for number in wanted]
+    wanted = enumerate(sorted({number for number, _ in chunks}))
+    runs = [[n for _, n in run] for _, run in itertools.groupby(wanted, lambda pair: pair[1] - pair[0])]
+    spans = [(index.span(run[0])[0], index.span(run[-1])[1]) for run in runs]  # neighbours by one request
     if len(spans) == 1:
       data = [tried(lambda: self._system.cat_file(path, start=spans[0][0], end=spans[0][1]), what)]
     else:
       starts, ends = zip(*spans)
       data = tried(lambda: self._system.cat_ranges([path] * len(spans), list(starts), list(ends)), what)
-    found = {n: unpacked(joined(d, span[0]), what) for n, d, span in zip(wanted, data, spans)}
+    found = {}
+    for run, whole, (begin, _) in zip(runs, data, spans):
+      for n in run:
+        start, end = index.span(n)
+        found[n] = unpacked(joined(whole[start - begin:end - begin], start), what)
     return [found[number][place] for number, place in chunks]
 
   def _index(self, shard: int) -> 'Index':

@@ -87,6 +87,14 @@ class Source:
     at = tuple(slice(min(int(a), n), min(int(a) + int(s), n)) for a, s, n in zip(start, size, grid))
     return self._read(self._keys[self._key[i]], [int(self._place[i])], wanted, at)[0]
 
+  def opened(self, i: int, start: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(start, grid) of all that is unpacked where `cut` reads a part of row i: bricks, or the whole image."""
+    *grid, channels = self.value('shape', i)
+    size_of = int(np.prod([*grid, channels])) * np.dtype(self.value('dtype', i)).itemsize
+    edge = store.EDGE if len(grid) == 3 and size_of > store.CHUNK_BYTES else max(grid)
+    low = [a // edge * edge for a in start]
+    return low, [min(-(-(a + n) // edge) * edge, have) - b for a, n, b, have in zip(start, size, low, grid)]
+
   def places_of(self, i: int) -> dict[int, np.ndarray]:
     """{value of a class in the mask of row i: flat positions of some of its pixels, ascending [n]}; no pixels are read.
 

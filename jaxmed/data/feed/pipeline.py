@@ -81,15 +81,41 @@ class _Elements:
     i = int(element['index'])
     if i < 0:
       return fields_lib.blanks(self.fields)
+    start = self._start(i, element, rng)
+    return self._cropped(i, start, self.source.cut(i, start, self.size, self._pixels))
+
+  def crops(self, element: dict[str, Any], rng: np.random.Generator, count: int) -> dict[str, Any]:
+    """`count` parts, stacked: the first is that of `crop`, the others lie anywhere in what was read for it.
+
+    That is all bricks that it touches, or the whole image where it does not lie in bricks.
+    """
+    i = int(element['index'])
+    start = self._start(i, element, rng)
+    low, size = self.source.opened(i, start, self.size)
+    near = self.source.cut(i, low, size, self._pixels)
+    spare = [max(have - want, 0) for have, want in zip(size, self.size)]
+    starts = [start, *([a + int(rng.integers(s + 1)) for a, s in zip(low, spare)] for _ in range(count - 1))]
+    parts = []
+    for start in starts:
+      at = tuple(slice(s - a, s - a + n) for s, a, n in zip(start, low, self.size))
+      parts.append(self._cropped(i, start, near | {name: near[name][at] for name in self._pixels if name in near}))
+    return _stacked(parts)
+
+  def _start(self, i: int, element: dict[str, Any], rng: np.random.Generator | None) -> list[int]:
+    """Where a crop of row i begins."""
     spare = [have - want for have, want in zip(self._grid(i), self.size)]
-    pad = [(max(0, -s) // 2, max(0, -s) - max(0, -s) // 2) for s in spare]
     start = [0 if s <= 0 else int(rng.integers(s + 1)) if rng is not None else s // 2 for s in spare]
     if rng is not None and element.get('forced'):
       place = foreground_lib.centre(self.source.places_of(i), self._grid(i), rng)
       start = start if place is None else foreground_lib.start(place, self._grid(i), self.size)
-    record = self.source.cut(i, start, self.size, self._pixels)
-    if any(map(any, pad)):
-      record |= _framed(record, pad)
+    return start
+
+  def _cropped(self, i: int, start: Sequence[int], record: dict[str, Any]) -> dict[str, Any]:
+    """The element of what was read from `start` on, amid zeros where the image is smaller."""
+    lack = [max(0, want - have) for have, want in zip(self._grid(i), self.size)]
+    pad = [(n // 2, n - n // 2) for n in lack]
+    if any(lack):
+      record = record | _framed(record, pad)
     return self._filled(i, record, [s - before for s, (before, _) in zip(start, pad)], [1.0] * len(pad))
 
   @property
@@ -198,7 +224,7 @@ def train_batches(
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
     windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
-    number: str = '', foreground: Foreground | None = None,
+    number: str = '', foreground: Foreground | None = None, crops: int = 1,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
@@ -226,6 +252,8 @@ def train_batches(
     labels: stored values of the K classes of masks (see jaxmed.data.corpus.labels), for the field `annotated`.
     number: manifest column of the field `number`.
     foreground: which crops must show a class of their record's mask; fit is 'crop' then, and windows are None.
+    crops: of a record, one after the other in the batch, of which the first alone decides what is read; fit is 'crop'
+      then, and windows are None. Positions of `sampler` and `foreground` are those of records.
 
   Returns:
     An iterator of dicts with an array [b, ...] for each field. By default: image [b, *size, C] (uint8, uint16 or int16
@@ -244,16 +272,25 @@ def train_batches(
   if windows is not None:
     elements = _Windowed(elements, windows, len(windows))
   local = _share(batch_size, process_index, process_count)
+  if local % crops:
+    raise UserError(f'loader.crops={crops} does not divide the {local} records a step of each process')
   if sampler is None:
     data = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(_ENDLESS // len(elements))
   else:
     data = grain.MapDataset.source(_Drawn(elements, sampler)).seed(seed)
   if foreground is not None:
     data = data.map_with_index(functools.partial(_forced, foreground))
-  if fit == 'crop':
+  if crops > 1:
+    data = data.random_map(functools.partial(elements.crops, count=crops))
+  elif fit == 'crop':
     data = data.random_map(elements.crop)
-  data = data.batch(local)[process_index::process_count][start_step:]
-  return _iterate(data, _bytes(elements), local, threads, prefetch)
+  data = data.batch(local // crops)[process_index::process_count][start_step:]
+  return _iterate(data.map(_joined) if crops > 1 else data, _bytes(elements), local, threads, prefetch)
+
+
+def _joined(batch: Batch) -> Batch:
+  """[n, crops, ...] -> [n * crops, ...]."""
+  return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
 
 
 def _forced(foreground: Foreground, position: int, element: dict[str, Any]) -> dict[str, Any]:

@@ -121,16 +121,18 @@ def sampler(config: ConfigDict, source: Any, windows: Windows | None = None) -> 
   mixture = sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
   if windows is not None and not mixture.plain:
     source = windows.heads(source)
-  return sampling.make(source, mixture, config.seed, config.batch_size, config.steps)
+  return sampling.make(source, mixture, config.seed, config.batch_size // config.loader.crops, config.steps)
 
 
 def stream(config: ConfigDict, source: Any, lack: Lack | None) -> dict[str, Any]:
-  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels, and
-  crops that must show a class."""
+  """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels,
+  crops of a record, and crops that must show a class."""
   samples = windows(config, source)
   loader = config.loader
-  forced = foreground.make(source, loader.foreground, loader.foreground_rule, config.batch_size)
-  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack, 'foreground': forced}
+  forced = foreground.make(source, loader.foreground, loader.foreground_rule,
+                           config.batch_size // loader.crops)
+  return {'windows': samples, 'sampler': sampler(config, source, samples), 'lack': lack, 'foreground': forced,
+          'crops': loader.crops}
 
 
 def mesh_of(config: Any, spec: DataSpec, trainer: Trainer) -> Mesh:

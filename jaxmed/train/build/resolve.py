@@ -104,7 +104,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     'checkpoint.keep_every': (0, math.inf), 'checkpoint.minutes': (0, math.inf),
     'optimizer.b1': (0, 1 - 1e-9), 'optimizer.b2': (0, 1 - 1e-9), 'optimizer.ema': (0, 1 - 1e-9),
     'optimizer.weight_decay': (0, math.inf), 'optimizer.warmup_steps': (-1, math.inf), 'optimizer.clip': (0, math.inf),
-    'loader.foreground': (0, 1), 'loader.records': (0, math.inf), 'loader.records_seed': (0, 2**31 - 1),
+    'loader.crops': (1, math.inf), 'loader.foreground': (0, 1), 'loader.records': (0, math.inf),
+    'loader.records_seed': (0, 2**31 - 1),
     'loader.text_length': (1, math.inf), 'loader.signal_length': (0, math.inf), 'loader.window': (0, math.inf),
     'loader.window_stride': (0, math.inf), 'optimizer.warmup_epochs': (-1, math.inf),
     'optimizer.final_learning_rate': (0, math.inf),
@@ -136,6 +137,10 @@ def check_values(config: ConfigDict) -> None:
   adapting.check(config)
   evaluators.parse(config.evaluators)
   sampling.Mixture(**{key: config.loader[key] for key in MIXTURE})
+  if config.loader.crops > 1 and (config.loader.fit != 'crop' or config.loader.window):
+    what = f'fit={config.loader.fit}' if config.loader.fit != 'crop' else f'window={config.loader.window}'
+    raise UserError(f'loader.crops={config.loader.crops} cuts a record several times: it needs loader.fit=crop and no '
+                    f'loader.window, not loader.{what}')
   if config.loader.foreground and (config.loader.fit != 'crop' or config.loader.window):
     what = f'fit={config.loader.fit}' if config.loader.fit != 'crop' else f'window={config.loader.window}'
     raise UserError(f'loader.foreground={config.loader.foreground:g} chooses where a record is cropped: it needs '
