@@ -23,8 +23,9 @@ demo: install
 	@cat $(DEMO)/table.txt
 	@echo "exported file: $(DEMO)/encoder.safetensors (card: $(DEMO)/encoder.md)"
 
-# As many workers as there are cores.
-PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
+# A worker more than there are cores: one waits for the processes or disks of its test while the others compute.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # The first tier: every room and the road end to end, at most ten minutes on two cores (tests/tiers.py).
 test: $(VENV)/.test

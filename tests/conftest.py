@@ -37,6 +37,7 @@ gc.set_threshold(20_000, 10, 10)
 
 TILE = 24
 MOST_MAPS = 25_000
+MOST_BYTES = 3 << 30
 # The run that tests train. Its step takes milliseconds and is compiled once, also for other processes; other values
 # of what the step is made of (steps and learning rate among them) cost a compilation.
 TINY = {
@@ -56,13 +57,19 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(autouse=True, scope='module')
 def few_programs():
-  """Lets go of compiled programs before Linux runs out of memory maps (65,530 a process), of which each takes some."""
+  """Lets go of compiled programs before Linux runs out of memory maps (65,530 a process) or of memory."""
   yield
-  maps = pathlib.Path('/proc/self/maps')
-  if maps.exists() and sum(1 for _ in maps.open(encoding='utf-8')) > MOST_MAPS:
+  maps, pages = pathlib.Path('/proc/self/maps'), pathlib.Path('/proc/self/statm')
+  if not maps.exists():
+    return
+  held = int(pages.read_text(encoding='utf-8').split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  if held > MOST_BYTES or sum(1 for _ in maps.open(encoding='utf-8')) > MOST_MAPS:
+    import ctypes
+
     import jax
     jax.clear_caches()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed
 
 
 def _skimage(name: str) -> np.ndarray:
