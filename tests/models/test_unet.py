@@ -165,17 +165,35 @@ def test_maps_of_any_encoder_of_stages(name, finest, options):
     assert [x.shape for x in shapes(encoder, one, jnp.zeros((2, 64, 96, 3)))[1]] == [(2, 64, 96, 4)]
 
 
-@pytest.mark.parametrize('kernel, stride, padding', [((3, 3, 3), (2, 2, 2), (1, 1, 1)), ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-                                                     ((3, 7, 7), (1, 2, 2), (1, 3, 3)), ((3, 3, 3), (4, 2, 1), (1, 1, 1))])
-def test_gradients_of_strided_convolutions_are_those_of_their_windows(kernel, stride, padding):
-  """Blocks of places as channels: the same convolution, and on a CPU its gradient."""
-  x, k = normal((2, 8, 8, 4, 3)), normal((*kernel, 3, 5))
-  want = convolution._windows(x, k, stride, padding)
-  np.testing.assert_allclose(convolution._blocked(x, k, stride, padding), want, atol=2e-5)
-  g = normal(want.shape, 2)
-  pull = lambda form: jax.vjp(lambda x, k: form(x, k, stride, padding), x, k)[1](g)
-  for have, other in zip(pull(convolution.convolve), pull(convolution._windows), strict=True):
-    np.testing.assert_allclose(have, other, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize('kernel, stride, padding, size', [
+    ((3, 3, 3), (1, 1, 1), (1, 1, 1), (5, 6, 7)), ((1, 3, 3), (1, 1, 1), (0, 1, 1), (4, 5, 6)),
+    ((3, 3, 3), (2, 2, 2), (1, 1, 1), (8, 7, 5)), ((1, 3, 3), (1, 2, 2), (0, 1, 1), (8, 8, 4)),
+    ((3, 7, 7), (1, 2, 2), (1, 3, 3), (8, 8, 4)), ((3, 3, 3), (4, 2, 1), (1, 1, 1), (9, 8, 5)),
+    ((2, 2, 2), (1, 1, 1), (1, 0, 2), (4, 5, 6))])
+def test_convolutions_of_volumes_and_their_gradients(kernel, stride, padding, size, monkeypatch):
+  """What a CPU computes for large ones and, where there is a stride, for small ones, beside sums over places in float64;
+  by slabs of one slice or some."""
+  rng = np.random.default_rng(0)
+  x, k = rng.normal(size=(2, *size, 3)), rng.normal(size=(*kernel, 3, 4))
+  wide = np.pad(x, ((0, 0), *((n, n) for n in padding), (0, 0)))
+  grid = [(n - w) // step + 1 for n, w, step in zip(wide.shape[1:4], kernel, stride)]
+  g, dx, dk, out = rng.normal(size=(2, *grid, 4)), np.zeros_like(wide), np.zeros_like(k), 0
+  for tap in np.ndindex(kernel):
+    at = (slice(None), *(slice(a, a + (n - 1) * step + 1, step) for a, n, step in zip(tap, grid, stride)))
+    out, dk[tap] = out + wide[at] @ k[tap], np.tensordot(wide[at], g, ((0, 1, 2, 3),) * 2)
+    dx[at] += g @ k[tap].T
+  dx = dx[(slice(None), *(slice(n, n + m) for n, m in zip(padding, size)))]
+  for least in (0, convolution.LEAST)[:max(stride)]:
+    monkeypatch.setattr(convolution, 'LEAST', least)
+    monkeypatch.setattr(convolution, 'SLAB', 3000)
+
+    @jax.jit
+    def pulled(x, k, g):
+      have, pull = jax.vjp(lambda x, k: convolution.convolve(x, k, stride, padding), x, k)
+      return have, *pull(g)
+
+    for a, b in zip(pulled(*map(jnp.float32, (x, k, g))), (out, dx, dk), strict=True):
+      assert np.abs(a - b).max() < 1e-6 * np.abs(b).max()
 
 
 def test_interpolation_and_mixing_commute():

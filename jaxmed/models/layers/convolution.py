@@ -29,6 +29,8 @@ from jaxmed.models.layers.tokens import Features, Level, check_levels, drop_chan
 
 MASKINGS = ('sparse', 'token')
 LEAK = 0.01  # slope of a leaky ReLU below zero
+SLAB = 2**21  # bytes that a convolution of volumes on a CPU copies at a time: they should stay in a core's cache
+LEAST = 2**26  # multiply-adds from which such a convolution is worth a program that is three times as long to compile
 
 
 def enlarge(mask: jax.Array, size: tuple[int, ...]) -> jax.Array:
@@ -126,8 +128,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...], pad
   """
   rank, width = x.ndim - 2, kernel.shape[:-2]
   stride, padding = by_axis(stride, rank), by_axis(padding, rank)
+  ends = tuple((n, n) for n in padding)
   if groups > 1:
-    return _windows(x, kernel, stride, padding, groups)
+    return _windows(x, kernel, stride, ends, groups)
   if math.prod(width) == 1 and not any(padding):
     x = x[(slice(None), *(slice(None, None, step) for step in stride))]
     return kernels.dense(x, kernel.reshape(kernel.shape[-2:]))
@@ -135,52 +138,126 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int | tuple[int, ...], pad
     grid = grid_of(x.shape[1:-1], width)
     out = kernels.dense(patchify(x, width), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(x.shape[0], *grid, -1)
-  even = all(n % step == 0 for n, step in zip(x.shape[1:-1], stride, strict=True))
-  return (_strided if rank == 3 and max(stride) > 1 and even else _windows)(x, kernel, stride, padding)
+  own = rank == 3 and (max(stride) > 1 or _large(x, kernel, stride))
+  return (_volume if own else _windows)(x, kernel, stride, ends)
 
 
-def _windows(x, kernel, stride, padding, groups=1):
-  return lax.conv_general_dilated(x, kernel, stride, [(n, n) for n in padding],
-                                  dimension_numbers=_axis_letters(x.ndim - 2), feature_group_count=groups)
+def _windows(x, kernel, stride, ends, groups=1):
+  return lax.conv_general_dilated(x, kernel, stride, ends, dimension_numbers=_axis_letters(x.ndim - 2),
+                                  feature_group_count=groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _strided(x, kernel, stride, padding):
-  """`_windows` of volumes, whose gradient on a CPU is that of `_blocked`.
+def _volume(x, kernel, stride, ends):
+  """`_windows` of volumes. On a CPU it is `_stacked` and its gradients are `_input_gradient` and `_by_taps`.
 
-  XLA:CPU computes the gradient of the input of a strided convolution of three axes by plain loops, some forty times
-  slower: 16 channels at 16^3 to 32 take 134 ms of CPU, blocks take 3.
+  XLA:CPU convolves volumes several times slower than images, takes the kernel's gradient slower yet, and that of the
+  input of a strided convolution by plain loops. Small convolutions differ from `_windows` by the last one alone.
   """
-  return _windows(x, kernel, stride, padding)
+  if not _large(x, kernel, stride):
+    return _windows(x, kernel, stride, ends)
+  return lax.platform_dependent(x, kernel, cpu=lambda x, kernel: _stacked(x, kernel, stride, ends),
+                                default=lambda x, kernel: _windows(x, kernel, stride, ends))
 
 
-def _strided_bwd(stride, padding, residuals, g):
-  apply = lambda form: lambda x, kernel: form(x, kernel, stride, padding)
+def _large(x, kernel, stride):
+  return math.prod(x.shape[:-1]) * kernel.size >= LEAST * math.prod(stride)
+
+
+def _volume_bwd(stride, ends, residuals, g):
+  apply = lambda form: lambda x, kernel: form(x, kernel, stride, ends)
   gradient = lambda form: lambda x, kernel, g: jax.vjp(apply(form), x, kernel)[1](g)
-  return lax.platform_dependent(*residuals, g, cpu=gradient(_blocked), default=gradient(_windows))
+  own = lambda x, kernel, g: (_input_gradient(x, kernel, g, stride, ends), _by_taps(x, kernel, g, stride, ends))
+  large = _large(*residuals, stride)
+  return lax.platform_dependent(*residuals, g, cpu=own if large else gradient(_blocked), default=gradient(_windows))
 
 
-_strided.defvjp(lambda x, kernel, stride, padding: (_strided(x, kernel, stride, padding), (x, kernel)), _strided_bwd)
+_volume.defvjp(lambda x, kernel, stride, ends: (_volume(x, kernel, stride, ends), (x, kernel)), _volume_bwd)
 
 
-def _blocked(x, kernel, stride, padding):
+def _stacked(x, kernel, stride, ends):
+  """The same as convolutions of images: slices of the depth that the kernel covers are channels of one, some at a time.
+
+  The loop is over the depth, which no mesh cuts.
+  """
+  deep, step = kernel.shape[0], stride[0]
+  x = lax.pad(x, jnp.zeros((), x.dtype), [(*pair, 0) for pair in ((0, 0), ends[0], (0, 0), (0, 0), (0, 0))])
+  kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
+  depth = (x.shape[1] - deep) // step + 1
+  many = _slab(depth, x[:, 0].size * deep * x.dtype.itemsize)
+
+  def images(i):
+    part = lax.dynamic_slice_in_dim(x, i * many * step, (many - 1) * step + deep, axis=1)
+    part = jnp.concatenate([part[:, k : k + (many - 1) * step + 1 : step] for k in range(deep)], axis=-1)
+    out = _windows(part.reshape(-1, *part.shape[2:]), kernel, stride[1:], ends[1:])
+    return out.reshape(-1, many, *out.shape[1:])
+
+  if many == depth:
+    return images(0)
+  out = jax.eval_shape(images, 0)
+  store = lambda i, out: lax.dynamic_update_slice_in_dim(out, images(i), i * many, axis=1)
+  return lax.fori_loop(0, depth // many, store, jnp.zeros((out.shape[0], depth, *out.shape[2:]), out.dtype))
+
+
+def _input_gradient(x, kernel, g, stride, ends):
+  """Gradient of x: the convolution of g with the kernel turned; of `_blocked` where there is a stride."""
+  if max(stride) > 1:
+    return jax.vjp(lambda x: _blocked(x, kernel, stride, ends), x)[1](g)[0]
+  around = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, ends, strict=False))
+  return _stacked(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4), stride, around)
+
+
+def _by_taps(x, kernel, g, stride, ends):
+  """Gradient of the kernel: a product of matrices for each of its places, some slices of the depth at a time."""
+  width, depth = kernel.shape[:3], g.shape[1]
+  x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *[(*pair, 0) for pair in ends], (0, 0, 0)])
+  many = _slab(depth, x[:, 0].size * x.dtype.itemsize * math.prod(width))
+  span = [(n - 1) * step + 1 for n, step in zip((many, *g.shape[2:4]), stride, strict=True)]
+
+  def add(i, total):
+    part = lax.dynamic_slice_in_dim(x, i * many * stride[0], span[0] + width[0] - 1, axis=1)
+    slab = lax.dynamic_slice_in_dim(g, i * many, many, axis=1).reshape(-1, g.shape[-1])
+
+    def product(tap):  # in a loop, as hundreds of products would be long to compile
+      found = lax.dynamic_slice(part, (0, *tap, 0), (x.shape[0], *span, x.shape[-1]))
+      found = found[:, :: stride[0], :: stride[1], :: stride[2]].reshape(-1, x.shape[-1])
+      return jnp.tensordot(found, slab, (0, 0), preferred_element_type=jnp.float32)
+
+    return total + lax.map(product, jnp.unravel_index(jnp.arange(math.prod(width)), width))
+
+  total = jnp.zeros((math.prod(width), *kernel.shape[3:]), jnp.float32)
+  return lax.fori_loop(0, depth // many, add, total).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _slab(depth: int, size: int) -> int:
+  """How many slices of a depth, of `size` bytes each, are worked on at a time: a divisor of it."""
+  return next(n for n in range(depth, 0, -1) if depth % n == 0 and (n == 1 or n * size <= SLAB))
+
+
+def _blocked(x, kernel, stride, ends):
   """The same as a convolution without stride: blocks of a stride's places become channels, of the kernel too.
 
-  The kernel gets zeros in front, so that windows begin where blocks do, and behind, so that blocks fill it.
+  The kernel gets zeros in front, so that windows begin where blocks do, and behind, so that blocks fill it; x gets
+  zeros behind.
   """
-  rank = x.ndim - 2
-  front = [-p % step for p, step in zip(padding, stride, strict=True)]
-  behind = [-(n + z) % step for n, z, step in zip(kernel.shape, front, stride, strict=False)]
+  windows = [(n + low + high - k) // step + 1
+             for n, k, step, (low, high) in zip(x.shape[1:-1], kernel.shape, stride, ends, strict=False)]
+  front = [-low % step for (low, _), step in zip(ends, stride, strict=True)]
+  fill = lambda sizes: [-n % step for n, step in zip(sizes, stride, strict=True)]
+  behind = fill([n + z for n, z in zip(kernel.shape, front, strict=False)])
   kernel = jnp.pad(kernel, [*zip(front, behind, strict=True), (0, 0), (0, 0)])
+  x = jnp.pad(x, [(0, 0), *((0, n) for n in fill(x.shape[1:-1])), (0, 0)])
+  rank = x.ndim - 2
   split = lambda shape: [n for size, step in zip(shape, stride, strict=True) for n in (size // step, step)]
   order = (*range(0, 2 * rank, 2), *range(1, 2 * rank, 2))  # blocks, then places in them
   x = x.reshape(x.shape[0], *split(x.shape[1:-1]), -1).transpose(0, *(1 + i for i in order), 1 + 2 * rank)
   kernel = kernel.reshape(*split(kernel.shape[:-2]), *kernel.shape[-2:]).transpose(*order, 2 * rank, 2 * rank + 1)
   x = x.reshape(*x.shape[:1 + rank], -1)
   kernel = kernel.reshape(*kernel.shape[:rank], -1, kernel.shape[-1])
-  first = [(p + z) // step for p, z, step in zip(padding, front, stride, strict=True)]
-  ends = [(n, width - 1 - n) for n, width in zip(first, kernel.shape, strict=False)]
-  return lax.conv_general_dilated(x, kernel, (1,) * rank, ends, dimension_numbers=_axis_letters(rank))
+  first = [(low + z) // step for (low, _), z, step in zip(ends, front, stride, strict=True)]
+  last = [n + k - 1 - have - low for n, k, have, low in zip(windows, kernel.shape, x.shape[1:], first, strict=False)]
+  ones = (1,) * rank
+  return (_volume if _large(x, kernel, ones) else _windows)(x, kernel, ones, tuple(zip(first, last, strict=True)))
 
 
 def _axis_letters(rank: int) -> tuple[str, str, str]:
