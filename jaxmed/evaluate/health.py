@@ -8,6 +8,7 @@ import numpy as np
 HARD_RANK, SOFT_RANK = 2.0, 10.0
 ALIKE, STILL = 0.995, 0.01
 LOW_ENTROPY, HIGH_ENTROPY = 0.1, 0.999
+FOLDED = 0.05  # of the pixels of flows
 ENOUGH = 4 * SOFT_RANK  # features and rows below which a rank of SOFT_RANK is no sign
 
 
@@ -87,11 +88,12 @@ def measure(features: np.ndarray, tokens: np.ndarray, views: np.ndarray) -> dict
 
 @dataclasses.dataclass(frozen=True)
 class Collapse:
-  """A sign of collapse. hard: nothing is left to learn from; else a loss of dimensions that may pass."""
+  """A sign of collapse. hard: nothing is left to learn from; else what `kind` says, which may pass."""
 
   sign: str
   cause: str
   hard: bool
+  kind: str = 'loss of dimensions'
 
 
 def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[str, float]) -> Collapse | None:
@@ -102,7 +104,8 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
 
   Args:
     values: of `measure`, and of methods with a teacher over prototypes its mean entropy (teacher_entropy_share), the
-      entropy of its mean (prototype_entropy_share), both over the logarithm of their number, and teacher_kl.
+      entropy of its mean (prototype_entropy_share), both over the logarithm of their number, and teacher_kl; of methods
+      with displacements the share of pixels that they fold (folded_share).
     rows, width: shape of the features. start: what `measure` gave before the first step.
   """
   get = lambda name, default: values.get(name, default)
@@ -121,6 +124,9 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
   if rank < HARD_RANK and worse('rankme', 0.9):
     return Collapse(f'features have an effective rank of {rank:.2f} < {HARD_RANK}',
                     'the rate is too high or nothing keeps features apart: lower learning_rate', True)
+  if get('folded_share', 0.0) > FOLDED:
+    return Collapse(f'displacements fold {values["folded_share"]:.1%} of the pixels (more than {FOLDED:.0%})',
+                    'they are not smooth: raise objective.smooth_weight, or set objective.squarings=7', False, 'no homeomorphism')
   if rank < SOFT_RANK and worse('rankme', 1 / 3) and min(rows, width) >= ENOUGH:
     return Collapse(f'features have an effective rank of {rank:.1f} < {SOFT_RANK}',
                     'dimensions are being lost: lower learning_rate, more or stronger views', False)

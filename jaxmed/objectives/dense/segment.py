@@ -106,7 +106,7 @@ class Segment(Method):
     encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
     maps = jax.eval_shape(lambda p: self._maps(p, batch, False, None)[0], nn.unbox(encoder))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)
-    decoder = self.network.init(decoder_key, self._image(batch), zeros)['params']
+    decoder = self.network.init(decoder_key, self.decoder_image(batch), zeros)['params']
     return {'params': {'encoder': encoder, 'decoder': decoder}, 'target': {}, 'extra': {}}
 
   def logits(self, variables: Variables, batch: Batch, train: bool = False,
@@ -118,7 +118,7 @@ class Segment(Method):
     """`logits`, and terms of the loss that are the decoder's own."""
     params = variables['params']
     maps, encoder = self._maps(params['encoder'], batch, train, rngs)
-    outputs, left = run_noting((STATS, PENALTY), self.network, params['decoder'], self._image(batch), maps,
+    outputs, left = run_noting((STATS, PENALTY), self.network, params['decoder'], self.decoder_image(batch), maps,
                                train=train, rngs=rngs)
     return outputs, {'encoder': encoder, 'decoder': left.get(STATS, {})}, left.get(PENALTY, {})
 
@@ -168,7 +168,7 @@ class Segment(Method):
     features, stats = encode(self.encoder, params, batch, train, rngs, self.freeze_encoder, levels=levels)
     return maps_of(self.encoder, features, batch.get('channel_mask')), stats
 
-  def _image(self, batch: Batch) -> jax.Array:
+  def decoder_image(self, batch: Batch) -> jax.Array:
     """The image that the decoder takes: missing channels are 0, and each channel has its place."""
     image = without_missing(batch['image'], batch.get('channel_mask'))
     if 'sizes' in batch:  # what lies beyond an image in its array may be anything

@@ -113,4 +113,4 @@ class Watch:
 
 def text(sign: Collapse) -> str:
   """One line for people."""
-  return f'{"collapse" if sign.hard else "loss of dimensions"}: {sign.sign}; likely {sign.cause}'
+  return f'{"collapse" if sign.hard else sign.kind}: {sign.sign}; likely {sign.cause}'
