@@ -1,10 +1,10 @@
 """GEMINI: a 3D U-Net on brain MR, by flows between people whose features agree (He et al. 2025, arXiv 2502.05282).
 
 Reproduces YutingHe-list/GEMINI, GEMINI_SS_MIP/GEMINI_SS_MIP_3d.py: a U-Net of group norm, 32 to 512 channels wide, one
-pair of volumes a step, 1000 epochs of 200 steps, Adam at 1e-4, one pose of both
-volumes (20 degrees, a zoom of 0.75 to 1.25). Differs: see the method's docstring; features leave the decoder through a
-linear layer, there through its last activation; the way up has a 1x1 convolution; the network sees intensities of zero mean
-and unit deviation (there 0 .. 1); volumes are prepared at one size, of which the code says nothing. Volumes should hold the same part of the body, whole.
+pair of volumes a step, 1000 epochs of 200 steps, Adam at 1e-4, one pose of both volumes (20 degrees, a zoom of 0.75 to
+1.25). Differs: see the method's docstring; features leave the decoder through a linear layer, there through its last
+activation; the way up has a 1x1 convolution; the network sees intensities of zero mean and unit deviation (there 0 to
+1); volumes are prepared at one size, of which the code says nothing. They should hold the same part of the body, whole.
 
   jaxmed prepare SCANS --out brains --volumes whole --spacing 1
   jaxmed train experiments/gemini.py --data brains --out RUN

@@ -126,7 +126,8 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
                     'the rate is too high or nothing keeps features apart: lower learning_rate', True)
   if get('folded_share', 0.0) > FOLDED:
     return Collapse(f'displacements fold {values["folded_share"]:.1%} of the pixels (more than {FOLDED:.0%})',
-                    'they are not smooth: raise objective.smooth_weight, or set objective.squarings=7', False, 'no homeomorphism')
+                    'they are not smooth: raise objective.smooth_weight, or set objective.squarings=7', False,
+                    'no homeomorphism')
   if rank < SOFT_RANK and worse('rankme', 1 / 3) and min(rows, width) >= ENOUGH:
     return Collapse(f'features have an effective rank of {rank:.1f} < {SOFT_RANK}',
                     'dimensions are being lost: lower learning_rate, more or stronger views', False)

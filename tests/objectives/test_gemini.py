@@ -196,7 +196,7 @@ def test_every_part_learns(kind):
   assert np.isfinite(loss) and all(np.isfinite(x) for x in jax.tree.leaves(metrics))
   for name in ('encoder', 'decoder', 'deformer', 'restorer'):
     assert any(np.any(x) for x in jax.tree.leaves(grads[name])), name
-  assert 0 < float(metrics['restoration']) and 0 < float(metrics['flow_length'])
+  assert float(metrics['restoration']) > 0 and float(metrics['flow_length']) > 0
 
 
 def test_distortion_and_pose():

@@ -18,7 +18,7 @@ SLOPE = 0.2  # of the leaky ReLU below zero
 
 
 class FlowDecoder(nn.Module):
-  """A small U-Net of one convolution a stage: features of two images [B, *size, D] -> a flow [B, *size, rank] in pixels.
+  """A small U-Net, a convolution a stage: features of two images [B, *size, D] -> a flow [B, *size, rank] in pixels.
 
   Max-pools halve the axes that are even; the way up is linear. The last convolution starts small, so that flows start
   within a pixel; the published one starts as large as any other, and flows with it.

@@ -1,4 +1,4 @@
-"""GEMINI: features of two people's images that a smooth displacement brings together (He et al. 2025, arXiv 2502.05282).
+"""GEMINI: features of two people's images that a smooth flow brings together (He et al. 2025, arXiv 2502.05282).
 
 It extends Geometric Visual Similarity Learning (He et al. 2023, CVPR).
 """
@@ -196,11 +196,12 @@ class GEMINI(Method):
     return jax.vmap(self._distorted)(jax.random.split(rng, len(unit)), unit)
 
   def _distorted(self, rng: jax.Array, image: jax.Array) -> jax.Array:
-    size, keys = image.shape[:-1], jax.random.split(rng, 9)
+    size, keys = image.shape[:-1], jax.random.split(rng, 8)
     rank = len(size)
     reach = jnp.asarray([max(n // 20, 2) - 1 for n in size])
     step = jax.random.randint(keys[0], (*size, rank), 0, reach + 1) - (reach + 1) // 2
-    image = jnp.where(jax.random.bernoulli(keys[1], self.shuffle), warp.displaced(image, step.astype(jnp.float32)), image)
+    shuffled = warp.displaced(image, step.astype(jnp.float32))
+    image = jnp.where(jax.random.bernoulli(keys[1], self.shuffle), shuffled, image)
     ends = jnp.zeros((1, 2)), jax.random.uniform(keys[2], (2, 2)), jnp.ones((1, 2))
     t = jnp.linspace(0, 1, POINTS)
     law = jnp.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=-1)
@@ -235,7 +236,7 @@ def _own(batch: Batch) -> jax.Array:
 
 
 def _unit(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Images [B, *size, C] scaled to 0 .. 1 channel by channel, least values and ranges [B, 1.., C]; 0 beyond an image."""
+  """Images [B, *size, C] scaled to 0 .. 1 by channel, least values and ranges [B, 1.., C]; 0 beyond an image."""
   image = batch['image'].astype(jnp.float32)
   within = geometry.filled(_own(batch), image.shape[1:-1])[..., None] & jnp.isfinite(image)
   axes = tuple(range(1, image.ndim - 1))
