@@ -49,6 +49,7 @@ from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
+from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
 from jaxmed.objectives.volumes.voco import VoCo
 
@@ -57,7 +58,7 @@ METHODS: dict[str, Any] = {
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
-    'gemini': GEMINI,
+    'gemini': GEMINI, 'alice': Alice,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
