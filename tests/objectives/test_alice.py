@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.models.decoders.casa import CASA
+from jaxmed.objectives.distillation.self_distillation import cross_view
 from jaxmed.objectives.volumes.alice import Alice, match
 from tests.objectives import siamese_fakes as fakes
 
@@ -120,7 +121,9 @@ def test_the_losses_are_the_reference_and_who_is_trained():
   patch = entropy(soft(teacher['aligned'], centre['patch_centre']), student['aligned']).mean()
   pixels = student['pixels'].reshape(6, 2, 2, 4, 4, 2).swapaxes(2, 3).reshape(6, 8, 8, 2)
   rebuilt = np.square(pixels - found['crops']).mean() / 2
-  for name, want in (('dino_loss', dino), ('patch_loss', patch), ('reconstruction', rebuilt)):
+  used = soft(teacher['aligned'], centre['patch_centre']).mean((0, 1))  # of prototypes; 0 where all tokens have the same
+  for name, want in (('dino_loss', dino), ('patch_loss', patch), ('reconstruction', rebuilt),
+                     ('patch_entropy_share', -(used * np.log(used)).sum() / np.log(8))):
     fakes.close(metrics[name], want, 1e-4)
   fakes.close(loss, dino + patch + 10 * rebuilt, 1e-4)
   want = 0.9 * centre['patch_centre'] + 0.1 * teacher['aligned'].mean((0, 1))
@@ -130,6 +133,9 @@ def test_the_losses_are_the_reference_and_who_is_trained():
   for name in ('encoder', 'decoder', 'head', 'patch_head', 'casa'):
     assert any(np.any(x) for x in jax.tree.leaves(grads[name])), name
   assert set(variables['target']) == {'encoder', 'decoder', 'head', 'patch_head'}
+  pairs = [jnp.asarray(x['class'].reshape(3, 2, 8), jnp.float32) for x in (student, teacher)]
+  either = [float(cross_view(pairs[0][:, order], jax.nn.softmax(pairs[1][:, order]), 0.1)) for order in ([0, 1], [1, 0])]
+  assert either[0] == pytest.approx(either[1], rel=1e-6)  # views may change places
   assert (found['hidden'].reshape(6, 4, 2, 4, 2).mean((2, 4)).reshape(6, 16).sum(1) == 12).all()
 
 

@@ -26,6 +26,7 @@ from jaxmed.objectives.distillation.self_distillation import (
   centred,
   cross_entropy,
   cross_view,
+  entropy,
   update_centre,
 )
 from jaxmed.objectives.losses.matching import dot
@@ -195,7 +196,9 @@ class Alice(SelfDistillation):
     restored = unpatchify(pixels, self.crop, self.encoder.patch_size, self.encoder.per_channel)
     reconstruction = mean_of(jnp.square(restored - whole['image']), _counts(whole)).mean() / 2
     loss = self.class_weight * dino + self.patch_weight * patch + self.reconstruct_weight * reconstruction
-    metrics = self.report(step, dino, probs) | {'patch_loss': patch, 'reconstruction': reconstruction} | found
+    used = entropy(jnp.where(exist[..., None], patch_probs, 0).sum(axis=(0, 1)) / jnp.maximum(exist.sum(), 1))
+    metrics = self.report(step, dino, probs) | found | {
+        'patch_loss': patch, 'reconstruction': reconstruction, 'patch_entropy_share': used / math.log(self.count)}
     if train:
       metrics = with_stats(metrics, train, encoder=stats)
       extra = {'centre': update_centre(extra['centre'], teacher_logits, self.centre_momentum),
