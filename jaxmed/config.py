@@ -209,6 +209,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
                          'records are longer', auto=True),
         'fit': Key('auto', 'way to bring a record to load_size; aspect keeps its aspect, resize does not, crop reads a '
                    'part; auto: aspect where records differ in theirs', ('auto', 'aspect', 'resize', 'crop')),
+        'pad': Key(True, 'zeros around a record that is smaller than a crop; false: such a record ends the run'),
         'crops': Key(1, 'crops of a record in a batch, with fit=crop: what is read for the first one holds the others'),
         'foreground': Key(0.0, 'fraction of crops that must show a class of the mask, with fit=crop; nnU-Net: 0.33'),
         'foreground_rule': Key('slots', 'crops that must: the last ones of each batch, rounded as nnU-Net does (half '

@@ -7,7 +7,9 @@ import pytest
 
 from jaxmed.data.corpus.open import open_source
 from jaxmed.errors import UserError
+from jaxmed.train import loop
 from jaxmed.train.build import data_spec
+from tests.conftest import TINY
 
 
 def plainly(source):
@@ -53,3 +55,14 @@ def test_the_whole_manifest_is_told(varied, corpus, mixed_corpus):
 def test_nothing_to_train_on(varied):
   with pytest.raises(UserError, match='no record to train on'):
     data_spec.describe(open_source(varied).where({'source': ('in',)}, but=True), '')
+
+
+@pytest.mark.parametrize('loader, message', [
+    ({'fit': 'crop', 'load_size': 16, 'pad': False}, r's0_0.npz is 5x6, smaller than the crop of 16x16, and loader.pad=false: '
+                                                     'set loader.load_size to at most 5x6'),
+    ({'fit': 'resize', 'crops': 2}, 'loader.crops=2 cuts a record several times: it needs loader.fit=crop'),
+    ({'fit': 'crop', 'crops': 3}, 'loader.crops=3 does not divide the 8 records'),
+    ({'fit': 'crop', 'crops': 0}, 'loader.crops must be at least 1')])
+def test_crops_that_cannot_be(varied, tmp_path, loader, message):
+  with pytest.raises(UserError, match=message):
+    loop.train(TINY | {'data': str(varied), 'loader': {'threads': 1} | loader}, tmp_path / 'run', quiet=True)

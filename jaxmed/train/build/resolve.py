@@ -339,3 +339,6 @@ def check_shares(config: ConfigDict, mesh: Any) -> None:
   if shards % jax.process_count():
     raise UserError(f'mesh {dict(mesh.shape)} puts the same part of a batch on {jax.process_count()} processes: its '
                     'data, replica and fsdp axes together must be a multiple of the number of processes')
+  local = config.batch_size // jax.process_count()
+  if local % config.loader.crops:
+    raise UserError(f'loader.crops={config.loader.crops} does not divide the {local} records a step of each process')

@@ -170,7 +170,7 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
          *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),
-         'loader.foreground', 'loader.foreground_rule', 'loader.crops',
+         'loader.foreground', 'loader.foreground_rule', 'loader.crops', 'loader.pad',
          *(f'augment.{name}' for name in view_sizes.LISTS))
 
 
