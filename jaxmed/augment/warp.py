@@ -9,12 +9,30 @@ import jax
 import jax.numpy as jnp
 
 
-def quarter_turns(image: jax.Array, turns: jax.Array) -> jax.Array:
-  """Turns samples [B, *grid, C], whose last two axes are equal, counterclockwise by `turns` [B] int quarters."""
-  turns = turns.reshape(-1, *[1] * (image.ndim - 1)) % 4
-  image = jnp.where(turns % 2 == 1, jnp.swapaxes(image, -3, -2), image)
-  image = jnp.where((turns == 1) | (turns == 2), jnp.flip(image, -3), image)
-  return jnp.where((turns == 2) | (turns == 3), jnp.flip(image, -2), image)
+def quarter_turns(image: jax.Array, turns: jax.Array, plane: tuple[int, int] = (-3, -2)) -> jax.Array:
+  """Turns samples [B, *grid, C] counterclockwise by `turns` [B] int quarters in a plane, two axes of equal length."""
+  turns, (first, second) = turns.reshape(-1, *[1] * (image.ndim - 1)) % 4, plane
+  image = jnp.where(turns % 2 == 1, jnp.swapaxes(image, first, second), image)
+  image = jnp.where((turns == 1) | (turns == 2), jnp.flip(image, first), image)
+  return jnp.where((turns == 2) | (turns == 3), jnp.flip(image, second), image)
+
+
+def quarter_turns_in_corner(image: jax.Array, sizes: jax.Array, turns: jax.Array,
+                            plane: tuple[int, int] = (-3, -2)) -> tuple[jax.Array, jax.Array]:
+  """The same of images that fill `sizes` [B, rank] of their arrays, from the corner on: (images, sizes) turned.
+
+  What lies beyond an image goes round the array, and stays beyond it.
+  """
+  first, second = (axis + 1 for axis in plane)  # of sizes
+  room = image.shape[plane[0]] - sizes  # a turn leaves an image at the other end of the axes that it flips
+  own = lambda axis: room[:, axis]
+  turns = turns % 4
+  back = [jnp.where(turns == 1, own(second), jnp.where(turns == 2, own(first), 0)),
+          jnp.where(turns == 3, own(first), jnp.where(turns == 2, own(second), 0))]
+  shift = lambda x, down, right: jnp.roll(x, (-down, -right), plane)
+  swapped = sizes.at[:, first].set(sizes[:, second]).at[:, second].set(sizes[:, first])
+  return (jax.vmap(shift)(quarter_turns(image, turns, plane), *back),
+          jnp.where((turns % 2 == 1)[:, None], swapped, sizes))
 
 
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:

@@ -51,6 +51,7 @@ from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
+from jaxmed.objectives.volumes.swin_unetr_ssl import SwinUNETRSSL
 from jaxmed.objectives.volumes.voco import VoCo
 
 METHODS: dict[str, Any] = {
@@ -59,6 +60,7 @@ METHODS: dict[str, Any] = {
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'gemini': GEMINI, 'alice': Alice,
+    'swin_unetr_ssl': SwinUNETRSSL,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }

@@ -17,6 +17,7 @@ from jaxmed.models.decoders.dformer import DFormer
 from jaxmed.models.decoders.fpn import FPN
 from jaxmed.models.decoders.msa import MSA
 from jaxmed.models.decoders.primus import Primus
+from jaxmed.models.decoders.progressive import Progressive
 from jaxmed.models.decoders.swin_unetr import SwinUNETR
 from jaxmed.models.decoders.unet import UNet
 from jaxmed.models.decoders.unetr import UNETR
@@ -57,6 +58,7 @@ DECODERS: dict[str, Any] = {
     'swin_unetr': SwinUNETR,
     'unetr': UNETR,
     'primus': Primus,
+    'progressive': Progressive,
     'upernet': UPerNet,
     'fpn': FPN,
     'dformer': DFormer,

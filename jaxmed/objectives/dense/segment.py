@@ -4,23 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from jaxmed.contracts import PENALTY, Batch, Decoder, Encoder, Variables
+from jaxmed.contracts import Batch, Decoder, Encoder, Variables
 from jaxmed.errors import UserError, choose
-from jaxmed.models import registry
-from jaxmed.models.decoders.dense import DECODERS, create_decoder, decoder_for, maps_of
-from jaxmed.models.layers.norm import STATS
-from jaxmed.models.layers.tokens import without_missing
+from jaxmed.models.decoders.dense import DECODERS
 from jaxmed.objectives.base import Method
+from jaxmed.objectives.dense import decoding
 from jaxmed.objectives.losses import segmentation as losses
 from jaxmed.objectives.losses.boundary import boundary
-from jaxmed.objectives.networks import Clock, encode, inputs, placed, ramp, resting, run_noting, with_stats
-
-AUTO = 'auto'
+from jaxmed.objectives.networks import Clock, ramp, resting, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Segment(Method):
   """
 
   encoder: Encoder
-  decoder: str = AUTO
+  decoder: str = decoding.AUTO
   decoder_options: Mapping[str, Any] = FrozenDict()
   deep_supervision: bool = False
   values: tuple[int, ...] = ()
@@ -83,7 +78,7 @@ class Segment(Method):
   }
 
   def __post_init__(self):
-    choose('objective.decoder', self.decoder, (AUTO, *DECODERS))
+    choose('objective.decoder', self.decoder, (decoding.AUTO, *DECODERS))
     check_values(self.values, self.ignore)
     weights = (self.ce_weight, self.dice_weight, self.focal_weight, self.boundary_weight)
     if min(*weights, self.focal_gamma) < 0 or not any(weights):
@@ -96,18 +91,12 @@ class Segment(Method):
     """The decoder."""
     if len(self.values) < 2:
       raise UserError('segmentation needs masks of at least two classes; objective.values says which')
-    auto = decoder_for(registry.family_of(self.encoder), tuple(self.encoder.patch_size))
-    name = auto if self.decoder == AUTO else self.decoder
-    return create_decoder(name, self.encoder, len(self.values), self.deep_supervision, **self.decoder_options)
+    return decoding.network(self.encoder, self.decoder, len(self.values), self.deep_supervision, self.decoder_options)
 
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch."""
-    encoder_key, decoder_key = jax.random.split(rng)
-    encoder = self.encoder.init(encoder_key, **inputs(batch))['params']
-    maps = jax.eval_shape(lambda p: self._maps(p, batch, False, None)[0], nn.unbox(encoder))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)
-    decoder = self.network.init(decoder_key, self.decoder_image(batch), zeros)['params']
-    return {'params': {'encoder': encoder, 'decoder': decoder}, 'target': {}, 'extra': {}}
+    params = decoding.init(self.encoder, self.network, rng, batch)
+    return {'params': params, 'target': {}, 'extra': {}}
 
   def logits(self, variables: Variables, batch: Batch, train: bool = False,
              rngs: Any = None) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
@@ -116,11 +105,9 @@ class Segment(Method):
 
   def _outputs(self, variables: Variables, batch: Batch, train: bool, rngs: Any) -> tuple[Any, dict[str, Any], Any]:
     """`logits`, and terms of the loss that are the decoder's own."""
-    params = variables['params']
-    maps, encoder = self._maps(params['encoder'], batch, train, rngs)
-    outputs, left = run_noting((STATS, PENALTY), self.network, params['decoder'], self.decoder_image(batch), maps,
-                               train=train, rngs=rngs)
-    return outputs, {'encoder': encoder, 'decoder': left.get(STATS, {})}, left.get(PENALTY, {})
+    outputs, _, stats, own = decoding.decode(self.encoder, self.network, variables['params'], batch, train, rngs,
+                                             self.freeze_encoder)
+    return outputs, stats, own
 
   def truth(self, batch: Batch) -> losses.Truth:
     """The labels of a batch."""
@@ -161,22 +148,6 @@ class Segment(Method):
     found = losses.log_probabilities(self.logits(variables, batch)[0][0], truth).argmax(axis=-1)
     stored = jnp.asarray(self.values)
     return {'segmentation': (batch['image'], jnp.where(truth.known, stored[truth.classes], -1), stored[found])}
-
-  def _maps(self, params: Any, batch: Batch, train: bool, rngs: Any) -> tuple[tuple[jax.Array, ...], Any]:
-    """The maps that the decoder wants, [B, *grid, D], and running statistics."""
-    levels = self.network.levels(self.encoder)
-    features, stats = encode(self.encoder, params, batch, train, rngs, self.freeze_encoder, levels=levels)
-    return maps_of(self.encoder, features, batch.get('channel_mask')), stats
-
-  def decoder_image(self, batch: Batch) -> jax.Array:
-    """The image that the decoder takes: missing channels are 0, and each channel has its place."""
-    image = without_missing(batch['image'], batch.get('channel_mask'))
-    if 'sizes' in batch:  # what lies beyond an image in its array may be anything
-      for axis, n in enumerate(image.shape[1:-1]):
-        within = jnp.arange(n) < batch['sizes'][:, axis, None]
-        shape = (len(image), *(n if a == axis else 1 for a in range(image.ndim - 2)), 1)
-        image = jnp.where(within.reshape(shape), image, 0)
-    return placed(image, batch['channels'], self.encoder.in_channels) if self.encoder.per_channel else image
 
   def _terms(self, step: jax.Array) -> dict[str, Any]:
     """{term: weight} of those that count."""
