@@ -199,3 +199,25 @@ def test_upernet_drops_channels_in_training_alone():
       'dropout': jax.random.key(key)})[0][0], static_argnums=0)
   assert np.abs(run(True, 0) - run(True, 1)).max() > 0
   np.testing.assert_array_equal(run(False, 0), run(False, 1))
+
+
+def test_progressive_by_hand():
+  """Convolution, instance norm, leaky ReLU and linear interpolation, until the map is as large as the image."""
+  encoder = create_model('vit_micro/4', (8, 8), 2, **VIT)
+  decoder, p, image, (x,) = network('progressive', encoder)
+  got = np.asarray(decoder.apply({'params': p}, image, (x,))[0])
+  x = np.float64(x)
+  for i in (1, 2):
+    x = unit(convolve(x, p[f'conv{i}']['kernel']) + np.float64(p[f'conv{i}']['bias']), (1, 2))
+    x = np.where(x > 0, x, 0.01 * x)
+    for axis in (1, 2):  # places between the centres, the border repeated
+      place = np.arange(2 * x.shape[axis])
+      beside = np.clip(place // 2 + np.where(place % 2, 1, -1), 0, x.shape[axis] - 1)
+      x = 0.75 * np.take(x, place // 2, axis) + 0.25 * np.take(x, beside, axis)
+  want = convolve(x, p['out']['kernel']) + np.float64(p['out']['bias'])
+  assert p['conv1']['kernel'].shape == (3, 3, 16, 8) and p['conv2']['kernel'].shape == (3, 3, 8, 4)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  volume = create_model('resenc_micro', (16, 8, 8), 1)
+  assert shapes_of('progressive', volume) == [(2, 16, 8, 8, 3)]
+  with pytest.raises(UserError, match='one place'):
+    shapes_of('progressive', create_model('vit_micro/8', (8, 8), 2, **VIT))
