@@ -11,8 +11,8 @@ adds masks is fine-tuning: `jaxmed finetune RUN --task segment`, with the decode
   jaxmed train experiments/swin_unetr_ssl.py --data ct --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/swin_unetr_ssl.py:laptop --data corpus --out RUN
 
-Published: the first place of the BTCV and MSD challenges at the time, after fine-tuning (abstract). Not run here at full
-size. `laptop`: the demo corpus on 2 CPU cores.
+Published: the first place of the BTCV and MSD challenges at the time, after fine-tuning (abstract). Not run here at
+full size. `laptop`: the demo corpus on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

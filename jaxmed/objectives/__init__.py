@@ -51,8 +51,10 @@ from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
+from jaxmed.objectives.volumes.models_genesis import ModelsGenesis
 from jaxmed.objectives.volumes.swin_unetr_ssl import SwinUNETRSSL
 from jaxmed.objectives.volumes.voco import VoCo
+from jaxmed.objectives.volumes.volume_fusion import VolumeFusion
 
 METHODS: dict[str, Any] = {
     'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,
@@ -61,6 +63,7 @@ METHODS: dict[str, Any] = {
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'gemini': GEMINI, 'alice': Alice,
     'swin_unetr_ssl': SwinUNETRSSL,
+    'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }

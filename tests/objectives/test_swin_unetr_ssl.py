@@ -1,9 +1,7 @@
 """Swin UNETR's pretraining: what is shown of copies, its losses in float64, who gets gradients, signs of collapse."""
 
-import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,48 +11,13 @@ from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.objectives.dense import decoding
 from jaxmed.objectives.volumes.swin_unetr_ssl import SwinUNETRSSL
+from tests.objectives import dense_fakes as fakes
+from tests.objectives.dense_fakes import COUNT, batch, encoder
 from tests.objectives.siamese_fakes import close, log_softmax, unit
 
-COUNT = 3
-MODELS = {'swin_unetr': ('swin_unetr_micro', (16, 16, 16), dict(depths=(1, 1), dims=(8, 16), num_heads=(1, 2))),
-          'channel_vit': ('channel_vit_micro/2x4x4', (4, 8, 8), dict(embed_dim=16, depth=1, num_heads=2))}
 
-
-def encoder(family):
-  name, size, options = MODELS[family]
-  return create_model(name, size, 2, **options)
-
-
-def batch(family):
-  """Noise; the channel ViT's records lack a channel and end early, what is beyond is NaN."""
-  rng, size = np.random.default_rng(0), MODELS[family][1]
-  image = rng.normal(size=(COUNT, *size, 2)).astype(np.float32)
-  out = {'channels': np.broadcast_to(np.arange(2), (COUNT, 2))}
-  if family == 'channel_vit':
-    mask, sizes = np.asarray([[1, 1], [1, 0], [1, 1]], bool), np.asarray([[4, 8, 8], [4, 8, 8], [2, 4, 8]])
-    inside = np.stack([np.all(np.moveaxis(np.indices(size), 0, -1) < own, axis=-1) for own in sizes])
-    known = inside[..., None] & mask[:, None, None, None]
-    out |= {'channel_mask': mask, 'sizes': sizes}
-    image = np.where(known, image, np.nan)
-  return jax.tree.map(jnp.asarray, out | {'image': image})
-
-
-@functools.cache
-def start(family, **options):
-  objective, data = SwinUNETRSSL(encoder(family), out_dim=6, **options), batch(family)
-  variables = nn.unbox(jax.jit(objective.init)(jax.random.key(0), data))
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def everything(objective, params, data, key):
-    """(loss, metrics), gradients, copies, and the outputs that the loss is made of."""
-    loss = lambda p: objective.loss(variables | {'params': p}, data, key, 0)
-    (value, (metrics, _)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    first, second = jax.random.split(key)
-    copies = objective.copies(first, data)
-    restored, features, *_ = decoding.decode(objective.encoder, objective.network, params, copies[0], True, {'dropout': second})
-    return value, metrics, grads, copies, restored[0], features.pooled('mean')
-
-  return objective, variables, data, everything
+def everything(objective, params, data):
+  return fakes.everything(objective, SwinUNETRSSL.copies, params, data, jax.random.key(4))
 
 
 def reference(params, restored, clean, there, vectors, turns):
@@ -69,11 +32,11 @@ def reference(params, restored, clean, there, vectors, turns):
   return restoration, rotation, -log_softmax(score)[np.arange(len(z)), pairs].mean()
 
 
-@pytest.mark.parametrize('family', MODELS)
+@pytest.mark.parametrize('family', ['swin_unetr', 'channel_vit'])
 def test_the_loss_and_what_it_is_made_of(family):
-  objective, variables, data, everything = start(family)
-  value, metrics, grads, copies, *outputs = everything(objective, variables['params'], data, jax.random.key(4))
-  shown, clean, there, turns = copies
+  objective, variables, data = fakes.start(SwinUNETRSSL, family, out_dim=6)
+  (value, metrics, grads), (shown, clean, there, turns), *outputs = everything(objective, variables['params'], data)
+  outputs[0] = decoding.of_channels(objective.encoder, shown, outputs[0])
   restored, vectors = (np.asarray(x, np.float64) for x in outputs)
   clean, there, turns = np.asarray(clean, np.float64), np.asarray(there), np.asarray(turns)
   want = reference(variables['params'], restored, clean, there, vectors, turns)
@@ -97,11 +60,11 @@ def test_the_loss_and_what_it_is_made_of(family):
 
 
 def test_terms_train_their_own_parts_and_collapse_shows():
-  objective, variables, data, everything = start('swin_unetr')
+  objective, variables, data = fakes.start(SwinUNETRSSL, 'swin_unetr', out_dim=6)
   alone = SwinUNETRSSL(objective.encoder, out_dim=6, restoration_weight=0.0, contrast_weight=0.0)
   zeros = lambda *names: {name: jax.tree.map(jnp.zeros_like, x) if name in names else x
                           for name, x in variables['params'].items()}
-  _, metrics, grads, *_ = everything(alone, zeros('rotation', 'contrast', 'decoder'), data, jax.random.key(4))
+  (_, metrics, grads), *_ = everything(alone, zeros('rotation', 'contrast', 'decoder'), data)
   assert not any(np.any(x) for x in jax.tree.leaves([grads['decoder'], grads['contrast']]))
   assert np.any(grads['rotation']['kernel'])
   close(metrics['rotation'], math.log(4))  # what a blind head has
@@ -128,7 +91,7 @@ def test_wrong_options_and_sizes():
 
 
 def test_published_heads_read_two_corner_tokens():
-  objective, variables, data, _ = start('swin_unetr')
+  objective, variables, data = fakes.start(SwinUNETRSSL, 'swin_unetr', out_dim=6)
   released = SwinUNETRSSL(objective.encoder, out_dim=6, axis='x', corner_tokens=True)
   assert released.plane == (-4, -3)
   shapes = jax.eval_shape(released.loss, variables, data, jax.random.key(0), 0)

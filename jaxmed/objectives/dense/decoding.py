@@ -59,11 +59,20 @@ def there(batch: Batch) -> jax.Array:
   return out & filled(batch['sizes'], x.shape[1:-1])[..., None] if 'sizes' in batch else out
 
 
-def by_place(encoder: Encoder, batch: Batch, x: jax.Array) -> jax.Array:
-  """Values of channels [B, *size, C] in the encoder's fixed order: by their ids where it has a token for each."""
-  return placed(x, batch['channels'], encoder.in_channels) if encoder.per_channel else x
-
-
 def image(encoder: Encoder, batch: Batch) -> jax.Array:
   """The image that a decoder takes: 0 where there is nothing, and each channel has its place."""
-  return by_place(encoder, batch, jnp.where(there(batch), batch['image'], 0))
+  known = jnp.where(there(batch), batch['image'], 0)
+  return placed(known, batch['channels'], encoder.in_channels) if encoder.per_channel else known
+
+
+def of_channels(encoder: Encoder, batch: Batch, x: jax.Array) -> jax.Array:
+  """Outputs [B, *size, K] of the encoder's K channels in the order of a batch, [B, *size, C]."""
+  if not encoder.per_channel:
+    return x
+  where = (batch['channels'][..., None] == jnp.arange(x.shape[-1])).astype(x.dtype)  # [B, C, K]
+  return jnp.einsum('b...k,bck->b...c', x, where, precision=jax.lax.Precision.HIGHEST)
+
+
+def mean_of(there: jax.Array, x: jax.Array) -> jax.Array:
+  """The mean of x over what is there, both [B, *size, C]; 0 of nothing."""
+  return jnp.where(there, x, 0).sum() / jnp.maximum(there.sum(dtype=jnp.float32), 1)

@@ -119,10 +119,9 @@ class SwinUNETRSSL(Method):
     copies, clean, there, turns = self.copies(keys[0], batch)
     (restored, *_), features, stats, _ = decoding.decode(self.encoder, self.network, params, copies, train,
                                                          {'dropout': keys[1]})
-    place = lambda x: decoding.by_place(self.encoder, copies, x.astype(jnp.float32))
-    counts, total = place(there), jnp.maximum(there.sum(dtype=jnp.float32), 1)
-    restoration = (counts * jnp.abs(restored - place(clean))).sum() / total
-    copying = jnp.where(there, jnp.abs(copies['image'] - clean), 0).sum() / total
+    restored = decoding.of_channels(self.encoder, copies, restored)
+    restoration = decoding.mean_of(there, jnp.abs(restored - clean))
+    copying = decoding.mean_of(there, jnp.abs(copies['image'] - clean))
     told, compared = (head.apply({'params': params[name]}, x)
                       for (name, head), x in zip(self.heads.items(), self._vectors(features), strict=True))
     logp = jax.nn.log_softmax(told.astype(jnp.float32))
@@ -136,11 +135,11 @@ class SwinUNETRSSL(Method):
     return loss, (with_stats(metrics, train, **stats), variables['extra'])
 
   def pictures(self, variables: Variables, batch: Batch, rng: jax.Array) -> Mapping[str, Any]:
-    """'reconstructions': (turned copies, what is shown of them, what is made of that), each [2 * B, *size, C]."""
+    """'reconstructions': (a turned copy of each record, what is shown of it, what is made of that) [B, *size, C]."""
     copies, clean, *_ = self.copies(rng, batch)
     restored = decoding.decode(self.encoder, self.network, variables['params'], copies, False, None)[0][0]
-    place = lambda x: decoding.by_place(self.encoder, copies, x)
-    return {'reconstructions': (place(clean), place(copies['image']), restored)}
+    restored = decoding.of_channels(self.encoder, copies, restored)
+    return {'reconstructions': (clean[::2], copies['image'][::2], restored[::2])}
 
   def copies(self, rng: jax.Array, batch: Batch) -> tuple[Batch, jax.Array, jax.Array, jax.Array]:
     """(What is shown of two copies of each record, one after the other; the turned copies; their pixels; turns).
