@@ -3,10 +3,10 @@
 Reproduces MIC-DKFZ/nnssl, VolumeFusionTrainer_BS8: a ResEnc-L on crops of 160^3 voxels, z-scores, 8 a step, five
 coefficients, 10 to 39 boxes of 8 to 100 voxels, SGD (Nesterov 0.99) at 1e-2, 250,000 steps, cross-entropy and Dice of
 all five, flips. Differs: see the method's docstring (nnssl mixes the halves of 16 crops, none of which is used twice;
-its boxes lie whole in the crop and may have coefficient 0); sides are shares of the crop, 10 to 100 voxels; z-scores are
-those of a crop (there of a volume); none of nnU-Net's changes of intensity, which are augment.*_probability. The paper
-trains a network of its own, PCT-Net, on 110,000 CT volumes: 64 x 128 x 128 voxels, 4 a step, Adam at 1e-3, 400,000
-steps.
+its boxes lie whole in the crop and may have coefficient 0); sides are shares of the crop, 10 to 100 voxels; z-scores
+are those of a crop (there of a volume); none of nnU-Net's changes of intensity, which are augment.*_probability. The
+paper trains a network of its own, PCT-Net, on 110,000 CT volumes: 64 x 128 x 128 voxels, 4 a step, Adam at 1e-3,
+400,000 steps.
 
   jaxmed prepare SCANS --out heads --volumes whole --spacing 1
   jaxmed train experiments/volume_fusion.py --data heads --out RUN

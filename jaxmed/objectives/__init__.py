@@ -47,6 +47,7 @@ from jaxmed.objectives.masked.data2vec import Data2Vec
 from jaxmed.objectives.masked.ijepa import IJEPA
 from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
+from jaxmed.objectives.masked.spark import SparK
 from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 from jaxmed.objectives.volumes.alice import Alice
@@ -57,7 +58,7 @@ from jaxmed.objectives.volumes.voco import VoCo
 from jaxmed.objectives.volumes.volume_fusion import VolumeFusion
 
 METHODS: dict[str, Any] = {
-    'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec,
+    'mae': MAE, 'simmim': SimMIM, 'ijepa': IJEPA, 'data2vec': Data2Vec, 'spark': SparK,
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,

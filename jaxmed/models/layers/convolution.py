@@ -34,9 +34,13 @@ LEAST = 2**26  # multiply-adds from which such a convolution is worth a program 
 
 
 def enlarge(mask: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """Repeats a mask [B, *grid, 1] to [B, *size, 1]; the grid divides the size."""
+  """A mask [B, *grid, 1] bool on another grid, [B, *size, 1]: repeated on a finer one, any of its cells on a coarse."""
   for axis, n in enumerate(size, 1):
-    mask = jnp.repeat(mask, n // mask.shape[axis], axis=axis)
+    have = mask.shape[axis]
+    if n < have:
+      mask = mask.reshape(*mask.shape[:axis], n, have // n, *mask.shape[axis + 1 :]).any(axis=axis + 1)
+    else:
+      mask = jnp.repeat(mask, n // have, axis=axis)
   return mask
 
 
@@ -426,7 +430,9 @@ class Hierarchical(EncoderDefaults, nn.Module):
     Args:
       channels: not used: the order is fixed.
       channel_mask: [B, C] bool; channels that it rules out are zeroed and the rest scaled by C / n.
-      hidden: [B, N] bool over the final grid. With masking 'sparse', `valid` of the features is its negation.
+      hidden: [B, N] bool over the final grid, or [B, *grid] over another one, whose cells divide those of each map or
+        are divided by them: a place of a coarser map is hidden where all of its cells are. With masking 'sparse',
+        `valid` of the features is its negation.
       levels: stages whose outputs are wanted, each at its own stride; 0 is the stem, before the mask token. Hidden
         places of a sparse encoder are zero.
     """
@@ -434,7 +440,7 @@ class Hierarchical(EncoderDefaults, nn.Module):
     check_levels(type(self).__name__, levels, 0, self.num_levels)
     size = image.shape[1:-1]
     grid = grid_of(size, self.patch_size)
-    visible = None if hidden is None else ~hidden.reshape(-1, *grid, 1)
+    visible = None if hidden is None else ~(hidden.reshape(-1, *grid) if hidden.ndim == 2 else hidden)[..., None]
     image = keep(drop_channels(image, channel_mask), visible).astype(self.compute)
     sparse = visible if self.masking == 'sparse' else None
     first = self.stem(image, sparse, train)
@@ -493,8 +499,8 @@ def path_rates(last: float, depths: tuple[int, ...]) -> list[jax.Array]:
 
 def flat_features(x: jax.Array, visible: jax.Array | None, pool: jax.Array | None = None) -> Features:
   """Features of the last map x [B, *grid, D]."""
-  valid = None if visible is None else visible.reshape(x.shape[0], -1)
-  return Features(None, None, x.reshape(x.shape[0], -1, x.shape[-1]), valid, x.shape[1:-1], pool)
+  flat = x.reshape(x.shape[0], -1, x.shape[-1])
+  return Features(None, None, flat, flatten(visible, x.shape[1:-1]), x.shape[1:-1], pool)
 
 
 def flatten(visible: jax.Array | None, size: tuple[int, ...]) -> jax.Array | None:
@@ -507,5 +513,6 @@ def pooled(x: jax.Array, visible: jax.Array | None) -> jax.Array:
   axes = tuple(range(1, x.ndim - 1))
   if visible is None:
     return x.astype(jnp.float32).mean(axis=axes)
+  visible = enlarge(visible, x.shape[1:-1])
   count = jnp.maximum(visible.sum(axis=axes), 1)
   return jnp.where(visible, x.astype(jnp.float32), 0).sum(axis=axes) / count

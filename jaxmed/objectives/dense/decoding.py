@@ -1,6 +1,6 @@
 """What methods with dense outputs share: an encoder, a decoder on its maps, and the image as it is known."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,23 +29,29 @@ def init(encoder: Encoder, decoder: Decoder, rng: jax.Array, batch: Batch) -> di
   """Boxed parameters {'encoder', 'decoder'}, from the shapes of a batch."""
   encoder_key, decoder_key = jax.random.split(rng)
   params = encoder.init(encoder_key, **inputs(batch))['params']
-  levels = decoder.levels(encoder)
-  maps = jax.eval_shape(lambda p: maps_of(encoder, encode(encoder, p, batch, False, None, levels=levels)[0],
-                                          batch.get('channel_mask')), nn.unbox(params))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)
+  found = jax.eval_shape(lambda p: maps(encoder, decoder, p, batch), nn.unbox(params))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
   return {'encoder': params, 'decoder': decoder.init(decoder_key, image(encoder, batch), zeros)['params']}
 
 
+def maps(encoder: Encoder, decoder: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+  """The maps [B, *grid, D] that a decoder takes, in evaluation."""
+  features, _ = encode(encoder, params, batch, False, None, levels=decoder.levels(encoder))
+  return maps_of(encoder, features, batch.get('channel_mask'))
+
+
 def decode(encoder: Encoder, decoder: Decoder, params: Any, batch: Batch, train: bool, rngs: Any,
-           fixed: bool = False) -> tuple[tuple[jax.Array, ...], Features, dict[str, Any], Any]:
+           fixed: bool = False, change: Callable[[Any], Any] = lambda maps: maps,
+           **kwargs: Any) -> tuple[tuple[jax.Array, ...], Features, dict[str, Any], Any]:
   """(outputs, features, running statistics of 'encoder' and 'decoder', the decoder's own terms of the loss).
 
-  Outputs are ([B, *size, K], ...) float32, the finest first. fixed: see `networks.encode`.
+  Outputs are ([B, *size, K], ...) float32, the finest first. fixed: see `networks.encode`; kwargs go to the encoder.
+  change: of the maps, before the decoder takes them.
   """
   features, encoder_stats = encode(encoder, params['encoder'], batch, train, rngs, fixed,
-                                   levels=decoder.levels(encoder))
-  maps = maps_of(encoder, features, batch.get('channel_mask'))
-  outputs, left = run_noting((STATS, PENALTY), decoder, params['decoder'], image(encoder, batch), maps, train=train,
+                                   levels=decoder.levels(encoder), **kwargs)
+  taken = change(maps_of(encoder, features, batch.get('channel_mask')))
+  outputs, left = run_noting((STATS, PENALTY), decoder, params['decoder'], image(encoder, batch), taken, train=train,
                              rngs=rngs)
   return outputs, features, {'encoder': encoder_stats, 'decoder': left.get(STATS, {})}, left.get(PENALTY, {})
 
