@@ -31,7 +31,7 @@ RESNET = ('resnet_micro', 16, dict(depths=(1, 1), dims=(8, 16), stem_width=8))
 CONVNEXT = ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16)))
 # One method of each kind with batch norm in the encoder or with hidden places.
 CONVOLUTIONAL = {'mae': CONVNEXT, 'simmim': RESNET, 'data2vec': RESNET, 'dino': RESNET, 'simclr': RESNET,
-                 'supervised': CONVNEXT, 'segment': RESNET}
+                 'supervised': CONVNEXT, 'segment': RESNET, 'spark': RESNET}
 # Networks of masks: tokens of images, a U-Net of volumes.
 SEGMENTERS = (('vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2)),
               ('stunet_micro', (8, 8, 8), dict(depths=(1, 1), dims=(8, 16), strides=(1, 2))))

@@ -65,6 +65,16 @@ class VolumeFusion(Method):
     """The decoder."""
     return decoding.network(self.encoder, self.decoder, self.classes + 1, options=self.decoder_options)
 
+  @property
+  def values(self) -> tuple[int, ...]:
+    """Classes of the map that is segmented, for pictures."""
+    return tuple(range(self.classes + 1))
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Names of the classes: the coefficients."""
+    return tuple(f'{k}/{self.classes}' for k in self.values)
+
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch."""
     self._check(batch)
