@@ -105,4 +105,4 @@ def test_wrong_options():
     SparK(fakes.encoder('channel_vit'), hide='sparse')
   for options, words in ((dict(mask_size=3), 'does not divide'), (dict(mask_size=8), 'hides none of 1 blocks')):
     with pytest.raises(UserError, match=words):
-      SparK(unet, **options).init(jax.random.key(0), fakes.batch('unet'))
+      jax.eval_shape(SparK(unet, **options).init, jax.random.key(0), fakes.batch('unet'))
