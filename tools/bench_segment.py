@@ -24,8 +24,8 @@ around a voxel of a class (by nnU-Net's rule one of two), image and mask. Crops 
   blosc2       the same from blosc2 arrays in blocks of 32^3, nnU-Net's later format
 
   Bytes of a crop: 64^3 x (2 + 1) = 0.8 MB, copied once from memory by 'monai' and 'npy' (below 1 ms). A crop that does
-  not lie on the grid of bricks touches 27 of them, of image and of mask: 2.7 MB to be decoded, as by 'blosc2'. Expected:
-  slower than what lies decoded in memory, and level with 'blosc2'.
+  not lie on the grid of bricks touches 27 of them, of image and of mask: 2.7 MB to be decoded, as by 'blosc2'.
+  Expected: slower than what lies decoded in memory, and level with 'blosc2'.
 
 Needs `pip install -e '.[parity,demo]'` (blosc2 is left out where it is not installed).
 

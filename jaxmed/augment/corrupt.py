@@ -142,17 +142,21 @@ def shuffle_locally(rng: jax.Array, image: jax.Array, there: jax.Array, largest:
 
 def paint_in(rng: jax.Array, image: jax.Array, there: jax.Array) -> jax.Array:
   """Up to five boxes, with sides of a sixth to a third of the image, become uniform noise (Models Genesis)."""
-  return _painted(rng, image, there, [(n // 6, n // 3) for n in image.shape[1:-1]], 0, True)
+  return paint(rng, image, there, [(n // 6, n // 3) for n in image.shape[1:-1]])
 
 
 def paint_out(rng: jax.Array, image: jax.Array, there: jax.Array) -> jax.Array:
   """All becomes uniform noise but one to five boxes, with sides of three to four sevenths of the image."""
-  return _painted(rng, image, there, [(n - 4 * n // 7, n - 3 * n // 7) for n in image.shape[1:-1]], 1, False)
+  return paint(rng, image, there, [(n - 4 * n // 7, n - 3 * n // 7) for n in image.shape[1:-1]], 1, False)
 
 
-def _painted(rng: jax.Array, image: jax.Array, there: jax.Array, sides: list[tuple[int, int]], least: int,
-             inside: bool, most: int = 5, again: float = 0.95) -> jax.Array:
-  """Noise inside or outside of boxes: `least` of them, then each with probability `again` after the one before."""
+def paint(rng: jax.Array, image: jax.Array, there: jax.Array, sides: list[tuple[int, int]], least: int = 0,
+          inside: bool = True, most: int = 5, again: float = 0.95) -> jax.Array:
+  """Uniform noise inside or outside of boxes: `least` of them, then each with probability `again` after the one before.
+
+  Args:
+    sides: least and most pixels of a box along each axis. most: boxes of a sample.
+  """
   keys, count, grid = jax.random.split(rng, 4), len(image), image.shape[1:-1]
   low, high = zip(*sides, strict=True)
   side = random_sides(keys[0], (count, most), low, high)

@@ -62,9 +62,8 @@ METHODS: dict[str, Any] = {
     'dino': DINO, 'ibot': IBOT, 'dinov2': DINOv2, 'dinov3': DINOv3,
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
-    'gemini': GEMINI, 'alice': Alice,
-    'swin_unetr_ssl': SwinUNETRSSL,
-    'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion,
+    'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion, 'gemini': GEMINI,
+    'alice': Alice,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }

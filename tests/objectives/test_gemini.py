@@ -201,8 +201,8 @@ def test_every_part_learns(kind):
 
 def test_distortion_and_pose():
   objective = GEMINI(fakes.encoder('vit'), **SMALL)
-  unit = jnp.asarray(np.random.default_rng(0).random((4, 20, 20, 1)), jnp.float32)
-  distort = jax.jit(lambda o: o.distorted(jax.random.key(0), unit), static_argnums=0)
+  unit = jnp.asarray(np.random.default_rng(0).random((4, 40, 40, 1)), jnp.float32)
+  distort = jax.jit(lambda o: o.distorted(jax.random.key(0), unit, jnp.ones(unit.shape, bool)), static_argnums=0)
   plain = distort(dataclasses.replace(objective, shuffle=0.0, curve=0.0, paint=0.0))
   np.testing.assert_array_equal(plain, unit)
   boxes = np.asarray(distort(dataclasses.replace(objective, shuffle=0.0, curve=0.0)) != unit)

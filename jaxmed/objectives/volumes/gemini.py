@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from jaxmed.augment import geometry, warp
+from jaxmed.augment import corrupt, geometry, warp
 from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.dense import DECODERS
 from jaxmed.models.decoders.flow import FlowDecoder, Restorer
 from jaxmed.objectives.base import Method
-from jaxmed.objectives.dense.segment import AUTO, Segment
+from jaxmed.objectives.dense import decoding
+from jaxmed.objectives.dense.decoding import AUTO
+from jaxmed.objectives.dense.segment import Segment
 from jaxmed.objectives.losses import ncc
 from jaxmed.objectives.networks import placed, with_stats
-
-POINTS = 64  # of a curve of intensities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GEMINI(Method):
   start within a pixel; both losses are one step (there two, one after the other); nothing else than the weight of
   smoothness keeps flows from folding, as there, unless `squarings` is set, and `folded_share` says how much of a flow
   folds; one pose for all records of a batch, with one zoom for all axes, repeats the border (there zeros);
-  pixels are shuffled by short displacements drawn for each (there within many small blocks, in one order).
+  pixels are shuffled within windows that tile the array (there many small blocks that overlap).
 
   Attributes:
     feature_dim: of f. flow_dims: channels of the stages of the flow's U-Net, the finest first.
@@ -55,9 +55,9 @@ class GEMINI(Method):
       (7 is usual), and the flow is a diffeomorphism up to interpolation.
     visual_weight, semantic_weight, smooth_weight, restore_weight, feature_weight, flow_weight: see above.
     rotation: greatest angle of the batch's pose about each axis, in degrees. zoom: range of its factor.
-    shuffle, curve: probability that pixels are shuffled, by at most 1/40 of a side, and that intensities go through a
-      random rising Bezier curve. paint: probability of each next one of at most 30 boxes of noise, with sides of 1/10
-      to 1/5.
+    shuffle, curve: probability that pixels are shuffled, in windows of at most 1/20 of a side, and that intensities
+      go through a random rising Bezier curve. paint: probability of each next one of at most 30 boxes of noise, with
+      sides of 1/10 to 1/5.
   """
 
   encoder: Encoder
@@ -131,14 +131,14 @@ class GEMINI(Method):
     pose_key, distort_key, *drops = jax.random.split(rng, 4)
     batch = self.posed(pose_key, batch) if train else batch
     unit, low, span = _unit(batch)
-    images = self.dense.decoder_image({**batch, 'image': unit})  # [B, *size, V]
+    images = decoding.image(self.encoder, {**batch, 'image': unit})  # [B, *size, V]
     shown = self._shown(batch)
     features, stats = self._features(variables, batch, drops[0], train)
     following = lambda x: jnp.roll(x, -1, axis=0)
     own = _own(batch)
     flow = self.flow(variables['params'], features, following(features), own)
     pair, metrics = self.pairs(images, features, shown, flow, own)
-    distorted = self.distorted(distort_key, unit)
+    distorted = self.distorted(distort_key, unit, decoding.there(batch))
     again, more = self._features(variables, {**batch, 'image': distorted * span + low}, drops[1], train)
     restored = self.restorer.apply({'params': variables['params']['restorer']}, again)
     counts = geometry.filled(own, flow.shape[1:-1])[..., None] & shown.reshape(len(shown), *[1] * len(own[0]), -1)
@@ -191,30 +191,15 @@ class GEMINI(Method):
 
     return {**batch, 'image': jax.vmap(one)(batch['image'].astype(jnp.float32), _own(batch))}
 
-  def distorted(self, rng: jax.Array, unit: jax.Array) -> jax.Array:
+  def distorted(self, rng: jax.Array, unit: jax.Array, there: jax.Array) -> jax.Array:
     """Images [B, *size, C] in 0 .. 1 with shuffled pixels, other intensities and boxes of noise (Zhou et al. 2019)."""
-    return jax.vmap(self._distorted)(jax.random.split(rng, len(unit)), unit)
-
-  def _distorted(self, rng: jax.Array, image: jax.Array) -> jax.Array:
-    size, keys = image.shape[:-1], jax.random.split(rng, 8)
-    rank = len(size)
-    reach = jnp.asarray([max(n // 20, 2) - 1 for n in size])
-    step = jax.random.randint(keys[0], (*size, rank), 0, reach + 1) - (reach + 1) // 2
-    shuffled = warp.displaced(image, step.astype(jnp.float32))
-    image = jnp.where(jax.random.bernoulli(keys[1], self.shuffle), shuffled, image)
-    ends = jnp.zeros((1, 2)), jax.random.uniform(keys[2], (2, 2)), jnp.ones((1, 2))
-    t = jnp.linspace(0, 1, POINTS)
-    law = jnp.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=-1)
-    x, y = jnp.sort(jnp.matmul(law, jnp.concatenate(ends), precision='highest'), axis=0).T
-    image = jnp.where(jax.random.bernoulli(keys[3], self.curve), jnp.interp(image, x, y), image)
-    going = jnp.cumprod(jax.random.bernoulli(keys[4], self.paint, (30,)))
-    least, most = (jnp.asarray([max(n // part, 1) for n in size]) for part in (10, 5))
-    side = jax.random.randint(keys[5], (30, rank), least, jnp.maximum(most, least + 1))
-    start = jax.random.randint(keys[6], (30, rank), 0, jnp.asarray(size) - side + 1)
-    at = jnp.asarray(warp.centres(size), jnp.int32)
-    within = lambda i, found: found | (((at >= start[i]) & (at < start[i] + side[i])).all(axis=-1) & (going[i] > 0))
-    painted = jax.lax.fori_loop(0, 30, within, jnp.zeros(size, bool))
-    return jnp.where(painted[..., None], jax.random.uniform(keys[7], (*size, 1)), image)
+    keys, sides = jax.random.split(rng, 5), [(n // 10, n // 5) for n in unit.shape[1:-1]]
+    points = jax.random.uniform(keys[4], (len(unit), unit.shape[-1], 2, 2))
+    some = lambda key, chance: jax.random.bernoulli(key, chance, (len(unit), *[1] * (unit.ndim - 1)))
+    image = jnp.where(some(keys[0], self.shuffle), corrupt.shuffle_locally(keys[1], unit, there, 1 / 20), unit)
+    curved = corrupt.bezier(image, there, points, jnp.zeros(points.shape[:2], bool))
+    image = jnp.where(some(keys[2], self.curve), curved, image)
+    return corrupt.paint(keys[3], image, there, sides, most=30, again=self.paint)
 
   def _features(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
     """Features [B, *size, F] float32 and running statistics."""
