@@ -220,10 +220,8 @@ class ViewMaker:
     [B, V, *size, C], channels [B, V, C], channel_mask [B, V, C] where something is missing and, when channels are
     sampled, teacher_mask [B, V, C]; the global one with sizes [B, V, rank], it and the local one with view_box and
     view_flip.
-    Windows, images [B, K, *grid, C]: one view, drawn once for all K frames; every entry has the axis K.
-
-    Raises:
-      UserError: several views of windows.
+    Windows, images [B, K, *grid, C]: each view is drawn once for all K frames; every entry has the axis K after the
+    first, those of groups too: image [B, K, V, *size, C].
     """
     if _windowed(self, batch):
       return _by_frame(lambda frame: self(rng, frame), batch)
@@ -435,12 +433,8 @@ def _there(batch: Batch) -> jax.Array:
 
 
 def _windowed(view: ViewMaker, batch: Batch) -> bool:
-  """Whether images are windows [B, K, *grid, C]; of these there is one view."""
-  windows = batch['image'].ndim == len(view.size) + 3
-  if windows and view.many:
-    raise UserError(f'windows of records have one view: augment.views must be 1, not {view.views}, and '
-                    f'augment.local_views 0, not {view.local_views}')
-  return windows
+  """Whether images are windows [B, K, *grid, C]."""
+  return batch['image'].ndim == len(view.size) + 3
 
 
 def _by_frame(make: Callable[[Any], Any], batch: Batch) -> Batch:

@@ -54,6 +54,7 @@ from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
 from jaxmed.objectives.volumes.models_genesis import ModelsGenesis
 from jaxmed.objectives.volumes.swin_unetr_ssl import SwinUNETRSSL
+from jaxmed.objectives.volumes.joint_clustering import JointClustering
 from jaxmed.objectives.volumes.voco import VoCo
 from jaxmed.objectives.volumes.volume_fusion import VolumeFusion
 
@@ -64,6 +65,7 @@ METHODS: dict[str, Any] = {
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion, 'gemini': GEMINI,
     'alice': Alice,
+    'joint_clustering': JointClustering,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }

@@ -9,7 +9,6 @@ from scipy import ndimage
 from jaxmed.augment import geometry
 from jaxmed.augment.geometry import Geometry
 from jaxmed.augment.views import ViewMaker
-from jaxmed.errors import UserError
 
 KEY = jax.random.key(1)
 STEP = 50  # of intensity from one label to the next
@@ -152,5 +151,5 @@ def test_all_records_of_a_window_are_cut_alike():
   plain = jax.jit(maker((24, 24)).plain)(windows)
   np.testing.assert_array_equal(plain['image'], windows['image'])
   assert plain['view_box'][5, 2].tolist() == [0, 0, 24, 24]
-  with pytest.raises(UserError, match='windows of records have one view: augment.views must be 1, not 2'):
-    maker((16, 16), views=2)(KEY, windows)
+  two = jax.eval_shape(maker((16, 16), views=2), KEY, windows)
+  assert two['global']['image'].shape == (6, 3, 2, 16, 16, 1) and two['global']['view_box'].shape == (6, 3, 2, 4)

@@ -140,6 +140,12 @@ def batch_of(rng, method, size):
     batch = {k: v[:, 0] for k, v in group(rng, 1, size).items() if k != 'teacher_mask'} | rest
     return batch | {name: value for name, value in _told(rng, size).items() if name in method.FIELDS}
   batch = rest | {'global': group(rng, augment.get('views', 2), size)}
+  if method.WINDOWS:  # of three records, of which the first sample has one alone
+    stacked = [group(rng, augment['views'], size) for _ in range(3)]
+    index = np.arange(3 * COUNT, dtype=np.int32).reshape(COUNT, 3)
+    index[0, 1:] = -1
+    return {'global': {k: np.stack([s[k] for s in stacked], axis=1) for k in stacked[0]}, 'index': index,
+            'label': index % 3}
   if 'tiles' in augment:
     start = rng.integers(0, size // 2, (COUNT, augment['views'], 2))
     batch['global']['view_box'] = np.float32(np.concatenate([start, start + size], axis=-1))

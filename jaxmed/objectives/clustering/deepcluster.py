@@ -92,13 +92,16 @@ class DeepCluster(Method):
     keys = jax.random.split(rng)
     params = {'encoder': siamese.init_encoder(self.encoder, keys[0], batch),
               'projector': siamese.init_head(self.projector, keys[1], self.encoder.embed_dim)}
-    extra = {
+    return {'params': params, 'target': {}, 'extra': self.extra(count)}
+
+  def extra(self, count: int) -> dict:
+    """The empty bank of `count` global views."""
+    return {
         'bank': jnp.zeros((count, self.rows, self.out_dim)), 'seen': jnp.zeros(self.rows, bool),
         'assignments': jnp.full((self.num_sets, self.rows), -1, jnp.int32),
         'centroids': jnp.zeros((self.num_sets, self._clusters, self.out_dim)),
         'clusterings': jnp.zeros((), jnp.int32),
     }
-    return {'params': params, 'target': {}, 'extra': extra}
 
   def frozen(self, step: jax.Array) -> dict[str, jax.Array]:
     """Encoder and projector rest until the first clustering."""
@@ -107,28 +110,39 @@ class DeepCluster(Method):
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Cross-entropy over the images of the global batch that have a cluster, mean over views and sets."""
     drop_key, cluster_key = jax.random.split(rng)
-    params, extra = variables['params'], variables['extra']
-    if train:
-      due = jnp.floor(step / self.period).astype(jnp.int32)
-      again = lambda old: self._cluster(old, cluster_key, due)
-      extra = jax.lax.cond(due > extra['clusterings'], again, lambda old: old, extra)
+    params = variables['params']
     x, encoder_stats = siamese.encode_all(self.encoder, params['encoder'], batch, drop_key, train, self.feature)
     z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
-    z = normalize(z)
     count = batch['global']['image'].shape[1]
-    seen = jax.lax.stop_gradient(z[:, :count])
+    loss, metrics, extra = self.cluster(
+        cluster_key, variables['extra'], normalize(z), batch['index'], count, step, train)
+    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
+
+  def cluster(self, rng: jax.Array, extra: dict, z: jax.Array, index: jax.Array, count: int, step: jax.Array,
+              train: bool) -> tuple[jax.Array, dict, dict]:
+    """Loss, metrics and new bank of vectors z [B, V, D] of length 1, the `count` global views first.
+
+    `index` [B] has their rows in the bank; -1 for vectors that do not count.
+    """
     if train:
-      labels = extra['assignments'][:, batch['index']]  # [S, B]
+      due = jnp.floor(step / self.period).astype(jnp.int32)
+      again = lambda old: self._cluster(old, rng, due)
+      extra = jax.lax.cond(due > extra['clusterings'], again, lambda old: old, extra)
+    seen, there = jax.lax.stop_gradient(z[:, :count]), index >= 0
+    row = jnp.where(there, index, self.rows)  # beyond the bank, where nothing is written
+    if train:
+      labels = extra['assignments'][:, jnp.minimum(row, self.rows - 1)]  # [S, B]
     else:
       labels = jnp.stack([_cosines(seen[:, s % count], extra['centroids'][s]).argmax(axis=-1)
                           for s in range(self.num_sets)])
+    labels = jnp.where(there, labels, -1)
     losses = [self._cross_entropy(z, *pair) for pair in zip(extra['centroids'], labels, strict=True)]
     loss = sum(losses) / len(losses)
     if train:
-      bank = extra['bank'].at[:, batch['index']].set(seen.swapaxes(0, 1))
-      extra = extra | {'bank': bank, 'seen': extra['seen'].at[batch['index']].set(True)}
+      bank = extra['bank'].at[:, row].set(seen.swapaxes(0, 1), mode='drop')
+      extra = extra | {'bank': bank, 'seen': extra['seen'].at[row].set(True, mode='drop')}
     metrics = {'deepcluster_loss': loss, 'assigned': (labels >= 0).mean(), 'images_seen': extra['seen'].mean()}
-    return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
+    return loss, metrics, extra
 
   def _cross_entropy(self, z: jax.Array, centroids: jax.Array, label: jax.Array) -> jax.Array:
     """Mean over views and labelled images, for z [B, V, D], centroids [K, D] and label [B] int (-1 none)."""

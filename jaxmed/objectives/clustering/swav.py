@@ -88,11 +88,14 @@ class SwAV(Method):
     params = {'encoder': siamese.init_encoder(self.encoder, keys[0], batch),
               'projector': siamese.init_head(self.projector, keys[1], self.encoder.embed_dim),
               'prototypes': siamese.init_head(self.prototypes, keys[2], self.out_dim)}
+    return {'params': params, 'target': {}, 'extra': self.extra(count, size)}
+
+  def extra(self, count: int, size: int) -> dict:
+    """The empty queue of `count` global views of `size` samples a batch; {} for none."""
     length = self.queue_length
     if length < 0:
       length = QUEUED_BATCHES * size if size < self.num_prototypes else 0
-    extra = {'queue': jnp.zeros((count, length, self.out_dim)), 'queued': jnp.zeros((), jnp.int32)} if length else {}
-    return {'params': params, 'target': {}, 'extra': extra}
+    return {'queue': jnp.zeros((count, length, self.out_dim)), 'queued': jnp.zeros((), jnp.int32)} if length else {}
 
   def frozen(self, step: jax.Array) -> dict[str, jax.Array]:
     """The prototypes, in the first steps."""
@@ -104,22 +107,32 @@ class SwAV(Method):
     params, extra = variables['params'], variables['extra']
     x, encoder_stats = siamese.encode_all(self.encoder, params['encoder'], batch, rng, train, self.feature)
     z, projector_stats = siamese.head_over_all_views(self.projector, params['projector'], x, train)
-    z = normalize(z)
-    score = lambda v: self.prototypes.apply({'params': params['prototypes']}, v)
-    scores = score(z)  # [B, V, K]
     count = batch['global']['image'].shape[1]
-    codes = jnp.stack([self._codes(scores[:, i], score, extra, i) for i in range(count)], axis=1)  # [B, Vg, K]
-    loss = swapped(codes, scores / self.temperature)
-    if train and extra:
-      extra = self._enqueue(extra, jax.lax.stop_gradient(z[:, :count]), step)
-    usage = codes.mean(axis=(0, 1))
-    metrics = {'swav_loss': loss, 'prototype_entropy': -(usage * jnp.log(usage + 1e-12)).sum()}
+    loss, metrics, extra = self.cluster(params['prototypes'], extra, normalize(z), count, step, train)
     return loss, (with_stats(metrics, train, encoder=encoder_stats, projector=projector_stats), extra)
 
-  def _codes(self, scores: jax.Array, score: Any, extra: dict, view: int) -> jax.Array:
+  def cluster(self, params: Any, extra: dict, z: jax.Array, count: int, step: jax.Array, train: bool,
+              counts: jax.Array | None = None) -> tuple[jax.Array, dict, dict]:
+    """Loss, metrics and new queue of vectors.
+
+    Args:
+      params: of the prototypes. extra: of `extra`.
+      z: [B, V, D] of length 1, the `count` global views first.
+      counts: [B] bool, the rows that count; None for all. Not with a queue.
+    """
+    score = lambda v: self.prototypes.apply({'params': params}, v)
+    scores = score(z)  # [B, V, K]
+    codes = jnp.stack([self._codes(scores[:, i], score, extra, i, counts) for i in range(count)], axis=1)  # [B, Vg, K]
+    loss = swapped(codes, scores / self.temperature, counts)
+    if train and extra:
+      extra = self._enqueue(extra, jax.lax.stop_gradient(z[:, :count]), step)
+    usage = codes.mean(axis=(0, 1)) if counts is None else codes.sum(axis=(0, 1)) / jnp.maximum(codes.sum(), 1)
+    return loss, {'swav_loss': loss, 'prototype_entropy': -(usage * jnp.log(usage + 1e-12)).sum()}, extra
+
+  def _codes(self, scores: jax.Array, score: Any, extra: dict, view: int, counts: jax.Array | None) -> jax.Array:
     """Codes [B, K] of a view, computed together with its queue once that is full."""
     if not extra:
-      return sinkhorn(scores, self.epsilon, self.sinkhorn_iterations)
+      return sinkhorn(scores, self.epsilon, self.sinkhorn_iterations, counts)
     size, length = scores.shape[0], extra['queue'].shape[1]
     full = jnp.broadcast_to(extra['queued'] >= length, length)
     rows = jnp.concatenate([scores, score(extra['queue'][view])])
@@ -135,13 +148,15 @@ class SwAV(Method):
     return {'queue': jnp.where(on, queue, extra['queue']), 'queued': jnp.where(on, queued, extra['queued'])}
 
 
-def swapped(codes: jax.Array, logits: jax.Array) -> jax.Array:
+def swapped(codes: jax.Array, logits: jax.Array, counts: jax.Array | None = None) -> jax.Array:
   """Mean over global views i, and over the other views v, of the cross-entropy of softmax(logits_v) with codes_i.
 
   Args:
     codes: [B, Vg, K] of the global views, which come first in logits [B, V, K].
+    counts: [B] bool, the rows that the mean is over, where codes are 0 in the others; None for all.
   """
   log_p = jax.nn.log_softmax(logits)
   count, views = codes.shape[1], logits.shape[1]
   others = log_p.sum(axis=1, keepdims=True) - log_p[:, :count]
-  return -(codes * others).sum(axis=-1).mean() / max(views - 1, 1)
+  mean = -(codes * others).sum(axis=-1).mean() / max(views - 1, 1)
+  return mean if counts is None else mean * counts.size / jnp.maximum(counts.sum(), 1)

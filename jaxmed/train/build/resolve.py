@@ -319,9 +319,9 @@ def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
   if config.loader.window and not objective.WINDOWS:
     raise UserError(f'loader.window={config.loader.window} makes samples of several records, but method '
                     f'{config.method} takes one: leave loader.window out')
-  if config.loader.window and (config.augment.views > 1 or config.augment.local_views):
-    raise UserError(f'loader.window={config.loader.window} goes with one view, not augment.views='
-                    f'{config.augment.views} local_views={config.augment.local_views}')
+  if config.loader.window and config.augment.local_views:
+    raise UserError(f'loader.window={config.loader.window} goes with global views alone, not augment.local_views='
+                    f'{config.augment.local_views}')
 
 
 def check_divides(batch: int, shards: int, accumulate: int, advice: str = '') -> None:
