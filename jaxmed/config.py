@@ -110,6 +110,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
     'augment': {
         'scale': Key((0.2, 1.0), 'fraction of the area of a record that a crop covers, low and high'),
         'ratio': Key((3 / 4, 4 / 3), 'aspect of a crop, low and high'),
+        'slice_scale': Key((), 'fraction of the first axis of a volume that a crop covers, low and high; scale is then '
+                           'of the other two'),
         'tiles': Key((), 'parts of a record along each axis, or along the last two, that are the first views; other '
                      'views are windows as large'),
         'flip': Key((), 'probability of a flip along each axis, or one for all; empty: 0.5 along the last axis'),
@@ -157,6 +159,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'local_views': Key(0, 'local views of a record'),
         'local_size': Key((), 'grid of a local view; auto: 3/7 of image_size', auto=True),
         'local_scale': Key((0.05, 0.4), 'fraction of the area that a local view covers, low and high'),
+        'local_slice_scale': Key((), 'slice_scale of local views'),
         'gram_size': Key((), 'grid of the views of a Gram teacher'),
         'sample_sizes': Key((), 'sides of global views; each view of a batch draws its own'),
         'sizes': Key((), 'sides of global views instead of image_size; each step draws one'),

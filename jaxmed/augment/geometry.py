@@ -111,22 +111,24 @@ def draw_warp(rng: jax.Array, count: int, size: tuple[int, ...], rotation: tuple
 
 def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, ...], size: tuple[int, ...],
          scale: tuple[float, float], ratio: tuple[float, float], flip: tuple[float, ...] = (),
-         rotate90: jax.Array | float | None = None, rotate: float = 0.0, extent: jax.Array | None = None) -> Geometry:
+         rotate90: jax.Array | float | None = None, rotate: float = 0.0, extent: jax.Array | None = None,
+         slices: tuple[float, ...] = ()) -> Geometry:
   """The geometry of one view of `count` samples.
 
   Args:
     crop_key, turn_key: of the boxes; of flips, turns and angles.
     grid, size: of the loaded array and of the view.
-    scale, ratio: see `random_box`. Arrays that have the size of the view already are taken whole where scale is 1.
+    scale, ratio, slices: see `random_box`. Arrays that have the size of the view already are taken whole where scale is 1.
     flip: probability of a flip along each axis; () flips the last one with 0.5.
     rotate90: probability of one to three quarter turns, None for none. rotate: greatest angle in degrees.
     extent: [B, rank] int32, what each image fills of its array, from the corner on; None for all.
   """
   start = length = flips = turns = None
-  if scale[0] != 1.0 or grid != size or extent is not None:
+  if scale[0] != 1.0 or grid != size or extent is not None or slices:
     keys = jax.random.split(crop_key, count)
     within = jnp.broadcast_to(jnp.asarray(grid), (count, len(grid))) if extent is None else extent
-    start, length = jax.vmap(lambda key, own: random_box(key, own, scale, ratio))(keys, within)
+    box = lambda key, own: random_box(key, own, scale, ratio, slices=slices)
+    start, length = jax.vmap(box)(keys, within)
   flip_key, quarter_key, angle_key = jax.random.split(turn_key, 3)
   chances = flip or (0.0,) * (len(grid) - 1) + (0.5,)
   if any(chances):
@@ -337,14 +339,24 @@ def filled(extent: jax.Array, grid: tuple[int, ...]) -> jax.Array:
 
 
 def random_box(rng: jax.Array, grid: jax.Array | tuple[int, ...], scale: tuple[float, float],
-               ratio: tuple[float, float], tries: int = 10) -> tuple[jax.Array, jax.Array]:
+               ratio: tuple[float, float], tries: int = 10, slices: tuple[float, ...] = ()
+               ) -> tuple[jax.Array, jax.Array]:
   """A random box of whole pixels of an image [*grid]: (start, length), both [rank] int32.
 
   The rule of torchvision's RandomResizedCrop: the area is a uniform share of the image, the aspect log-uniform; of
   ten draws the first that fits is taken, and if none fits the largest central box whose aspect is at the bound. In
-  3D the volume is the share and each axis has its own log-uniform stretch.
+  3D the volume is the share and each axis has its own log-uniform stretch. With `slices`, in 3D, the first axis goes by
+  itself: its length is a uniform share of the image's in that range, and the last two are as in 2D
+  (AICONSlab/3DINO, dinov2/data/augmentations.py:RandomResizedCrop3d).
   """
   rank = len(grid)
+  if slices and rank == 3:
+    rng, key = jax.random.split(rng)
+    start, length = random_box(rng, grid[1:], scale, ratio, tries)
+    share, place = jax.random.uniform(key, (2,))
+    depth = jnp.maximum(jnp.round(grid[0] * (slices[0] + (slices[1] - slices[0]) * share)), 1)
+    first = jnp.stack([jnp.floor(place * (grid[0] - depth + 1)), depth]).astype(jnp.int32)
+    return jnp.concatenate([first[:1], start]), jnp.concatenate([first[1:], length])
   size = jnp.asarray(grid, jnp.float32)
   area_key, aspect_key, place_key = jax.random.split(rng, 3)
   share = jax.random.uniform(area_key, (tries, 1), minval=scale[0], maxval=scale[1])

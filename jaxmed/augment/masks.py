@@ -71,6 +71,12 @@ def _blocks(draw: jax.Array, area: jax.Array, grid: tuple[int, ...]) -> tuple[ja
   return box, jnp.stack(sides).prod(axis=0), fits
 
 
+def scattered_masks(rng: jax.Array, count: jax.Array, patches: int) -> jax.Array:
+  """Masks [B, patches] bool of `count` [B] patches each, any of them alike."""
+  noise = jax.random.uniform(rng, (count.shape[0], patches))
+  return jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < count[:, None]
+
+
 def spread_counts(rng: jax.Array, crops: int, patches: int, probability: float, ratio: tuple[float, float],
                   exact: bool = False) -> jax.Array:
   """How many patches to mask in each crop, [crops] int32 (facebookresearch/dinov2, data/collate.py).

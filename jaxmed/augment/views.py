@@ -35,6 +35,8 @@ class ViewMaker:
 
   Attributes:
     size: output grid. scale, ratio: of random resized crops (share of the area or volume, aspect).
+    slice_scale, local_slice_scale: share of the first of three axes, of global and of local crops; scale and ratio are
+      then of the plane of the other two. () for none; images of two axes have none.
     tiles: parts of a record along each axis: the first prod(tiles) views are these, and the others windows as large at
       random places, see `geometry.random_tile`; () draws crops by scale and ratio.
     flip: probability of a flip along each axis; () flips the last one with 0.5.
@@ -76,6 +78,7 @@ class ViewMaker:
   place: int = 0
   scale: tuple[float, float] = (0.2, 1.0)
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  slice_scale: tuple[float, ...] = ()
   tiles: tuple[int, ...] = ()
   flip: tuple[float, ...] = ()
   rotate90: float | tuple[float, ...] = 0.0
@@ -118,6 +121,7 @@ class ViewMaker:
   local_views: int = 0
   local_size: tuple[int, ...] = ()
   local_scale: tuple[float, float] = (0.05, 0.4)
+  local_slice_scale: tuple[float, ...] = ()
   sample_sizes: tuple[int, ...] = ()
   gram_size: tuple[int, ...] = ()
   channel_sampling: str = 'none'
@@ -131,9 +135,9 @@ class ViewMaker:
     choose('augment.channel_sampling', self.channel_sampling, channel_lib.CHANNEL_SAMPLING)
     choose('augment.channel_views', self.channel_views, CHANNEL_VIEWS)
     choose('augment.teacher_channels', self.teacher_channels, TEACHER_CHANNELS)
-    for name in ('scale', 'local_scale'):
+    for name in ('scale', 'local_scale', 'slice_scale', 'local_slice_scale'):
       value = vars(self)[name]
-      if not (len(value) == 2 and 0 < value[0] <= value[1] <= 1):
+      if (value or 'slice' not in name) and not (len(value) == 2 and 0 < value[0] <= value[1] <= 1):
         raise UserError(f'augment.{name} {value} must be two numbers with 0 < low <= high <= 1')
     if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]):
       raise UserError(f'augment.ratio {self.ratio} must be two numbers with 0 < low <= high')
@@ -229,7 +233,7 @@ class ViewMaker:
     if not self.many:
       view_key, channel_key = jax.random.split(rng)
       chance = lambda name: self._chance(name, jnp.asarray(FIRST), (FIRST,))
-      out = dict(batch, **self._view(view_key, image, batch, chance, self.size, self.scale)[0])
+      out = dict(batch, **self._view(view_key, image, batch, chance, self.size, self.scale, self.slice_scale)[0])
       out = self._sized(rng, out)
       if self.channel_sampling != 'none':
         out['channel_there'] = _there(batch)
@@ -240,13 +244,14 @@ class ViewMaker:
       return dataclasses.replace(self, channel_sampling='none')(rng, self._one_channel(keys[1], batch))
     rest: dict[str, Any] = {k: v for k, v in batch.items() if k not in (*FRAMES, 'similarity')}
     kinds = (FIRST, *(OTHER,) * (self.views - 1))
-    views, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale)
+    views, gram = self._views(keys[0], image, batch, kinds, self.size, self.scale, self.slice_scale)
     rest['global'] = self._sized(rng, self._group(keys[1], batch, views, 0))
     if self.gram_size:
       rest['gram'] = self._group(keys[1], batch, {'image': gram}, 0, sample=False)
     if self.local_views:
       kinds = (LOCAL,) * self.local_views
-      small = self._views(keys[2], image, batch, kinds, self.local_size, self.local_scale)[0]
+      small = self._views(keys[2], image, batch, kinds, self.local_size, self.local_scale,
+                          self.local_slice_scale)[0]
       rest['local'] = self._group(keys[1], batch, small, self.views)
     return cast(Batch, rest)
 
@@ -266,10 +271,10 @@ class ViewMaker:
     return group | moved | {'image': resize(image, sizes), 'sizes': sizes}
 
   def _views(self, rng: jax.Array, image: jax.Array, batch: Batch, kinds: tuple[int, ...], size: tuple[int, ...],
-             scale: tuple[float, float]) -> tuple[dict[str, jax.Array], jax.Array]:
+             scale: tuple[float, float], slices: tuple[float, ...]) -> tuple[dict[str, jax.Array], jax.Array]:
     """A view of each of `kinds` of every image, [B, V, ...] by entry, and the same crops for the Gram teacher."""
     def make(key, kind, place):
-      return self._view(key, image, batch, lambda name: self._chance(name, kind, kinds), size, scale, place)
+      return self._view(key, image, batch, lambda name: self._chance(name, kind, kinds), size, scale, slices, place)
 
     places = jnp.arange(len(kinds))
     return jax.vmap(make, out_axes=1)(jax.random.split(rng, len(kinds)), jnp.asarray(kinds), places)
@@ -281,7 +286,8 @@ class ViewMaker:
     return jnp.asarray(each)[kind] if any(each[k] for k in kinds) else None
 
   def _view(self, rng: jax.Array, image: jax.Array, batch: Batch, chance: Chance, size: tuple[int, ...],
-            scale: tuple[float, float], place: jax.Array | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
+            scale: tuple[float, float], slices: tuple[float, ...],
+            place: jax.Array | None = None) -> tuple[dict[str, jax.Array], jax.Array]:
     """One view, image [B, *size, C] and what follows it, and its crop at `gram_size` without changes of intensity.
 
     Without a `gram_size` the second is the image. `place` is that of the view among all, which tiles go by.
@@ -289,7 +295,7 @@ class ViewMaker:
     crop_key, turn_key, change_key = jax.random.split(rng, 3)
     count, grid = len(image), image.shape[1:-1]
     geometry = geometry_lib.draw(crop_key, turn_key, count, grid, size, scale, self.ratio, self.flip,
-                                 chance('rotate90'), self.rotate, _extent(batch))
+                                 chance('rotate90'), self.rotate, _extent(batch), slices)
     if self.tiles and place is not None:
       start, length = geometry_lib.random_tile(jax.random.fold_in(crop_key, 1), place, count, grid, self.tiles)
       geometry = dataclasses.replace(geometry, start=start, length=length)

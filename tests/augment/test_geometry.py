@@ -153,3 +153,15 @@ def test_all_records_of_a_window_are_cut_alike():
   assert plain['view_box'][5, 2].tolist() == [0, 0, 24, 24]
   two = jax.eval_shape(maker((16, 16), views=2), KEY, windows)
   assert two['global']['image'].shape == (6, 3, 2, 16, 16, 1) and two['global']['view_box'].shape == (6, 3, 2, 4)
+
+
+def test_slices_of_a_volume_are_cut_by_their_own_share():
+  draw = lambda key: geometry.random_box(key, (40, 60, 80), (0.16, 0.48), (0.9, 1 / 0.9), slices=(0.2, 0.5))
+  box = jax.jit(jax.vmap(draw))
+  start, length = map(np.asarray, box(jax.random.split(KEY, 2000)))
+  assert start.min() >= 0 and (start + length).max(axis=0).tolist() <= [40, 60, 80]
+  assert np.unique(length[:, 0]).tolist() == list(range(8, 21)) and abs(length[:, 0].mean() - 14) < 0.2
+  area, aspect = length[:, 1] * length[:, 2] / 4800, length[:, 2] / length[:, 1]
+  assert area.min() > 0.14 and area.max() < 0.5 and abs(area.mean() - 0.32) < 0.01
+  assert 0.85 < aspect.min() and aspect.max() < 1.18
+  assert abs(np.corrcoef(length[:, 0], area)[0, 1]) < 0.1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmed.augment.masks import block_masks, spread_counts
+from jaxmed.augment.masks import block_masks, scattered_masks, spread_counts
 
 masks = functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))(block_masks)
 
@@ -110,3 +110,10 @@ def test_counts_come_from_one_bin_each(crops, probability, exact):
       np.testing.assert_array_equal(chosen, np.floor(patches * edges[1:] + 1e-4))
   if crops > 2:
     assert len({tuple(row > 0) for row in rows}) > 1 or number == crops  # which crops is random
+
+
+def test_scattered_masks_have_their_counts_anywhere():
+  count = jnp.asarray([0, 5, 27] * 200)
+  found = np.asarray(scattered_masks(jax.random.key(0), count, 27))
+  np.testing.assert_array_equal(found.sum(axis=1), count)
+  assert np.abs(found[1::3].mean(axis=0) - 5 / 27).max() < 0.12

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmed.augment.masks import block_masks, spread_counts
+from jaxmed.augment.masks import block_masks, scattered_masks, spread_counts
 from jaxmed.contracts import Batch, Variables
 from jaxmed.errors import choose
 from jaxmed.models.layers.tokens import Features
@@ -41,6 +41,7 @@ class DINOv2(MaskedDistillation):
     dino_weight, ibot_weight, koleo_weight: of the losses; KoLeo's is summed over the global crops.
     koleo_group: samples among which KoLeo seeks neighbours; 0 for the whole batch.
     local_weight: factor on the class token loss of local crops.
+    scattered: hidden patches are drawn one by one (AICONSlab/3DINO, dinov2/data/masking.py), in place of blocks.
   The other options are those of SelfDistillation and MaskedDistillation.
   """
 
@@ -52,6 +53,7 @@ class DINOv2(MaskedDistillation):
   koleo_weight: float = 0.1
   koleo_group: int = 0
   local_weight: float = 1.0
+  scattered: bool = False
 
   LEARNING_RATE: ClassVar = (4e-3, 1024)
   DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -77,6 +79,8 @@ class DINOv2(MaskedDistillation):
     count_key, block_key = jax.random.split(rng)
     patches = math.prod(grid)
     count = spread_counts(count_key, crops, patches, self.mask_probability, self.mask_ratio, self.EXACT_MASKS)
+    if self.scattered:
+      return scattered_masks(block_key, jnp.repeat(count, repeat), patches)
     return block_masks(block_key, jnp.repeat(count, repeat), grid, 4.0, 0.5 * patches)
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
