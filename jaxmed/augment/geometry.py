@@ -118,7 +118,8 @@ def draw(crop_key: jax.Array, turn_key: jax.Array, count: int, grid: tuple[int, 
   Args:
     crop_key, turn_key: of the boxes; of flips, turns and angles.
     grid, size: of the loaded array and of the view.
-    scale, ratio, slices: see `random_box`. Arrays that have the size of the view already are taken whole where scale is 1.
+    scale, ratio, slices: see `random_box`. Arrays that have the size of the view already are taken whole where scale is
+      1 and there are no `slices`.
     flip: probability of a flip along each axis; () flips the last one with 0.5.
     rotate90: probability of one to three quarter turns, None for none. rotate: greatest angle in degrees.
     extent: [B, rank] int32, what each image fills of its array, from the corner on; None for all.

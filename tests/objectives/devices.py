@@ -60,7 +60,7 @@ OPTIONS = dict(
     predictor_heads=2,
     start_temperature=0.2, code=8, depths=(1, 0), code_noise=0.0, teacher_temperature=0.3, values=(0, 1, 2), bases=9,
     boundary_weight=0.1, mean=1.0, std=2.0, feature_dim=8, flow_dims=(8, 8), casa_heads=2,
-    casa_hidden=16, casa_dropout=0.0, tries=20)
+    casa_hidden=16, casa_dropout=0.0, tries=20, patch_slices=2)
 
 
 def start(name, model):
@@ -126,6 +126,8 @@ def sized(rng, batch, sides):
   own = batch.get('global', batch)
   lead, size = own['channels'].shape[:-1], own['image'].shape[-2]
   sizes = rng.choice(sides, size=(*lead, 2)).astype(np.int32)
+  if batch['index'].ndim == 2:  # a window, whose records are cut alike
+    sizes[:] = sizes[:, :1]
   along = lambda axis: np.arange(size) < sizes[..., axis, None]
   inside = along(0)[..., :, None, None] & along(1)[..., None, :, None]
   own = own | {'image': np.where(inside, own['image'], np.float32(MISSING)), 'sizes': sizes}
@@ -138,14 +140,12 @@ def batch_of(rng, method, size):
   rest = {'label': np.arange(COUNT, dtype=np.int32) % 3, 'index': np.arange(COUNT, dtype=np.int32)}
   if augment.get('views', 1) == 1 and not augment.get('local_views'):
     batch = {k: v[:, 0] for k, v in group(rng, 1, size).items() if k != 'teacher_mask'} | rest
+    if method.WINDOWS:
+      return windows(batch, lambda: {k: v[:, 0] for k, v in group(rng, 1, size).items() if k in batch})
     return batch | {name: value for name, value in _told(rng, size).items() if name in method.FIELDS}
   batch = rest | {'global': group(rng, augment.get('views', 2), size)}
-  if method.WINDOWS:  # of three records, of which the first sample has one alone
-    stacked = [group(rng, augment['views'], size) for _ in range(3)]
-    index = np.arange(3 * COUNT, dtype=np.int32).reshape(COUNT, 3)
-    index[0, 1:] = -1
-    return {'global': {k: np.stack([s[k] for s in stacked], axis=1) for k in stacked[0]}, 'index': index,
-            'label': index % 3}
+  if method.WINDOWS:
+    return rest | {'global': windows(batch['global'], lambda: group(rng, augment['views'], size))} | blank(4)
   if 'tiles' in augment:
     start = rng.integers(0, size // 2, (COUNT, augment['views'], 2))
     batch['global']['view_box'] = np.float32(np.concatenate([start, start + size], axis=-1))
@@ -154,6 +154,24 @@ def batch_of(rng, method, size):
   if hasattr(method, 'gram_weight'):
     batch['gram'] = {k: v for k, v in group(rng, augment['views'], 2 * size).items() if k != 'teacher_mask'}
   return batch
+
+
+def windows(record, more):
+  """Four records a sample, with the channels of the first."""
+  records = [record | {'image': more()['image']} for _ in range(4)]
+  for other in records:
+    there = record['channel_mask']
+    other['image'] = np.where(there.reshape(*there.shape[:-1], *[1] * (other['image'].ndim - there.ndim), -1),
+                              np.nan_to_num(other['image']), MISSING)
+  return {k: np.stack([r[k] for r in records], axis=1) if k not in ('label', 'index') else v
+          for k, v in record.items()} | (blank(4) if 'index' in record else {})
+
+
+def blank(length):
+  """Rows of windows, of which the first has one record and the second three."""
+  index = np.arange(length * COUNT, dtype=np.int32).reshape(COUNT, length)
+  index[0, 1:], index[1, 3:] = -1, -1
+  return {'index': index, 'label': index % 3}
 
 
 def _told(rng, size):

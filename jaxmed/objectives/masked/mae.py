@@ -196,7 +196,7 @@ class MAE(Diversity, Method):
     target = jnp.where(counts, self.target(batch['image'], there), 0.0)  # [B, N, P]; a missing channel may hold NaN
     predicted = predicted.astype(jnp.float32)
     over_hidden = lambda error: jnp.where(hidden > 0, error, 0.0).sum() / jnp.maximum(hidden.sum(), 1.0)
-    loss = over_hidden(_mean(jnp.square(predicted - target), there)[..., 0])
+    loss = over_hidden(mean_of(jnp.square(predicted - target), there)[..., 0])
     metrics = {'mae_loss': loss, 'hidden_tokens': hidden.sum(axis=1).mean()}
     if self.fourier:
       metrics['fourier_loss'] = over_hidden(spectral_error(predicted, target, self.encoder.patch_size, there))
@@ -216,12 +216,7 @@ class MAE(Diversity, Method):
     """
     x = patchify(jax.lax.stop_gradient(image).astype(jnp.float32), self.encoder.patch_size, self.encoder.per_channel)
     x = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, N, P]
-    if self.norm_pixels:
-      count = x.shape[-1] if there is None else jnp.maximum(there.sum(axis=-1, keepdims=True), 2)
-      centred = x - _mean(x, there)
-      variance = _mean(jnp.square(centred), there) * count / (count - 1)
-      x = centred / jnp.sqrt(variance + 1e-6)
-    return x
+    return normalised(x, there) if self.norm_pixels else x
 
   def _pixels_there(self, batch: Batch) -> jax.Array | None:
     """[B, 1, P] bool, the pixels of a patch whose channel a sample has; None where all count."""
@@ -331,7 +326,14 @@ class MAE(Diversity, Method):
     return hide.reshape(noise.shape)  # [B, C * N]
 
 
-def _mean(x: jax.Array, there: jax.Array | None) -> jax.Array:
+def normalised(x: jax.Array, there: jax.Array | None = None) -> jax.Array:
+  """Pixels [B, N, P] of each token with mean 0 and variance 1 (unbiased, plus 1e-6), of those there, as `mean_of`."""
+  count = x.shape[-1] if there is None else jnp.maximum(there.sum(axis=-1, keepdims=True), 2)
+  centred = x - mean_of(x, there)
+  return centred / jnp.sqrt(mean_of(jnp.square(centred), there) * count / (count - 1) + 1e-6)
+
+
+def mean_of(x: jax.Array, there: jax.Array | None) -> jax.Array:
   """Mean of [B, N, P] over the last axis, of the places that are there; keeps the axis."""
   if there is None:
     return x.mean(axis=-1, keepdims=True)
