@@ -3,8 +3,8 @@
 Reproduces Davidczy/Uni4Eye_pp, main_pretrain_partial23D.py and engine_pretrain.py, with what is meant there: 224 x 224
 images and 112 slices of volumes, patches of 16 and 16^3, half of them hidden with noise weighed by entropy
 (train_one_epoch_partial_imgen), two decoders (train_one_epoch_2decoder), 200 epochs of AdamW. Differs: see the
-method's docstring; images and volumes share a batch of 64 (there an epoch of each in turn, at 64 and 8); a rate for
-this batch (there of the batch of a process times their number, which the files leave open); targets are normalised by
+method's docstring; images and volumes share a batch of 32 (there an epoch of each in turn, 64 images or 8
+volumes on each device, whose number the files leave open); the rate is that of one device; targets are normalised by
 patch (there an option that is off); volumes have at most 112 slices in windows (there resized).
 
   jaxmed train experiments/uni4eye.py --data SLICES --out RUN mesh.fsdp=8
@@ -21,7 +21,7 @@ VARIANTS = {
         'method': 'uni4eye',
         'model': 'vit_large/16',
         'image_size': 224,
-        'batch_size': 64,
+        'batch_size': 32,
         'epochs': 200.0,
         'learning_rate': 1e-3 * 64 / 256,
         'objective': {'mask_ratio': 0.5, 'guided': True, 'gradient_weight': 1.0, 'patch_slices': 16, 'inflated': False,
