@@ -145,11 +145,11 @@ def test_no_attention_maps(family):
     attention_maps(encoder, np.zeros((1, *model.image_size, 3)))
 
 
-def views(wanted=('image',), **options):
-  """Shapes of a view maker's output for a stored batch of 2 with 3 channels that may be missing, and what is `wanted`."""
+def views(wanted=('image',), lead=(2,), **options):
+  """Shapes of a view maker's output for a stored batch of 2 (or `lead`) with 3 channels that may be missing, and what is `wanted`."""
   maker = ViewMaker((8, 8), (0.0,) * 3, (1.0,) * 3, **options)
   found = fields.of(wanted, size=(12, 12), slots=3, dtype='uint8', signal=(7, 2), boxes=4, extent=len(wanted) > 1)
-  stored = {name: SPEC(shape, dtype) for name, (shape, dtype) in fields.shapes(found, 2).items()}
+  stored = {name: SPEC(shape, dtype) for name, (shape, dtype) in fields.shapes(found, *lead).items()}
   if options.get('channel_sampling') == 'diverse':
     stored['similarity'] = SPEC((3, 3), jnp.float32)
   return stored, jax.eval_shape(lambda batch: maker(jax.random.key(0), batch), stored)
@@ -181,13 +181,13 @@ def test_a_batch_has_the_keys_that_are_listed():
 def test_a_method_is_an_objective(name):
   method = METHODS[name]
   encoder = model_of('vit', mask_token=True)
-  objective = method(encoder, **filled(method, rows=8, num_classes=3, num_prototypes=4, values=(0, 1)))
+  objective = method(encoder, **filled(method, rows=8, num_classes=3, num_prototypes=4, values=(0, 1), num_heads=2, patch_slices=2))
   assert isinstance(objective, contracts.Objective)
   features = ('cls', 'mean', '')  # '' of a method without features of images
   assert feature_of(objective) in features and method.FEATURE in features
   assert isinstance(objective.frozen(jnp.asarray(0)), Mapping)
   many = method.DEFAULTS.get('augment', {}).get('views', 1) > 1
-  _, batch = views(**({'views': 2} if many else {}))
+  _, batch = views(lead=(2, 4) if method.WINDOWS else (2,), **({'views': 2} if many else {}))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
   assert set(shapes) == set(contracts.Variables.__required_keys__) and set(shapes['target']) <= set(shapes['params'])
   if shapes['target']:

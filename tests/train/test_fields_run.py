@@ -148,6 +148,7 @@ def test_what_does_not_suit_is_one_line(frames, corpus, tmp_path):
       (corpus, {'method': 'pixels'}, "method pixels trains on the field 'mask', which no record of the corpus has"),
       (frames, {'method': 'mae', 'loader': {'window': 3}}, 'loader.window=3 makes samples of several records, but method mae'),
       (frames, {'method': 'order', 'loader': {'window_group': 'cas'}}, "'cas': did you mean 'case'"),
+      (frames, {'method': 'order', 'augment': {'local_views': 2}}, 'loader.window=3 goes with global views alone'),
       (frames, {'method': 'order', 'loader': {'window': -1}}, 'loader.window must be at least 0')):
     with pytest.raises(UserError, match=match) as e:
       start(place, tmp_path / 'no', SMALL, **changes)
