@@ -17,7 +17,7 @@ defaults of what it need not say:
     batch)`; '' for nothing. WINDOWS: whether its samples may be windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
 a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records),
-`names` and `stored` (of the classes of masks), `bases` (views that tile a record).
+`names` and `stored` (of the classes of masks), `bases` (views that tile a record), `window` (records of a sample).
 A batch is one view of each sample, or, with DEFAULTS['augment']['views'] > 1, groups of views: see `augment.views`.
 """
 
@@ -78,7 +78,7 @@ def get(name: str) -> Any:
   return METHODS[choose('method', name, METHODS)]
 
 
-FILLED = ('encoder', 'towers', 'clock', 'rows', 'names', 'stored', 'bases')  # fields that a run fills in
+FILLED = ('encoder', 'towers', 'clock', 'rows', 'names', 'stored', 'bases', 'window')  # fields that a run fills in
 
 
 def default_options(name: str) -> dict[str, Any]:

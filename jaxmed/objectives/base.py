@@ -46,6 +46,10 @@ class Method:
     rest = {tower: variables['params'][tower] for tower in self.TOWERS[1:] if tower in variables['params']}
     return {self.TOWERS[0]: self.encoder_params(variables)} | rest
 
+  def model_of(self, tower: str) -> Any:
+    """The network whose weights `products` has by that name."""
+    return self.encoder if tower == self.TOWERS[0] else self.towers[tower]  # type: ignore[attr-defined]
+
   def frozen(self, step: jax.Array) -> Mapping[str, jax.Array]:
     """{path of parameters: whether they rest at this step}: none."""
     del step

@@ -137,7 +137,7 @@ class DeepCluster(Method):
                           for s in range(self.num_sets)])
     labels = jnp.where(there, labels, -1)
     losses = [self._cross_entropy(z, *pair) for pair in zip(extra['centroids'], labels, strict=True)]
-    loss = sum(losses) / len(losses)
+    loss = jnp.stack(losses).mean()
     if train:
       bank = extra['bank'].at[:, row].set(seen.swapaxes(0, 1), mode='drop')
       extra = extra | {'bank': bank, 'seen': extra['seen'].at[row].set(True, mode='drop')}

@@ -158,7 +158,7 @@ class JointClustering(Method):
     count = self.num_prototypes if volumes else self.slice_prototypes or self.num_prototypes
     if volumes and self.clustering == 'deepcluster':
       count = count or max(self.rows // 160, 2)
-    shared = dict(out_dim=self._width if volumes else self.out_dim, temperature=self.temperature, clock=self.clock)
+    shared: Any = dict(out_dim=self._width if volumes else self.out_dim, temperature=self.temperature, clock=self.clock)
     if self.clustering == 'swav':
       return SwAV(self.encoder, count or SwAV.num_prototypes, epsilon=self.epsilon, **shared,
                   sinkhorn_iterations=self.sinkhorn_iterations, freeze_prototypes=self.freeze_prototypes,
@@ -170,7 +170,8 @@ class JointClustering(Method):
     """Boxed variables, from the shapes of a batch of views of windows."""
     group = self._checked(batch)
     (size, slices, views), keys = group['image'].shape[:3], jax.random.split(rng, 6)
-    flat: Any = {name: x.reshape(-1, *x.shape[3:]) for name, x in networks.inputs(group).items()}
+    known: Any = networks.inputs(group)
+    flat = {name: x.reshape(-1, *x.shape[3:]) for name, x in known.items()}
     x = jnp.zeros((1, slices, self.encoder.embed_dim))
     params = {'encoder': self.encoder.init(keys[0], **flat)['params'],
               'projector': siamese.init_head(self.projector, keys[1], self.encoder.embed_dim),
@@ -211,7 +212,8 @@ class JointClustering(Method):
     volumes = self._mean(self._mix(params, by_volume, own)[0], own).reshape(size, views, -1)
     vectors = {'slices': (normalize(z), batch['index'].reshape(-1), self.slice_weight),
                'volumes': (normalize(volumes), batch['index'][:, 0], self.volume_weight)}
-    loss, metrics, extra = jnp.zeros(()), {}, {}
+    metrics: dict[str, Any] = {}
+    loss, extra = jnp.zeros(()), {}
     for key, (level, (vector, index, weight)) in zip(keys[1:3], vectors.items(), strict=True):
       value, seen, extra[level] = self._clustered(level, key, variables, vector, index, views, step, train)
       loss = loss + weight * value

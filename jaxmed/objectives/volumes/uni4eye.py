@@ -22,6 +22,7 @@ from jaxmed.objectives.masked.mae import mean_of, normalised
 from jaxmed.objectives.networks import with_stats
 
 TARGETS = ('image', 'gradient')
+VOLUME = 'volume'  # the tower that is the encoder of volumes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Uni4Eye(Method):
   encoder's own kernel, volumes by a kernel of `patch_slices` slices; blocks, class token and decoders are shared. The
   tokens of an image are those of the first layer of a volume, with the same positions; a deeper layer has a vector of
   its depth added. Two decoders reconstruct what is hidden: the pixels, and their gradients, both normalised by patch.
-  The product is the encoder of images; `volume_embed` is the kernel that makes it one of volumes.
+  The products are the encoder of images, and as tower 'volume' the same with the kernel and the positions of volumes.
 
   Hidden are ceil(mask_ratio N) of a sample's N tokens, but one is shown. With `guided`, noise is multiplied by the
   entropy of the patch before the largest are hidden (Uni4Eye++), so that hidden patches have structure.
@@ -53,6 +54,7 @@ class Uni4Eye(Method):
       volume has not.
     inflated: whether the kernel of volumes begins as the encoder's, spread over the slices, or as random as that.
     decoder_dim, decoder_depth, decoder_heads: of both decoders; 0 as of MAE.
+    window: slices of a sample; the run fills it in.
   """
 
   encoder: Encoder
@@ -64,6 +66,7 @@ class Uni4Eye(Method):
   decoder_dim: int = 0
   decoder_depth: int = 0
   decoder_heads: int = 0
+  window: int = 0
 
   LEARNING_RATE: ClassVar = (2.4e-3, 4096)  # as of MAE
   FEATURE: ClassVar[str] = 'mean'
@@ -121,7 +124,8 @@ class Uni4Eye(Method):
     """Boxed variables, from the shapes of a batch of windows."""
     self._check(batch)
     keys, slices = jax.random.split(rng, 4), batch['image'].shape[1]
-    image: Any = {name: x[:1, 0] for name, x in networks.inputs(batch).items()}
+    known: Any = networks.inputs(batch)
+    image = {name: x[:1, 0] for name, x in known.items()}
     encoder = self.encoder.init(keys[0], **image)['params']
     volume = self.volume_embed.init(keys[1], jnp.zeros((1, self._pixels[0])))['params']
     if self.inflated:
@@ -137,6 +141,26 @@ class Uni4Eye(Method):
           key, prefix, jnp.zeros((1, shown, self.encoder.embed_dim)), jnp.ones((1, shown), bool),
           jnp.zeros((1, tokens), jnp.int32), batch['channels'][:1, 0], jnp.ones((1, tokens), bool))['params']
     return {'params': params, 'target': {}, 'extra': {}}
+
+  def model_of(self, tower: str) -> Any:
+    """The encoder of images, or that of volumes, which holds its positions as a table."""
+    e = self.encoder
+    if tower != VOLUME:
+      return e
+    return e.clone(image_size=(self.window, *e.image_size), patch_size=self._patch, pos='learned',
+                   no_embed_class=e.no_embed_class or e.pos != 'learned', pos_interpolation='antialias')
+
+  def products(self, variables: Variables) -> dict[str, Any]:
+    """The weights of the encoder of images and, where its positions are added to tokens, of that of volumes."""
+    params, e = variables['params'], self.encoder
+    found = {self.TOWERS[0]: params['encoder']}
+    if e.pos == 'rope' or self.window < self.patch_slices:
+      return found
+    table = self._places(params, grid_of(e.image_size, e.patch_size), self.window // self.patch_slices, None, None)
+    table = table.reshape(-1, e.embed_dim)
+    if e.pos == 'learned' and not e.no_embed_class:
+      table = jnp.concatenate([params['encoder']['pos_embed'][: e.num_prefix_tokens], table])
+    return found | {VOLUME: params['encoder'] | {'patch_embed': params['volume_embed'], 'pos_embed': table}}
 
   def _check(self, batch: Batch) -> None:
     e = self.encoder
@@ -211,7 +235,8 @@ class Uni4Eye(Method):
   def _tokens(self, params: Any, image: jax.Array, batch: Batch, there: jax.Array, flat: jax.Array) -> Tokens:
     """Embedded patches [B, N, D] of volumes, or of images in the places of the first layer."""
     e, mask = self.encoder, None if 'channel_mask' not in batch else batch['channel_mask'][:, 0]
-    one: Any = {name: x[:, 0] for name, x in networks.inputs(batch).items()} | {'image': image[:, 0]}
+    known: Any = networks.inputs(batch)
+    one = {name: x[:, 0] for name, x in known.items()} | {'image': image[:, 0]}
     call = lambda method, *args, **known: e.apply({'params': params['encoder']}, *args, method=method, **known)
     plane, grid = call('embed_patches', **one), grid_of(image.shape[2:-1], e.patch_size)
     if mask is not None and not e.per_channel:  # as a ViT does: more of those that are there
@@ -221,14 +246,7 @@ class Uni4Eye(Method):
     own = None if 'sizes' not in batch else batch['sizes'][:, 0] // jnp.asarray(e.patch_size)
     x = self.volume_embed.apply({'params': params['volume_embed']}, pixels)  # [B, G, N, D]
     layers, groups = x.shape[2] // math.prod(grid), x.shape[1]
-    if e.per_channel:
-      table = call('_channel_positions', grid, groups, mask, own)
-    else:
-      table = (call('_position_table', grid)[None] if own is None else call('_own_positions', grid, own)[1])[:, None]
-    table = jnp.broadcast_to(table, (len(table), 1, math.prod(grid), e.embed_dim))  # [1 or B, 1, cells, D]
-    depth = jnp.asarray(sincos((layers,), e.embed_dim))
-    places = (table[:, :, None] + (depth - depth[:1])[:, None]).reshape(len(table), 1, -1, e.embed_dim)
-    x = x + places.astype(x.dtype)
+    x = x + self._places(params, grid, layers, mask, own, groups).astype(x.dtype)
     if e.per_channel:
       x = x + call('channel_vectors')[batch['channels'][:, 0]][:, :, None].astype(x.dtype)
     plane_x = plane.x.reshape(len(x), groups, -1, e.embed_dim)
@@ -236,9 +254,22 @@ class Uni4Eye(Method):
     x = jnp.where(flat[:, None, None, None], plane_x, x).reshape(len(x), -1, e.embed_dim)
     where = None
     if plane.position is not None:
-      where = coordinates(grid)[None] if own is None else own_coordinates(own, grid)
-      where = jnp.tile(jnp.asarray(where), (1, layers * groups, 1))
+      each = jnp.asarray(coordinates(grid))[None] if own is None else own_coordinates(own, grid)
+      where = jnp.tile(each, (1, layers * groups, 1))
     return Tokens(x, there, where)
+
+  def _places(self, params: Any, grid: tuple[int, ...], layers: int, mask: jax.Array | None, own: jax.Array | None,
+              groups: int = 2) -> jax.Array:
+    """Positions [1 or B, 1, N, D] of the patches of volumes: those of an image, and the depth of each layer."""
+    e = self.encoder
+    call = lambda method, *args: e.apply({'params': params['encoder']}, *args, method=method)
+    if e.per_channel:
+      table = call('_channel_positions', grid, groups, mask, own)
+    else:
+      table = (call('_position_table', grid)[None] if own is None else call('_own_positions', grid, own)[1])[:, None]
+    table = jnp.broadcast_to(table, (len(table), 1, math.prod(grid), e.embed_dim))
+    depth = jnp.asarray(sincos((layers,), e.embed_dim))
+    return (table[:, :, None] + (depth - depth[:1])[:, None]).reshape(len(table), 1, -1, e.embed_dim)
 
   def _entropy(self, image: jax.Array, there: jax.Array) -> jax.Array:
     """Entropies [B, N] of the patches of volumes [B, K, H, W, C], 0 .. 1 in each sample; 1 where all are alike."""
@@ -268,7 +299,8 @@ class Uni4Eye(Method):
       wanted = normalised(pixels, here)
       mean = lambda x, here=here: mean_of(jnp.square(x), here)[..., 0]
       out.append((mean(predicted - wanted), mean(wanted)))
-    return tuple(jnp.where(flat[:, None], image, volume) for volume, image in zip(*out, strict=True))
+    error, plain = (jnp.where(flat[:, None], image, volume) for volume, image in zip(*out, strict=True))
+    return error, plain
 
 
 def sobel(image: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
   others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
   names = dict(zip(spec.mask_values, spec.mask_names))
   known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others, stored=spec.mask_values,
-                            bases=math.prod(config.augment.tiles),
+                            bases=math.prod(config.augment.tiles), window=config.loader.window,
                             names=tuple(names.get(v, str(v)) for v in config.objective.get('values', ())))
   given = {k: FrozenDict(v.to_dict()) if isinstance(v, ConfigDict) else v for k, v in config.objective.items()}
   objective = method(encoder=model, **given, **known)

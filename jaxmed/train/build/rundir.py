@@ -78,11 +78,11 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   variables = state.variables() | ({'params': state.average} if state.average else {})
   products = trainer.objective.products(variables)
   weights = products[choose('tower', tower, products)]
-  name = config.model if tower == towers.IMAGE else config.towers[tower].model or config.towers[tower].init
+  own = config.towers.get(tower)
+  name = own.model or own.init if own else config.model
   info = {'method': config.method, 'model': name, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
-  model = trainer.objective.encoder if tower == towers.IMAGE else trainer.objective.towers[tower]
-  model, params = product(model, weights)
+  model, params = product(trainer.objective.model_of(tower), weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
                  feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info)
 
