@@ -144,7 +144,7 @@ class Uni4Eye(Method):
 
   def model_of(self, tower: str) -> Any:
     """The encoder of images, or that of volumes, which holds its positions as a table."""
-    e = self.encoder
+    e: Any = self.encoder
     if tower != VOLUME:
       return e
     return e.clone(image_size=(self.window, *e.image_size), patch_size=self._patch, pos='learned',
@@ -152,7 +152,7 @@ class Uni4Eye(Method):
 
   def products(self, variables: Variables) -> dict[str, Any]:
     """The weights of the encoder of images and, where its positions are added to tokens, of that of volumes."""
-    params, e = variables['params'], self.encoder
+    params, e = variables['params'], self.model_of('image')
     found = {self.TOWERS[0]: params['encoder']}
     if e.pos == 'rope' or self.window < self.patch_slices:
       return found
