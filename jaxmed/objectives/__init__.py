@@ -52,9 +52,9 @@ from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
+from jaxmed.objectives.volumes.joint_clustering import JointClustering
 from jaxmed.objectives.volumes.models_genesis import ModelsGenesis
 from jaxmed.objectives.volumes.swin_unetr_ssl import SwinUNETRSSL
-from jaxmed.objectives.volumes.joint_clustering import JointClustering
 from jaxmed.objectives.volumes.uni4eye import Uni4Eye
 from jaxmed.objectives.volumes.voco import VoCo
 from jaxmed.objectives.volumes.volume_fusion import VolumeFusion
@@ -65,9 +65,7 @@ METHODS: dict[str, Any] = {
     'simclr': SimCLR, 'mocov3': MoCoV3, 'byol': BYOL, 'swav': SwAV, 'deepcluster': DeepCluster,
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion, 'gemini': GEMINI,
-    'alice': Alice,
-    'joint_clustering': JointClustering,
-    'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
+    'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
