@@ -18,7 +18,7 @@ from jaxmed.objectives.losses import ncc
 from jaxmed.objectives.volumes.gemini import GEMINI
 from tests.objectives import siamese_fakes as fakes
 
-SMALL = dict(feature_dim=8, flow_dims=(8, 8), window=3)
+SMALL = dict(feature_dim=8, flow_dims=(8, 8), ncc_window=3)
 WEIGHTS = ('visual_weight', 'semantic_weight', 'smooth_weight', 'restore_weight')
 
 
@@ -153,7 +153,7 @@ def test_features_follow_features_alone_and_flows_follow_the_flow():
 
 def test_a_known_warp_is_found_and_signs_show():
   """Descent on a flow alone; then what a folding flow and features that are the same everywhere look like."""
-  objective = GEMINI(fakes.encoder('vit'), **SMALL | {'window': 5, 'smooth_weight': 0.1})
+  objective = GEMINI(fakes.encoder('vit'), **SMALL | {'ncc_window': 5, 'smooth_weight': 0.1})
   grid = warp.centres((16, 16))
   wave = lambda at: jnp.stack([jnp.sin(at[..., 0] / 2) + jnp.cos(at[..., 1] / 2.5), jnp.sin((at[..., 0] + at[..., 1]) / 3)], -1)
   known = warp.smooth_flow(jax.random.key(1), (16, 16), jnp.full(2, 4.0), jnp.full(2, 1.5))
@@ -220,7 +220,7 @@ def test_wrong_options():
   objective, variables, batch = start('vit')
   with pytest.raises(UserError, match='batch_size must be at least 2'):
     objective.loss(variables, jax.tree.map(lambda x: x[:1], batch), jax.random.key(0), 0)
-  for options, words in (({'window': 4}, 'objective.window 4'), ({'flow_dims': (12,)}, 'flow_dims'),
+  for options, words in (({'ncc_window': 4}, 'objective.ncc_window 4'), ({'flow_dims': (12,)}, 'flow_dims'),
                          ({'paint': 1.5}, 'paint'), ({'zoom': (2.0, 1.0)}, 'zoom'), ({'decoder': 'unett'}, 'unet'),
                          ({'smooth_weight': -1.0}, 'smooth_weight'), ({'feature_dim': 1}, 'feature_dim')):
     with pytest.raises(UserError, match=words):

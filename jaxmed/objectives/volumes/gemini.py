@@ -50,7 +50,7 @@ class GEMINI(Method):
   Attributes:
     feature_dim: of f. flow_dims: channels of the stages of the flow's U-Net, the finest first.
     decoder, decoder_options: of the features, see Segment.
-    window: pixels along each axis in which images are correlated, odd.
+    ncc_window: pixels along each axis in which images are correlated, odd.
     squarings: 0 for a flow as the network gives it; else that is a velocity, integrated by so many squarings
       (7 is usual), and the flow is a diffeomorphism up to interpolation.
     visual_weight, semantic_weight, smooth_weight, restore_weight, feature_weight, flow_weight: see above.
@@ -65,7 +65,7 @@ class GEMINI(Method):
   flow_dims: tuple[int, ...] = (32, 64, 64)
   decoder: str = AUTO
   decoder_options: Mapping[str, Any] = FrozenDict()
-  window: int = 9
+  ncc_window: int = 9
   squarings: int = 0
   visual_weight: float = 1.0
   semantic_weight: float = 0.8
@@ -84,8 +84,8 @@ class GEMINI(Method):
 
   def __post_init__(self):
     choose('objective.decoder', self.decoder, (AUTO, *DECODERS))
-    if self.window < 1 or self.window % 2 == 0:
-      raise UserError(f'objective.window {self.window} must be an odd number of pixels')
+    if self.ncc_window < 1 or self.ncc_window % 2 == 0:
+      raise UserError(f'objective.ncc_window {self.ncc_window} must be an odd number of pixels')
     if not self.flow_dims or any(n < 8 or n % 8 for n in self.flow_dims):
       raise UserError(f'objective.flow_dims {self.flow_dims} must be numbers that 8 divides')
     if self.feature_dim < 2:
@@ -164,7 +164,7 @@ class GEMINI(Method):
     counts = (there & (inside > 0)[..., None]).astype(jnp.float32)
     warped = jax.vmap(warp.linear)
     other = following(features)
-    alike = ncc.ncc(warped(images, places, own), following(images), counts, self.window)
+    alike = ncc.ncc(warped(images, places, own), following(images), counts, self.ncc_window)
     both = (shown & following(shown)).reshape(len(shown), *[1] * len(size), -1)
     visual = jnp.where(both.any(axis=tuple(range(1, both.ndim))), 1 - ncc.mean_of(alike, counts * both), 0)
     slow = ncc.apart(warped(features, still(places), own), other, counts)
