@@ -55,7 +55,7 @@ def encode(brick: np.ndarray) -> bytes:
   import imagecodecs
 
   little = np.ascontiguousarray(brick, brick.dtype.newbyteorder('<'))
-  return bytes(imagecodecs.blosc2_encode(little, level=9, compressor='lz4hc', shuffle='bitshuffle',
+  return bytes(imagecodecs.blosc2_encode(little.tobytes(), level=9, compressor='lz4hc', shuffle='bitshuffle',
                                          typesize=brick.itemsize, numthreads=1))
 
 
