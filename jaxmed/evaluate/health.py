@@ -9,6 +9,7 @@ HARD_RANK, SOFT_RANK = 2.0, 10.0
 ALIKE, STILL = 0.995, 0.01
 LOW_ENTROPY, HIGH_ENTROPY = 0.1, 0.999
 FOLDED = 0.05  # of the pixels of flows
+EMPTY = 0.25  # share of crops without anything to compare
 ENOUGH = 4 * SOFT_RANK  # features and rows below which a rank of SOFT_RANK is no sign
 
 
@@ -105,7 +106,8 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
   Args:
     values: of `measure`, and of methods with a teacher over prototypes its mean entropy (teacher_entropy_share), the
       entropy of its mean (prototype_entropy_share), both over the logarithm of their number, and teacher_kl; of methods
-      with displacements the share of pixels that they fold (folded_share).
+      with displacements the share of pixels that they fold (folded_share), of methods that compare crops the share of
+      crops of one value (empty_crops).
     rows, width: shape of the features. start: what `measure` gave before the first step.
   """
   get = lambda name, default: values.get(name, default)
@@ -128,6 +130,10 @@ def diagnose(values: Mapping[str, float], rows: int, width: int, start: Mapping[
     return Collapse(f'displacements fold {values["folded_share"]:.1%} of the pixels (more than {FOLDED:.0%})',
                     'they are not smooth: raise objective.smooth_weight, or set objective.squarings=7', False,
                     'no homeomorphism')
+  if get('empty_crops', 0.0) > EMPTY:
+    return Collapse(f'{values["empty_crops"]:.0%} of the crops have one value alone, as of air (more than {EMPTY:.0%})',
+                    'crops miss the body: prepare with --crop foreground or --min-content, larger crops', False,
+                    'empty crops')
   if rank < SOFT_RANK and worse('rankme', 1 / 3) and min(rows, width) >= ENOUGH:
     return Collapse(f'features have an effective rank of {rank:.1f} < {SOFT_RANK}',
                     'dimensions are being lost: lower learning_rate, more or stronger views', False)

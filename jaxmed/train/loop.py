@@ -136,6 +136,8 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   mesh = mesh_lib.make_mesh(config.mesh)
   resolve.check_shares(config, mesh)
   stream = assemble.stream(config, source, lack)
+  if config.loader.fit == 'crop':
+    records.tell_crops(source, config.loader.load_size)
   with times.stage('building the model'):
     trainer = assemble.build(config, spec)
     state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)

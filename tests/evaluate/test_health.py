@@ -65,12 +65,16 @@ HEALTHY = {'rankme': 40.0, 'gram_offdiagonal': 0.3, 'feature_std': 0.7}
     ({'gram_offdiagonal': 0.999, 'feature_std': 0.004}, 'same features', True),
     ({'rankme': 1.3}, 'effective rank of 1.30', True),
     ({'rankme': 6.0}, 'effective rank of 6.0', False),
+    ({'folded_share': 0.04, 'empty_crops': 0.2}, None, None),
+    ({'folded_share': 0.06}, 'fold 6.0%', False),
+    ({'empty_crops': 0.3}, '30% of the crops', False),
 ])
 def test_signs(change, word, hard):
   sign = health.diagnose(HEALTHY | change, 128, 128, HEALTHY)
   assert (sign is None) == (word is None)
   if sign:
-    assert word in sign.sign and sign.hard is hard and ('learning_rate' in sign.cause or 'temperature' in sign.cause)
+    assert word in sign.sign and sign.hard is hard
+    assert any(key in sign.cause for key in ('learning_rate', 'temperature', 'smooth_weight', '--min-content'))
 
 
 def test_what_an_untrained_network_shows_is_no_sign():

@@ -66,3 +66,22 @@ def test_nothing_to_train_on(varied):
 def test_crops_that_cannot_be(varied, tmp_path, loader, message):
   with pytest.raises(UserError, match=message):
     loop.train(TINY | {'data': str(varied), 'loader': {'threads': 1} | loader}, tmp_path / 'run', quiet=True)
+
+
+def test_crops_beyond_volumes_or_of_unlike_sides_are_told(tmp_path, capsys):
+  from jaxmed.data.prepare.prepare import prepare
+  from jaxmed.train.build import records
+  (tmp_path / 'in').mkdir()
+  for i, depth in enumerate((6, 20, 24)):
+    np.savez(tmp_path / 'in' / f'{i}.npz', image=np.ones((depth, 24, 24, 1), np.int16), channels=['CT'],
+             spacing=[5, 1, 1])
+  prepare([tmp_path / 'in'], tmp_path / 'c', volumes='whole', splits=(1, 0, 0), progress=False)
+  capsys.readouterr()
+  source = open_source(tmp_path / 'c')
+  records.tell_crops(source, (16, 16, 16))
+  said = capsys.readouterr().err
+  assert '1 of 3 volumes are smaller than the crop of 16x16x16: zeros lie around them' in said
+  assert ('a crop of 16x16x16 voxels of 5x1x1 mm is 80x16x16 mm: 3x16x16 voxels have equal sides, or prepare with '
+          '--spacing 1') in said
+  records.tell_crops(source, (6, 16, 16))
+  assert not capsys.readouterr().err

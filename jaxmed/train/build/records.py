@@ -19,9 +19,10 @@ from jaxmed.data.feed import fields
 from jaxmed.data.feed.sampling import parse_values
 from jaxmed.errors import UserError, choose
 from jaxmed.parallel import process
-from jaxmed.train.build import resolve
+from jaxmed.train.build import data_spec, resolve
 from jaxmed.train.build.rundir import load
 
+ANISOTROPY = 3.0  # nnU-Net's bound on the ratio of spacings (ANISO_THRESHOLD), here of a crop's sides
 _HASHING = 24 * 3600.0  # seconds that the others wait while one process hashes a corpus for the first time
 
 
@@ -74,6 +75,28 @@ def tell_classes(source: Any, labels: Labels) -> None:
     print(f'jaxmed: the {len(source)} records to train on have no pixel of {", ".join(lost[:10])}'
           f'{f" and {len(lost) - 10} more" if len(lost) > 10 else ""}: nothing can be learned of that', file=sys.stderr,
           flush=True)
+
+
+def tell_crops(source: Any, size: Sequence[int]) -> None:
+  """Says which records of volumes are smaller than crops of [*size], and how unlike the sides of a crop are in mm."""
+  codes, shapes = source.distinct('shape')
+  if len(size) != 3 or not process.is_main():
+    return
+  lines, by = [], 'x'.join
+  small = np.array([any(have < want for have, want in zip(shape[:-1], size, strict=True)) for shape in shapes])
+  if small[codes].any():
+    lines.append(f'{small[codes].sum()} of {len(source)} volumes are smaller than the crop of {by(map(str, size))}: '
+                 'zeros lie around them (loader.pad=false refuses them)')
+  spacing = data_spec.spacing_of(source)
+  sides = [n * step for n, step in zip(size, spacing, strict=False)]
+  if sides and max(sides) > ANISOTROPY * min(sides):
+    finest = min(spacing)
+    even = by(str(max(round(min(sides) / step), 1)) for step in spacing)
+    lines.append(f'a crop of {by(map(str, size))} voxels of {by(f"{s:g}" for s in spacing)} mm is '
+                 f'{by(f"{s:.0f}" for s in sides)} mm: {even} voxels have equal sides, or prepare with '
+                 f'--spacing {finest:g}')
+  for line in lines:
+    print(f'jaxmed: {line}', file=sys.stderr, flush=True)
 
 
 def subset(source: Any, count: int, seed: int) -> Any:
