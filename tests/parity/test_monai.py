@@ -187,16 +187,29 @@ def test_exported_files_in_monai(case, tmp_path):
   assert_same(np.asarray(got.cls if model.class_token else got.patches).reshape(want.shape), want)
 
 
-def test_public_names_are_understood(tmp_path):
-  """Names of pretraining: another module, `fc1`, a wrapper, heads beside the encoder; `jaxmed import` takes the file."""
-  net = swinunetr('legacy', depths=(1, 1, 1, 1))
-  kept = {k: v for k, v in net.swinViT.state_dict().items() if 'relative_position_index' not in k}
-  renamed = {f'module.{k.replace("linear", "fc")}': v.contiguous() for k, v in kept.items()}
-  extra = {f'module.{k}': kept['patch_embed.proj.bias'].clone() for k in ('norm.weight', 'rotation_head.bias')}
-  safetensors.torch.save_file(renamed | extra, tmp_path / 'ssl.safetensors')
+def voco_head(kept):
+  """As models/voco_head.py of Luffy03/Large-Scale-Medical is saved: encoder beside two projectors and its other blocks."""
+  one = kept['patch_embed.proj.bias']
+  beside = ('student.layer1.0.weight', 'teacher.layer1.0.weight', 'backbone.encoder1.layer.conv1.conv.weight')
+  return {f'backbone.swinViT.{k}': v for k, v in kept.items()} | {name: one.clone() for name in beside}
+
+
+def pretraining(kept):
+  """As SwinUNETR/Pretrain of Project-MONAI/research-contributions: another wrapper, `fc1`, heads beside the encoder."""
+  renamed = {f'module.{k.replace("linear", "fc")}': v for k, v in kept.items()}
+  return renamed | {f'module.{k}': kept['patch_embed.proj.bias'].clone() for k in ('norm.weight', 'rotation_head.bias')}
+
+
+@pytest.mark.parametrize('layout, v2', [(pretraining, False), (voco_head, True)])
+def test_public_names_are_understood(tmp_path, layout, v2):
+  """Names of pretraining; `jaxmed import` takes the file, and maps are those of MONAI's class."""
+  net = swinunetr('legacy', depths=(1, 1, 1, 1), use_v2=v2)
+  kept = {k: v.contiguous() for k, v in net.swinViT.state_dict().items() if 'relative_position_index' not in k}
+  safetensors.torch.save_file(layout(kept), tmp_path / 'ssl.safetensors')
   out = tmp_path / 'ours.safetensors'
   model = interop.import_file(tmp_path / 'ssl.safetensors', 'monai_swinunetr_legacy', out, image_size=(32, 32, 32))
-  assert (model.merging, model.bias_slice, model.pad_mask, model.in_channels) == ('legacy', 'monai', False, 2)
+  assert (model.merging, model.bias_slice, model.pad_mask, model.in_channels, model.use_v2) == (
+      'legacy', 'monai', False, 2, v2)
   again, params, info = interop.load_file(out)
   assert again == model and json.dumps(info)
   x = image((1, 32, 32, 32, 2))

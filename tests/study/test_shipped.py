@@ -67,7 +67,7 @@ def tissue(tmp_path_factory):
 @pytest.mark.parametrize('path', PAPERS, ids=lambda p: p.stem)
 def test_laptop_variants_can_run(request, path):
   """On the corpus that it names: all cells fit, and together take minutes of a processor of 20 GFLOP/s."""
-  corpus = request.getfixturevalue({'stunet_sizes': 'phantoms', 'voco_sizes': 'tissue'}.get(path.stem, 'demo'))
+  corpus = request.getfixturevalue({'stunet_sizes': 'phantoms', 'volume_methods': 'phantoms', 'voco_sizes': 'tissue'}.get(path.stem, 'demo'))
   cells = cost.ready(grid.read(f'{path}:laptop'), corpus)
   assert sum(c.flops for c in cells) / 20e9 < 1800
   assert cost.check_memory(cells, 2) == []
