@@ -88,10 +88,10 @@ def codecs() -> dict[str, Codec]:
     out[f'delta + shuffle + zstd {level}'] = (
       lambda a, n=level: ic.zstd_encode(_shuffled(_delta(a, 1)), level=n),
       lambda d, like: _sum(_unshuffled(ic.zstd_decode(d), like), 1))
-  out['blosc2 bitshuffle zstd 3'] = (
-    lambda a: ic.blosc2_encode(a.tobytes(), level=3, compressor='zstd', shuffle='bitshuffle', typesize=a.itemsize,
-                               numthreads=1),
-    lambda d, like: raw(ic.blosc2_decode(d, numthreads=1), like))
+  for name, level in (('zstd', 3), ('lz4hc', 9)):  # of an array: of bytes the size of a value is taken to be 8
+    out[f'blosc2 bitshuffle {name} {level}'] = (
+      lambda a, n=name, m=level: ic.blosc2_encode(a, level=m, compressor=n, shuffle='bitshuffle', numthreads=1),
+      lambda d, like: raw(ic.blosc2_decode(d, numthreads=1), like))
   page = lambda a: a if a.ndim == 3 and a.shape[-1] == 3 else a.reshape(-1, a.shape[-1])
   unsigned = lambda a: a.view(np.uint16) if a.dtype == np.int16 else a
   out['png'] = (lambda a: ic.png_encode(unsigned(page(a)), level=6),

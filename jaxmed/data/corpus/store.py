@@ -55,8 +55,9 @@ def encode(brick: np.ndarray) -> bytes:
   import imagecodecs
 
   little = np.ascontiguousarray(brick, brick.dtype.newbyteorder('<'))
-  return bytes(imagecodecs.blosc2_encode(little.tobytes(), level=9, compressor='lz4hc', shuffle='bitshuffle',
-                                         typesize=brick.itemsize, numthreads=1))
+  # The size of a value is taken from an array alone: of bytes it is 8, whatever `typesize` says.
+  return bytes(imagecodecs.blosc2_encode(little, level=9, compressor='lz4hc', shuffle='bitshuffle',  # type: ignore
+                                         numthreads=1))
 
 
 def decode(data: bytes, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
