@@ -5,6 +5,8 @@ default) or TF32 would move logits by more than these losses differ between samp
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,26 +42,23 @@ def info_nce(queries: jax.Array, keys: jax.Array, positives: jax.Array, temperat
 
 
 def log_partition(queries: jax.Array, keys: jax.Array, temperature: float | jax.Array,
-                  exclude: jax.Array | None = None, chunk: int = -1) -> tuple[jax.Array, jax.Array]:
+                  exclude: jax.Array | None = None, chunk: int = -1, counts: jax.Array | None = None
+                  ) -> tuple[jax.Array, jax.Array]:
   """logsumexp over the keys of query . key / T, and the largest of these, both [N] float32.
 
   Args:
     exclude: [N] int, a key that does not count for each query.
     chunk: so many keys at a time, so that [N, chunk] scores are held, in the backward pass too; 0 for all at once,
       -1 for 1024 when there are more than 4096 keys. The numbers are the same.
+    counts: [M] bool, keys that count for any query; None for all.
   """
-  count = keys.shape[0]
-  chunk = (CHUNK if count > LARGE else 0) if chunk < 0 else chunk
-  chunk = count if chunk == 0 else min(chunk, count)
-  chunks = -(-count // chunk)
-  padded = jnp.pad(keys, ((0, chunks * chunk - count), (0, 0))).reshape(chunks, chunk, -1)
+  blocks = chunked(keys, counts, chunk)
 
   def visit(carry, block):
     log_sum, top = carry
-    keys, start = block
+    keys, there, column = block
     score = _dot('nd,md->nm', queries, keys) / temperature
-    column = start + jnp.arange(chunk)
-    out = jnp.broadcast_to(column >= count, score.shape)
+    out = jnp.broadcast_to(~there, score.shape)
     if exclude is not None:
       out = out | (column == exclude[:, None])
     score = jnp.where(out, OUT, score)
@@ -67,9 +66,30 @@ def log_partition(queries: jax.Array, keys: jax.Array, temperature: float | jax.
     return (log_sum, jnp.maximum(top, jax.lax.stop_gradient(score).max(axis=1))), None
 
   start = jnp.full(queries.shape[0], OUT), jnp.full(queries.shape[0], OUT)
-  if chunks == 1:
-    return visit(start, (padded[0], 0))[0]
-  return jax.lax.scan(jax.checkpoint(visit), start, (padded, chunk * jnp.arange(chunks)))[0]
+  return over_chunks(visit, start, blocks)[0]
+
+
+def chunked(keys: jax.Array, counts: jax.Array | None, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Keys [M, D] as [chunks, n, D], filled up with zeros, which of them count, and their numbers, [chunks, n] both.
+
+  Args:
+    counts: [M] bool, None for all. chunk: n, see `log_partition`.
+  """
+  count = keys.shape[0]
+  chunk = (CHUNK if count > LARGE else 0) if chunk < 0 else chunk
+  chunk = count if chunk == 0 else min(chunk, count)
+  chunks = -(-count // chunk)
+  there = jnp.ones(count, bool) if counts is None else counts
+  filled = [jnp.pad(x, [(0, chunks * chunk - count)] + [(0, 0)] * (x.ndim - 1)) for x in (keys, there)]
+  return filled[0].reshape(chunks, chunk, -1), filled[1].reshape(chunks, chunk), jnp.arange(chunks * chunk).reshape(chunks, chunk)
+
+
+def over_chunks(visit: Callable, start: Any, blocks: Any) -> tuple[Any, Any]:
+  """A scan of visit(carry, block) over blocks [chunks, ...], which computes each again going back; one is called."""
+  if len(jax.tree.leaves(blocks)[0]) > 1:
+    return jax.lax.scan(jax.checkpoint(visit), start, blocks)
+  carry, out = visit(start, jax.tree.map(lambda x: x[0], blocks))
+  return carry, jax.tree.map(lambda x: x[None], out)
 
 
 def nt_xent(z: jax.Array, temperature: float, chunk: int = -1) -> tuple[jax.Array, jax.Array]:
