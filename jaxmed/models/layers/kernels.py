@@ -67,8 +67,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
 
   Args:
     q, k, v: [B, N, H, Dh] (k and v may have another length M, and v another width).
-    mask: [B, M] bool, True where a key may be looked at; None for all. Or [B, N] int32 (N = M), the segments of packed
-      rows: a key is looked at by queries of its own segment, and by none where that is 0.
+    mask: [B, M] bool, True where a key may be looked at; None for all. Or [B, N, M] bool, the same of
+      each query. Or [B, N] int32 (N = M), the segments of packed rows: a key is looked at by queries of its own segment,
+      and by none where that is 0.
     form: 'auto' is this file's, whose memory is bounded; 'flash' a kernel of the accelerator where there is one.
   Returns:
     [B, N, H, Dh] in the dtype of q. The softmax is taken in float32. Rows whose keys are all masked are zero.
@@ -90,9 +91,12 @@ def weights_of(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 def _by_form(qkv, mask, form):
   q, k, v = qkv
-  if form == 'flash' and flash.usable(q):
+  by_query = mask is not None and mask.ndim == 3
+  if form == 'flash' and not by_query and flash.usable(q):
     return flash.attend(q, k, v, mask)
-  if mask is not None and mask.dtype != bool:
+  if by_query:
+    mask = mask[:, None],
+  elif mask is not None and mask.dtype != bool:
     mask = mask[:, None, :, None], mask
   return _attention(qkv, mask)
 
@@ -138,9 +142,14 @@ def _product(equation, a, b):
 
 
 def _seen(mask):
-  """Keys that a query may look at, [B, 1, N or 1, M] bool; `segments` are (queries [B, 1, n, 1], keys [B, N])."""
+  """Keys that a query may look at, [B, 1, N or 1, M] bool.
+
+  A tuple says it of each query, ([B, 1, n, M],), or by segments, (queries [B, 1, n, 1], keys [B, N]).
+  """
   if not isinstance(mask, tuple):
     return mask[:, None, None]
+  if len(mask) == 1:
+    return mask[0]
   rows, keys = mask[0], mask[1][:, None, None]
   return (rows == keys) & (keys != 0)
 
@@ -228,7 +237,7 @@ def _of_queries(mask):
 
 def _of_chunk(mask, rows):
   """The mask of a chunk of queries, of which `rows` is `_of_queries`."""
-  return (*rows, mask[1]) if rows else mask
+  return (*rows, *mask[1:]) if rows else mask
 
 
 def _attend_chunks(q, k, v, mask, least=64):

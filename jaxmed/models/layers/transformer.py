@@ -316,7 +316,8 @@ class Transformer(nn.Module):
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None,
                train: bool = False, order: channel_attention.TokenOrder | None = None, grids: Grids = ()) -> jax.Array:
-    """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], `angles` [B or 1, N, head_dim / 2] of rotary positions."""
+    """Tokens [B, N, D] -> [B, N, D]; `mask` [B, N], or [B, N, N] of what each token looks at; `angles` [B or 1, N,
+    head_dim / 2] of rotary positions."""
     return self.one_pass([x], [mask], [angles], x.shape[0], train, order, grids)[0]
 
   def with_levels(self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, levels: Sequence[int],
@@ -480,7 +481,8 @@ def _filled(x: jax.Array, mask: jax.Array | None, angles: jax.Array | None, more
     return x, mask, angles
   grow = lambda a: jnp.pad(a, [(0, 0), (0, more)] + [(0, 0)] * (a.ndim - 2))
   mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
-  return grow(x), grow(mask), None if angles is None else grow(angles)
+  mask = jnp.pad(mask, [(0, 0)] + [(0, more)] * (mask.ndim - 1))  # of each query, it has tokens on two axes
+  return grow(x), mask, None if angles is None else grow(angles)
 
 
 def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
