@@ -84,6 +84,12 @@ def test_splits_are_apart_and_regions_are_right(made):
     along = 'posterior' if mm[1] < -40 else 'central' if mm[1] < 0 else 'anterior'
     assert row['region'] == f'{along}-{"superior" if mm[2] > 10 else "inferior"}-' \
                             f'{"medial" if mm[0] > -36 else "lateral"}'
+    side, depth, height = -mm[0], abs(mm[1]), abs(mm[2])
+    assert ', '.join(row['region'].split('-')[:1]) in row['text'] and f'{side:.0f} mm left' in row['text']
+    assert f'{depth:.0f} mm {"behind" if mm[1] < 0 else "before"} and {height} mm ' \
+           f'{"below" if mm[2] < 0 else "above"} the anterior' in row['text']
+  texts = [row['text'] for row in rows]
+  assert len(set(texts)) > 0.9 * len(texts) and source[0]['text'] == texts[0]
   for a, b in (('train', 'val'), ('train', 'test'), ('val', 'test')):
     assert min(abs(i - j) for i in slices[a] for j in slices[b]) == 5
   for split in ('train', 'val', 'test'):

@@ -6,7 +6,8 @@ mirrored, so it holds one hemisphere of data, and only the left one is used; tra
 on the other would test on (mirrored) training images.
 
 The label, column `region`, is where the centre of a patch lies in MNI space: posterior / central / anterior
-(y edges -40 and 0 mm), inferior / superior (z edge 10 mm), lateral / medial (x edge -36 mm), 12 regions.
+(y edges -40 and 0 mm), inferior / superior (z edge 10 mm), lateral / medial (x edge -36 mm), 12 regions. The text of a patch says
+the same with its distances from the anterior commissure, so that each has its own.
 Train, val and test are slabs of axial slices with four unused slices between them, so that no patch of one
 shows a voxel of another. What a result shows: how well features tell where in this one average brain an
 unseen slice was cut, when slices 5 mm away have been seen. It shows nothing about other people, diseases or
@@ -70,7 +71,7 @@ def records() -> Iterator[Cut]:
   Raises:
     UserError: a package is not installed, or lacks the file.
   """
-  yield from _brain()
+  yield from _brain(sentences=True)
   for tile in _TILES:
     yield from _tiles(*tile)
 
@@ -200,7 +201,14 @@ def slab(z: int) -> tuple[str | None, int]:
   raise AssertionError('the slabs cover every slice')
 
 
-def _brain(stride: int = STRIDE) -> Iterator[Cut]:
+def sentence(x: float, y: float, z: float) -> str:
+  """Where a place lies in MNI space (mm), in words: the text of a patch."""
+  along, upright, across = region(x, y, z).split('-')
+  return (f'Axial patch of a brain, {along}, {upright} and {across}: {-x:.0f} mm left of the midline, {abs(y):.0f} mm '
+          f'{"behind" if y < 0 else "before"} and {abs(z):.0f} mm {"below" if z < 0 else "above"} the anterior commissure.')
+
+
+def _brain(stride: int = STRIDE, sentences: bool = False) -> Iterator[Cut]:
   volume, digest = _volume()
   x_mid, y_mid, z_mid = 98, 134, 72  # index of the voxel at 0 mm: the template's affine is 1 mm and RAS
   inside = volume[..., 1].astype(np.int32) + volume[..., 2] > BRAIN_LEVEL
@@ -218,7 +226,10 @@ def _brain(stride: int = STRIDE) -> Iterator[Cut]:
           'id': f'brain/z{k:03d}y{y:03d}x{x:03d}', 'source': 'icbm152',
           'subject': f'brain-{split}-{number:02d}-{int((mm[1] + 134) // BLOCK)}',
         }
-        yield record, split, 'nilearn/' + _ICBM.format('t1'), digest, {'region': region(*mm)}
+        told = {'region': region(*mm)}
+        if sentences:
+          told['text'] = record['text'] = sentence(*mm)
+        yield record, split, 'nilearn/' + _ICBM.format('t1'), digest, told
 
 
 def _volume() -> tuple[np.ndarray, str]:
@@ -241,7 +252,7 @@ def _tiles(source: str, package: str, file: str, channels: tuple[str, ...], stri
         continue  # empty background
       record = {'image': tile, 'channels': list(channels), 'spacing': None, 'source': source,
                 'id': f'{source}/y{y:04d}x{x:04d}', 'subject': f'{source}-{y // 96}-{x // 96}'}
-      yield record, 'train', f'{package}/{file}', digest, {'region': None}
+      yield record, 'train', f'{package}/{file}', digest, {'region': None, 'text': None}
 
 
 def _pixels(path: pathlib.Path) -> np.ndarray:

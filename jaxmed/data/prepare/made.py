@@ -37,7 +37,7 @@ class Made:
   @property
   def types(self) -> dict[str, pa.DataType]:
     """The manifest's other columns."""
-    own = {'demo': {'region'}, 'tissue': {'region', 'mask'}, 'synthetic': {'relation'}}.get(self.word, {'mask'})
+    own = {'demo': {'region', 'text'}, 'tissue': {'region', 'mask'}, 'synthetic': {'relation'}}.get(self.word, {'mask'})
     return dict(phantoms.TYPES) if self.word == 'phantoms' else dict.fromkeys(sorted(own, reverse=True), pa.string())
 
   @property
