@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from jaxmed import contracts
 from jaxmed.augment.views import ViewMaker
@@ -22,6 +23,7 @@ from jaxmed.evaluate.protocols.channels import ByChannels
 from jaxmed.models import create_model, registry
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features
+from jaxmed.models.text.transformer import create_text
 from jaxmed.objectives import METHODS, feature_of, filled, networks
 from jaxmed.train.evaluators import EVALUATORS
 
@@ -181,13 +183,14 @@ def test_a_batch_has_the_keys_that_are_listed():
 def test_a_method_is_an_objective(name):
   method = METHODS[name]
   encoder = model_of('vit', mask_token=True)
-  objective = method(encoder, **filled(method, rows=8, num_classes=3, num_prototypes=4, values=(0, 1), num_heads=2, patch_slices=2))
+  words = {'text': create_text('text_micro', 256)} if 'text' in method.TOWERS else {}
+  objective = method(encoder, **filled(method, towers=FrozenDict(words), rows=8, num_classes=3, num_prototypes=4, values=(0, 1), num_heads=2, patch_slices=2))
   assert isinstance(objective, contracts.Objective)
   features = ('cls', 'mean', '')  # '' of a method without features of images
   assert feature_of(objective) in features and method.FEATURE in features
   assert isinstance(objective.frozen(jnp.asarray(0)), Mapping)
   many = method.DEFAULTS.get('augment', {}).get('views', 1) > 1
-  _, batch = views(lead=(2, 4) if method.WINDOWS else (2,), **({'views': 2} if many else {}))
+  _, batch = views(('image', 'text') if words else ('image',), lead=(2, 4) if method.WINDOWS else (2,), **({'views': 2} if many else {}))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
   assert set(shapes) == set(contracts.Variables.__required_keys__) and set(shapes['target']) <= set(shapes['params'])
   if shapes['target']:

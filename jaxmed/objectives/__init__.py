@@ -48,6 +48,8 @@ from jaxmed.objectives.masked.ijepa import IJEPA
 from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.masked.spark import SparK
+from jaxmed.objectives.paired.clip import CLIP
+from jaxmed.objectives.paired.siglip import SigLIP
 from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 from jaxmed.objectives.volumes.alice import Alice
@@ -66,6 +68,7 @@ METHODS: dict[str, Any] = {
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion, 'gemini': GEMINI,
     'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
+    'clip': CLIP, 'siglip': SigLIP,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed import config as config_lib
+from jaxmed import objectives
 from jaxmed import owner as owner_lib
 from jaxmed.data.feed import lacking
 from jaxmed.data.feed.pipeline import train_batches
@@ -138,6 +139,8 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   stream = assemble.stream(config, source, lack)
   if config.loader.fit == 'crop':
     records.tell_crops(source, config.loader.load_size)
+  if 'text' in objectives.get(config.method).FIELDS:
+    records.tell_texts(source, config.loader.text_length)
   with times.stage('building the model'):
     trainer = assemble.build(config, spec)
     state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)

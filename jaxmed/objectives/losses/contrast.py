@@ -81,7 +81,8 @@ def chunked(keys: jax.Array, counts: jax.Array | None, chunk: int) -> tuple[jax.
   chunks = -(-count // chunk)
   there = jnp.ones(count, bool) if counts is None else counts
   filled = [jnp.pad(x, [(0, chunks * chunk - count)] + [(0, 0)] * (x.ndim - 1)) for x in (keys, there)]
-  return filled[0].reshape(chunks, chunk, -1), filled[1].reshape(chunks, chunk), jnp.arange(chunks * chunk).reshape(chunks, chunk)
+  column = jnp.arange(chunks * chunk)
+  return filled[0].reshape(chunks, chunk, -1), filled[1].reshape(chunks, chunk), column.reshape(chunks, chunk)
 
 
 def over_chunks(visit: Callable, start: Any, blocks: Any) -> tuple[Any, Any]:

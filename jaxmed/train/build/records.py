@@ -23,6 +23,7 @@ from jaxmed.train.build import data_spec, resolve
 from jaxmed.train.build.rundir import load
 
 ANISOTROPY = 3.0  # nnU-Net's bound on the ratio of spacings (ANISO_THRESHOLD), here of a crop's sides
+BESIDE = {'mask': 'files', 'text': 'texts'}  # columns of what a method may require, and what they hold
 _HASHING = 24 * 3600.0  # seconds that the others wait while one process hashes a corpus for the first time
 
 
@@ -43,7 +44,7 @@ def rows(corpus: Any, user: Mapping[str, Any]) -> Any:
   source = source.select(split=loader.get('split', 'train'), label=label or None, sources=sources)
   if not len(source):
     of = f' of {", ".join(sources)}' if sources else ''
-    have = f' with a {label if label == "mask" else f"value in {label!r}"}' if label else ''
+    have = f' with a {label if label in BESIDE else f"value in {label!r}"}' if label else ''
     raise UserError(f'{user.get("data", corpus.path)} has no records{of}{have} in split '
                     f'{loader.get("split", "train")!r}')
   return subset(source, int(loader.get('records', 0)), int(loader.get('records_seed', 0)))
@@ -52,10 +53,11 @@ def rows(corpus: Any, user: Mapping[str, Any]) -> Any:
 def _required(corpus: Any, user: Mapping[str, Any], label: str) -> str:
   """The column that a record must say something in to be trained on, '' for none; a UserError where no record does."""
   required = objectives.get(str(user.get('method', 'mae'))).REQUIRED
-  if 'mask' in required and 'mask' not in fields.held(corpus):
-    raise UserError(f'{user.get("data", corpus.path)} has no record with a mask: give jaxmed prepare a table with a '
-                    "column 'mask' of files")
-  return label if {'label', 'number'} & {*required} else 'mask' if 'mask' in required else ''
+  for name, holds in BESIDE.items():
+    if name in required and name not in fields.held(corpus):
+      raise UserError(f'{user.get("data", corpus.path)} has no record with a {name}: give jaxmed prepare a table with '
+                      f'a column {name!r} of {holds}')
+  return label if {'label', 'number'} & {*required} else next((name for name in BESIDE if name in required), '')
 
 
 def tell_classes(source: Any, labels: Labels) -> None:
@@ -75,6 +77,22 @@ def tell_classes(source: Any, labels: Labels) -> None:
     print(f'jaxmed: the {len(source)} records to train on have no pixel of {", ".join(lost[:10])}'
           f'{f" and {len(lost) - 10} more" if len(lost) > 10 else ""}: nothing can be learned of that', file=sys.stderr,
           flush=True)
+
+
+def tell_texts(source: Any, length: int) -> None:
+  """Says how many texts of the records to train on are cut at so many bytes.
+
+  Raises:
+    UserError: all of them are.
+  """
+  sizes = pc.drop_null(pc.binary_length(source.column('text'))).to_numpy()
+  cut, longest = int((sizes > length).sum()), int(sizes.max(initial=0))
+  if cut and cut == len(sizes):
+    raise UserError(f'loader.text_length={length} cuts every text of {source.path}, of {int(sizes.min())} to {longest} '
+                    f'bytes: set loader.text_length={longest}')
+  if cut and process.is_main():
+    print(f'jaxmed: loader.text_length={length} cuts {cut} of {len(sizes)} texts, the longest of {longest} bytes',
+          file=sys.stderr, flush=True)
 
 
 def tell_crops(source: Any, size: Sequence[int]) -> None:

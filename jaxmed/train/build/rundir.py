@@ -17,6 +17,7 @@ from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.models.layers import adapters
+from jaxmed.models.text.transformer import TextTransformer
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
 from jaxmed.parallel import mesh as mesh_lib
@@ -82,7 +83,11 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   name = own.model or own.init if own else config.model
   info = {'method': config.method, 'model': name, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
-  model, params = product(trainer.objective.model_of(tower), weights)
+  network = trainer.objective.model_of(tower)
+  if isinstance(network, TextTransformer):
+    raise UserError(f'tower {tower} is a model of texts: jaxmed.load gives encoders of images, here '
+                    f'{", ".join(t for t in products if t != tower)}')
+  model, params = product(network, weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
                  feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info)
 

@@ -21,6 +21,7 @@ from jaxmed import config as config_lib
 from jaxmed import objectives
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
+from jaxmed.models.text import transformer as text
 from jaxmed.parallel import mesh as mesh_lib
 
 KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False}
@@ -122,11 +123,17 @@ def opened(config: ConfigDict, load: Any) -> None:
 
 
 def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
-  """{tower: model} of the towers beside the encoder; those without `init` have the run's image size and channels."""
-  out = {}
+  """{tower: model} of the towers beside the encoder; those without `init` have the run's image size and channels, those
+  of texts its longest text."""
+  out, wanted = {}, objectives.get(config.method).DEFAULTS.get('towers', {})
   for name, tower in config.towers.items():
     if tower.get('description'):
       out[name] = rebuilt(config_lib.to_dict(tower.description))
+    elif wanted.get(name, {}).get('model') in text.MODELS:
+      out[name] = text.create_text(tower.model, config.loader.text_length, **tower.options)
+      if out[name].vocab_size < text.BYTES:
+        raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
+                        'of bytes and padding')
     else:
       out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
   return FrozenDict(out)

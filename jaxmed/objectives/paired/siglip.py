@@ -1,0 +1,44 @@
+"""SigLIP: an image and a text belong to each other or not, asked of every two (Zhai et al. 2023, arXiv 2303.15343)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxmed.objectives.losses import paired
+from jaxmed.objectives.paired.clip import TEXT, Paired
+
+
+@dataclasses.dataclass(frozen=True)
+class SigLIP(Paired):
+  """Logistic loss of each image with each text of the batch, summed and divided by the number of pairs.
+
+  Differs from google-research/big_vision: the image's vector is the mean of its tokens (there attention of a trained
+  query, without a projection), projected; weights of embeddings do not decay.
+
+  Attributes:
+    bias: of the logits in the beginning: at -10, as of the paper, no two belong together. The released example has
+      -2.71 (configs/proj/image_text/siglip_lit_coco.py).
+  """
+
+  out_dim: int = 768
+  temperature: float = 0.1
+  max_scale: float = 0.0
+  feature: str = 'mean'
+  bias: float = -10.0
+
+  TEXT_BIAS: ClassVar[bool] = True
+  FEATURE: ClassVar[str] = 'mean'
+  DEFAULTS: ClassVar[dict[str, Any]] = {
+      **Paired.DEFAULTS, 'towers': {TEXT: {'model': 'text_siglip_micro'}},
+      'optimizer': {'b2': 0.95, 'weight_decay': 1e-4}}
+
+  def similarity(self) -> dict[str, jax.Array]:
+    """What is trained of the logits: {'scale': s, 'bias'}."""
+    return super().similarity() | {'bias': jnp.asarray(self.bias, jnp.float32)}
+
+  def compared(self, image: jax.Array, text: jax.Array, scale: jax.Array, params: Any, counts: jax.Array
+               ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The logistic loss of all pairs."""
+    return paired.siglip(image, text, scale, params['bias'], counts, self.chunk)
