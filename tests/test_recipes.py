@@ -1,6 +1,7 @@
 """Recipes: what each variant resolves to is the text in tests/golden; `python -m tests.test_recipes --write` writes it."""
 
 import ast
+import dataclasses
 import difflib
 import json
 import pathlib
@@ -40,9 +41,15 @@ def values(path, variant):
   return config_lib.load_file(f'{path}:{variant}' if variant else str(path))
 
 
+def specs(given):
+  """ImageNet and the demo corpus, of as many records as a batch at least."""
+  return [dataclasses.replace(spec, rows=max(spec.rows, given.get('batch_size', 0))) for spec in SPECS.values()]
+
+
 def resolved(path, variant):
   """Every resolved value by its key: for ImageNet, and what differs for the demo corpus."""
-  first, second = (config_lib.flat(resolve.resolve(values(path, variant), SPECS[name])) for name in SPECS)
+  given = values(path, variant)
+  first, second = (config_lib.flat(resolve.resolve(given, spec)) for spec in specs(given))
   return {'imagenet': first, 'demo': {k: v for k, v in second.items() if v != first[k]}}
 
 
@@ -72,7 +79,7 @@ def test_resolves_to_its_golden_text(path, variant):
 @pytest.mark.parametrize('path, variant', CASES, ids=NAMED)
 def test_keeps_what_it_sets_and_builds(path, variant):
   given = values(path, variant)
-  for spec in SPECS.values():
+  for spec in specs(given):
     config = resolve.resolve(given, spec)
     got = config_lib.flat(config)
     for key, value in config_lib.flat(config_lib.from_dict(config_lib.merge(given))).items():

@@ -6,8 +6,8 @@ mirrored, so it holds one hemisphere of data, and only the left one is used; tra
 on the other would test on (mirrored) training images.
 
 The label, column `region`, is where the centre of a patch lies in MNI space: posterior / central / anterior
-(y edges -40 and 0 mm), inferior / superior (z edge 10 mm), lateral / medial (x edge -36 mm), 12 regions. The text of a patch says
-the same with its distances from the anterior commissure, so that each has its own.
+(y edges -40 and 0 mm), inferior / superior (z edge 10 mm), lateral / medial (x edge -36 mm), 12 regions. The
+text of a patch says the same, and how far it lies from the anterior commissure in mm.
 Train, val and test are slabs of axial slices with four unused slices between them, so that no patch of one
 shows a voxel of another. What a result shows: how well features tell where in this one average brain an
 unseen slice was cut, when slices 5 mm away have been seen. It shows nothing about other people, diseases or
@@ -205,7 +205,8 @@ def sentence(x: float, y: float, z: float) -> str:
   """Where a place lies in MNI space (mm), in words: the text of a patch."""
   along, upright, across = region(x, y, z).split('-')
   return (f'Axial patch of a brain, {along}, {upright} and {across}: {-x:.0f} mm left of the midline, {abs(y):.0f} mm '
-          f'{"behind" if y < 0 else "before"} and {abs(z):.0f} mm {"below" if z < 0 else "above"} the anterior commissure.')
+          f'{"behind" if y < 0 else "before"} and {abs(z):.0f} mm {"below" if z < 0 else "above"} the anterior '
+          'commissure.')
 
 
 def _brain(stride: int = STRIDE, sentences: bool = False) -> Iterator[Cut]:

@@ -68,8 +68,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
   Args:
     q, k, v: [B, N, H, Dh] (k and v may have another length M, and v another width).
     mask: [B, M] bool, True where a key may be looked at; None for all. Or [B, N, M] bool, the same of
-      each query. Or [B, N] int32 (N = M), the segments of packed rows: a key is looked at by queries of its own segment,
-      and by none where that is 0.
+      each query. Or [B, N] int32 (N = M), the segments of packed rows: a key is looked at by queries of its own
+      segment, and by none where that is 0.
     form: 'auto' is this file's, whose memory is bounded; 'flash' a kernel of the accelerator where there is one.
   Returns:
     [B, N, H, Dh] in the dtype of q. The softmax is taken in float32. Rows whose keys are all masked are zero.
