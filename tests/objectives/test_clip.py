@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from flax.core import FrozenDict
 
@@ -109,7 +111,6 @@ class Source:
   path = 'corpus'
 
   def __init__(self, texts):
-    import pyarrow as pa
     self.texts = pa.chunked_array([pa.array(texts, pa.string())])
 
   def column(self, name):
@@ -127,9 +128,12 @@ def test_bad_input(capsys):
   with pytest.raises(UserError, match="trains on the field 'text', which no record of the corpus has"):
     resolve.resolve(user, dataclasses.replace(SPECS['demo'], holds=()))
   for tower, words in (({'model': 'vit_micro/8'}, "unknown model of texts 'vit_micro/8'"),
-                       ({'options': {'vocab_size': 100}}, 'vocab_size=100 is fewer than the 257 ids')):
+                       ({'options': {'vocab_size': 100}}, 'vocab_size=100 is fewer than the 257 ids'),
+                       ({'init': 'RUN'}, 'towers.text.init=RUN: a tower of texts begins fresh')):
     with pytest.raises(UserError, match=words):
       assemble.build(resolve.resolve(user | {'towers': {'text': tower}}, SPECS['demo']), SPECS['demo'])
+  with pytest.raises(UserError, match="corpus has no record with a text: give jaxmed prepare a table with a column 'text'"):
+    records.rows(types.SimpleNamespace(path='corpus', table=pa.table({'id': ['a']})), {'method': 'clip'})
   records.tell_texts(Source(['abc', 'abcdef', None]), 6)
   assert not capsys.readouterr().err
   records.tell_texts(Source(['abc', 'äbcdef', None]), 6)

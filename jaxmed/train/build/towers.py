@@ -84,6 +84,8 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
       if not isinstance(tower[key], kind):
         takes = {str: 'text', bool: 'True or False'}.get(type(default), 'a section')
         raise UserError(f'towers.{name}.{key} takes {takes}, not {tower[key]!r}')
+    if of_texts(method, name) and tower['init']:
+      raise UserError(f'towers.{name}.init={tower["init"]}: a tower of texts begins fresh, leave it out')
     if not tower['model'] and not tower['init']:
       raise UserError(f'towers.{name} needs a model, towers.{name}.model=vit_micro/8, or a run or file, '
                       f'towers.{name}.init=RUN')
@@ -91,6 +93,11 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
       raise UserError(f'towers.{name}.fixed=True needs the weights to read: towers.{name}.init=RUN or a file')
     out[name] = tower
   return out
+
+
+def of_texts(method: Any, tower: str) -> bool:
+  """Whether a tower of a method takes texts: its default model is one of them."""
+  return method.DEFAULTS.get('towers', {}).get(tower, {}).get('model') in text.MODELS
 
 
 def opened(config: ConfigDict, load: Any) -> None:
@@ -125,11 +132,11 @@ def opened(config: ConfigDict, load: Any) -> None:
 def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
   """{tower: model} of the towers beside the encoder; those without `init` have the run's image size and channels, those
   of texts its longest text."""
-  out, wanted = {}, objectives.get(config.method).DEFAULTS.get('towers', {})
+  out: dict[str, Any] = {}
   for name, tower in config.towers.items():
     if tower.get('description'):
       out[name] = rebuilt(config_lib.to_dict(tower.description))
-    elif wanted.get(name, {}).get('model') in text.MODELS:
+    elif of_texts(objectives.get(config.method), name):
       out[name] = text.create_text(tower.model, config.loader.text_length, **tower.options)
       if out[name].vocab_size < text.BYTES:
         raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
