@@ -92,6 +92,8 @@ def test_keys_of_each_query():
     value = lambda mask: jax.value_and_grad(
         lambda q, k, v: jnp.sin(kernels.attention(q, k, v, mask)).sum(), (0, 1, 2))(q, k, v)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), value(mask), value(each))
+  np.testing.assert_allclose(kernels.weights_of(q, k, keys), kernels.weights_of(q, k, jnp.broadcast_to(
+      keys[:, None], (2, 9, 9))), atol=1e-6)
   few = kernels._attend_chunks(*(x.swapaxes(1, 2) for x in (q, k, v)), (same[:, None],))[0].swapaxes(1, 2)
   np.testing.assert_allclose(few, kernels.attention(q, k, v, segments), atol=1e-5)
 

@@ -79,7 +79,7 @@ def start(name, model):
   if encoder.supports.sizes and 'gram' not in batch:
     batch = sized(rng, batch, (size // 2, size * 3 // 4, size))
   if 'text' in method.TOWERS:
-    words = create_text(method.DEFAULTS['towers']['text']['model'], 6, embed_dim=16, depth=1, num_heads=2)
+    words = create_text(method.DEFAULTS['towers']['text']['model'], 7, embed_dim=16, depth=1, num_heads=2)
     objective = dataclasses.replace(objective, towers=FrozenDict({'text': words}))
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
   if method.WHOLE:  # a frozen run of another method on the same encoder
@@ -181,7 +181,7 @@ def blank(length):
 def _told(rng, size):
   """Masks of three classes with pixels that are not annotated, classes that are not, numbers and texts, of which some lack."""
   return {'mask': rng.integers(-1, 3, (COUNT, *grid_of(size)), np.int32), 'annotated': rng.random((COUNT, 3)) < 0.7,
-          'text': np.where(rng.random((COUNT, 6)) < 0.8, rng.integers(1, 257, (COUNT, 6)), 0) * (np.arange(COUNT) > 0)[:, None],
+          'text': np.where(rng.random((COUNT, 7)) < 0.8, rng.integers(1, 257, (COUNT, 7)), 0) * (np.arange(COUNT) > 0)[:, None],
           'number': np.float32(np.where(rng.random(COUNT) < 0.3, np.nan, rng.normal(size=COUNT)))}
 
 

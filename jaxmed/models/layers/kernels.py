@@ -147,7 +147,7 @@ def _seen(mask):
   A tuple says it of each query, ([B, 1, n, M],), or by segments, (queries [B, 1, n, 1], keys [B, N]).
   """
   if not isinstance(mask, tuple):
-    return mask[:, None, None]
+    return mask[:, None] if mask.ndim == 3 else mask[:, None, None]
   if len(mask) == 1:
     return mask[0]
   rows, keys = mask[0], mask[1][:, None, None]
