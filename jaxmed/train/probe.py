@@ -70,7 +70,7 @@ class Probe:
     self.check()
     batch = mesh_lib.put_batch(next(iter(self._batches(self._seen, self.health_rows))), self.mesh)
     objective, view = self._means
-    view = dataclasses.replace(view, views=1, local_views=0, channel_sampling='none')
+    view = single(view)
     params = objective.encoder_params(state.variables(self.fixed))
     found = _observe(objective.encoder, self.feature, view, self.mesh, params, batch)
     return health.measure(*(np.asarray(x) for x in jax.device_get(found)))
@@ -230,6 +230,11 @@ def _answered(objective, view, mesh, variables, batch):
 
 
 _answers = jax.jit(_answered, static_argnums=(0, 1, 2))
+
+
+def single(view: Any) -> Any:
+  """A maker of one view of a record, by the crops and changes of `view`."""
+  return dataclasses.replace(view, views=1, local_views=0, tiles=(), channel_sampling='none')
 
 
 def _features(encoder, feature, view, mesh, params, batch):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmed.augment.views import ViewMaker
 from jaxmed.train import evaluators, probe
 
 
@@ -51,3 +52,10 @@ def test_labels_are_those_of_rows_that_the_probes_were_not_fitted_on(monkeypatch
   snapshot = probe.Snapshot(me, None)
   assert evaluators.KNN(1)(snapshot) == {'knn': float(likely)}
   assert evaluators.Ridge(1)(snapshot) == {'ridge': float(likely)}
+
+
+def test_one_view_of_makers_of_many():
+  """Also where records are cut into tiles, which need more views than there are tiles."""
+  view = ViewMaker((8, 8), (0.0,), (1.0,), views=6, tiles=(2, 2), scale=(0.5, 1.0))
+  one = probe.single(view)
+  assert one.views == 1 and not one.many and one.scale == view.scale
