@@ -12,7 +12,8 @@ Differs: see the method's docstring and that of models/text/transformer.py; text
 
 CORPUS has a column `text`. Published: no number was found in these files; SigLIP 2's of this size, on ImageNet-1k
 without its labels, is 78.2 % (README_siglip2.md). Not run here at full size. `laptop`: patches of the demo corpus and
-the sentences that say where they lie, on 2 CPU cores.
+the sentences that say where they lie, on 2 CPU cores, with CLIP's tower of texts: with SigLIP's the loss was still that
+of constant vectors, 4.45, after 120 steps (towers of two blocks, one seed), with CLIP's it was 3.85.
 """
 
 from ml_collections import ConfigDict

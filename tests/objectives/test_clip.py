@@ -23,6 +23,7 @@ from tests.objectives.test_paired import clip_reference, siglip_reference
 from tests.test_recipes import SPECS
 
 METHODS = {'clip': CLIP, 'siglip': SigLIP}
+WORDS = {CLIP: 'text_micro', SigLIP: 'text_siglip_micro'}
 ENCODERS = {'channel_vit': ('channel_vit_micro/4', (8, 8), fakes.TINY),
             'resnet 3D': ('resnet_micro', (8, 16, 16), dict(depths=(1, 1), dims=(8, 16), stem_width=8))}
 
@@ -30,7 +31,7 @@ ENCODERS = {'channel_vit': ('channel_vit_micro/4', (8, 8), fakes.TINY),
 def start(method, kind):
   """(objective, variables, batch) of five records, one without a text."""
   family, size, options = ENCODERS[kind]
-  words = create_text(method.DEFAULTS['towers']['text']['model'], 6, **fakes.TINY)
+  words = create_text(WORDS[method], 6, **fakes.TINY)
   objective = method(create_model(family, size, 2, **options), towers=FrozenDict({'text': words}), out_dim=8)
   rng = np.random.default_rng(0)
   ids = rng.integers(1, 257, (5, 6)) * (np.arange(6) < rng.integers(2, 7, (5, 1)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.objectives.losses import paired
-from jaxmed.objectives.paired.clip import TEXT, Paired
+from jaxmed.objectives.paired.clip import Paired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,8 @@ class SigLIP(Paired):
   """Logistic loss of each image with each text of the batch, summed and divided by the number of pairs.
 
   Differs from google-research/big_vision: the image's vector is the mean of its tokens (there attention of a trained
-  query, without a projection), projected; weights of embeddings do not decay.
+  query, without a projection), projected; weights of embeddings do not decay; the tower of texts is CLIP's unless
+  towers.text.model is one of text_siglip_*, which learn more slowly from few texts.
 
   Attributes:
     bias: of the logits in the beginning: at -10, as of the paper, no two belong together. The released example has
@@ -31,7 +32,7 @@ class SigLIP(Paired):
   TEXT_BIAS: ClassVar[bool] = True
   FEATURE: ClassVar[str] = 'mean'
   DEFAULTS: ClassVar[dict[str, Any]] = {
-      **Paired.DEFAULTS, 'towers': {TEXT: {'model': 'text_siglip_micro'}},
+      **Paired.DEFAULTS,
       'optimizer': {'b2': 0.95, 'weight_decay': 0.1}}  # 1e-4 of the weights a step at a rate of 1e-3
 
   def similarity(self) -> dict[str, jax.Array]:
