@@ -140,6 +140,12 @@ def token_slots(encoder: Encoder, batch: Batch) -> tuple[tuple[int, ...], int, j
   return grid, count * channels, exist
 
 
+def own_sizes(batch: Batch) -> jax.Array:
+  """Pixels of each image in the corner of its array, [B, rank] int."""
+  size = jnp.asarray(batch['image'].shape[1:-1])
+  return batch.get('sizes', jnp.broadcast_to(size, (len(batch['image']), len(size))))
+
+
 def own_grids(encoder: Encoder, batch: Batch) -> jax.Array | None:
   """The token grids [..., rank] of images whose sizes differ, in the corner of their arrays; else None."""
   return batch['sizes'] // jnp.asarray(encoder.patch_size) if 'sizes' in batch else None

@@ -138,7 +138,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   resolve.check_shares(config, mesh)
   stream = assemble.stream(config, source, lack)
   if config.loader.fit == 'crop':
-    records.tell_crops(source, config.loader.load_size)
+    records.tell_crops(source, config.loader.load_size, config.loader.pad)
   if 'text' in objectives.get(config.method).FIELDS:
     records.tell_texts(source, config.loader.text_length)
   with times.stage('building the model'):

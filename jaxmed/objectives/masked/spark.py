@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from jaxmed.augment.masks import scattered_masks
 from jaxmed.contracts import Batch, Decoder, Encoder, Variables
 from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders.dense import DECODERS
@@ -147,7 +148,6 @@ class SparK(Method):
     if not count:
       raise UserError(f'objective.mask_ratio {self.mask_ratio} hides none of {math.prod(grid)} blocks: lower mask_size '
                       f'{self.mask_size}')
-    noise = jax.random.uniform(rng, (len(batch['image']), math.prod(grid)))
-    hidden = jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < count
+    hidden = scattered_masks(rng, jnp.full(len(batch['image']), count), math.prod(grid))
     own = -(-batch['sizes'] // jnp.asarray(block)) if 'sizes' in batch else None
     return on_own_grids(hidden, grid, own).reshape(-1, *grid)

@@ -14,6 +14,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxmed.augment import geometry
+from jaxmed.augment.masks import scattered_masks
 from jaxmed.contracts import Batch, Variables, Views
 from jaxmed.errors import UserError
 from jaxmed.models.decoders.casa import CASA, TokenDecoder
@@ -21,6 +22,7 @@ from jaxmed.models.decoders.heads import DINOHead
 from jaxmed.models.layers.norm import normalize
 from jaxmed.models.layers.tokens import Features, grid_of, unpatchify, without_missing
 from jaxmed.objectives import networks
+from jaxmed.objectives.dense import decoding
 from jaxmed.objectives.distillation.self_distillation import (
   SelfDistillation,
   centred,
@@ -194,7 +196,7 @@ class Alice(SelfDistillation):
     if self.encoder.per_channel:
       pixels = pixels.reshape(len(pixels), whole['image'].shape[-1], -1, pixels.shape[-1])
     restored = unpatchify(pixels, self.crop, self.encoder.patch_size, self.encoder.per_channel)
-    reconstruction = mean_of(jnp.square(restored - whole['image']), _counts(whole)).mean() / 2
+    reconstruction = mean_of(jnp.square(restored - whole['image']), decoding.there(whole)).mean() / 2
     loss = self.class_weight * dino + self.patch_weight * patch + self.reconstruct_weight * reconstruction
     used = entropy(jnp.where(exist[..., None], patch_probs, 0).sum(axis=(0, 1)) / jnp.maximum(exist.sum(), 1))
     metrics = self.report(step, dino, probs) | found | {
@@ -218,8 +220,8 @@ class Alice(SelfDistillation):
   def masks(self, rng: jax.Array, count: int) -> jax.Array:
     """Pixels of crops that are hidden from the student, [count, *crop] bool."""
     parts = (1,) * (len(self.crop) - len(self.mask_parts)) + self.mask_parts
-    order = jnp.argsort(jnp.argsort(jax.random.uniform(rng, (count, math.prod(parts))), axis=1), axis=1)
-    hidden = (order < math.ceil(math.prod(parts) * self.mask_ratio)).reshape(count, *parts)
+    most = math.ceil(math.prod(parts) * self.mask_ratio)
+    hidden = scattered_masks(rng, jnp.full(count, most), math.prod(parts)).reshape(count, *parts)
     for axis, (n, k) in enumerate(zip(self.crop, parts, strict=True), 1):
       hidden = jnp.take(hidden, np.arange(n) * k // n, axis=axis)
     return hidden
@@ -229,7 +231,7 @@ class Alice(SelfDistillation):
     match_key, shift_key = jax.random.split(rng)
     known: Any = networks.inputs(batch)
     size, patch = jnp.asarray(batch['image'].shape[1:-1]), jnp.asarray(self.encoder.patch_size)
-    own = batch.get('sizes', jnp.broadcast_to(size, (len(batch['image']), len(size))))
+    own = networks.own_sizes(batch)
     within = geometry.filled(own, batch['image'].shape[1:-1])[..., None]
     image = jnp.where(within, without_missing(batch['image'].astype(jnp.float32), batch.get('channel_mask')), 0)
     known |= {'image': image}
@@ -300,12 +302,3 @@ def _foreground(image: jax.Array, within: jax.Array, grid: tuple[int, ...]) -> j
   split = [n for size, g in zip(above.shape[1:], grid, strict=True) for n in (g, size // g)]
   share = above.reshape(len(above), *split).mean(axis=tuple(range(2, 2 * len(grid) + 1, 2)))
   return share.reshape(len(above), -1) >= 0.5
-
-
-def _counts(whole: Any) -> jax.Array:
-  """What of crops [B, *crop, C] is there, broadcastable."""
-  image = whole['image']
-  counts = jnp.ones(image.shape, bool)
-  if 'channel_mask' in whole:
-    counts &= whole['channel_mask'].reshape(len(image), *[1] * (image.ndim - 2), -1)
-  return counts & geometry.filled(whole['sizes'], image.shape[1:-1])[..., None] if 'sizes' in whole else counts

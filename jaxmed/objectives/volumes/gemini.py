@@ -21,7 +21,7 @@ from jaxmed.objectives.dense import decoding
 from jaxmed.objectives.dense.decoding import AUTO
 from jaxmed.objectives.dense.segment import Segment
 from jaxmed.objectives.losses import ncc
-from jaxmed.objectives.networks import placed, with_stats
+from jaxmed.objectives.networks import own_sizes, placed, with_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class GEMINI(Method):
     shown = self._shown(batch)
     features, stats = self._features(variables, batch, drops[0], train)
     following = lambda x: jnp.roll(x, -1, axis=0)
-    own = _own(batch)
+    own = own_sizes(batch)
     flow = self.flow(variables['params'], features, following(features), own)
     pair, metrics = self.pairs(images, features, shown, flow, own)
     distorted = self.distorted(distort_key, unit, decoding.there(batch))
@@ -189,7 +189,7 @@ class GEMINI(Method):
       places = jnp.einsum('ij,...j->...i', drawn['matrix'][0], warp.centres(size) - middle, precision='highest')
       return warp.linear(image, places + middle, own)
 
-    return {**batch, 'image': jax.vmap(one)(batch['image'].astype(jnp.float32), _own(batch))}
+    return {**batch, 'image': jax.vmap(one)(batch['image'].astype(jnp.float32), own_sizes(batch))}
 
   def distorted(self, rng: jax.Array, unit: jax.Array, there: jax.Array) -> jax.Array:
     """Images [B, *size, C] in 0 .. 1 with shuffled pixels, other intensities and boxes of noise (Zhou et al. 2019)."""
@@ -214,20 +214,11 @@ class GEMINI(Method):
     return placed(mask[:, None].astype(jnp.float32), batch['channels'], self.encoder.in_channels)[:, 0] > 0
 
 
-def _own(batch: Batch) -> jax.Array:
-  """Pixels of each image in the corner of its array, [B, rank]."""
-  size = jnp.asarray(batch['image'].shape[1:-1])
-  return batch.get('sizes', jnp.broadcast_to(size, (len(batch['image']), len(size))))
-
-
 def _unit(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Images [B, *size, C] scaled to 0 .. 1 by channel, least values and ranges [B, 1.., C]; 0 beyond an image."""
   image = batch['image'].astype(jnp.float32)
-  within = geometry.filled(_own(batch), image.shape[1:-1])[..., None] & jnp.isfinite(image)
-  axes = tuple(range(1, image.ndim - 1))
-  bound = lambda what, start: jnp.where(
-      within.any(axis=axes, keepdims=True), what(image, axis=axes, keepdims=True, where=within, initial=start), 0)
-  low, high = bound(jnp.min, jnp.inf), bound(jnp.max, -jnp.inf)
+  within = geometry.filled(own_sizes(batch), image.shape[1:-1])[..., None] & jnp.isfinite(image)
+  low, high = corrupt.value_range(image, within)
   span = jnp.maximum(high - low, 1e-6)
   return jnp.where(within, (image - low) / span, 0), low, span
 

@@ -124,25 +124,9 @@ def sampler(config: ConfigDict, source: Any, windows: Windows | None = None) -> 
   return sampling.make(source, mixture, config.seed, config.batch_size // config.loader.crops, config.steps)
 
 
-def _check_padding(config: ConfigDict, source: Any) -> None:
-  """Raises a UserError where a crop is larger than a record and must not be padded."""
-  size = tuple(config.loader.load_size)
-  if config.loader.pad or config.loader.fit != 'crop':
-    return
-  codes, shapes = source.distinct('shape')
-  small = np.array([any(have < want for have, want in zip(shape[:-1], size, strict=True)) for shape in shapes])
-  if small[codes].any():
-    i = int(np.argmax(small[codes]))
-    by = 'x'.join
-    raise UserError(f'{source.path}: {source.table["id"][i].as_py()} is {by(map(str, shapes[codes[i]][:-1]))}, smaller '
-                    f'than the crop of {by(map(str, size))}, and loader.pad=false: set loader.load_size to at most '
-                    f'{by(str(min(s[k] for s in shapes)) for k in range(len(size)))}, or loader.pad=true')
-
-
 def stream(config: ConfigDict, source: Any, lack: Lack | None) -> dict[str, Any]:
   """The run's stream of samples, as arguments of `pipeline.train_batches`: windows, their order, missing channels,
   crops of a record, and crops that must show a class."""
-  _check_padding(config, source)
   samples = windows(config, source)
   loader = config.loader
   forced = foreground.make(source, loader.foreground, loader.foreground_rule,

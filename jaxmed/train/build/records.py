@@ -95,15 +95,23 @@ def tell_texts(source: Any, length: int) -> None:
           file=sys.stderr, flush=True)
 
 
-def tell_crops(source: Any, size: Sequence[int]) -> None:
-  """Says which records of volumes are smaller than crops of [*size], and how unlike the sides of a crop are in mm."""
-  codes, shapes = source.distinct('shape')
+def tell_crops(source: Any, size: Sequence[int], pad: bool = True) -> None:
+  """Says which volumes are smaller than crops of [*size], and how unlike the sides of a crop are in mm.
+
+  Raises:
+    UserError: a record is smaller, and must not be padded.
+  """
+  (codes, shapes), lines, by = source.distinct('shape'), [], 'x'.join
+  small = np.array([any(have < want for have, want in zip(shape[:-1], size, strict=True)) for shape in shapes])[codes]
+  if small.any() and not pad:
+    i = int(np.argmax(small))
+    raise UserError(f'{source.path}: {source.table["id"][i].as_py()} is {by(map(str, shapes[codes[i]][:-1]))}, smaller '
+                    f'than the crop of {by(map(str, size))}, and loader.pad=false: set loader.load_size to at most '
+                    f'{by(str(min(s[k] for s in shapes)) for k in range(len(size)))}, or loader.pad=true')
   if len(size) != 3 or not process.is_main():
     return
-  lines, by = [], 'x'.join
-  small = np.array([any(have < want for have, want in zip(shape[:-1], size, strict=True)) for shape in shapes])
-  if small[codes].any():
-    lines.append(f'{small[codes].sum()} of {len(source)} volumes are smaller than the crop of {by(map(str, size))}: '
+  if small.any():
+    lines.append(f'{small.sum()} of {len(source)} volumes are smaller than the crop of {by(map(str, size))}: '
                  'zeros lie around them (loader.pad=false refuses them)')
   spacing = data_spec.spacing_of(source)
   sides = [n * step for n, step in zip(size, spacing, strict=False)]
