@@ -36,8 +36,8 @@ METHODS = {
     'swin_unetr_ssl': WHOLE | {'method': 'swin_unetr_ssl', 'image_size': 96, 'loader.load_size': 96},
 }
 SMALL = {
-    'model': 'vit_micro/8', 'image_size': 32, 'batch_size': 16, 'steps': 200, 'learning_rate': 1e-3, 'eval_every': 200,
-    'checkpoint_every': 200, 'evaluators': 'loss', 'augment': {'flip': (0.0,)}, 'loader': {'label': 'phase'},
+    'model': 'vit_micro/8', 'image_size': 32, 'batch_size': 16, 'steps': 100, 'learning_rate': 1e-3, 'eval_every': 100,
+    'checkpoint_every': 100, 'evaluators': 'loss', 'augment': {'flip': (0.0,)}, 'loader': {'label': 'phase'},
 }
 FEW = {
     'mae': {'method': 'mae', 'augment.scale': (0.5, 1.0)},

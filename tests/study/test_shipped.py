@@ -53,7 +53,7 @@ def demo(demo_corpus):
 @pytest.fixture(scope='module')
 def phantoms(tmp_path_factory):
   out = tmp_path_factory.mktemp('phantoms') / 'corpus'
-  prepare(['phantoms'], out, subjects=8, size=32, progress=False)
+  prepare(['phantoms'], out, subjects=24, size=32, progress=False)
   return cost.Corpus(str(out))
 
 
