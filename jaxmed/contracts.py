@@ -42,6 +42,7 @@ Batch = TypedDict('Batch', {
     'text': jax.Array,  # [B, L] int32, ids of bytes + 1 or of a tokenizer; 0 where padded
     'signal': jax.Array,  # [B, T, K] float32, steps and channels; 0 where padded
     'signal_mask': jax.Array,  # [B, T] bool, steps that the signal has
+    'table': jax.Array,  # [B, K] float32, the columns loader.table; NaN where a cell is empty
     'boxes': jax.Array,  # [B, N, 2 * rank] float32, (start, end) in pixels of the array; rows of -1 for none
     'view_box': jax.Array,  # [B, 2 * rank] float32, (start, end) of the view in pixels of the loaded array
     'view_flip': jax.Array,  # [B, rank] bool, axes along which the view was flipped; where there are flips
@@ -338,7 +339,7 @@ Protocol = EvaluationProtocol
 
 KINDS = ('image', 'mask', 'class', 'text', 'signal', 'label', 'number', 'box', 'row')
 # What an objective may want of a record.
-FIELDS = ('image', 'mask', 'annotated', 'text', 'signal', 'boxes', 'label', 'number')
+FIELDS = ('image', 'mask', 'annotated', 'text', 'signal', 'table', 'boxes', 'label', 'number')
 # What stands for a missing value; 0 for the other kinds.
 _FILL = {'mask': -1, 'label': -1, 'number': float('nan'), 'box': -1, 'row': -1}
 

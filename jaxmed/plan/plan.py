@@ -109,7 +109,8 @@ def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
                             holds=FIELDS, signal=SIGNAL, boxes=BOXES,
                             mask_values=tuple(range(MASK_CLASSES)),
                             mask_names=tuple(f'class{i}' for i in range(MASK_CLASSES)),
-                            number=(0.0, 1.0) if data_spec.numeric(user) else ())
+                            number=(0.0, 1.0) if data_spec.numeric(user) else (),
+                            table=tuple({'name': c, 'mean': 0.0, 'std': 1.0} for c in data_spec.columns_of(user)))
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

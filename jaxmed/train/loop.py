@@ -130,7 +130,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   label = str(dict(user.get('loader', {})).get('label', ''))
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
   spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
-                            data_spec.labels_of(user, corpus), data_spec.numeric(user))
+                            data_spec.labels_of(user, corpus), data_spec.numeric(user), data_spec.columns_of(user))
   records.tell_classes(source, spec.labels)
   config = resolve.resolve(rundir.like_init(user), spec)
   towers.opened(config, rundir.load_tower)
@@ -139,7 +139,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   stream = assemble.stream(config, source, lack)
   if config.loader.fit == 'crop':
     records.tell_crops(source, config.loader.load_size, config.loader.pad)
-  if 'text' in objectives.get(config.method).FIELDS:
+  if 'text' in towers.fields_of(objectives.get(config.method), config.towers):
     records.tell_texts(source, config.loader.text_length)
   with times.stage('building the model'):
     trainer = assemble.build(config, spec)

@@ -15,8 +15,9 @@ from jaxmed.contracts import FIELDS, Field
 from jaxmed.errors import UserError, choose
 
 TEXT_LENGTH = 256
-# Fields that need nothing of a corpus: every record has an image, a label may be missing, all classes be annotated.
-ALWAYS = ('image', 'label', 'number', 'annotated')
+# Fields that need no column of their name: every record has an image, a label may be missing, all classes be annotated,
+# and a table has the columns that loader.table names.
+ALWAYS = ('image', 'label', 'number', 'annotated', 'table')
 ANNOTATED = 'annotated'  # column of the manifest: JSON or lists, values of masks whose classes the source annotates
 BOXES = 'boxes'  # column of the manifest: JSON or lists, [[start ..., end ...], ...] in pixels of the stored image
 
@@ -27,7 +28,7 @@ Tokenize = Callable[[str], Sequence[int] | np.ndarray]
 
 def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, masked: bool = True,
        text_length: int = TEXT_LENGTH, signal: Sequence[int] = (0, 0), boxes: int = 0,
-       extent: bool = False, labels: int = 0) -> tuple[Field, ...]:
+       extent: bool = False, labels: int = 0, table: int = 0) -> tuple[Field, ...]:
   """The fields of a batch; label and index are always among them.
 
   Args:
@@ -39,6 +40,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
     boxes: the most boxes N of a sample.
     extent: whether images fill a part of their arrays, see `aspect_grid`.
     labels: classes K of masks.
+    table: columns K of a table.
 
   Raises:
     UserError: an unknown name; the nearest one is named.
@@ -54,6 +56,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
       'annotated': [('annotated', 'class', (labels,), 'bool')],
       'text': [('text', 'text', (text_length,), 'int32')],
       'signal': [('signal', 'signal', tuple(signal), 'float32'), ('signal_mask', 'signal', tuple(signal[:1]), 'bool')],
+      'table': [('table', 'number', (table,), 'float32')],
       'boxes': [('boxes', 'box', (boxes, 2 * len(size)), 'float32')],
       'number': [('number', 'number', (), 'float32')],
   }
@@ -68,7 +71,7 @@ def of_source(source: Any, size: Sequence[int], wanted: Sequence[str] = ('image'
   Args:
     source: rows to read.
     size, wanted: as for `of`.
-    lengths: text_length, signal, boxes and labels, as for `of`.
+    lengths: text_length, signal, boxes, labels and table, as for `of`.
   """
   dtypes = source.distinct('dtype')[1]
   dtype = dtypes[0] if len(dtypes) == 1 and dtypes[0] in _INTEGERS else 'float32'
@@ -250,6 +253,11 @@ def numbers(source: Any, column: str) -> np.ndarray:
     if np.isinf(out[k]):
       raise UserError(f'column {column!r} of {source.path} holds {value!r}: expected finite numbers') from None
   return out[codes]
+
+
+def table(source: Any, columns: Sequence[str]) -> np.ndarray:
+  """Columns as numbers [N, K] float32, NaN where a cell is empty; errors as of `numbers`."""
+  return np.stack([numbers(source, column) for column in columns], axis=1).astype(np.float32)
 
 
 def channel_ids(names: Sequence[str], ids: Mapping[str, int], slots: int) -> np.ndarray:

@@ -53,6 +53,7 @@ class _Elements:
   tokenize: Tokenize = utf8
   annotated: tuple[np.ndarray, np.ndarray] | None = None  # see fields.annotated
   numbers: np.ndarray | None = None  # see fields.numbers
+  table: np.ndarray | None = None  # see fields.table
 
   def __len__(self) -> int:
     return self.length
@@ -148,6 +149,8 @@ class _Elements:
       out['annotated'] = classes[kinds[i]]
     if 'number' in shapes and self.numbers is not None:
       out['number'] = np.float32(self.numbers[i])
+    if 'table' in shapes and self.table is not None:
+      out['table'] = self.table[i]
     if 'text' in shapes:
       out['text'] = fields_lib.text_ids(record.get('text') or '', shapes['text'][0], self.tokenize)
     if 'signal' in shapes and 'signal' in record:
@@ -224,7 +227,7 @@ def train_batches(
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
     windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
-    number: str = '', foreground: Foreground | None = None, crops: int = 1,
+    number: str = '', foreground: Foreground | None = None, crops: int = 1, table: Sequence[str] = (),
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
 
@@ -251,6 +254,7 @@ def train_batches(
     tokenize: text -> ids, of which 0 is padding.
     labels: stored values of the K classes of masks (see jaxmed.data.corpus.labels), for the field `annotated`.
     number: manifest column of the field `number`.
+    table: manifest columns of the field `table`.
     foreground: which crops must show a class of their record's mask; fit is 'crop' then, and windows are None.
     crops: of a record, one after the other in the batch, of which the first alone decides what is read; fit is 'crop'
       then, and windows are None. Positions of `sampler` and `foreground` are those of records.
@@ -260,7 +264,7 @@ def train_batches(
     if all records are, else float32), channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32
     (-1 where none), index [b] int32 (row of the source). C is the largest number of channels of the source.
     Others: mask [b, *size] int32 (-1 where it does not tell), annotated [b, K] bool, number [b] float32 (NaN where
-    none), text [b, L] int32, signal [b, T, S] float32 and signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32
+    none), table [b, K] float32 (NaN where a cell is empty), text [b, L] int32, signal [b, T, S] float32 and signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32
     (pixels of the loaded array, rows of -1 for none).
 
   Raises:
@@ -268,7 +272,7 @@ def train_batches(
       vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
   elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, tokenize,
-                       masks=labels, number=number)
+                       masks=labels, number=number, table=table)
   if windows is not None:
     elements = _Windowed(elements, windows, len(windows))
   local = _share(batch_size, process_index, process_count)
@@ -302,7 +306,7 @@ def eval_batches(
     label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
     process_count: int = 1, threads: int = 2, prefetch: int | None = None, fields: Sequence[Field] = (),
     windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
-    number: str = '',
+    number: str = '', table: Sequence[str] = (),
 ) -> Iterator[Batch]:
   """Every row, or window, once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
 
@@ -311,7 +315,7 @@ def eval_batches(
   count = len(source) if windows is None else len(windows)
   length = -(-count // max(batch_size, 1)) * batch_size
   elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, False, labels,
-                       number)
+                       number, table)
   if windows is not None:
     elements = _Windowed(elements, windows, length)
   local = _share(batch_size, process_index, process_count)
@@ -333,7 +337,7 @@ def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8,
-              strict=True, masks=(), number='') -> Any:
+              strict=True, masks=(), number='', table=()) -> Any:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
   choose('fit', fit, FITS)
@@ -351,7 +355,8 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, 
   wanted = fields_lib.names(fields)
   return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize,
                    fields_lib.annotated(source, masks) if 'annotated' in wanted else None,
-                   fields_lib.numbers(source, number) if 'number' in wanted and number else None)
+                   fields_lib.numbers(source, number) if 'number' in wanted and number else None,
+                   fields_lib.table(source, table) if 'table' in wanted and len(table) else None)
 
 
 def _check_rank(source: Source, size: tuple[int, ...]) -> None:

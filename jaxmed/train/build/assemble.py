@@ -44,7 +44,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Trainer:
                     'take hcs, or a channel_vit')
   method = objectives.get(config.method)
   clock = Clock(config.steps, samples(config, spec) / config.batch_size)
-  others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels))
+  others = towers.models(config, len(spec.channels), vocabulary.described(spec.channels),
+                         lengths(config, spec)['signal'], spec.table)
   names = dict(zip(spec.mask_values, spec.mask_names))
   known = objectives.filled(method, clock=clock, rows=spec.rows, towers=others, stored=spec.mask_values,
                             bases=math.prod(config.augment.tiles), window=config.loader.window,
@@ -82,7 +83,8 @@ def optimizer_of(config: ConfigDict, method: Any, width: Width | None = None) ->
 
 def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:
   """What a sample of a run is made of; pipeline, padding and shapes follow from this list."""
-  return fields_lib.of(objectives.get(config.method).FIELDS, size=config.loader.load_size, slots=spec.slots,
+  wanted = towers.fields_of(objectives.get(config.method), config.towers)
+  return fields_lib.of(wanted, size=config.loader.load_size, slots=spec.slots,
                        dtype=spec.dtype, masked=spec.masked, **lengths(config, spec))
 
 
@@ -90,7 +92,8 @@ def lengths(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """Sizes of texts, signals, boxes, classes of masks, and whether there is an extent, as arguments of `fields.of`."""
   steps, channels = spec.signal or (0, 0)
   return {'text_length': config.loader.text_length, 'signal': (config.loader.signal_length or steps, channels),
-          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect', 'labels': len(spec.mask_values)}
+          'boxes': spec.boxes, 'extent': config.loader.fit == 'aspect', 'labels': len(spec.mask_values),
+          'table': len(spec.table)}
 
 
 def batch_shapes(config: ConfigDict, spec: DataSpec, mesh: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -105,6 +108,7 @@ def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   """How this process reads batches of records for the step: arguments that `data.pipeline`'s functions share."""
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
   classes |= {'number': config.loader.label} if spec.number else {}
+  classes |= {'table': tuple(c['name'] for c in spec.table)} if spec.table else {}
   return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit, labels=spec.mask_values,
               fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
               **classes)

@@ -40,7 +40,8 @@ class DataSpec:
   another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions; mask_values,
   mask_names: the classes of masks, see `data.corpus.labels`, () where the method does not ask for them; number: mean
   and standard deviation of the label, where the method takes it as a number, else (); spacing: mm that all records
-  have, see `spacing_of`, where the method trains on masks.
+  have, see `spacing_of`, where the method trains on masks; table: [{'name', 'mean', 'std'}] of the columns of
+  loader.table.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -61,6 +62,7 @@ class DataSpec:
   mask_names: tuple[str, ...] = ()
   number: tuple[float, ...] = ()
   spacing: tuple[float, ...] = ()
+  table: tuple[dict[str, Any], ...] = ()
 
   @property
   def labels(self) -> Labels:
@@ -80,12 +82,12 @@ class DataSpec:
 
 def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
              lack: lacking.Lack | None = None, labels: Labels = NO_LABELS,
-             numeric: bool = False) -> DataSpec:
+             numeric: bool = False, columns: Sequence[str] = ()) -> DataSpec:
   """Looks at the manifest and statistics of a `data.corpus.source.Source` (already reduced to the rows to train on).
 
   Channels that `known` gives one name are one channel; a UserError where a record has two of them. With `lack`
   (loader.missing) records differ in their channels. `labels` are the classes of masks. With `numeric` the
-  label is a number and has no classes.
+  label is a number and has no classes. `columns` are those of the table.
   """
   if not len(source):
     raise UserError('the corpus has no record to train on')
@@ -113,7 +115,8 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
                   _most_boxes(source, len(size)) if 'boxes' in holds else 0,
                   not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source),
                   labels.values, labels.names, _moments(source, label) if numeric and label else (),
-                  spacing_of(source) if labels.values else ())
+                  spacing_of(source) if labels.values else (),
+                  tuple(dict(zip(('name', 'mean', 'std'), (c, *_moments(source, c)))) for c in columns))
 
 
 def _moments(source: Any, column: str) -> tuple[float, float]:
@@ -130,6 +133,20 @@ def _moments(source: Any, column: str) -> tuple[float, float]:
 def numeric(user: Mapping[str, Any]) -> bool:
   """Whether the method of a config takes loader.label as a number."""
   return 'number' in objectives.get(str(user.get('method', 'mae'))).FIELDS
+
+
+def columns_of(user: Mapping[str, Any]) -> tuple[str, ...]:
+  """The columns loader.table, where a config's method or towers take a table.
+
+  Raises:
+    UserError: text where a tuple is due, or a column twice.
+  """
+  value = dict(user.get('loader', {})).get('table', ())
+  names = (value,) if isinstance(value, str) else tuple(map(str, value))
+  names = tuple(name.strip() for part in names for name in part.split(',') if name.strip())
+  if len({*names}) < len(names):
+    raise UserError(f'loader.table={",".join(names)} names a column twice')
+  return names
 
 
 def labels_of(user: Mapping[str, Any], corpus: Any) -> Labels:

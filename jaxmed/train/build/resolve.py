@@ -307,11 +307,13 @@ def _fill_values(config: ConfigDict, spec: DataSpec) -> None:
 
 def check_fields(config: ConfigDict, objective: Any, spec: DataSpec) -> None:
   """Raises a UserError where no record has a field that the method wants, or windows do not suit it."""
-  for name in objective.FIELDS:
+  for name in towers.fields_of(objective, config.towers):
     choose(f'field of method {config.method}', name, FIELDS)
     if name not in ALWAYS and name not in spec.holds:
       raise UserError(f'method {config.method} trains on the field {name!r}, which no record of the corpus has: give '
                       f'jaxmed prepare a table with a column {name!r}')
+  if 'table' in towers.fields_of(objective, config.towers) and not spec.table:
+    raise UserError(f'method {config.method} takes a table: name columns of numbers, loader.table=age,creatinine')
   if 'image' not in objective.FIELDS:
     raise UserError(f'method {config.method} must have the field image beside {", ".join(objective.FIELDS)}')
   if {'label', 'number'} & {*objective.FIELDS} and not config.loader.label:

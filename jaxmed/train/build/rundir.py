@@ -17,6 +17,8 @@ from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.models.layers import adapters
+from jaxmed.models.signals.signal import SignalEncoder
+from jaxmed.models.signals.table import TableEncoder
 from jaxmed.models.text.transformer import TextTransformer
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
@@ -84,8 +86,8 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   info = {'method': config.method, 'model': name, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   network = trainer.objective.model_of(tower)
-  if isinstance(network, TextTransformer):
-    raise UserError(f'tower {tower} is a model of texts: jaxmed.load gives encoders of images, here '
+  if isinstance(network, (TextTransformer, SignalEncoder, TableEncoder)):
+    raise UserError(f'tower {tower} is a model of {tower}s: jaxmed.load gives encoders of images, here '
                     f'{", ".join(t for t in products if t != tower)}')
   model, params = product(network, weights)
   return Encoder(model, params, spec.channels, config.loader.normalize,
@@ -171,7 +173,7 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'optimizer.decay_lengths',
          'optimizer.frozen_moments', 'optimizer.scaling', 'optimizer.base_width', 'optimizer.base_heads',
          'init_parts', 'init_map', 'freeze',
-         'evaluators', 'loader.text_length', 'loader.signal_length',
+         'evaluators', 'loader.text_length', 'loader.signal_length', 'loader.table',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
          *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),

@@ -7,7 +7,7 @@ whose model and weights it takes. A `fixed` tower is never trained or saved: the
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from jaxmed import config as config_lib
 from jaxmed import objectives
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
+from jaxmed.models.signals import registry as signals
 from jaxmed.models.text import transformer as text
 from jaxmed.parallel import mesh as mesh_lib
 
@@ -71,9 +72,9 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if not names:
       raise UserError(f'towers.{name}: the method has one tower, {IMAGE}')
     choose('tower of the method', name, names)
-  out = {}
+  out, of_defaults = {}, method.DEFAULTS.get('towers', {})  # which of the optional ones there are where none is named
   for name in names:
-    if name in method.OPTIONAL and not dict(given.get(name, {})):
+    if name in method.OPTIONAL and not dict(given.get(name, {})) and (given or name not in of_defaults):
       continue
     wanted = dict(method.DEFAULTS.get('towers', {}).get(name, {})) | dict(given.get(name, {}))
     for key in wanted:
@@ -86,6 +87,10 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f'towers.{name}.{key} takes {takes}, not {tower[key]!r}')
     if of_texts(method, name) and tower['init']:
       raise UserError(f'towers.{name}.init={tower["init"]}: a tower of texts begins fresh, leave it out')
+    if name in signals.KINDS and tower['init']:
+      raise UserError(f'towers.{name}.init={tower["init"]}: a tower of {name}s begins fresh, leave it out')
+    if not tower['model'] and name in signals.KINDS:
+      raise UserError(f'towers.{name} needs a model, such as towers.{name}.model={signals.KINDS[name]}')
     if not tower['model'] and not tower['init']:
       raise UserError(f'towers.{name} needs a model, towers.{name}.model=vit_micro/8, or a run or file, '
                       f'towers.{name}.init=RUN')
@@ -98,6 +103,11 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 def of_texts(method: Any, tower: str) -> bool:
   """Whether a tower of a method takes texts: its default model is one of them."""
   return method.DEFAULTS.get('towers', {}).get(tower, {}).get('model') in text.MODELS
+
+
+def fields_of(method: Any, towers: Mapping[str, Any]) -> tuple[str, ...]:
+  """What a method wants of a record with these towers: a field of the name of an optional tower goes with it."""
+  return tuple(name for name in method.FIELDS if name not in method.OPTIONAL or name in towers)
 
 
 def opened(config: ConfigDict, load: Any) -> None:
@@ -129,9 +139,10 @@ def opened(config: ConfigDict, load: Any) -> None:
       tower.description, tower.sha256 = ConfigDict(found), digest
 
 
-def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
+def models(config: ConfigDict, channels: int, names: tuple, signal: Sequence[int] = (0, 0),
+           table: Sequence[Mapping[str, Any]] = ()) -> FrozenDict:
   """{tower: model} of the towers beside the encoder; those without `init` have the run's image size and channels, those
-  of texts its longest text."""
+  of texts its longest text, those of signals its steps and channels, those of tables the columns."""
   out: dict[str, Any] = {}
   for name, tower in config.towers.items():
     if tower.get('description'):
@@ -141,6 +152,10 @@ def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
       if out[name].vocab_size < text.BYTES:
         raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
                         'of bytes and padding')
+    elif name == 'signal':
+      out[name] = signals.create_signal(tower.model, *signal, **tower.options)
+    elif name == 'table':
+      out[name] = signals.create_table(tower.model, table, **tower.options)
     else:
       out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
   return FrozenDict(out)

@@ -1,0 +1,1 @@
+"""Towers for signals in time, sound and rows of tables."""
