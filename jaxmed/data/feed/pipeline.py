@@ -264,8 +264,8 @@ def train_batches(
     if all records are, else float32), channels [b, C] int32 (0 where padded), channel_mask [b, C] bool, label [b] int32
     (-1 where none), index [b] int32 (row of the source). C is the largest number of channels of the source.
     Others: mask [b, *size] int32 (-1 where it does not tell), annotated [b, K] bool, number [b] float32 (NaN where
-    none), table [b, K] float32 (NaN where a cell is empty), text [b, L] int32, signal [b, T, S] float32 and signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32
-    (pixels of the loaded array, rows of -1 for none).
+    none), table [b, K] float32 (NaN where a cell is empty), text [b, L] int32, signal [b, T, S] float32 and
+    signal_mask [b, T] bool, boxes [b, N, 2 * rank] float32 (pixels of the loaded array, rows of -1 for none).
 
   Raises:
     UserError: nothing to read, a size of another rank than the images, a channel that is not in the
