@@ -49,6 +49,7 @@ from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.masked.spark import SparK
 from jaxmed.objectives.paired.clip import CLIP
+from jaxmed.objectives.paired.more import MoRE
 from jaxmed.objectives.paired.siglip import SigLIP
 from jaxmed.objectives.paired.symile import Symile
 from jaxmed.objectives.supervised.fusion import Fusion
@@ -71,7 +72,7 @@ METHODS: dict[str, Any] = {
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion, 'gemini': GEMINI,
     'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
-    'clip': CLIP, 'siglip': SigLIP, 'symile': Symile,
+    'clip': CLIP, 'siglip': SigLIP, 'symile': Symile, 'more': MoRE,
     'supervised': Supervised, 'regress': Regress, 'fusion': Fusion, 'gtp4o': GTP4o, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }

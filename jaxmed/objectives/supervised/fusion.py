@@ -12,7 +12,6 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.decoders import fusion
 from jaxmed.models.layers.linear import Dense
 from jaxmed.models.layers.tokens import Features
-from jaxmed.objectives import modalities
 from jaxmed.objectives.modalities import Modal
 from jaxmed.objectives.networks import Clock, with_stats
 
