@@ -222,7 +222,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
                          'type, or none'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),
         'signal_length': Key(0, 'steps of a signal; longer ones are cut; auto: those of the first signal', auto=True),
-        'table': Key((), 'columns of numbers as one row of a table, for towers of tables'),
+        'table': Key('', 'columns of numbers, comma-separated, that are a row of a table, for towers of tables'),
         'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),
         'window_group': Key('', 'column whose values are sequences, such as case; empty: all records are one'),
         'window_order': Key('', 'column that orders a sequence, such as frame_seconds; empty: as in the manifest'),

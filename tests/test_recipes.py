@@ -27,7 +27,8 @@ def channels(names, mean, std):
   return tuple({'name': n, 'mean': m, 'std': s} for n, m, s in zip(names, mean, std, strict=True))
 
 
-HOLDS = dict(holds=FIELDS, mask_values=(0, 1, 2), mask_names=('background', '1', '2'), number=(50.0, 10.0))
+HOLDS = dict(holds=FIELDS, signal=(5000, 12), table=tuple({'name': n, 'mean': 0.0, 'std': 1.0} for n in ('age', 'ph')),
+              mask_values=(0, 1, 2), mask_names=('background', '1', '2'), number=(50.0, 10.0))
 SPECS = {
     'imagenet': data_spec.DataSpec(channels('RGB', (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), 3, False, 'uint8', 1_281_167,
                                (256, 256), tuple(f'class{i}' for i in range(1000)), **HOLDS),

@@ -167,14 +167,34 @@ def test_what_a_corpus_holds(source, corpus, monkeypatch):
   assert fields.held(open_source(corpus)) == ()
   spec = data_spec.describe(source, 'kind')
   assert (spec.holds, spec.signal, spec.boxes) == (('mask', 'text', 'signal', 'boxes'), (4, 2), 2)
-  monkeypatch.setitem(objectives.METHODS, 'all', types.SimpleNamespace(FIELDS=FIELDS))
+  monkeypatch.setitem(objectives.METHODS, 'all', types.SimpleNamespace(FIELDS=FIELDS, OPTIONAL=()))
   loader = types.SimpleNamespace(load_size=(8, 10), fit='resize', text_length=8, signal_length=6, window=0)
-  config = types.SimpleNamespace(method='all', loader=loader, batch_size=4)
+  config = types.SimpleNamespace(method='all', loader=loader, batch_size=4, towers={})
   assert assemble.fields(config, dataclasses.replace(spec, masked=True)) == wanted(source, (8, 10))
   loader.signal_length, loader.window = 0, 3
   shapes = assemble.batch_shapes(config, spec)
   assert shapes['signal'].shape == (4, 3, 4, 2) and shapes['signal_mask'].shape == (4, 3, 4) and 'channel_mask' not in shapes
   assert fields.held(source.keep(np.arange(COUNT) % 3 == 0)) == ('text',)  # whose column is not looked at
+
+
+def test_columns_as_a_table(tmp_path):
+  """Standardised by nobody: stored numbers, NaN where a cell is empty; the run knows their moments."""
+  root = write(tmp_path, [(8, 10)] * 4)
+  lines = (root / 't.csv').read_text().splitlines()
+  cells = [('age', 'ph'), ('61', '7.25'), ('40', ''), ('', ''), ('70', '7.5')]
+  (root / 't.csv').write_text('\n'.join(f'{line},{a},{b}' for line, (a, b) in zip(lines, cells)))
+  source = opened(root)
+  spec = data_spec.describe(source, '', columns=data_spec.columns_of({'loader': {'table': 'age, ph'}}))
+  assert [c['name'] for c in spec.table] == ['age', 'ph']
+  np.testing.assert_allclose([spec.table[0]['mean'], spec.table[1]['std']], [57, 0.125])
+  found = take(source, 2, fields=fields.of(('image', 'table'), size=(8, 10), slots=1, dtype='uint8', table=2), table=('age', 'ph'))
+  for batch in found:
+    want = np.array([[61, 7.25], [40, np.nan], [np.nan, np.nan], [70, 7.5]], np.float32)[batch['index']]
+    np.testing.assert_array_equal(batch['table'], want)
+  with pytest.raises(UserError, match='loader.table=age,age names a column twice'):
+    data_spec.columns_of({'loader': {'table': 'age,age'}})
+  with pytest.raises(UserError, match="column 'kind' of .* expected finite numbers"):
+    data_spec.describe(source, '', columns=('kind',))
 
 
 def test_refusals(source):

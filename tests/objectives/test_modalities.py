@@ -74,7 +74,7 @@ def test_symile_with_what_is_missing(normalize, monkeypatch):
   for m, name in enumerate(objective.modalities):
     head = jax.tree.map(f64, params['heads'][name])
     x = np.where(THERE[:, m, None], f64(vectors[m]), head['missing']) @ head['project']['kernel'] + head['project']['bias']
-    x = fakes.unit(x) if normalize == 'unit' else (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+    x = fakes.unit(x) if normalize == 'unit' else (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     out.append(x if normalize == 'unit' else x * head['norm']['scale'] + head['norm']['bias'])
   monkeypatch.setattr('tests.objectives.test_symile.KEY', jax.random.split(jax.random.key(3))[1])
   want = symile_reference(out, float(params['similarity']['scale']), np.ones(5, bool), 'shuffled')
@@ -114,7 +114,7 @@ def test_more_has_no_term_without_the_report():
 def test_fusion_learns_of_labelled_records(name):
   objective, variables, data = start(name)
   (loss, (metrics, *_)), grads = step(objective, variables, data)
-  logits = f64(objective.predict(variables, data))
+  logits = f64(jax.jit(objective.predict)(variables, data))
   assert logits.shape == (5, 3) and trained(grads) == {'encoder', 'text', 'signal', 'table', 'head'}
   entropy = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), np.maximum(data['label'], 0)]
   known = np.asarray(data['label']) >= 0
@@ -141,10 +141,11 @@ def test_staged_training_takes_modalities_one_by_one_first():
 
 def test_leads_are_sampled_in_training_alone():
   objective, variables, data = start('symile', lead_sampling='hcs')
-  vector = lambda key, train: objective.vectors(objective.encoded(variables['params'], data, key, train)[0])[2]
+  vector = jax.jit(lambda key, train: objective.vectors(objective.encoded(variables['params'], data, key, train)[0])[2],
+                   static_argnums=1)
   draws = [np.asarray(vector(jax.random.key(k), True)) for k in range(6)]
   assert len({x.tobytes() for x in draws}) > 1
-  np.testing.assert_array_equal(vector(jax.random.key(0), False), vector(None, False))
+  np.testing.assert_array_equal(vector(jax.random.key(0), False), vector(jax.random.key(1), False))
 
 
 def spec_of(**changes):
@@ -152,7 +153,7 @@ def spec_of(**changes):
 
 
 def test_a_run_has_the_modalities_whose_towers_it_names():
-  user = {'method': 'symile', 'model': 'vit_micro/8', 'image_size': 16, 'loader': {'table': ('age', 'ph')},
+  user = {'method': 'symile', 'model': 'vit_micro/8', 'image_size': 16, 'loader': {'table': 'age,ph'},
           'towers': {'signal': {'model': 'resnet_micro'}, 'table': {'model': 'table_micro'}}}
   config = resolve.resolve(user, spec_of())
   objective = assemble.build(config, spec_of()).objective

@@ -20,13 +20,14 @@ from jaxmed.objectives.networks import run, with_stats
 class MoRE(Modal):
   """The sum over modalities of InfoNCE both ways, half each, with the text (svthapa/MoRE, pretrain_multimodel.py).
 
-  The modalities are the text, the image and those whose towers the config names: towers.signal, .table. A record without
-  a text, or without a modality, is no pair of that term. One projector a modality: linear, batch norm, ReLU, linear,
-  batch norm. The temperature is fixed: the published code declares it trained and never gives it to the optimizer.
+  The modalities are the text, the image and those whose towers the config names: towers.signal, .table. A record
+  without a text, or without a modality, is no pair of that term. One projector a modality: linear, batch norm, ReLU,
+  linear, batch norm. The temperature is fixed: the published code declares it trained and never gives it to the
+  optimizer.
 
-  Differs: no DropKey in attention (there 0.3 of the logits are dropped in training); the tower of texts begins fresh and
-  is trained whole (there RoBERTa with LoRA of rank 16), and its vector is that of its ids (there the mean over padding
-  too); the ECG's patches are one linear layer (there two convolutions of 5 steps with batch norm, 25 steps of stride 5).
+  Differs: no DropKey in attention (there 0.3 of the logits are dropped in training); the tower of texts begins fresh
+  and is trained whole (there RoBERTa with LoRA of rank 16), and its vector is that of its ids (there the mean over
+  padding too); the ECG's patches are one linear layer (there two convolutions of 5 steps with batch norm).
 
   Attributes:
     out_dim, hidden_dim: widths of the projectors.

@@ -64,6 +64,11 @@ class Symile(Modal):
     """The linear layer of a modality."""
     return Dense((self.out_dim,), ('embed', None))
 
+  @property
+  def norm(self) -> LayerNorm:
+    """The norm of a modality, with PyTorch's epsilon."""
+    return LayerNorm(epsilon=1e-5)
+
   def init(self, rng: jax.Array, batch: Batch) -> Variables:
     """Boxed variables, from the shapes of a batch."""
     keys = jax.random.split(rng, 1 + 2 * len(self.modalities))
@@ -74,7 +79,7 @@ class Symile(Modal):
       heads[name] = {'project': self.projection.init(key, jnp.zeros((1, width)))['params'],
                      'missing': boxed(hole, (width,), jnp.float32)}
       if self.normalize == 'layer_norm':
-        heads[name]['norm'] = LayerNorm().init(key, jnp.zeros((1, self.out_dim)))['params']
+        heads[name]['norm'] = self.norm.init(key, jnp.zeros((1, self.out_dim)))['params']
     return {'params': params | {'heads': heads, 'similarity': {'scale': self.first_scale()}}, 'target': {}, 'extra': {}}
 
   def first_scale(self) -> jax.Array:
@@ -92,7 +97,7 @@ class Symile(Modal):
       head = params['heads'][name]
       x = jnp.where(there[:, m, None], x, head['missing'])
       x = self.projection.apply({'params': head['project']}, x)
-      out.append(normalize(x) if self.normalize == 'unit' else LayerNorm().apply({'params': head['norm']}, x))
+      out.append(normalize(x) if self.normalize == 'unit' else self.norm.apply({'params': head['norm']}, x))
     return tuple(out), stats
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):

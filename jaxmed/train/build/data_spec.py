@@ -136,14 +136,13 @@ def numeric(user: Mapping[str, Any]) -> bool:
 
 
 def columns_of(user: Mapping[str, Any]) -> tuple[str, ...]:
-  """The columns loader.table, where a config's method or towers take a table.
+  """The columns that a config's loader.table names.
 
   Raises:
-    UserError: text where a tuple is due, or a column twice.
+    UserError: one is named twice.
   """
-  value = dict(user.get('loader', {})).get('table', ())
-  names = (value,) if isinstance(value, str) else tuple(map(str, value))
-  names = tuple(name.strip() for part in names for name in part.split(',') if name.strip())
+  text = str(dict(user.get('loader', {})).get('table', ''))
+  names = tuple(name.strip() for name in text.split(',') if name.strip())
   if len({*names}) < len(names):
     raise UserError(f'loader.table={",".join(names)} names a column twice')
   return names
