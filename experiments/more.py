@@ -1,6 +1,6 @@
 """MoRE: X-rays and ECGs around their report (arXiv 2410.16239).
 
-Reproduces svthapa/MoRE, pretrain_multimodel.py and utils/build_model.py: ViT-B/16 of X-rays of 224 pixels, a transformer
+Reproduces svthapa/MoRE, pretrain_multimodel.py and utils/build_model.py: ViT-B/16 of X-rays of 224 pixels, one
 of width 768 over 10 s of 12 leads at 100 Hz, whose leads are scaled to [-1, 1], projections to 128 with batch norm, a
 fixed temperature of 0.02, AdamW at 3e-5 with decay 0.1, 4 batches of 100 to an update. Differs: see the method's
 docstring; half a cosine over the run (there warm restarts every 10 epochs down to 3e-6); negatives are those of the
@@ -27,6 +27,7 @@ PUBLISHED = {
     'towers': {'text': {'model': 'text_clip_base', 'options': {'causal': False, 'pool': 'mean', 'embed_dim': 768,
                                                                'num_heads': 12}},
                'signal': {'model': 'vit_base/25', 'options': {'normalize': 'lead_range'}}},
+    'encoder': {'qkv_bias': False},
     'optimizer': {'weight_decay': 0.1},
     'loader': {'text_length': 512},
     'augment': {'scale': (0.3, 0.9), 'flip': (0.5,), 'jitter_probability': (0.8,), 'brightness': 0.3, 'contrast': 0.3},

@@ -6,22 +6,30 @@ vectors, batches of 1,000 of 10,000 records, AdamW at 0.1, a logit scale that be
 predicted of a and c on 5,000 other records. `clip` is the sum of the three pairwise losses. With a share missing, each
 modality of a training record is replaced by 0.5 and flagged with that probability, alone.
 
-  PYTHONPATH=. python tools/symile_xor.py --seeds 3
+  python tools/symile_xor.py --seeds 3
+
+Needs `make install` alone.
 """
 
 import argparse
 import functools
 import json
+import pathlib
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmed.models.layers.norm import normalize
-from jaxmed.objectives.losses import paired
-from jaxmed.objectives.losses.symile import retrieval_logits, symile
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from jaxmed.models.layers.norm import normalize  # noqa: E402
+from jaxmed.objectives.losses import paired  # noqa: E402
+from jaxmed.objectives.losses.symile import retrieval_logits, symile  # noqa: E402
+from tools.needs import run_script  # noqa: E402
 
 COUNT, BATCH, EPOCHS, DIM, HELD_OUT = 10_000, 1_000, 30, 16, 5_000
 CASES = (('symile', 0.0), ('clip', 0.0), ('symile', 0.5))
@@ -89,11 +97,11 @@ def run(method: str, missing: float, seed: int, count: int = COUNT, epochs: int 
   return accuracy(params, records(rng, HELD_OUT), method)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Prints a line a case."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--seeds', type=int, default=3)
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   for method, missing in CASES:
     start, found = time.perf_counter(), [run(method, missing, seed) for seed in range(args.seeds)]
     print(json.dumps({'method': method, 'missing': missing, 'accuracy': [round(x, 3) for x in found],
@@ -101,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run_script(main)

@@ -12,6 +12,7 @@ from jaxmed.errors import UserError
 from jaxmed.objectives.losses import paired
 from jaxmed.objectives.losses import symile as losses
 from tests.objectives.siamese_fakes import check_gradient, unit
+from tools import symile_xor
 
 KEY = jax.random.key(3)
 
@@ -90,6 +91,13 @@ def test_what_is_nearest_and_the_first_scale():
   rng = np.random.default_rng(0)
   mips = np.prod([unit(x) for x in rng.normal(size=(3, 4000, 16))], axis=0).sum(axis=1)
   assert np.exp(losses.first_scale(3, 16)) * mips.std() == pytest.approx(np.exp(losses.first_scale(2, 16)) / 4, rel=0.05)
+
+
+def test_xor_is_found_by_three_modalities_and_no_pair():
+  """A fifth of the records of tools/symile_xor.py; with half of the modalities missing, too."""
+  small = dict(count=2000, epochs=20, batch=500)
+  assert symile_xor.run('symile', 0.5, 0, **small) > 0.95
+  assert abs(symile_xor.run('clip', 0.0, 0, **small) - 0.5) < 0.1
 
 
 def test_bad_input():

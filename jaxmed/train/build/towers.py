@@ -72,9 +72,10 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if not names:
       raise UserError(f'towers.{name}: the method has one tower, {IMAGE}')
     choose('tower of the method', name, names)
-  out, of_defaults = {}, method.DEFAULTS.get('towers', {})  # which of the optional ones there are where none is named
+  out, of_defaults = {}, method.DEFAULTS.get('towers', {})  # whose models optional towers have where none is named
   for name in names:
-    if name in method.OPTIONAL and not dict(given.get(name, {})) and (given or name not in of_defaults):
+    usual = not given and of_defaults.get(name, {}).get('model')
+    if name in method.OPTIONAL and not usual and not dict(given.get(name, {})):
       continue
     wanted = dict(method.DEFAULTS.get('towers', {}).get(name, {})) | dict(given.get(name, {}))
     for key in wanted:
