@@ -30,7 +30,8 @@ PUBLISHED = {
     'encoder': {'qkv_bias': False},
     'optimizer': {'weight_decay': 0.1},
     'loader': {'text_length': 512},
-    'augment': {'scale': (0.3, 0.9), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,), 'brightness': 0.3, 'contrast': 0.3},
+    'augment': {'scale': (0.3, 0.9), 'flip': (0.0, 0.5), 'jitter_probability': (0.8,), 'brightness': 0.3,
+                'contrast': 0.3},
 }
 
 VARIANTS = {

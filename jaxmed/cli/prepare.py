@@ -57,6 +57,8 @@ def _add_pixels(p: Any) -> None:
                  'to keep; default 0')
   p.add_argument('--nan', choices=('refuse', '0', 'mean'), default='refuse', help='pixels that are NaN or infinite: '
                  'refuse the file, or fill them with 0 or the mean of the channel; default refuse')
+  p.add_argument('--signals', default='', metavar='STEPS', help='what is done to signals: resample:HZ, baseline, '
+                 'band:LOW:HIGH, notch:HZ, zscore, range, comma-separated in their order')
   p.add_argument('--slides', choices=('auto', 'tiles'), default='auto', help='TIFF files to cut into tiles: all, or '
                  '(auto, the default) large ones with a pyramid')
   p.add_argument('--mpp', type=float, default=0.5, help="microns per pixel of a slide's tiles; default 0.5")
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                  channels=names(args.channels), volumes=args.volumes, splits=splits, seed=args.seed, salt=args.salt,
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
                  spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
-                 layout=args.layout, nan=args.nan, labels=args.labels)
+                 layout=args.layout, nan=args.nan, labels=args.labels, signals=args.signals)
   options |= {k: v for k in ('subjects', 'size', 'modality') if (v := getattr(args, k)) is not None}
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)

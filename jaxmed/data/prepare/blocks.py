@@ -23,6 +23,7 @@ from jaxmed.data.corpus import labels
 from jaxmed.data.corpus.corpus_format import BESIDE, COLUMNS, Writer, fields_of
 from jaxmed.data.prepare.items import Item, one_line, paths
 from jaxmed.data.prepare.made import Made
+from jaxmed.data.readers import signals
 from jaxmed.data.readers.companions import read_signal
 from jaxmed.errors import UserError
 
@@ -152,7 +153,7 @@ def _one(item: Item, task: Task, writer: Writer, empty: list[tuple[str, str]]) -
   while True:
     try:
       if digest is None:
-        digest, beside = '' if rows else sha256(item), _beside(item)
+        digest, beside = '' if rows else sha256(item), _beside(item, task.options.signals)
       record = _counted(next(source, None), task.labels)
       if record is None and not (begun or held):
         raise ValueError('holds no image')
@@ -206,12 +207,15 @@ def _records(item: Item, options: readers.Options, rows: Any = None) -> Iterator
     yield from readers.read(item.file, options, item.mask)
 
 
-def _beside(item: Item) -> dict[str, Any]:
+def _beside(item: Item, steps: str) -> dict[str, Any]:
   """What a table lays beside an image, for each of its records."""
   out = {'text': item.extra['text']} if isinstance(item.extra.get('text'), str) else {}
   if item.signal is not None:
     signal, rate = read_signal(item.signal)
-    out |= {'signal': signal, 'signal_rate': item.extra.get('signal_rate') or rate}
+    rate = item.extra.get('signal_rate') or rate
+    if steps:
+      signal, rate = signals.apply(signal, rate, signals.parse(steps))
+    out |= {'signal': signal, 'signal_rate': rate}
   return out
 
 

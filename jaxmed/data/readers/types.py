@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from jaxmed.data.readers import signals as signals_lib
 from jaxmed.errors import UserError, choose
 
 Record = dict[str, Any]
@@ -95,6 +96,7 @@ class Options:
     min_content: the share of pixels that are no background below which an image or plane is left out.
     nan: pixels that are NaN, infinite or beyond float32: 'refuse' the file, or fill them with '0', or with the 'mean'
       of the channel in that image (a volume is one).
+    signals: steps on signals before they are stored, 'resample:100,baseline', see readers.signals.
   """
 
   channels: tuple[str, ...] | None = None
@@ -110,6 +112,7 @@ class Options:
   margin: int = 4
   min_content: float = 0.0
   nan: str = 'refuse'
+  signals: str = ''
 
   def __post_init__(self):
     choose('volumes', self.volumes, VOLUMES)
@@ -117,6 +120,7 @@ class Options:
     choose('slides', self.slides, SLIDES)
     choose('crop', self.crop, CROPS)
     choose('nan', self.nan, NAN)
+    signals_lib.parse(self.signals)
     for name in ('mpp', 'tile', 'every'):
       if not 0 < getattr(self, name) < float('inf'):
         raise UserError(f'{name} is {getattr(self, name)}: expected a number above 0')
