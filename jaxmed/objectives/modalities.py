@@ -79,7 +79,7 @@ class Modal(Method):
     found, new = [image], {'encoder': stats}
     for name in self.modalities[1:]:
       more: dict[str, Any] = {}
-      if name == 'signal' and train and self.lead_sampling == 'hcs':
+      if name == 'signal' and train and self.lead_sampling == 'hcs' and leads is not None:
         shape = (batch['signal'].shape[0], batch['signal'].shape[2])
         more['channel_mask'] = hierarchical_channel_sampling(leads, jnp.ones(shape, bool))
       taken = _taken(batch, name)

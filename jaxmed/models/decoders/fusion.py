@@ -62,8 +62,9 @@ class Fusion(nn.Module):
     width = self.tensor_dim if self.kind == 'tensor' else self.dim
     nodes, there = [], []
     for m, x in enumerate(tokens):
-      own = valid[m] if valid and valid[m] is not None else jnp.ones(x.shape[:2], bool)
-      own = own & mask[:, m, None]
+      counted = valid[m] if valid else None
+      own = jnp.broadcast_to(mask[:, m, None], x.shape[:2])
+      own = own if counted is None else own & counted
       x = Dense((width,), ('embed', None), dtype=compute, name=f'project{m}')(jnp.where(own[..., None], x, 0))
       nodes.append(jnp.where(own[..., None], x, 0))
       there.append(own)

@@ -52,7 +52,7 @@ def symile(vectors: Sequence[jax.Array], logit_scale: jax.Array, rng: jax.Array,
     rest, top = log_partition(vectors[anchor], keys, 1 / scale, own, chunk, there)
     losses.append(mean(jnp.logaddexp(rest, positive) - positive))
     right.append(jax.lax.stop_gradient(mean((positive > top + MARGIN * scale).astype(jnp.float32))))
-  return sum(losses) / len(losses), tuple(right)
+  return jnp.stack(losses).mean(), tuple(right)
 
 
 def check(count: int, negatives: str) -> None:

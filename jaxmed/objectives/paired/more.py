@@ -72,7 +72,8 @@ class MoRE(Modal):
     for name, x in zip(self.modalities, self.vectors(features), strict=True):
       z[name], own[name] = run(self.projector, params['projectors'][name], x, train=train)
     text, scale = self.modalities.index('text'), jnp.asarray(-np.log(self.temperature), jnp.float32)
-    there, terms, metrics = there & modalities.real(batch)[:, None], [], {}
+    there, terms = there & modalities.real(batch)[:, None], []
+    metrics: dict[str, jax.Array] = {}
     for m, name in enumerate(self.modalities):
       if m != text:
         term, right = paired.clip(z[name], z['text'], scale, there[:, m] & there[:, text], 0.5, self.chunk)

@@ -89,8 +89,9 @@ class Fusion(Modal):
 
   def fused(self, params: Any, features: tuple[Features, ...], there: jax.Array, train: bool) -> jax.Array:
     """Logits [B, K] of features of each modality, where `there` [B, M]."""
+    valid: tuple[jax.Array | None, ...] = ()
     if self.pooled:
-      tokens, valid = [x[:, None] for x in self.vectors(features)], ()
+      tokens = [x[:, None] for x in self.vectors(features)]
     else:
       tokens, valid = [f.patches.astype(jnp.float32) for f in features], tuple(f.valid for f in features)
     return self.head.apply({'params': params['head']}, tokens, there, valid, train)

@@ -154,7 +154,7 @@ def models(config: ConfigDict, channels: int, names: tuple, signal: Sequence[int
         raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
                         'of bytes and padding')
     elif name == 'signal':
-      out[name] = signals.create_signal(tower.model, *signal, **tower.options)
+      out[name] = signals.create_signal(tower.model, signal[0], signal[1], **tower.options)
     elif name == 'table':
       out[name] = signals.create_table(tower.model, table, **tower.options)
     else:
