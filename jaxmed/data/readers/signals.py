@@ -108,5 +108,5 @@ def _range(x: np.ndarray, rate: float) -> np.ndarray:
   return np.where(flat, 0, 2 * (x - low) / np.where(flat, 1, high - low) - 1)
 
 
-_STEPS: dict[str, Callable[..., np.ndarray]] = {'resample': _resample, 'baseline': _baseline, 'band': _band, 'notch': _notch, 'zscore': _zscore,
-          'range': _range}
+_STEPS: dict[str, Callable[..., np.ndarray]] = {
+    'resample': _resample, 'baseline': _baseline, 'band': _band, 'notch': _notch, 'zscore': _zscore, 'range': _range}
