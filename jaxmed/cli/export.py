@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   compilation.keep()
   choose('format', args.format, (*layouts.FORMATS, NNSSL))
   encoder = load(args.path, args.checkpoint, args.tower)
+  if not hasattr(encoder, 'model'):
+    raise UserError(f'the tower {args.tower} is of texts: export writes encoders of images')
   if args.format == NNSSL:
     return _checkpoint(encoder, args)
   model = encoder.model

@@ -20,6 +20,8 @@ from jaxmed.models.layers import adapters
 from jaxmed.models.text.transformer import TextTransformer
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
+from jaxmed.objectives.paired.clip import Paired
+from jaxmed.pair import Pair, TextEncoder
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
@@ -29,7 +31,7 @@ from jaxmed.train.build.resolve import METHOD, MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
 
 
-def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
+def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Any:
   """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step. Errors as of `load_state`."""
   return encoder_of(*load_state(run, which), tower)
 
@@ -74,8 +76,9 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 
-def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Encoder:
-  """The encoder, or another tower, of a training state; with the averaged weights if the run keeps them."""
+def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Any:
+  """The encoder, or another tower, of a training state; with the averaged weights if the run keeps them. A tower of
+  texts is a `TextEncoder`."""
   variables = state.variables() | ({'params': state.average} if state.average else {})
   products = trainer.objective.products(variables)
   weights = products[choose('tower', tower, products)]
@@ -85,11 +88,14 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   network = trainer.objective.model_of(tower)
   if isinstance(network, TextTransformer):
-    raise UserError(f'tower {tower} is a model of texts: jaxmed.load gives encoders of images, here '
-                    f'{", ".join(t for t in products if t != tower)}')
+    return TextEncoder(encoder_of(trainer, config, spec, state))
   model, params = product(network, weights)
+  pair = None
+  if tower == towers.IMAGE and isinstance(trainer.objective, Paired):
+    rest = {key: value for key, value in variables['params'].items() if key != 'encoder'}
+    pair = Pair(trainer.objective, rest, config.loader.text_length)
   return Encoder(model, params, spec.channels, config.loader.normalize,
-                 feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info)
+                 feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info, pair)
 
 
 def load_tower(path: str | os.PathLike, method: str = '') -> Any:
@@ -227,7 +233,7 @@ def check_new(out: str | pathlib.Path) -> None:
     raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
 
 
-def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
+def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = towers.IMAGE) -> Any:
   """Loads an encoder.
 
   Args:
@@ -235,7 +241,8 @@ def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = tower
     checkpoint: of a run: 'latest', 'best' or a step.
     tower: of a run whose method trains several; 'image' is the encoder.
   Returns:
-    An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features.
+    An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features. Of a tower of texts a
+    `jaxmed.pair.TextEncoder`; `embed(texts)` gives their vectors.
   Raises:
     UserError: the path is neither, or damaged.
   """
