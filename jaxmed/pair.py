@@ -1,4 +1,4 @@
-"""Images and texts of a run as vectors of one width that are compared: what `Encoder.pair` is, and the tower of texts."""
+"""Images and texts of a run as vectors of one width that are compared: `Encoder.pair`, and the tower of texts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -75,11 +75,6 @@ class TextEncoder:
   feature: str = 'mean'
 
   @property
-  def pair(self) -> Pair:
-    """What makes vectors of texts."""
-    return self.encoder.pair
-
-  @property
   def info(self) -> dict[str, Any]:
     """What else is known of the run."""
     return self.encoder.info
@@ -101,7 +96,7 @@ class TextEncoder:
 
   def embed(self, texts: Sequence[str], batch_size: int = 64) -> dict[str, np.ndarray]:
     """{'mean': [N, D] float32} of texts: vectors as the tower gives them, not of length 1."""
-    return {'mean': self.pair.text_vectors(texts, batch_size)}
+    return {'mean': self.encoder.pair.text_vectors(texts, batch_size)}
 
   def embed_source(self, source: Any, batch_size: int = 64, dense: bool = False, levels: Sequence[int] = ()
                    ) -> dict[str, np.ndarray]:
@@ -116,7 +111,60 @@ class TextEncoder:
 
   def untrained(self, seed: int = 0) -> 'TextEncoder':
     """The same with fresh random weights."""
-    return dataclasses.replace(self, encoder=dataclasses.replace(self.encoder, pair=self.pair.untrained(seed)))
+    return dataclasses.replace(self, encoder=self.encoder.untrained(seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+  """Images and texts of records as one vector, of which a part may be missing: `jaxmed.load(RUN, tower='image+text')`.
+
+  The vector is the unit vectors of both, one after the other; what a record lacks, or does not show, is 0.
+  """
+
+  encoder: Encoder
+  feature: str = 'mean'
+  modalities: tuple[str, ...] = ('image', 'text')
+
+  @property
+  def info(self) -> dict[str, Any]:
+    """What else is known of the run."""
+    return self.encoder.info
+
+  @property
+  def vocabulary(self) -> tuple[str, ...]:
+    """Channels of the images."""
+    return self.encoder.vocabulary
+
+  @property
+  def ids(self) -> dict[str, int]:
+    """The id of each channel."""
+    return self.encoder.ids
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """The grid of the images."""
+    return self.encoder.image_size
+
+  def embed_source(self, source: Any, batch_size: int = 64, dense: bool = False, levels: Sequence[int] = ()
+                   ) -> dict[str, np.ndarray]:
+    """{'mean': [N, 2 D] float32} of all rows of a source, in order."""
+    if dense or levels:
+      raise UserError('images and texts together have no patches: leave dense features out, or ask --tower image')
+    return {'mean': self.embed_subsets(source, [self.modalities], batch_size)[0]}
+
+  def embed_subsets(self, source: Any, subsets: Sequence[Sequence[str]], batch_size: int = 64,
+                    feature: str = 'mean') -> np.ndarray:
+    """Vectors [S, N, 2 D] float32 of all rows, once for each subset of the modalities that they show."""
+    del feature
+    pair, texts = pair_of(self.encoder, 'image+text'), texts_of(source)
+    image = pair.images(self.encoder.embed_source(source, batch_size)[pair.feature])
+    words = pair.texts([t or '' for t in texts], batch_size) * np.array([t is not None for t in texts])[:, None]
+    parts = {'image': image, 'text': words}
+    return np.stack([np.concatenate([parts[m] * (m in shown) for m in self.modalities], axis=1) for shown in subsets])
+
+  def untrained(self, seed: int = 0) -> 'Joint':
+    """The same with fresh random weights."""
+    return dataclasses.replace(self, encoder=self.encoder.untrained(seed))
 
 
 def tokenize(pair: Pair, texts: Sequence[str]) -> np.ndarray:
@@ -129,6 +177,8 @@ def pair_of(encoder: Any, what: str) -> Pair:
   pair = getattr(encoder, 'pair', None)
   if pair is None:
     method = getattr(encoder, 'info', {}).get('method', '')
+    if getattr(encoder, 'encoder', None) is not None and getattr(encoder.encoder, 'pair', None) is not None:
+      raise UserError(f'{what} compares both towers: leave --tower out')
     raise UserError(f'{what} needs a run with a tower of texts, such as of method clip or siglip'
                     + (f', not {method}' if method else ''))
   return pair
@@ -138,8 +188,8 @@ def texts_of(source: Any) -> list[str | None]:
   """The text of each row of a source, None without one; a UserError where no row has one."""
   found = source.table['text'].to_pylist() if 'text' in source.table.column_names else []
   if not any(found):
-    raise UserError(f'{getattr(source, "path", "the source")} has no texts: expected a column text, as prepare makes of '
-                    'a table with one')
+    raise UserError(f'{getattr(source, "path", "the source")} has no texts: expected a column text, as prepare makes '
+                    'of a table with one')
   return [t or None for t in found]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxmed import files
 from jaxmed.cli.common import millimetres, tower, which
-from jaxmed.errors import choose
+from jaxmed.errors import UserError, choose
 
 DOES = 'write the encoder for PyTorch'
 EXAMPLE = 'jaxmed export run --format timm --out encoder.safetensors'

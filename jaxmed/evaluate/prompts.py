@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,4 +118,4 @@ def _filled(templates: Sequence[str], value: Any, side: str, name: str, where: s
 
 def _folded(name: str) -> str:
   """What classes are told apart by."""
-  return ' '.join(str(name).lower().replace('_', ' ').replace('-', ' ').split())
+  return ' '.join(re.sub(r'(?<=\w)[-_](?=\w)', ' ', str(name).lower()).split())

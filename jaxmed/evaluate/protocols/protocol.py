@@ -1,7 +1,7 @@
 """What a protocol of frozen features is: it fits on some splits and scores another, beside two baselines."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -69,6 +69,14 @@ class FeatureProtocol:
   def features(self, encoder: Any, task: Task, feature: str, batch_size: int, name: str) -> dict[str, np.ndarray]:
     """What is asked of an encoder: {split: [n, D]}, maybe more by other names."""
     return encoded(encoder, task, feature, batch_size, name, self.splits)
+
+  def shown(self, encoder: Any, task: Task, subsets: Sequence[Sequence[str]], feature: str,
+            batch_size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What `channels.ByChannels` asks of an encoder: what is fitted on, of all channels, and features [S, M, D] of the
+    test rows that show subsets of them."""
+    fitted = tuple(split for split in self.splits if split != 'test')
+    return (encoded(encoder, task, feature, batch_size, TRAINED, fitted),
+            encoder.embed_subsets(task.test.source, subsets, batch_size, feature))
 
   def methods_for(self, x: Mapping[str, np.ndarray]) -> list[str]:
     """The methods that these features can serve."""
@@ -192,4 +200,9 @@ class FeatureProtocol:
 
 def lone_subject(task: Any) -> list[str]:
   """The note on test rows of one subject."""
-  return ['the test rows are of one subject: there are no intervals'] if len(set(task.test.subjects)) < 2 else []
+  return lone(task.test.subjects)
+
+
+def lone(subjects: Any) -> list[str]:
+  """The same of the subjects of the rows."""
+  return ['the test rows are of one subject: there are no intervals'] if len(set(subjects)) < 2 else []

@@ -21,7 +21,7 @@ from jaxmed.models.text.transformer import TextTransformer
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
 from jaxmed.objectives.paired.clip import Paired
-from jaxmed.pair import Pair, TextEncoder
+from jaxmed.pair import Joint, Pair, TextEncoder
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.segmenter import Segmenter
 from jaxmed.train.build import assemble, towers, view_sizes
@@ -29,6 +29,8 @@ from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import METHOD, MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
+
+JOINT = f'{towers.IMAGE}+text'  # both towers of a run of images and texts, as one encoder
 
 
 def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Any:
@@ -81,6 +83,8 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   texts is a `TextEncoder`."""
   variables = state.variables() | ({'params': state.average} if state.average else {})
   products = trainer.objective.products(variables)
+  if tower == JOINT and isinstance(trainer.objective, Paired):
+    return Joint(encoder_of(trainer, config, spec, state))
   weights = products[choose('tower', tower, products)]
   own = config.towers.get(tower)
   name = own.model or own.init if own else config.model
@@ -239,7 +243,7 @@ def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = tower
   Args:
     path: a run directory, or a file that `jaxmed export` or `jaxmed import` wrote.
     checkpoint: of a run: 'latest', 'best' or a step.
-    tower: of a run whose method trains several; 'image' is the encoder.
+    tower: of a run whose method trains several; 'image' is the encoder, 'image+text' is both (see `jaxmed.pair.Joint`).
   Returns:
     An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features. Of a tower of texts a
     `jaxmed.pair.TextEncoder`; `embed(texts)` gives their vectors.
