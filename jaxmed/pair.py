@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -73,6 +73,7 @@ class TextEncoder:
 
   encoder: Encoder
   feature: str = 'mean'
+  tower: ClassVar[str] = 'text'
 
   @property
   def info(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ class Joint:
   encoder: Encoder
   feature: str = 'mean'
   modalities: tuple[str, ...] = ('image', 'text')
+  tower: ClassVar[str] = 'image+text'
 
   @property
   def info(self) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def pair_of(encoder: Any, what: str) -> Pair:
   pair = getattr(encoder, 'pair', None)
   if pair is None:
     method = getattr(encoder, 'info', {}).get('method', '')
-    if getattr(encoder, 'encoder', None) is not None and getattr(encoder.encoder, 'pair', None) is not None:
+    if getattr(encoder, 'tower', ''):
       raise UserError(f'{what} compares both towers: leave --tower out')
     raise UserError(f'{what} needs a run with a tower of texts, such as of method clip or siglip'
                     + (f', not {method}' if method else ''))

@@ -30,9 +30,6 @@ from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import METHOD, MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
 
-JOINT = f'{towers.IMAGE}+text'  # both towers of a run of images and texts, as one encoder
-
-
 def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Any:
   """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step. Errors as of `load_state`."""
   return encoder_of(*load_state(run, which), tower)
@@ -83,7 +80,7 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   texts is a `TextEncoder`."""
   variables = state.variables() | ({'params': state.average} if state.average else {})
   products = trainer.objective.products(variables)
-  if tower == JOINT and isinstance(trainer.objective, Paired):
+  if tower == Joint.tower and isinstance(trainer.objective, Paired):
     return Joint(encoder_of(trainer, config, spec, state))
   weights = products[choose('tower', tower, products)]
   own = config.towers.get(tower)
