@@ -15,8 +15,8 @@ _DIGITS = 10  # of similarities: closer ones are equal, whatever the order of a 
 def ranked(queries: np.ndarray, gallery: np.ndarray, right: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
   """Of each query the rank (from 1) of its first right candidate [Q], and its average precision [Q].
 
-  Among equally similar candidates (to 10 digits of the cosine) wrong ones come first. Recall at k is rank <= k: a hit is
-  any right candidate, as in google-research/big_vision, evaluators/proj/image_text/image_text_retrieval.py.
+  Among equally similar candidates (to 10 digits of the cosine) wrong ones come first. Recall at k is rank <= k: any
+  right candidate is a hit, as in google-research/big_vision, evaluators/proj/image_text/image_text_retrieval.py.
 
   Args:
     queries, gallery: unit vectors [Q, D], [G, D]. right: [Q, G], what belongs to what.

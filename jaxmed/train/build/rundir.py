@@ -30,6 +30,7 @@ from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import METHOD, MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
 
+
 def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Any:
   """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step. Errors as of `load_state`."""
   return encoder_of(*load_state(run, which), tower)

@@ -1,0 +1,97 @@
+"""Figures of publications with captions: ROCO, ROCOv2 and PMC-OA.
+
+  ROCO     train/radiology/captions.txt      ID <tab> caption; images in train/radiology/images; validation, test alike
+  ROCOv2   train_captions.csv                ID, Caption; images in train/; valid_captions.csv, test_captions.csv alike
+  PMC-OA   pmc_oa.jsonl                      {"image": .., "caption": ..}; images in caption_T060_filtered_top4_sep_v0_-
+                                             subfigures/ or images/; train.jsonl, valid.jsonl and test.jsonl alike
+
+ROCOv2's columns are those that mbzuai-oryx/UniMed-CLIP reads (data_prepration_scripts/ROCOV2), PMC-OA's alike (PMC-OA);
+the form of ROCO's first version was not read in official code. Non-radiology images of ROCO are the column `kind`. Each
+image is its own subject; names of files give the splits.
+"""
+
+import pathlib
+
+import pyarrow as pa
+
+from jaxmed.data.prepare.benchmarks.captioned import Listing, columns, find, lines_of, one_line, split_of, texts
+from jaxmed.data.prepare.benchmarks.tables import rows
+from jaxmed.data.prepare.items import Plan
+from jaxmed.errors import UserError
+from jaxmed.files import text_of
+
+EXPECTED = 'train/radiology/captions.txt, train_captions.csv or pmc_oa.jsonl'
+SUFFIXES = ('.jpg', '.png', '.jpeg')
+SUBFIGURES = 'caption_T060_filtered_top4_sep_v0_subfigures'
+
+
+def here(root: pathlib.Path) -> bool:
+  """Whether captions of a split, or of all figures, are there."""
+  return bool(_lists(root) or _tables(root)) or (root / 'pmc_oa.jsonl').is_file()
+
+
+def plan(root: pathlib.Path) -> Plan:
+  """An item an image. Rejects are images that are missing, and rows without a caption or image.
+
+  Raises:
+    UserError: a table is damaged.
+  """
+  out = Listing(root, 'roco', kind=pa.string())
+  for path, split, kind in _lists(root):
+    for line in _text(path).splitlines():
+      name, _, caption = line.partition('\t')
+      if name.strip():
+        _add(out, path, name.strip(), caption, split, (f'{path.parent.relative_to(root)}/images',), kind)
+  for path, split in _tables(root):
+    folder = path.name.removesuffix('_captions.csv')
+    for row in rows(path, ('ID', 'Caption')):
+      _add(out, path, row['ID'] or '', row['Caption'], split, (folder, f'{folder}_images', f'{folder}_images/{folder}'))
+  for path, whole in _jsons(root):
+    out.source = 'pmc_oa'
+    for number, line in lines_of(path):
+      if line is None:
+        out.reject(f'{path.name}:{number}', 'is no JSON object')
+        continue
+      _add(out, path, str(line.get('image') or ''), str(line.get('caption') or ''), whole,
+           (SUBFIGURES, 'images', f'images/{SUBFIGURES}', ''))
+  return out.plan
+
+
+def _add(out: Listing, path: pathlib.Path, name: str, caption: str | None, split: str | None, folders: tuple[str, ...],
+         kind: str | None = None) -> None:
+  names = (name, *(f'{name}{s}' for s in SUFFIXES)) if name else ()
+  file = next((f for n in names if (f := find(out.root, n, folders))), None)
+  if file is None:
+    out.lost(name, path)
+  elif not one_line(caption):
+    out.reject(text_of(file.relative_to(out.root).as_posix()), f'{path.name} has no caption of it')
+  else:
+    out.add(file, split=split, kind=kind, **texts([one_line(caption)]))
+
+
+def _lists(root: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
+  """(file, split, kind) of the lists of ROCO."""
+  found = sorted(root.glob('*/*/captions.txt'))
+  return [(p, s, p.parent.name) for p in found
+          if (s := split_of(p.parent.parent.name)) and (p.parent / 'images').is_dir()]
+
+
+def _tables(root: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+  """(file, split) of the tables of ROCOv2."""
+  found = [(p, split_of(p.name.removesuffix('_captions.csv'))) for p in sorted(root.glob('*_captions.csv'))]
+  return [(p, s) for p, s in found if s and {'ID', 'Caption'} <= set(columns(p))]
+
+
+def _jsons(root: pathlib.Path) -> list[tuple[pathlib.Path, str | None]]:
+  """(file, split) of the lists of PMC-OA: those of splits, or the one of all."""
+  splits = [(root / f'{word}.jsonl', split) for word, split in (('train', 'train'), ('valid', 'val'), ('test', 'test'))]
+  found: list[tuple[pathlib.Path, str | None]] = [(p, s) for p, s in splits if p.is_file()]
+  whole = root / 'pmc_oa.jsonl'
+  return found or ([(whole, None)] if whole.is_file() else [])
+
+
+def _text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding='utf-8-sig')
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'cannot read {path}: {e}') from e
