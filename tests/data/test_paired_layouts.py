@@ -18,7 +18,9 @@ from jaxmed.data.prepare.survey import survey
 from jaxmed.data.readers import wfdb
 from jaxmed.errors import UserError
 
-from .test_layouts import by_path, rng, run, write_csv  # noqa: F401
+from .test_layouts import by_path, run, write_csv
+
+RNG = np.random.default_rng(0)
 
 
 def png(path, value):
@@ -215,6 +217,7 @@ def test_shards_of_webdataset(tmp_path, capsys):
   (root / 'train/whole.tar').write_bytes(gzip.compress(b'0' * 600))
   planned_, summary = survey([root], tmp_path / 'c'), run(root, tmp_path / 'c', max_bad=0.9)
   assert 'laid out as WebDataset' in capsys.readouterr().err and planned_['items'] == 5
+  assert (planned_['records'], planned_['formats'], len(planned_['rejects'])) == (4, {'image': 5}, 4)
   rows = by_path(tmp_path / 'c')
   assert summary['rejected'] == 4
   first, second, jpeg, bare = (rows[n] for n in ('train/dataset-000001.tar/000000', 'train/dataset-000001.tar/000001',
@@ -262,10 +265,10 @@ def ecg(folder, name, samples, form='16', gain=1000.0, baseline=0, wrong=0):
   return (samples - baseline) / gain
 
 
-def test_signals_of_physionet(tmp_path, rng):
+def test_signals_of_physionet(tmp_path):
   for form, most in (('16', 30000), ('212', 2000)):
     for count in (7, 8):
-      samples = rng.integers(-most, most, (count, 3))
+      samples = RNG.integers(-most, most, (count, 3))
       want = ecg(tmp_path, f'{form}_{count}', samples, form, 200.0, 12)
       got, rate, names = wfdb.read(tmp_path / f'{form}_{count}.hea')
       assert got.dtype == np.float32 and np.allclose(got, want, atol=1e-6) and (rate, names) == (100, list(LEADS))
@@ -286,28 +289,29 @@ def test_signals_of_physionet(tmp_path, rng):
     wfdb.read(tmp_path / 'missing.hea')
 
 
-def test_ptbxl(tmp_path, rng, capsys):
+def test_ptbxl(tmp_path, capsys):
   root, lines, made = tmp_path / 'in', [], {}
   for n, (fold, codes) in enumerate(((1, "{'NORM': 100.0, 'SR': 0.0}"), (9, "{'IMI': 0.0, 'NST_': 50.0}"), (10, "{'SR': 0.0}"),
                                      (8, "{'NORM': 80.0}"))):
     name = f'records100/00000/{n:05}_lr'
     lines.append([n, float(100 + n), 'Sinus  rhythm' if n else '', codes, fold, name, name.replace('100', '500')])
     if n < 3:
-      made[f'{name}.hea'] = ecg(root / 'records100/00000', f'{n:05}_lr', rng.integers(-900, 900, (20, 3)))
+      made[f'{name}.hea'] = ecg(root / 'records100/00000', f'{n:05}_lr', RNG.integers(-900, 900, (20, 3)))
   write_csv(root / 'ptbxl_database.csv', ['ecg_id', 'patient_id', 'report', 'scp_codes', 'strat_fold', 'filename_lr',
                                           'filename_hr'], lines)
   write_csv(root / 'scp_statements.csv', ['', 'description', 'diagnostic_class'], [
       ['NORM', 'normal', 'NORM'], ['IMI', 'inferior', 'MI'], ['NST_', 'st', 'STTC'], ['SR', 'sinus', '']])
   planned_, summary = survey([root], tmp_path / 'c'), run(root, tmp_path / 'c', max_bad=0.5)
-  assert 'laid out as PTB-XL' in capsys.readouterr().err and planned_['records'] == 3 and summary['rejected'] == 1
+  assert 'laid out as PTB-XL' in capsys.readouterr().err
+  assert (planned_['records'], planned_['formats'], summary['rejected']) == (3, {'wfdb': 3}, 1)
   rows = by_path(tmp_path / 'c')
   for path, values in made.items():
     record = rows[path]['record']
     assert np.allclose(record['signal'], values, atol=1e-6) and record['signal_rate'] == 100
     assert np.allclose(record['image'][..., 0], values.T, atol=1e-6) and record['channels'] == ['ECG']
-  assert [picked(r, 'split', 'label', 'subject', 'text') for r in rows.values()] == [
+  assert [picked(rows[p], 'split', 'label', 'subject', 'text') for p in made] == [
       ['train', 'NORM', 'patient 100', None], ['val', 'MI|STTC', 'patient 101', 'Sinus rhythm'],
-      ['test', None, 'patient 102', 'Sinus rhythm']] or sorted(r['split'] for r in rows.values()) != ['test', 'train', 'val']
+      ['test', None, 'patient 102', 'Sinus rhythm']]
   lines[0][4] = 11
   write_csv(root / 'ptbxl_database.csv', ['ecg_id', 'patient_id', 'report', 'scp_codes', 'strat_fold', 'filename_lr'], [
       line[:6] for line in lines])

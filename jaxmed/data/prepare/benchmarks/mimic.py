@@ -117,8 +117,8 @@ def report(text: str | None) -> dict[str, str | None]:
   if not text:
     return sections(None, None)
   heads = list(_HEADING.finditer(text))
-  ends = [h.start() for h in heads[1:]] + [len(text)]
-  parts = {h[1].strip(): text[h.end():end] for h, end in zip(heads, ends, strict=True)}
+  ends = [*(h.start() for h in heads), len(text)][1:]
+  parts = {h[1].strip(): text[h.end():end] for h, end in zip(heads, ends, strict=False)}
   taken = {k: next((v for name, v in parts.items() if name.startswith(k)), None) for k in ('FINDINGS', 'IMPRESSION')}
   found = sections(taken['FINDINGS'], taken['IMPRESSION'])
   return found if found['text'] else found | {'text': one_line(text) or None}
