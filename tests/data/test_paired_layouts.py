@@ -149,7 +149,12 @@ def test_captions_of_publications(tmp_path):
     for kind in ('radiology', 'non-radiology'):
       png(one / split / kind / f'images/ROCO_{split}_{kind}.jpg', 1)
       (one / split / kind / 'captions.txt').write_text(f'ROCO_{split}_{kind}\t CT  of {kind} \n\nROCO_x\tgone\n')
+  png(one / 'data/test/radiology/images/PMC12_f-g1.jpg', 1)
+  (one / 'data/test/radiology/captions.txt').write_text('ROCO_7\tas fetched\n')
+  (one / 'data/test/radiology/dlinks.txt').write_text('ROCO_7\twget -r ftp://host/a/PMC12.tar.gz -O x\tf-g1.jpg\n')
   name, items, rejects = planned(one)
+  fetched = items.pop('data/test/radiology/images/PMC12_f-g1.jpg')
+  assert (fetched.split, fetched.extra['text']) == ('test', 'as fetched')
   assert name == 'roco' and len(items) == 4 and list(rejects) == ['ROCO_x'] * 1
   item = items['validation/non-radiology/images/ROCO_validation_non-radiology.jpg']
   assert (item.split, item.extra['text'], item.extra['kind']) == ('val', 'CT of non-radiology', 'non-radiology')

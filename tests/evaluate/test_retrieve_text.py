@@ -105,6 +105,14 @@ def test_both_ways_are_those_of_a_loop(duplicates, by):
   assert len(protocol.csv_rows(result)) == 1 + 3 * 10 and 'mean rank' in protocol.html(result)
 
 
+def test_captions_of_a_column_count_before_the_text():
+  source = paired_source([t and 'a' for t in TEXTS])
+  more = dataclasses.replace(source, table=source.table.append_column('captions', pa.array(
+      [None if i % 2 else json.dumps(['a', f'b{i}']) for i in range(60)], pa.string())))
+  given = RetrieveText(duplicates='keep').pairs(more)
+  assert len(given.texts) == given.right.shape[1] > len(given.source) and given.texts.count('a') == len(given.source)
+
+
 def test_captions_of_a_record():
   for text, want in (('["a", "b", " "]', ['a', 'b']), ('[1]', ['[1]']), ('[normal] chest', ['[normal] chest']),
                      ('a', ['a']), ('', []), (' ', []), ('[]', ['[]'])):

@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
 class RetrieveText:
   """Each test image asks all texts of the test rows for its own, and each text all images. Nothing is fitted.
 
-  A record whose text is a JSON list has several texts; any of them is a hit. Rows without a text are left out. Among
+  A record whose column `captions` (or whose text) is a JSON list has several texts; any of them is a hit. Rows without a text are left out. Among
   equally similar candidates wrong ones come first, so that a constant feature scores the worst that it can. See
   `cross.ranked`.
 
@@ -90,7 +90,8 @@ class RetrieveText:
     choose('retrieve_text.split', self.split, {str(s) for s in source.table['split'].to_pylist()})
     part = source.select(split=self.split)
     texts = texts_of(part)
-    own = [cross.captions_of(t or '') for t in texts]
+    several = part.table['captions'].to_pylist() if 'captions' in part.table.column_names else [None] * len(texts)
+    own = [cross.captions_of(c or t or '') for c, t in zip(several, texts, strict=True)]
     there = np.array([bool(some) for some in own])
     part, own = part.keep(there), [some for some in own if some]
     notes = [] if there.all() else [f'{np.count_nonzero(~there)} of {len(there)} rows have no text and are left out']

@@ -6,8 +6,8 @@
 
 A record is the trace as an image [leads, samples, 1] in mV (channel `ECG`), the same as `signal` [samples, leads],
 and the report as `text`. `label` has the superclasses of all diagnostic statements, 'MI|STTC', whatever their
-likelihood (the data set's own example, which was not read here, is said to aggregate them so); None where there is no
-diagnosis, or no scp_statements.csv. Of strat_fold 1 to 8 are train, 9 val and 10 test, as the data set recommends;
+likelihood, as copies of the data set's example aggregate them; None where there is no diagnosis, or no
+scp_statements.csv. Of strat_fold 1 to 8 are train, 9 val and 10 test, as the data set recommends;
 folds keep patients together. The rate is 100 Hz where records100 is there, else 500 Hz.
 """
 

@@ -1,13 +1,15 @@
 """Figures of publications with captions: ROCO, ROCOv2 and PMC-OA.
 
-  ROCO     train/radiology/captions.txt      ID <tab> caption; images in train/radiology/images; validation, test alike
+  ROCO     [data/]train/radiology/captions.txt   ID <tab> caption; images in the folder images beside it, as ID.jpg, or
+                                             as scripts/fetch.py calls them, which dlinks.txt says: PMC.._NAME; validation
+                                             and test alike
   ROCOv2   train_captions.csv                ID, Caption; images in train/; valid_captions.csv, test_captions.csv alike
   PMC-OA   pmc_oa.jsonl                      {"image": .., "caption": ..}; images in caption_T060_filtered_top4_sep_v0_-
                                              subfigures/ or images/; train.jsonl, valid.jsonl and test.jsonl alike
 
-ROCOv2's columns are those that mbzuai-oryx/UniMed-CLIP reads (data_prepration_scripts/ROCOV2), PMC-OA's alike (PMC-OA);
-the form of ROCO's first version was not read in official code. Non-radiology images of ROCO are the column `kind`. Each
-image is its own subject; names of files give the splits.
+The forms are those of razorx89/roco-dataset, and for ROCOv2 and PMC-OA what mbzuai-oryx/UniMed-CLIP reads of them
+(data_prepration_scripts/ROCOV2 and PMC-OA). `kind` tells radiology from other images of ROCO. Each image is its own
+subject; names of files give the splits.
 """
 
 import pathlib
@@ -38,10 +40,12 @@ def plan(root: pathlib.Path) -> Plan:
   """
   out = Listing(root, 'roco', kind=pa.string())
   for path, split, kind in _lists(root):
+    fetched = _fetched(path.parent / 'dlinks.txt')
     for line in _text(path).splitlines():
       name, _, caption = line.partition('\t')
-      if name.strip():
-        _add(out, path, name.strip(), caption, split, (f'{path.parent.relative_to(root)}/images',), kind)
+      name = name.strip()
+      if name:
+        _add(out, path, name, caption, split, (f'{path.parent.relative_to(root)}/images',), kind, fetched.get(name, ''))
   for path, split in _tables(root):
     folder = path.name.removesuffix('_captions.csv')
     for row in rows(path, ('ID', 'Caption')):
@@ -58,8 +62,8 @@ def plan(root: pathlib.Path) -> Plan:
 
 
 def _add(out: Listing, path: pathlib.Path, name: str, caption: str | None, split: str | None, folders: tuple[str, ...],
-         kind: str | None = None) -> None:
-  names = (name, *(f'{name}{s}' for s in SUFFIXES)) if name else ()
+         kind: str | None = None, other: str = '') -> None:
+  names = (name, *(f'{name}{s}' for s in SUFFIXES), *([other] if other else [])) if name else ()
   file = next((f for n in names if (f := find(out.root, n, folders))), None)
   if file is None:
     out.lost(name, path)
@@ -71,9 +75,20 @@ def _add(out: Listing, path: pathlib.Path, name: str, caption: str | None, split
 
 def _lists(root: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
   """(file, split, kind) of the lists of ROCO."""
-  found = sorted(root.glob('*/*/captions.txt'))
+  found = sorted([*root.glob('*/*/captions.txt'), *root.glob('data/*/*/captions.txt')])
   return [(p, s, p.parent.name) for p in found
           if (s := split_of(p.parent.parent.name)) and (p.parent / 'images').is_dir()]
+
+
+def _fetched(path: pathlib.Path) -> dict[str, str]:
+  """{ID: file} as scripts/fetch.py of the data set writes them: the name of the archive before that of the image."""
+  out = {}
+  for line in _text(path).splitlines() if path.is_file() else ():
+    words = line.split('\t')
+    url = next((w for w in line.split() if w.endswith('.tar.gz')), '')
+    if len(words) > 2 and url:
+      out[words[0].strip()] = f'{url.rpartition("/")[2].removesuffix(".tar.gz")}_{words[-1].strip()}'
+  return out
 
 
 def _tables(root: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
