@@ -36,9 +36,9 @@ class Pairs(NamedTuple):
 class RetrieveText:
   """Each test image asks all texts of the test rows for its own, and each text all images. Nothing is fitted.
 
-  A record whose column `captions` (or whose text) is a JSON list has several texts; any of them is a hit. Rows without a text are left out. Among
-  equally similar candidates wrong ones come first, so that a constant feature scores the worst that it can. See
-  `cross.ranked`.
+  A record whose column `captions` (or whose text) is a JSON list has several texts; any of them is a hit. Rows without
+  a text are left out. Among equally similar candidates wrong ones come first, so that a constant feature scores the
+  worst that it can. See `cross.ranked`.
 
   Attributes:
     by: column whose equal values make images and texts belong to each other, such as subject or study; empty: the

@@ -1,11 +1,10 @@
 """Figures of publications with captions: ROCO, ROCOv2 and PMC-OA.
 
-  ROCO     [data/]train/radiology/captions.txt   ID <tab> caption; images in the folder images beside it, as ID.jpg, or
-                                             as scripts/fetch.py calls them, which dlinks.txt says: PMC.._NAME; validation
-                                             and test alike
-  ROCOv2   train_captions.csv                ID, Caption; images in train/; valid_captions.csv, test_captions.csv alike
-  PMC-OA   pmc_oa.jsonl                      {"image": .., "caption": ..}; images in caption_T060_filtered_top4_sep_v0_-
-                                             subfigures/ or images/; train.jsonl, valid.jsonl and test.jsonl alike
+  ROCO     [data/]train/radiology/captions.txt, ID <tab> caption; images in images/ beside it, called ID.jpg, or as
+           scripts/fetch.py calls them, which dlinks.txt says; validation and test alike
+  ROCOv2   train_captions.csv, ID and Caption; images in train/; valid_captions.csv, test_captions.csv alike
+  PMC-OA   pmc_oa.jsonl, {"image": .., "caption": ..}; images in caption_T060_filtered_top4_sep_v0_subfigures/ or
+           images/; train.jsonl, valid.jsonl and test.jsonl alike
 
 The forms are those of razorx89/roco-dataset, and for ROCOv2 and PMC-OA what mbzuai-oryx/UniMed-CLIP reads of them
 (data_prepration_scripts/ROCOV2 and PMC-OA). `kind` tells radiology from other images of ROCO. Each image is its own
