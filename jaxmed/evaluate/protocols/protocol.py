@@ -47,6 +47,7 @@ class FeatureProtocol:
   task: ClassVar[str]  # what is asked of the features, in words
   methods: ClassVar[Mapping[str, str]]  # {name: how tables call it}
   metrics: ClassVar[Mapping[str, str]]  # the same; the first ranks subsets of channels
+  of_pixels: ClassVar[bool] = True  # whether raw pixels can be judged, too
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -149,7 +150,7 @@ class FeatureProtocol:
     notes += [] if untrained is not None else [compared.MISSING]
     those = compared.encoders(encoder, feature, untrained, beside)
     made = {name: self.features(one, task, vector, batch_size, name) for name, (one, vector) in those.items()}
-    if pixels:
+    if pixels and self.of_pixels:
       made[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
     sets = {name: made[name] for name in (TRAINED, UNTRAINED, PIXELS, *beside) if name in made}
     rows, differences, troubles = self._scored(sets, task, draws, seed)

@@ -175,7 +175,7 @@ class RetrieveText:
 
   def chance(self, given: Pairs) -> dict[str, float]:
     """What a shuffled gallery gives; of the median rank nothing is said."""
-    out = {}
+    out: dict[str, float] = {}
     for way, axis in (('image_to_text', 1), ('text_to_image', 0)):
       alike = np.asarray((given.right > 0).sum(axis=axis)).ravel()
       size = np.full(len(alike), given.right.shape[axis])

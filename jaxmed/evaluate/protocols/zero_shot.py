@@ -42,6 +42,7 @@ class ZeroShot(FeatureProtocol):
 
   name: ClassVar[str] = 'zero_shot'
   task: ClassVar[str] = 'classes from their names in words, by the towers of images and texts'
+  of_pixels: ClassVar[bool] = False  # texts cannot be compared to them
 
   def __post_init__(self):
     object.__setattr__(self, 'pool', compared.words(self.pool))
@@ -188,11 +189,6 @@ class ZeroShot(FeatureProtocol):
     return [{'query': str(ids[i]), 'label': task.classes[y[i]],
              'found': [{'text': f'{task.classes[c]} {values[i, c]:.2f}', 'right': bool(c == y[i])}
                        for c in np.argsort(-values[i], kind='stable')[:SHOWN]]} for i in picked]
-
-  def run(self, encoder: Any, source: Any, label: str, **ask: Any) -> dict[str, Any]:
-    """As of every protocol of features; there is no baseline of pixels, which texts cannot be compared to."""
-    pair_of(encoder, f'the task {self.name}')
-    return super().run(encoder, source, label, **ask | {'pixels': False})
 
   def tables(self, result: Mapping[str, Any]) -> str:
     """What `run` returned as aligned text."""

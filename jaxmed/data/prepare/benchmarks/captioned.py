@@ -95,17 +95,17 @@ class Listing:
     self.plan, self.root, self.source = Plan([], types=TYPES | types), root, source
     self._seen: set[str] = set()
 
-  def add(self, file: pathlib.Path, *, subject: str = '', split: str | None = None, parts: Parts | None = None,
-          **extra: Any) -> None:
-    """Adds an item, its own subject by default; a file that is there already is a reject."""
+  def add(self, file: pathlib.Path, told: Mapping[str, Any], *, subject: str = '', split: str | None = None,
+          parts: Parts | None = None) -> None:
+    """Adds an item with columns `told`, its own subject by default; a file that is there already is a reject."""
     rel = text_of(file.relative_to(self.root).as_posix())
     if rel in self._seen:
       self.reject(rel, 'is listed twice')
       return
     self._seen.add(rel)
-    signal = file if 'signal' in extra else None
+    signal = file if 'signal' in told else None
     self.plan.items.append(Item(file, rel, rel, self.source, subject=subject or rel, split=split, signal=signal,
-                                parts=parts, extra=dict.fromkeys(self.plan.types) | extra))
+                                parts=parts, extra=dict.fromkeys(self.plan.types) | dict(told)))
 
   def reject(self, name: str, reason: str) -> None:
     """Adds a file that cannot be read."""

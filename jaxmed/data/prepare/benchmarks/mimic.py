@@ -72,9 +72,9 @@ def _listed(out: Listing, table: pathlib.Path, row: Row) -> None:
     out.lost(path, table)
     return
   person, study = re.search(r'(p\d{8})(?:/|$)', path), re.search(r'(s\d{8})(?:/|$)', path)
-  out.add(file, subject=person[1] if person else row.get('subject_id') or '', split=split_of(row['split']),
-          study=study[1] if study else None, view=row.get('ViewPosition'),
-          **sections(row.get('findings'), row.get('impression')))
+  told = {'study': study[1] if study else None, 'view': row.get('ViewPosition')}
+  out.add(file, sections(row.get('findings'), row.get('impression')) | told,
+          subject=person[1] if person else row.get('subject_id') or '', split=split_of(row['split']))
 
 
 def _official(out: Listing, metadata: pathlib.Path) -> None:
@@ -96,8 +96,8 @@ def _official(out: Listing, metadata: pathlib.Path) -> None:
     if study not in reports:
       reports[study] = _report(out, folder, study)
     own = labels.get(row['study_id'], {})
-    out.add(file, subject=person, split=split_of(splits.get(row['dicom_id'])), study=study, view=row['ViewPosition'],
-            **report(reports[study]), **{n: own.get(n) for n in names})
+    told = {'study': study, 'view': row['ViewPosition']} | {n: own.get(n) for n in names}
+    out.add(file, report(reports[study]) | told, subject=person, split=split_of(splits.get(row['dicom_id'])))
 
 
 def _report(out: Listing, folder: str, study: str) -> str | None:

@@ -67,9 +67,9 @@ def plan(root: pathlib.Path) -> Plan:
         continue
       words = [_plain(row['pos_text'] if side == 'query' else row['qry']) for row in some]
       negatives = [_plain(t) for row in some for t in _list(row.get('neg_text'))]
-      out.add(file, split=split_of(path.stem), side=side, query=_plain(some[0]['qry']) or None,
-              negatives=json.dumps(negatives, ensure_ascii=False) if negatives else None,
-              **texts([w for w in words if w]))
+      more = {'side': side, 'query': _plain(some[0]['qry']) or None,
+              'negatives': json.dumps(negatives, ensure_ascii=False) if negatives else None}
+      out.add(file, texts([w for w in words if w]) | more, split=split_of(path.stem))
   return out.plan
 
 

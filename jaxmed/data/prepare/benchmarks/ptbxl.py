@@ -53,9 +53,10 @@ def plan(root: pathlib.Path) -> Plan:
     fold = (row['strat_fold'] or '').removesuffix('.0')
     if not fold.isdigit() or int(fold) not in SPLITS:
       raise UserError(f'{table}: strat_fold of {row["ecg_id"]} is {row["strat_fold"]!r}: expected 1 to 10')
-    out.add(file, subject=f'patient {(row["patient_id"] or "").removesuffix(".0")}', split=SPLITS[int(fold)],
-            text=one_line(row['report']) or None, label=_label(row['scp_codes'], classes, table), age=row.get('age'),
-            sex=row.get('sex'), signal=f'{name}.hea', parts=Parts((file, samples), ('ECG',), 'signal'))
+    told = {'text': one_line(row['report']) or None, 'label': _label(row['scp_codes'], classes, table),
+            'age': row.get('age'), 'sex': row.get('sex'), 'signal': f'{name}.hea'}
+    out.add(file, told, subject=f'patient {(row["patient_id"] or "").removesuffix(".0")}', split=SPLITS[int(fold)],
+            parts=Parts((file, samples), ('ECG',), 'signal'))
   return out.plan
 
 

@@ -50,6 +50,6 @@ def plan(root: pathlib.Path) -> Plan:
         out.reject(path, f'{name} has no caption of it')
       else:
         first = some[0]
-        out.add(file, subject=first.get('video_id') or '', split=split_of(first.get('split')),
-                **texts(captions), **{k: first.get(k) for k in KEPT})
+        out.add(file, texts(captions) | {k: first.get(k) for k in KEPT}, subject=first.get('video_id') or '',
+                split=split_of(first.get('split')))
   return out.plan

@@ -51,11 +51,11 @@ def plan(root: pathlib.Path) -> Plan:
       _add(out, path, row['ID'] or '', row['Caption'], split, (folder, f'{folder}_images', f'{folder}_images/{folder}'))
   for path, whole in _jsons(root):
     out.source = 'pmc_oa'
-    for number, line in lines_of(path):
-      if line is None:
+    for number, figure in lines_of(path):
+      if figure is None:
         out.reject(f'{path.name}:{number}', 'is no JSON object')
         continue
-      _add(out, path, str(line.get('image') or ''), str(line.get('caption') or ''), whole,
+      _add(out, path, str(figure.get('image') or ''), str(figure.get('caption') or ''), whole,
            (SUBFIGURES, 'images', f'images/{SUBFIGURES}', ''))
   return out.plan
 
@@ -69,7 +69,7 @@ def _add(out: Listing, path: pathlib.Path, name: str, caption: str | None, split
   elif not one_line(caption):
     out.reject(text_of(file.relative_to(out.root).as_posix()), f'{path.name} has no caption of it')
   else:
-    out.add(file, split=split, kind=kind, **texts([one_line(caption)]))
+    out.add(file, texts([one_line(caption)]) | {'kind': kind}, split=split)
 
 
 def _lists(root: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
