@@ -60,8 +60,8 @@ def _add(out: Listing, path: pathlib.Path, tree: ElementTree.Element, images: di
     if file is None:
       out.lost(name, path)
       continue
-    out.add(file, sections(told.get('FINDINGS'), told.get('IMPRESSION'))
-            | {'indication': told.get('INDICATION') or None, 'mesh': mesh or None}, subject=subject or f'CXR{path.stem}')
+    more = {'indication': told.get('INDICATION') or None, 'mesh': mesh or None}
+    out.add(file, sections(told.get('FINDINGS'), told.get('IMPRESSION')) | more, subject=subject or f'CXR{path.stem}')
   if not names:
     out.plan.ignored += 1
 
