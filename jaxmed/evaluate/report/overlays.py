@@ -131,7 +131,7 @@ def captioned(examples: Sequence[Mapping[str, Any]], source: Any, path: str | os
     for k, (text, colour) in enumerate(lines):
       text = ' '.join(text.split()).replace('$', r'\$')
       place = bottom + height * (0.86 - 0.8 * k / len(lines))
-      figure.text(0.16, place, textwrap.shorten(text, 110), fontsize=8, color=colour, va='top')
+      figure.text(0.16, place, textwrap.shorten(text, 135), fontsize=8, color=colour, va='top')
   save_figure(figure, path)
 
 
