@@ -260,7 +260,8 @@ def _report(job: Job, how: str, model: int, compiled: int | None, sizes: dict[st
   moved = lambda found: sum(c.moved for c in found)
   return {
       'how': how, 'cluster': cluster.name, 'chips': cluster.chips, 'hosts': cluster.hosts, 'mesh': job.mesh,
-      'method': config.method, 'model': config.model, 'dtype': str(config.encoder.get('dtype', 'float32')),
+      'method': config.method, 'model': config.model, 'image_size': list(config.image_size),
+      'dtype': str(config.encoder.get('dtype', 'float32')),
       'remat': str(config.encoder.get('remat', '')), 'batch_size': config.batch_size, 'steps': config.steps,
       'memory': sizes | {'activations': local, 'peak': peak, 'chip': cluster.chip.memory, 'compiler': how == 'compiled',
                          'fits': peak <= cluster.chip.memory},
