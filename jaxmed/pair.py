@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmed.data.feed.fields import TEXT_LENGTH, Tokenize, text_ids, utf8
+from jaxmed.data.feed.fields import TEXT_LENGTH
+from jaxmed.data.feed.texts import Texts
 from jaxmed.encoder import Encoder, in_batches
 from jaxmed.errors import UserError
 
@@ -23,13 +24,13 @@ class Pair:
       and `fresh`.
     params: its weights without those of the encoder.
     length: ids of a text; longer ones are cut.
-    tokenize: text -> its ids.
+    wording: which columns of a record its text is in, and the tokenizer.
   """
 
   objective: Any
   params: Any
   length: int = TEXT_LENGTH
-  tokenize: Tokenize = utf8
+  wording: Texts = Texts()
 
   @property
   def feature(self) -> str:
@@ -108,7 +109,7 @@ class TextEncoder:
     """
     if dense or levels:
       raise UserError('the tower of texts has no patches of images: leave dense features out, or ask --tower image')
-    return self.embed([t or '' for t in texts_of(source)], batch_size)
+    return self.embed([t or '' for t in texts_of(source, self.encoder.pair.wording)], batch_size)
 
   def untrained(self, seed: int = 0) -> 'TextEncoder':
     """The same with fresh random weights."""
@@ -158,11 +159,17 @@ class Joint:
                     feature: str = 'mean') -> np.ndarray:
     """Vectors [S, N, 2 D] float32 of all rows, once for each subset of the modalities that they show."""
     del feature
-    pair, texts = pair_of(self.encoder, 'image+text'), texts_of(source)
+    pair = pair_of(self.encoder, 'image+text')
+    texts = texts_of(source, pair.wording)
     image = pair.images(self.encoder.embed_source(source, batch_size)[pair.feature])
     words = pair.texts([t or '' for t in texts], batch_size) * np.array([t is not None for t in texts])[:, None]
     parts = {'image': image, 'text': words}
     return np.stack([np.concatenate([parts[m] * (m in shown) for m in self.modalities], axis=1) for shown in subsets])
+
+  def held(self, source: Any) -> list[list[str]]:
+    """The modalities that each row of a source has."""
+    texts = texts_of(source, self.encoder.pair.wording)
+    return [[m for m in self.modalities if m != 'text' or t is not None] for t in texts]
 
   def untrained(self, seed: int = 0) -> 'Joint':
     """The same with fresh random weights."""
@@ -171,7 +178,7 @@ class Joint:
 
 def tokenize(pair: Pair, texts: Sequence[str]) -> np.ndarray:
   """The ids [N, L] int32 of texts, as the run was trained with."""
-  return np.stack([text_ids(text, pair.length, pair.tokenize) for text in texts])
+  return np.stack([pair.wording.tokenizer.encode(text, pair.length)[0] for text in texts])
 
 
 def pair_of(encoder: Any, what: str) -> Pair:
@@ -186,12 +193,14 @@ def pair_of(encoder: Any, what: str) -> Pair:
   return pair
 
 
-def texts_of(source: Any) -> list[str | None]:
-  """The text of each row of a source, None without one; a UserError where no row has one."""
-  found = source.table['text'].to_pylist() if 'text' in source.table.column_names else []
+def texts_of(source: Any, wording: Texts = Texts()) -> list[str | None]:
+  """The text of each row of a source, as a run reads it without a draw, None without one; a UserError where no row has
+  one."""
+  lost = [name for name in wording.columns if name not in source.table.column_names]
+  found = [] if lost else [wording.of(source, i) for i in range(len(source))]
   if not any(found):
-    raise UserError(f'{getattr(source, "path", "the source")} has no texts: expected a column text, as prepare makes '
-                    'of a table with one')
+    raise UserError(f'{getattr(source, "path", "the source")} has no texts: expected the column '
+                    f'{", ".join(lost or wording.columns)}, as prepare makes of a table with one')
   return [t or None for t in found]
 
 

@@ -111,6 +111,8 @@ def test_captions_of_a_column_count_before_the_text():
       [None if i % 2 else json.dumps(['a', f'b{i}']) for i in range(60)], pa.string())))
   given = RetrieveText(duplicates='keep').pairs(more)
   assert len(given.texts) == given.right.shape[1] > len(given.source) and given.texts.count('a') == len(given.source)
+  joined = RetrieveText(text='text,region').pairs(more)
+  assert set(joined.texts) == {f'a {r}' if r else 'a' for r in given.source.table['region'].to_pylist()}
 
 
 def test_captions_of_a_record():
@@ -122,7 +124,7 @@ def test_captions_of_a_record():
 def test_what_cannot_be_judged_is_one_line():
   source = paired_source(TEXTS)
   for protocol, rows, words in (
-      (RetrieveText(), paired_source([None] * 60), 'has no texts: expected a column text'),
+      (RetrieveText(), paired_source([None] * 60), 'has no texts: expected the column text'),
       (RetrieveText(), fakes.make_source(rows=60), 'has no texts'),
       (RetrieveText(), paired_source(['a'] * 60), 'all 1 texts of split test belong to all 20 images'),
       (RetrieveText(by='subjetc'), source, "unknown column of retrieve_text.by 'subjetc': did you mean 'subject'"),

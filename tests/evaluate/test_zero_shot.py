@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy.optimize import minimize_scalar
 
+from jaxmed.data.feed.texts import Texts
 from jaxmed.errors import UserError
 from jaxmed.evaluate import calibration, naming, prompts
 from jaxmed.evaluate.protocols import PROTOCOLS, channels
@@ -28,8 +29,7 @@ class FakePair:
   feature: str = 'mean'
   scale: float = 7.0
   length: int = 12
-
-  tokenize = staticmethod(lambda text: [ord(c) for c in text])
+  wording: Texts = Texts()
 
   def images(self, x):
     return unit(x)
@@ -189,4 +189,4 @@ def test_lists_that_come_along():
   asked = prompts.make('chexpert_5x200', ['pleural_effusion', 'EDEMA'])
   assert 'no edema' in asked.no['EDEMA'] and 'pleural effusion' in asked.yes['pleural_effusion'] and len(asked.unused) == 3
   assert prompts.make('', ['1', '-1']).yes == {'1': ('1',), '-1': ('-1',)}
-  assert tokenize(FakePair(), ['ab', 'a' * 20]).tolist() == [[97, 98] + [0] * 10, [97] * 12]
+  assert tokenize(FakePair(), ['ab', 'a' * 20]).tolist() == [[98, 99] + [0] * 10, [98] * 12]

@@ -74,7 +74,8 @@ class ByChannels:
                                                               batch_size=batch_size, seed=seed, draws=draws)
     task = protocol.task_of(source, label, seed)
     notes = [*task.notes, *protocol.notes(task)]
-    task, names, more = common_rows(task, getattr(encoder, 'modalities', ()))
+    held = getattr(encoder, 'held', None)  # an encoder of several modalities: these are meant
+    task, names, more = common_rows(task, held(task.test.source) if held else ())
     notes += more
     tried = chosen_subsets(names, self.subsets, np.random.default_rng(seed))
     whole = 2 ** len(names) - 1
@@ -132,15 +133,13 @@ def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
   return dict(zip(names, [*first, total - first.sum(axis=0)], strict=True))
 
 
-def common_rows(task: Task, modalities: Sequence[str] = ()) -> tuple[Task, tuple[str, ...], list[str]]:
-  """The task with the test rows that have every channel of any test row, those channels, and notes on the others; of an
-  encoder of several `modalities` these are meant."""
+def common_rows(task: Task, rows: Sequence[Sequence[str]] = ()) -> tuple[Task, tuple[str, ...], list[str]]:
+  """The task with the test rows that have every channel of any test row, those channels, and notes on the others.
+
+  rows: names that each test row has; by default its channels.
+  """
   source = task.test.source
-  if modalities:
-    has = [bool(t) for t in source.table['text'].to_pylist()]
-    rows: list = [[m for m in modalities if m != 'text' or there] for there in has]
-  else:
-    rows = source.table.column('channels').to_pylist()
+  rows = rows or source.table.column('channels').to_pylist()
   names = tuple(dict.fromkeys(name for row in rows for name in row))
   keep = np.array([len(set(row)) == len(names) for row in rows])
   if len(names) < 2:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from jaxmed.data.feed.texts import Texts
 from jaxmed.errors import UserError, choose
 from jaxmed.evaluate import cross, retrieval, tables
 from jaxmed.evaluate import metrics as statistics
@@ -41,6 +42,7 @@ class RetrieveText:
   worst that it can. See `cross.ranked`.
 
   Attributes:
+    text: columns whose texts are joined, such as impression,findings; empty: captions, or else text.
     by: column whose equal values make images and texts belong to each other, such as subject or study; empty: the
       record.
     duplicates: texts that are equal: 'drop' makes one candidate of them, which belongs to all their images; 'hits'
@@ -49,6 +51,7 @@ class RetrieveText:
     split: whose rows are judged.
   """
 
+  text: tuple[str, ...] = ()
   by: str = ''
   duplicates: str = 'drop'
   k: tuple[int, ...] = (1, 5, 10)
@@ -60,6 +63,7 @@ class RetrieveText:
 
   def __post_init__(self):
     choose('retrieve_text.duplicates', self.duplicates, DUPLICATES)
+    object.__setattr__(self, 'text', compared.words(self.text))
     ranks = tuple(self.k) if isinstance(self.k, (tuple, list)) else (self.k,)
     for rank in ranks:
       compared.positive('retrieve_text.k', rank)
@@ -89,9 +93,12 @@ class RetrieveText:
     """
     choose('retrieve_text.split', self.split, {str(s) for s in source.table['split'].to_pylist()})
     part = source.select(split=self.split)
-    texts = texts_of(part)
-    several = part.table['captions'].to_pylist() if 'captions' in part.table.column_names else [None] * len(texts)
-    own = [cross.captions_of(c or t or '') for c, t in zip(several, texts, strict=True)]
+    for name in self.text:
+      choose('column of retrieve_text.text', name, part.table.column_names)
+    texts = texts_of(part, Texts(self.text or ('text',)))
+    several = not self.text and 'captions' in part.table.column_names
+    captions = part.table['captions'].to_pylist() if several else [None] * len(texts)
+    own = [cross.captions_of(c or t or '') for c, t in zip(captions, texts, strict=True)]
     there = np.array([bool(some) for some in own])
     part, own = part.keep(there), [some for some in own if some]
     notes = [] if there.all() else [f'{np.count_nonzero(~there)} of {len(there)} rows have no text and are left out']
