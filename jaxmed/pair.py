@@ -14,6 +14,8 @@ from jaxmed.data.feed.texts import Texts
 from jaxmed.encoder import Encoder, in_batches
 from jaxmed.errors import UserError
 
+PLAIN = Texts()  # the column text, as bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -30,7 +32,7 @@ class Pair:
   objective: Any
   params: Any
   length: int = TEXT_LENGTH
-  wording: Texts = Texts()
+  wording: Texts = PLAIN
 
   @property
   def feature(self) -> str:
@@ -193,7 +195,7 @@ def pair_of(encoder: Any, what: str) -> Pair:
   return pair
 
 
-def texts_of(source: Any, wording: Texts = Texts()) -> list[str | None]:
+def texts_of(source: Any, wording: Texts = PLAIN) -> list[str | None]:
   """The text of each row of a source, as a run reads it without a draw, None without one; a UserError where no row has
   one."""
   lost = [name for name in wording.columns if name not in source.table.column_names]

@@ -112,7 +112,9 @@ def test_captions_of_a_column_count_before_the_text():
   given = RetrieveText(duplicates='keep').pairs(more)
   assert len(given.texts) == given.right.shape[1] > len(given.source) and given.texts.count('a') == len(given.source)
   joined = RetrieveText(text='text,region').pairs(more)
-  assert set(joined.texts) == {f'a {r}' if r else 'a' for r in given.source.table['region'].to_pylist()}
+  rows = joined.source.table
+  assert set(joined.texts) == {' '.join(filter(None, (t, r))) for t, r in zip(
+      rows['text'].to_pylist(), rows['region'].to_pylist(), strict=True)}
 
 
 def test_captions_of_a_record():

@@ -1,5 +1,6 @@
 """A run of images and texts: both towers as encoders, and every task that compares them, from the command."""
 
+import dataclasses
 import json
 import types
 
@@ -13,6 +14,7 @@ import jaxmed
 from jaxmed import cli
 from jaxmed.config import merge
 from jaxmed.data.corpus.open import open_source
+from jaxmed.data.feed.texts import Texts
 from jaxmed.errors import UserError
 from jaxmed.evaluate.protocols import channels
 from jaxmed.evaluate.protocols.classify import Classify
@@ -56,6 +58,10 @@ def test_both_towers_are_encoders(load, few):
   want = np.asarray(pair.objective.text.apply({'params': pair.params['text']}, ids).mean)
   assert np.allclose(found, want, atol=1e-5)
   assert np.allclose(words.embed(['', *texts[:3]])['mean'][1:], want[:3], atol=1e-5)
+  joined = dataclasses.replace(pair, wording=Texts(('subject', 'text')))  # as of a run with loader.text=subject,text
+  longer = [f'{s} {t}' for s, t in zip(source.table['subject'].to_pylist(), texts, strict=True)]
+  assert np.array_equal(dataclasses.replace(words, encoder=dataclasses.replace(encoder, pair=joined)).embed_source(source)['mean'],
+                        words.embed(longer)['mean'])
   cls = encoder.embed_source(source)['cls']
   projected = cls @ np.asarray(pair.params['projection']['kernel'])
   image = projected / np.linalg.norm(projected, axis=1, keepdims=True)
