@@ -20,7 +20,7 @@ from jaxmed.evaluate.page import write_report
 from jaxmed.evaluate.report import figures, overlays
 from jaxmed.models.encoders.channel_vit import ChannelViT
 from jaxmed.models.layers import channel_embed
-from jaxmed.train.build import assemble
+from jaxmed.train.build import assemble, towers
 from jaxmed.train.build.rundir import encoder_of
 from jaxmed.train.probe import thin
 from jaxmed.train.step import TrainState
@@ -117,7 +117,8 @@ def _sample(run: Any, split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
   rows = np.asarray([i for i, s in enumerate(sets) if s == names])
   source = thin(dataclasses.replace(source, table=source.table.take(rows)), 6)
   config, size = run.config, tuple(run.config.loader.load_size)
-  wanted = fields.of_source(source, size, run.trainer.objective.FIELDS, **assemble.lengths(config, run.spec))
+  asked = towers.fields_of(run.trainer.objective, config.towers)
+  wanted = fields.of_source(source, size, asked, **assemble.lengths(config, run.spec))
   batch = next(iter(eval_batches(source, batch_size=len(source), size=size, vocabulary=run.spec.ids,
                                  fit=config.loader.fit, fields=wanted, labels=run.spec.mask_values)))
   batch.pop('channel_mask')

@@ -40,8 +40,8 @@ class DataSpec:
   another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions; mask_values,
   mask_names: the classes of masks, see `data.corpus.labels`, () where the method does not ask for them; number: mean
   and standard deviation of the label, where the method takes it as a number, else (); spacing: mm that all records
-  have, see `spacing_of`, where the method trains on masks; table: [{'name', 'mean', 'std'}] of the columns of
-  loader.table.
+  have, see `spacing_of`, where the method trains on masks; texts: what texts are and their tokenizer, see `wording`,
+  where the method takes them; table: [{'name', 'mean', 'std'}] of the columns of loader.table.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -62,6 +62,7 @@ class DataSpec:
   mask_names: tuple[str, ...] = ()
   number: tuple[float, ...] = ()
   spacing: tuple[float, ...] = ()
+  texts: dict[str, Any] = dataclasses.field(default_factory=dict)
   table: tuple[dict[str, Any], ...] = ()
 
   @property
@@ -116,7 +117,7 @@ def describe(source: Any, label: str, known: Vocabulary = NO_VOCABULARY,
                   not all(same_aspect(shape[:-1], size) for shape in shapes), digest_of(source),
                   labels.values, labels.names, _moments(source, label) if numeric and label else (),
                   spacing_of(source) if labels.values else (),
-                  tuple(dict(zip(('name', 'mean', 'std'), (c, *_moments(source, c)))) for c in columns))
+                  table=tuple(dict(zip(('name', 'mean', 'std'), (c, *_moments(source, c)))) for c in columns))
 
 
 def _moments(source: Any, column: str) -> tuple[float, float]:
