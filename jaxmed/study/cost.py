@@ -30,7 +30,7 @@ from jaxmed.train.build import data_spec, records, resolve, towers, wording
 _FREE_OF_COST = ('seed', 'steps', 'epochs', 'learning_rate', 'data', 'checkpoint_every', 'eval_every', 'log_every',
                  'evaluators', 'loggers', 'evaluation', 'on_collapse', 'on_spike', 'on_leak', 'leak_encoder', 'init',
                  'init_map', 'init_parts', 'checkpoint', 'watchdog')
-_LOADER = ('load_size', 'fit', 'normalize', 'text_length', 'signal_length', 'window', 'label')
+_LOADER = ('load_size', 'fit', 'normalize', 'text_length', 'signal_length', 'table', 'window', 'label')
 
 
 @dataclasses.dataclass(frozen=True)
