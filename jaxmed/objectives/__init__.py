@@ -49,9 +49,12 @@ from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.masked.simmim import SimMIM
 from jaxmed.objectives.masked.spark import SparK
 from jaxmed.objectives.paired.clip import CLIP
+from jaxmed.objectives.paired.convirt import ConVIRT
+from jaxmed.objectives.paired.mind_eye import MindEye
 from jaxmed.objectives.paired.more import MoRE
 from jaxmed.objectives.paired.siglip import SigLIP
 from jaxmed.objectives.paired.symile import Symile
+from jaxmed.objectives.paired.unicl import UniCL
 from jaxmed.objectives.supervised.fusion import Fusion
 from jaxmed.objectives.supervised.gtp4o import GTP4o
 from jaxmed.objectives.supervised.regress import Regress
@@ -72,8 +75,8 @@ METHODS: dict[str, Any] = {
     'barlow': BarlowTwins, 'vicreg': VICReg, 'lejepa': LeJEPA, 'lvm_med': LVMMed, 'voco': VoCo,
     'swin_unetr_ssl': SwinUNETRSSL, 'models_genesis': ModelsGenesis, 'volume_fusion': VolumeFusion, 'gemini': GEMINI,
     'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
-    'clip': CLIP, 'siglip': SigLIP, 'symile': Symile, 'more': MoRE,
-    'supervised': Supervised, 'regress': Regress, 'fusion': Fusion, 'gtp4o': GTP4o, 'segment': Segment,
+    'clip': CLIP, 'siglip': SigLIP, 'convirt': ConVIRT, 'unicl': UniCL, 'mind_eye': MindEye, 'symile': Symile,
+    'more': MoRE, 'supervised': Supervised, 'regress': Regress, 'fusion': Fusion, 'gtp4o': GTP4o, 'segment': Segment,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
 

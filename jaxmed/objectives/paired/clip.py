@@ -114,12 +114,15 @@ class Paired(Method):
   def logits(self, params: Any) -> tuple[jax.Array, jax.Array]:
     """What cosines are multiplied by, and what is added then (0 where nothing is)."""
     found = params['similarity']
-    scale = jnp.clip(found['scale'], 0.0, math.log(self.max_scale)) if self.max_scale else found['scale']
-    return jnp.exp(scale), found.get('bias', jnp.zeros(()))
+    return jnp.exp(self.scale_of(found)), found.get('bias', jnp.zeros(()))
 
-  def compared(self, image: jax.Array, text: jax.Array, scale: jax.Array, params: Any, counts: jax.Array
+  def scale_of(self, similarity: Any) -> jax.Array:
+    """s, kept within its limits."""
+    return bounded(similarity['scale'], math.log(self.max_scale)) if self.max_scale else similarity['scale']
+
+  def compared(self, image: jax.Array, text: jax.Array, similarity: Any, batch: Batch
                ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Loss and accuracies both ways of vectors [B, out_dim], of which the pairs `counts` [B] count."""
+    """Loss and accuracies both ways of vectors [B, out_dim], of which the pairs with a text count."""
     raise NotImplementedError
 
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
@@ -129,11 +132,10 @@ class Paired(Method):
     features, stats = networks.encode(self.encoder, params['encoder'], batch, train, {'dropout': keys[0]})
     image = self.image_vectors(params, features.pooled(self.feature))
     words, _ = networks.run(self.text, params[TEXT], batch['text'], train=train, rngs={'dropout': keys[1]})
-    text, counts = words.mean, (batch['text'] != 0).any(axis=1)
-    scale = params['similarity']['scale']
-    scale = bounded(scale, math.log(self.max_scale)) if self.max_scale else scale
-    loss, (there, back) = self.compared(image, text, scale, params['similarity'], counts)
-    metrics = {'image_to_text': there, 'text_to_image': back, 'logit_scale': jnp.exp(scale),
+    text, counts = words.mean, worded(batch)
+    loss, (there, back) = self.compared(image, text, params['similarity'], batch)
+    metrics = {'image_to_text': there, 'text_to_image': back,
+               'logit_scale': jnp.exp(self.scale_of(params['similarity'])),
                'image_likeness': likeness(image, counts), 'text_likeness': likeness(text, counts)}
     return loss, (with_stats(metrics, train, encoder=stats), variables['extra'])
 
@@ -156,11 +158,15 @@ class CLIP(Paired):
     if not 0 <= self.weight <= 1:
       raise UserError(f'objective.weight {self.weight} must lie in [0, 1]')
 
-  def compared(self, image: jax.Array, text: jax.Array, scale: jax.Array, params: Any, counts: jax.Array
+  def compared(self, image: jax.Array, text: jax.Array, similarity: Any, batch: Batch
                ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """InfoNCE both ways."""
-    del params
-    return paired.clip(image, text, scale, counts, self.weight, self.chunk)
+    return paired.clip(image, text, self.scale_of(similarity), worded(batch), self.weight, self.chunk)
+
+
+def worded(batch: Batch) -> jax.Array:
+  """Which records have a text, [B] bool."""
+  return (batch['text'] != 0).any(axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

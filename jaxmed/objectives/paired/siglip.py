@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxmed.contracts import Batch
 from jaxmed.objectives.losses import paired
-from jaxmed.objectives.paired.clip import Paired
+from jaxmed.objectives.paired.clip import Paired, worded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SigLIP(Paired):
     """What is trained of the logits: {'scale': s, 'bias'}."""
     return super().similarity() | {'bias': jnp.asarray(self.bias, jnp.float32)}
 
-  def compared(self, image: jax.Array, text: jax.Array, scale: jax.Array, params: Any, counts: jax.Array
+  def compared(self, image: jax.Array, text: jax.Array, similarity: Any, batch: Batch
                ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The logistic loss of all pairs."""
-    return paired.siglip(image, text, scale, params['bias'], counts, self.chunk)
+    return paired.siglip(image, text, self.scale_of(similarity), similarity['bias'], worded(batch), self.chunk)
