@@ -1,0 +1,96 @@
+"""Losses and targets of sequences of frames, float32: smooth segments, class weights, futures, tasks and their noise.
+
+Shapes: B videos, T frames, K phases. Future tokens are frames at equal distances, as SWAG samples them. `valid` [B, T] bool are the frames of a video; labels below 0 are unknown.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+COMPAT = ('', 'ms_tcn')
+
+
+def class_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None,
+                        double: bool = False) -> jax.Array:
+  """Cross-entropy of logits [..., K] and labels [...]: the mean weighted by class [K], as PyTorch's; 0 without labels.
+
+  double: a softmax before the log-softmax, as the published TeCNO trains (tobiascz/TeCNO, modules/mstcn/tecno.py): with
+    7 classes the loss cannot fall below log(e + 6) - 1 = 1.165, and gradients are small.
+  """
+  logits = jax.nn.softmax(logits) if double else logits
+  known, place = labels >= 0, jnp.maximum(labels, 0)
+  weight = known.astype(jnp.float32) if weights is None else jnp.where(known, jnp.asarray(weights)[place], 0.0)
+  picked = jnp.take_along_axis(jax.nn.log_softmax(logits), place[..., None], axis=-1)[..., 0]
+  return -(picked * weight).sum() / jnp.maximum(weight.sum(), 1e-12)
+
+
+def truncated_mse(logits: jax.Array, valid: jax.Array, threshold: float = 4.0, compat: str = '') -> jax.Array:
+  """Mean of min((log p_t - stop_gradient(log p_{t-1}))^2, threshold^2) over frames and classes (yabufarha/ms-tcn).
+
+  Args:
+    logits: [B, T, K]. valid: [B, T].
+    compat: 'ms_tcn' divides by all cells of the batch, padded ones too, as the published code; by default by those of
+      the frames of videos that have one before them.
+  """
+  log_p = jax.nn.log_softmax(logits)
+  change = jnp.square(log_p[:, 1:] - jax.lax.stop_gradient(log_p[:, :-1]))
+  both = valid[:, 1:, None].astype(jnp.float32)
+  total = (jnp.minimum(change, threshold**2) * both).sum()
+  cells = both.size if compat == 'ms_tcn' else jnp.maximum(both.sum(), 1.0)
+  return total / (cells * logits.shape[-1])
+
+
+def binary_cross_entropy(logits: jax.Array, truth: jax.Array) -> jax.Array:
+  """Mean binary cross-entropy of logits and truth [...], 0 or 1; below 0 is unknown and does not count."""
+  known = (truth >= 0).astype(jnp.float32)
+  loss = jax.nn.softplus(logits) - logits * jnp.maximum(truth, 0)
+  return (loss * known).sum() / jnp.maximum(known.sum(), 1.0)
+
+
+def weighed_tasks(losses: Sequence[jax.Array], log_variances: jax.Array) -> jax.Array:
+  """Sum of exp(-s) loss + s of tasks with learned s [tasks] (tobiascz/TeCNO, modules/cnn/feature_extraction.py).
+
+  Kendall et al. 2018 have exp(-s) loss / 2 + s / 2 for regressions and exp(-s) loss + s / 2 for classifications.
+  """
+  return (jnp.exp(-log_variances) * jnp.stack(list(losses)) + log_variances).sum()
+
+
+def future_tokens(labels: jax.Array, valid: jax.Array, tokens: int, stride: int, end: int) -> jax.Array:
+  """Classes [B, T, tokens] of the frames `stride`, 2 * `stride`, ... after each frame; `end` after a video's end.
+
+  labels, valid: [B, T], a whole video each: what is beyond the last frame is its end. Unknown labels, and those of
+  frames that do not exist, are -1.
+  """
+  length = labels.shape[1]
+  place = jnp.arange(length)[:, None] + stride * jnp.arange(1, tokens + 1)  # [T, F]
+  count = valid.sum(axis=1)
+  found = jnp.where(place < count[:, None, None], labels[:, place.clip(0, length - 1)], end)
+  return jnp.where(valid[..., None], found, -1)
+
+
+def remaining_time(labels: jax.Array, valid: jax.Array, classes: int, horizon: float, per_minute: float) -> jax.Array:
+  """Minutes [B, T, classes + 1] until each phase is next seen, 0 while it goes on, and until the video ends.
+
+  At most `horizon`, which also stands where a phase does not come. `per_minute` frames are a minute.
+  """
+  length = labels.shape[1]
+  at = jnp.arange(length, dtype=jnp.float32)
+  count = valid.sum(axis=1)[:, None, None]
+  seen = (labels[..., None] == jnp.arange(classes)) & valid[..., None]
+  when = jnp.where(seen, at[:, None], jnp.inf)
+  next_seen = jax.lax.cummin(when, axis=1, reverse=True)  # [B, T, K]
+  ends = jnp.broadcast_to(count.astype(jnp.float32), (*labels.shape, 1))
+  minutes = (jnp.concatenate([next_seen, ends], axis=-1) - at[:, None]) / per_minute
+  return jnp.clip(minutes, 0.0, horizon)
+
+
+def time_error(predicted: jax.Array, target: jax.Array, horizon: float, valid: jax.Array) -> jax.Array:
+  """Mean of exp(-target / horizon) |predicted - target| / horizon over frames [B, T] and classes.
+
+  maxboels/SWAG-surgical-workflow-anticipative-generation, R2A2/train/losses/remaining_time_loss.py, 'mae' with
+  'exponential' weights.
+  """
+  weight = jnp.exp(-target / horizon) * valid[..., None]
+  total = (weight * jnp.abs(predicted - target) / horizon).sum()
+  return total / jnp.maximum(valid.sum() * target.shape[-1], 1)
