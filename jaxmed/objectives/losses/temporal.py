@@ -1,6 +1,6 @@
 """Losses and targets of sequences of frames, float32: smooth segments, class weights, futures, tasks and their noise.
 
-Shapes: B videos, T frames, K phases. Future tokens are frames at equal distances, as SWAG samples them. `valid` [B, T] bool are the frames of a video; labels below 0 are unknown.
+Shapes: B videos, T frames, K phases. `valid` [B, T] bool are the frames of a video; labels below 0 are unknown.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,8 @@ def weighed_tasks(losses: Sequence[jax.Array], log_variances: jax.Array) -> jax.
 
 def future_tokens(labels: jax.Array, valid: jax.Array, tokens: int, stride: int, end: int) -> jax.Array:
   """Classes [B, T, tokens] of the frames `stride`, 2 * `stride`, ... after each frame; `end` after a video's end.
+
+  As SWAG has them (datasets/base_video_dataset.py): tokens are frames at equal distances, not the most frequent phase.
 
   labels, valid: [B, T], a whole video each: what is beyond the last frame is its end. Unknown labels, and those of
   frames that do not exist, are -1.
