@@ -52,6 +52,8 @@ from jaxmed.objectives.paired.clip import CLIP
 from jaxmed.objectives.paired.siglip import SigLIP
 from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
+from jaxmed.objectives.temporal.anticipate import Anticipate
+from jaxmed.objectives.temporal.phases import Phases
 from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
 from jaxmed.objectives.volumes.joint_clustering import JointClustering
@@ -70,6 +72,7 @@ METHODS: dict[str, Any] = {
     'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
     'clip': CLIP, 'siglip': SigLIP,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
+    'phases': Phases, 'anticipate': Anticipate,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
 

@@ -116,6 +116,17 @@ def flat(group: Views) -> Batch:
   return cast(Batch, {name: x.reshape(-1, *x.shape[2:]) for name, x in known.items()})
 
 
+def last_again(group: Batch | Views, there: jax.Array) -> Any:
+  """`inputs` of windows [B, K, ...], with the last record that is `there` [B, K] again where there is none.
+
+  Blank records would move the statistics of batch norm, and may hold anything.
+  """
+  place = jnp.minimum(jnp.arange(there.shape[1]), jnp.maximum(there.sum(axis=1, keepdims=True) - 1, 0))  # [B, K]
+  take = lambda x: jnp.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), axis=1)
+  known: Any = inputs(group)
+  return {name: take(x) for name, x in known.items()}
+
+
 def views(x: jax.Array, count: int) -> jax.Array:
   """[B * V, ...] -> [B, V, ...], the inverse of `flat` for features."""
   return x.reshape(-1, count, *x.shape[1:])

@@ -66,26 +66,31 @@ def test_tasks_weighed_by_noise():
 
 
 def test_futures_by_a_loop():
-  labels, valid = jnp.asarray(np.abs(LABELS)), jnp.asarray(VALID)
-  tokens = np.asarray(temporal.future_tokens(labels, valid, 3, 2, 3))
-  times = np.asarray(temporal.remaining_time(labels, valid, 3, 1.5, 2.0))
-  for b, t in np.ndindex(2, 9):
-    length = int(VALID[b].sum())
+  """Of two videos that end, and of one that goes on after its nine frames."""
+  labels, valid, ended = np.abs(LABELS)[[0, 1, 0]], VALID[[0, 1, 0]], np.array([True, True, False])
+  given = jnp.asarray(labels), jnp.asarray(valid)
+  tokens = np.asarray(temporal.future_tokens(*given, 3, 2, 3, jnp.asarray(ended)))
+  minutes, told = map(np.asarray, temporal.remaining_time(*given, 3, 1.5, 2.0, jnp.asarray(ended)))
+  for b, t in np.ndindex(3, 9):
+    length = int(valid[b].sum())
     if t >= length:
-      assert (tokens[b, t] == -1).all()
+      assert (tokens[b, t] == -1).all() and not told[b, t].any()
       continue
     for f in range(3):
       later = t + 2 * (f + 1)
-      assert tokens[b, t, f] == (labels[b, later] if later < length else 3)
-    for c in range(3):
-      ahead = [u - t for u in range(t, length) if labels[b, u] == c]
-      assert times[b, t, c] == pytest.approx(min(ahead[0] / 2, 1.5) if ahead else 1.5)
-    assert times[b, t, 3] == pytest.approx(min((length - t) / 2, 1.5))
+      assert tokens[b, t, f] == (labels[b, later] if later < length else 3 if ended[b] else -1)
+    for c in range(4):
+      ahead = [u - t for u in range(t, length) if labels[b, u] == c] if c < 3 else [length - t] * int(ended[b])
+      if ahead or ended[b]:
+        assert told[b, t, c] and minutes[b, t, c] == pytest.approx(min(ahead[0] / 2, 1.5) if ahead else 1.5)
+      else:
+        assert told[b, t, c] == ((length - t) / 2 >= 1.5)
+  assert (temporal.future_tokens(*given, 3, 2, 3)[2] == tokens[0]).all()  # by default a video ends
 
 
 def test_time_error():
-  target, predicted = RNG.uniform(0, 5, (2, 9, 4)), RNG.uniform(0, 5, (2, 9, 4))
+  target, predicted, known = RNG.uniform(0, 5, (2, 9, 4)), RNG.uniform(0, 5, (2, 9, 4)), RNG.random((2, 9, 4)) < 0.7
   want = np.mean([math.exp(-target[i] / 5) * abs(predicted[i] - target[i]) / 5
-                  for i in np.ndindex(2, 9, 4) if VALID[i[:2]]])
-  got = temporal.time_error(jnp.asarray(predicted), jnp.asarray(target), 5.0, jnp.asarray(VALID))
+                  for i in np.ndindex(2, 9, 4) if known[i]])
+  got = temporal.time_error(jnp.asarray(predicted), jnp.asarray(target), 5.0, jnp.asarray(known))
   assert float(got) == pytest.approx(want, rel=1e-5)

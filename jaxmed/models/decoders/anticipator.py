@@ -138,7 +138,7 @@ class Anticipator(nn.Module):
 
   num_classes: int
   tokens: int = 30
-  stride: int = 60
+  stride: float = 60.0
   dim: int = 512
   depth: int = 2
   num_heads: int = 8

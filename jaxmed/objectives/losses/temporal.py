@@ -56,43 +56,52 @@ def weighed_tasks(losses: Sequence[jax.Array], log_variances: jax.Array) -> jax.
   return (jnp.exp(-log_variances) * jnp.stack(list(losses)) + log_variances).sum()
 
 
-def future_tokens(labels: jax.Array, valid: jax.Array, tokens: int, stride: int, end: int) -> jax.Array:
+def future_tokens(labels: jax.Array, valid: jax.Array, tokens: int, stride: int, end: int,
+                  ended: jax.Array | None = None) -> jax.Array:
   """Classes [B, T, tokens] of the frames `stride`, 2 * `stride`, ... after each frame; `end` after a video's end.
 
   As SWAG has them (datasets/base_video_dataset.py): tokens are frames at equal distances, not the most frequent phase.
 
-  labels, valid: [B, T], a whole video each: what is beyond the last frame is its end. Unknown labels, and those of
-  frames that do not exist, are -1.
+  Args:
+    labels, valid: [B, T], from the first frames on. ended: [B] whether the last of the valid frames is that of the
+      video, None for all; where it is not, later frames are unknown.
+  Returns:
+    Unknown classes, and those of frames that do not exist, are -1.
   """
-  length = labels.shape[1]
+  length, ended = labels.shape[1], jnp.ones(len(labels), bool) if ended is None else ended
   place = jnp.arange(length)[:, None] + stride * jnp.arange(1, tokens + 1)  # [T, F]
-  count = valid.sum(axis=1)
-  found = jnp.where(place < count[:, None, None], labels[:, place.clip(0, length - 1)], end)
+  beyond = place >= valid.sum(axis=1)[:, None, None]
+  found = jnp.where(beyond, jnp.where(ended, end, -1)[:, None, None], labels[:, place.clip(0, length - 1)])
   return jnp.where(valid[..., None], found, -1)
 
 
-def remaining_time(labels: jax.Array, valid: jax.Array, classes: int, horizon: float, per_minute: float) -> jax.Array:
+def remaining_time(labels: jax.Array, valid: jax.Array, classes: int, horizon: float, per_minute: float,
+                   ended: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
   """Minutes [B, T, classes + 1] until each phase is next seen, 0 while it goes on, and until the video ends.
 
-  At most `horizon`, which also stands where a phase does not come. `per_minute` frames are a minute.
+  At most `horizon`, which also stands where a phase does not come (as in Rivoir et al. 2020). `per_minute` frames are
+  a minute; the other arguments as of `future_tokens`.
+
+  Returns:
+    The minutes, and which are known, bool: all of valid frames, but what comes after a video that has not ended, nearer
+    than the horizon.
   """
-  length = labels.shape[1]
+  length, ended = labels.shape[1], jnp.ones(len(labels), bool) if ended is None else ended
   at = jnp.arange(length, dtype=jnp.float32)
-  count = valid.sum(axis=1)[:, None, None]
+  count = valid.sum(axis=1)[:, None, None].astype(jnp.float32)
   seen = (labels[..., None] == jnp.arange(classes)) & valid[..., None]
-  when = jnp.where(seen, at[:, None], jnp.inf)
-  next_seen = jax.lax.cummin(when, axis=1, reverse=True)  # [B, T, K]
-  ends = jnp.broadcast_to(count.astype(jnp.float32), (*labels.shape, 1))
-  minutes = (jnp.concatenate([next_seen, ends], axis=-1) - at[:, None]) / per_minute
-  return jnp.clip(minutes, 0.0, horizon)
+  when = jax.lax.cummin(jnp.where(seen, at[:, None], jnp.inf), axis=1, reverse=True)  # [B, T, K]
+  ends = jnp.where(ended[:, None, None], jnp.broadcast_to(count, (*labels.shape, 1)), jnp.inf)
+  minutes = (jnp.concatenate([when, ends], axis=-1) - at[:, None]) / per_minute
+  told = jnp.isfinite(minutes) | ended[:, None, None] | ((count - at[:, None]) / per_minute >= horizon)
+  return jnp.clip(minutes, 0.0, horizon), told & valid[..., None]
 
 
-def time_error(predicted: jax.Array, target: jax.Array, horizon: float, valid: jax.Array) -> jax.Array:
-  """Mean of exp(-target / horizon) |predicted - target| / horizon over frames [B, T] and classes.
+def time_error(predicted: jax.Array, target: jax.Array, horizon: float, known: jax.Array) -> jax.Array:
+  """Mean of exp(-target / horizon) |predicted - target| / horizon over what is `known` of [B, T, classes].
 
   maxboels/SWAG-surgical-workflow-anticipative-generation, R2A2/train/losses/remaining_time_loss.py, 'mae' with
   'exponential' weights.
   """
-  weight = jnp.exp(-target / horizon) * valid[..., None]
-  total = (weight * jnp.abs(predicted - target) / horizon).sum()
-  return total / jnp.maximum(valid.sum() * target.shape[-1], 1)
+  weight = jnp.exp(-target / horizon) * known
+  return (weight * jnp.abs(predicted - target) / horizon).sum() / jnp.maximum(known.sum(), 1)

@@ -202,7 +202,7 @@ class JointClustering(Method):
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the loss over slices, over volumes, and over hidden slices, of the global batch."""
     params, there = variables['params'], batch['index'] >= 0  # [B, K]
-    group, keys = _filled(self._checked(batch), there), jax.random.split(rng, 4)
+    group, keys = networks.last_again(self._checked(batch), there), jax.random.split(rng, 4)
     size, slices, views = group['image'].shape[:3]
     merged: Any = {name: a.reshape(-1, *a.shape[2:]) for name, a in group.items()}
     x, stats = siamese.encode(self.encoder, params['encoder'], merged, keys[0], train, self.feature)  # [B * K, V, D]
@@ -257,17 +257,6 @@ class JointClustering(Method):
     plain = self._mean(target, there & ~hidden)[:, None]
     over = lambda error: (jnp.square(error).mean(axis=-1) * hidden).sum() / jnp.maximum(hidden.sum(), 1)
     return over(predicted - target), over(plain - target)
-
-
-def _filled(group: Any, there: jax.Array) -> dict[str, jax.Array]:
-  """The encoder's inputs [B, K, V, ...], with the last slice that is `there` [B, K] again where there is none.
-
-  Blank slices would move the statistics of batch norm, and may hold anything.
-  """
-  place = jnp.minimum(jnp.arange(there.shape[1]), jnp.maximum(there.sum(axis=1, keepdims=True) - 1, 0))  # [B, K]
-  take = lambda x: jnp.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), axis=1)
-  known: Any = networks.inputs(group)
-  return {name: take(x) for name, x in known.items()}
 
 
 def _spread(z: jax.Array, counts: jax.Array) -> jax.Array:
