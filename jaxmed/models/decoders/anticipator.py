@@ -1,14 +1,16 @@
 """A causal transformer over the features of a video that says the current phase and what comes: SuPRA and SWAG.
 
-Boels et al. 2024 (maxboels/SWAG-surgical-workflow-anticipative-generation, models/skit_future.py and
-R2A2/model/r2a2.py; the papers were not read): attention among the last frames, "key pooling" (a narrow projection whose
-maximum over all frames so far is added back), the current phase, and a decoder whose learned queries are one future
-token each, every `stride` seconds of the horizon, with a class K for the end of the video.
+Boels et al. 2024, arXiv 2403.06200 and 2412.18849 (maxboels/SWAG-surgical-workflow-anticipative-generation,
+models/skit_future.py and R2A2/model/r2a2.py; of the papers the abstracts were read): attention among the last frames,
+"key pooling" (a narrow projection whose maximum over all frames so far is added back), the current phase, and a decoder
+whose learned queries are one future token each, every `stride` seconds of the horizon, with a class K for the end of
+the video.
 
 Differs: a frame looks at the `window` frames up to itself, so that one pass gives every frame's output and the model
 runs frame by frame; the published encoder cuts the context into windows whose frames look at each other, and is read
 at the last one. Blocks normalise before they compute, and distances in time have a learned bias where the published
-code adds sinusoids. The maximum is over every frame, the published one over every tenth of those before the window.
+code adds sinusoids. The maximum is over every frame, the published one over every tenth of those before the window. The
+decoder has one layer, there 2 to 4.
 """
 
 from typing import Any, NamedTuple
@@ -142,7 +144,7 @@ class Anticipator(nn.Module):
   dim: int = 512
   depth: int = 2
   num_heads: int = 8
-  hidden: int = 2048
+  hidden: int = 1024
   window: int = 20
   pooled: int = 64
   dropout: float = 0.1

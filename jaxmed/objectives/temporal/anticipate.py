@@ -46,7 +46,7 @@ class Anticipate(Method):
   dim: int = 0
   depth: int = 2
   num_heads: int = 8
-  hidden_dim: int = 2048
+  hidden_dim: int = 1024
   look_back: int = 20
   pooled_dim: int = 64
   dropout: float = 0.1
