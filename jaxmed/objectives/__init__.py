@@ -13,8 +13,9 @@ defaults of what it need not say:
   FEATURE: 'cls' or 'mean', the vector it recommends.
   FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. REQUIRED: of these what every
     training record must have; records without are left out. PREDICTS: what of a record it predicts itself, 'mask' by
-    `logits(variables, batch, train, rngs) -> ((logits, ...), stats)`, or 'label' or 'number' by `predict(variables,
-    batch)`; '' for nothing. WINDOWS: whether its samples may be windows of several records, see `data.feed.windows`.
+    `logits(variables, batch, train, rngs) -> ((logits, ...), stats)`, 'label' or 'number' by `predict(variables,
+    batch)`, or 'phases' of windows by `phases(variables, batch)`, logits of each frame; '' for nothing. WINDOWS:
+    whether its samples may be windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
 a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records),
 `names` and `stored` (of the classes of masks), `bases` (views that tile a record), `window` (records of a sample).

@@ -18,8 +18,10 @@ from jaxmed.errors import UserError
 from jaxmed.models.layers.transformer import Dense as Layer
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.networks import inputs
+from jaxmed.parallel.mesh import make_mesh
 from jaxmed.train.build import assemble, data_spec, resolve, rundir
 from jaxmed.train.logs import read_rows
+from jaxmed.train.probe import Probe
 from tests.common import record_indices, start
 from tests.conftest import TINY
 
@@ -155,6 +157,11 @@ def test_phases_of_videos_are_learned(frames, tmp_path, method, options):
   bar = 0.95 if method == 'phases' else 0.78  # a convolution counts frames from the border, single frames overlap
   assert np.mean(found[:2]) < 0.75 and np.mean(found[-5:]) > bar
   assert out['val_loss'] < (0.3 if method == 'phases' else 0.6)
+  seen = read_rows(tmp_path / 'run' / 'metrics.jsonl')[-1]
+  trainer, config, spec, state = rundir.load_state(tmp_path / 'run')
+  videos = Probe(trainer, config, spec, open_source(frames), make_mesh({'data': 0}), lambda: None).videos(state)
+  assert [y.tolist() for y, _ in videos] == [[0, 0, 1, 1]] * 2  # two held-out cases, in their order
+  assert seen['val_accuracy'] == pytest.approx(np.mean([y == p for y, p in videos])) and seen['val_edit'] > 0.3
 
 
 def test_what_does_not_suit_is_one_line(frames, corpus, tmp_path):

@@ -64,6 +64,7 @@ class Anticipate(Method):
   LEARNING_RATE: ClassVar = (1e-4, 64)
   FEATURE: ClassVar[str] = 'cls'
   WINDOWS: ClassVar[bool] = True
+  PREDICTS: ClassVar[str] = 'phases'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'augment': {'scale': (1.0, 1.0), 'flip': (0.0, 0.0)},
       'loader': frames.LOADER,
@@ -144,6 +145,10 @@ class Anticipate(Method):
   def anticipated(self, variables: Variables, batch: Batch, at: jax.Array) -> Anticipation:
     """What is said of the frames of windows, future tokens at the frames `at` [A]."""
     return self._said(variables, batch, at, jax.random.key(0), False)[0]
+
+  def phases(self, variables: Variables, batch: Batch) -> jax.Array:
+    """Logits [B, K, classes] of the current phase of the frames of windows."""
+    return self.anticipated(variables, batch, jnp.array([0])).current
 
   def frozen(self, step: jax.Array) -> dict[str, Any]:
     """The encoder, where it stays."""

@@ -59,6 +59,7 @@ class Phases(Method):
   LEARNING_RATE: ClassVar = (7e-5, 1)  # of TeCNO, batches of one video
   FEATURE: ClassVar[str] = 'cls'
   WINDOWS: ClassVar[bool] = True
+  PREDICTS: ClassVar[str] = 'phases'
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'optimizer': {'weight_decay': 0.0},
       'augment': {'scale': (1.0, 1.0), 'flip': (0.0, 0.0)},
