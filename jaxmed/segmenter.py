@@ -15,7 +15,7 @@ from jaxmed.augment.views import ViewMaker
 from jaxmed.data.readers.spacing import resampled
 from jaxmed.data.resize import resize
 from jaxmed.encoder import Encoder
-from jaxmed.errors import UserError
+from jaxmed.errors import UserError, choose
 
 SIDES = ('left', 'right')
 
@@ -172,10 +172,13 @@ def statistics(image: np.ndarray, mode: str, channels: Sequence[dict[str, Any]],
   (clip(x, low, high) - mean) / deviation is what `intensity.normalize` gives with this mode. Means are float64.
   """
   name, limits = intensity.parse_mode(mode)
+  given = intensity.foreground_table(limits, len(channels)) if name == 'foreground' else np.empty(0)
   rows = []
   for c, i in enumerate(ids):
     low, high, mean, std = -np.inf, np.inf, 0.0, 1.0
-    if name == 'corpus':
+    if name == 'foreground':
+      low, high, mean, std = given[i]
+    elif name == 'corpus':
       mean, std = channels[i]['mean'], max(channels[i]['std'], 1e-6)
     elif name == 'window':
       low, high = limits
@@ -187,6 +190,8 @@ def statistics(image: np.ndarray, mode: str, channels: Sequence[dict[str, Any]],
     elif name in ('percentile', 'image'):
       low, high = np.percentile(image[..., c], limits) if name == 'percentile' else (low, high)
       mean, std = _moments(image[..., c], low, high)
+    else:
+      choose('loader.normalize', name, ('none',))
     rows.append((low, high, mean, std))
   return np.array(rows, np.float32).T
 

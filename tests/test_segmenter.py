@@ -16,7 +16,15 @@ from jaxmed.segmenter import statistics
 from tests.segmenters import CHANNELS, direct, segmenter, stored
 
 
-@pytest.mark.parametrize('mode', ['none', 'corpus', 'image', 'window:20:90', 'percentile', 'percentile:5:80', 'full'])
+MODES = ['none', 'corpus', 'image', 'window:20:90', 'percentile', 'percentile:5:80', 'full', 'foreground:20:90:50:12',
+         'foreground:20:90:50:12:10:200:80:30']
+
+
+def test_every_mode_is_tested():
+  assert {mode.partition(':')[0] for mode in MODES} == {*intensity.NORMALIZE}
+
+
+@pytest.mark.parametrize('mode', MODES)
 def test_statistics_are_those_of_a_whole_image(mode):
   image = stored(11, 9, 5, 2)
   image[8:] //= 3  # parts differ

@@ -83,7 +83,9 @@ def normalize(image: jax.Array, channels: jax.Array, mean: jax.Array, std: jax.A
   if name == 'window':
     return jnp.clip((x - limits[0]) / (limits[1] - limits[0]), 0, 1) * 2 - 1
   if name == 'foreground':
-    return _foreground(x, channels, jnp.asarray(limits, jnp.float32).reshape(-1, 4), len(mean))
+    rows = jnp.asarray(foreground_table(limits, len(mean)))[channels]  # [B, C, 4]
+    low, high, mean, std = (_spread(rows[..., i], x) for i in range(4))
+    return (jnp.clip(x, low, high) - mean) / std
   if name == 'percentile':
     return _standardized(jnp.clip(x, *percentiles(x, limits, within)), within)
   if name == 'full':
@@ -94,14 +96,17 @@ def normalize(image: jax.Array, channels: jax.Array, mean: jax.Array, std: jax.A
   return (x - _spread(mean[channels], x)) / _spread(jnp.maximum(std[channels], 1e-6), x)
 
 
-def _foreground(x: jax.Array, channels: jax.Array, table: jax.Array, vocabulary: int) -> jax.Array:
-  """x [B, *grid, C] by low, high, mean and deviation, rows of `table` [1 or V, 4]."""
+def foreground_table(limits: tuple[float, ...], vocabulary: int) -> np.ndarray:
+  """Low, high, mean and deviation of each channel of the vocabulary, [V, 4] float32, from the numbers of 'foreground'.
+
+  Raises:
+    UserError: numbers of neither one channel nor all.
+  """
+  table = np.asarray(limits, np.float32).reshape(-1, 4)
   if len(table) not in (1, vocabulary):
     raise UserError(f'loader.normalize foreground has numbers of {len(table)} channels: expected those of one, for '
                     f'all, or of the {vocabulary} of the vocabulary')
-  rows = table[jnp.zeros_like(channels) if len(table) == 1 else channels]  # [B, C, 4]
-  low, high, mean, std = (_spread(rows[..., i], x) for i in range(4))
-  return (jnp.clip(x, low, high) - mean) / std
+  return np.broadcast_to(table, (vocabulary, 4))
 
 
 def percentiles(x: jax.Array, limits: tuple[float, ...], within: jax.Array | None = None) -> jax.Array:

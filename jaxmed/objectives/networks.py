@@ -34,6 +34,15 @@ class Clock:
     return min(epochs * self.epoch, share * self.steps)
 
 
+def last_again(x: jax.Array, there: jax.Array) -> jax.Array:
+  """Records x [B, K, ...] of windows, with the last one that is `there` [B, K] again where there is none.
+
+  Blank records would move the statistics of batch norm, and may hold anything.
+  """
+  place = jnp.minimum(jnp.arange(there.shape[1]), jnp.maximum(there.sum(axis=1, keepdims=True) - 1, 0))  # [B, K]
+  return jnp.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
 def ramp(start: float, end: float, step: jax.Array, steps: float) -> jax.Array:
   """Linear from start to end in so many steps, then constant."""
   return start + (end - start) * jnp.clip(step / max(steps, 1e-9), 0.0, 1.0)
@@ -114,17 +123,6 @@ def flat(group: Views) -> Batch:
   """
   known: Any = inputs(group)
   return cast(Batch, {name: x.reshape(-1, *x.shape[2:]) for name, x in known.items()})
-
-
-def last_again(group: Batch | Views, there: jax.Array) -> Any:
-  """`inputs` of windows [B, K, ...], with the last record that is `there` [B, K] again where there is none.
-
-  Blank records would move the statistics of batch norm, and may hold anything.
-  """
-  place = jnp.minimum(jnp.arange(there.shape[1]), jnp.maximum(there.sum(axis=1, keepdims=True) - 1, 0))  # [B, K]
-  take = lambda x: jnp.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), axis=1)
-  known: Any = inputs(group)
-  return {name: take(x) for name, x in known.items()}
 
 
 def views(x: jax.Array, count: int) -> jax.Array:

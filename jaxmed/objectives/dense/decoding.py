@@ -79,6 +79,6 @@ def of_channels(encoder: Encoder, batch: Batch, x: jax.Array) -> jax.Array:
   return jnp.einsum('b...k,bck->b...c', x, where, precision=jax.lax.Precision.HIGHEST)
 
 
-def mean_of(there: jax.Array, x: jax.Array) -> jax.Array:
+def mean_of(x: jax.Array, there: jax.Array) -> jax.Array:
   """The mean of x over what is there, both [B, *size, C]; 0 of nothing."""
   return jnp.where(there, x, 0).sum() / jnp.maximum(there.sum(dtype=jnp.float32), 1)

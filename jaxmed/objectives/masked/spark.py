@@ -106,13 +106,13 @@ class SparK(Method):
     keys = jax.random.split(rng)
     restored, clean, hidden, stats = self.restore(variables['params'], batch, keys[0], train, {'dropout': keys[1]})
     there = decoding.there(batch)
-    loss = decoding.mean_of(there & hidden, jnp.square(restored - clean))
+    loss = decoding.mean_of(jnp.square(restored - clean), there & hidden)
     axes = tuple(range(1, clean.ndim - 1))
     known = there & ~hidden
     grey = (jnp.where(known, clean, 0).sum(axis=axes, keepdims=True)
             / jnp.maximum(known.sum(axis=axes, keepdims=True), 1))
-    worst = decoding.mean_of(there & hidden, jnp.square(grey - clean))
-    metrics = {'restoration': loss, 'hidden': decoding.mean_of(there, hidden.astype(jnp.float32)),
+    worst = decoding.mean_of(jnp.square(grey - clean), there & hidden)
+    metrics = {'restoration': loss, 'hidden': decoding.mean_of(hidden.astype(jnp.float32), there),
                'explained': 1 - loss / jnp.maximum(worst, 1e-6)}  # 0 for the mean of what is visible, or worse
     return loss, (with_stats(metrics, train, **stats), variables['extra'])
 

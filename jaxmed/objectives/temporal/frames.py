@@ -9,7 +9,7 @@ from jaxmed.contracts import Batch, Encoder
 from jaxmed.errors import UserError
 from jaxmed.objectives import networks
 
-LOADER: dict[str, Any] = {'window': 256, 'window_group': 'path', 'window_order': 'frame_seconds'}
+LOADER: dict[str, Any] = {'window': 256, 'window_group': 'subject', 'window_order': 'frame_seconds'}
 
 
 def checked(method: str, encoder: Encoder, batch: Batch) -> None:
@@ -38,7 +38,8 @@ def encode(encoder: Encoder, params: Any, batch: Batch, feature: str, train: boo
     fixed: whether the encoder runs as in evaluation, without a gradient.
     at_once: frames of a window that a fixed encoder computes at once, so that whole videos fit in memory; 0 for all.
   """
-  known = networks.last_again(batch, batch['index'] >= 0)
+  given: Any = networks.inputs(batch)
+  known = {name: networks.last_again(x, batch['index'] >= 0) for name, x in given.items()}
   size, frames = batch['index'].shape
 
   def run(part):

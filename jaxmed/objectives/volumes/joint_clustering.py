@@ -202,7 +202,8 @@ class JointClustering(Method):
   def loss(self, variables: Variables, batch: Batch, rng: jax.Array, step: jax.Array, train: bool = True):
     """Weighted sum of the loss over slices, over volumes, and over hidden slices, of the global batch."""
     params, there = variables['params'], batch['index'] >= 0  # [B, K]
-    group, keys = networks.last_again(self._checked(batch), there), jax.random.split(rng, 4)
+    known: Any = networks.inputs(self._checked(batch))
+    group, keys = {name: networks.last_again(x, there) for name, x in known.items()}, jax.random.split(rng, 4)
     size, slices, views = group['image'].shape[:3]
     merged: Any = {name: a.reshape(-1, *a.shape[2:]) for name, a in group.items()}
     x, stats = siamese.encode(self.encoder, params['encoder'], merged, keys[0], train, self.feature)  # [B * K, V, D]

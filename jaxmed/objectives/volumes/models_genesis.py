@@ -76,7 +76,7 @@ class ModelsGenesis(Method):
     keys = jax.random.split(rng)
     shown, clean = self.corrupted(keys[0], batch)
     restored, stats = self._restored(variables['params'], shown, train, {'dropout': keys[1]})
-    mean = lambda x: decoding.mean_of(decoding.there(batch), jnp.square(x - clean))
+    mean = lambda x: decoding.mean_of(jnp.square(x - clean), decoding.there(batch))
     loss = mean(restored)
     # 0 for copying the input, or worse.
     metrics = {'restoration': loss, 'restored': 1 - loss / jnp.maximum(mean(shown['image']), 1e-6)}

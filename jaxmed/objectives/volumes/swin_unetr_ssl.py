@@ -120,8 +120,8 @@ class SwinUNETRSSL(Method):
     (restored, *_), features, stats, _ = decoding.decode(self.encoder, self.network, params, copies, train,
                                                          {'dropout': keys[1]})
     restored = decoding.of_channels(self.encoder, copies, restored)
-    restoration = decoding.mean_of(there, jnp.abs(restored - clean))
-    copying = decoding.mean_of(there, jnp.abs(copies['image'] - clean))
+    restoration = decoding.mean_of(jnp.abs(restored - clean), there)
+    copying = decoding.mean_of(jnp.abs(copies['image'] - clean), there)
     told, compared = (head.apply({'params': params[name]}, x)
                       for (name, head), x in zip(self.heads.items(), self._vectors(features), strict=True))
     logp = jax.nn.log_softmax(told.astype(jnp.float32))

@@ -213,9 +213,7 @@ class Uni4Eye(Method):
   def _volume(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Volumes [B, K, H, W, C] without what is not there, their tokens that are [B, N], and which are images [B]."""
     e, real = self.encoder, batch['index'] >= 0  # [B, K]
-    count, slices = real.sum(axis=1), real.shape[1]
-    place = jnp.minimum(jnp.arange(slices), jnp.maximum(count[:, None] - 1, 0))  # the last slice again
-    image = jnp.take_along_axis(batch['image'].astype(jnp.float32), place[:, :, None, None, None], axis=1)
+    image = networks.last_again(batch['image'].astype(jnp.float32), real)
     grid = grid_of(image.shape[2:-1], e.patch_size)
     layers = real.reshape(len(real), -1, self.patch_slices).any(axis=2)  # [B, K / patch_slices]
     cells = jnp.ones((len(real), 1, math.prod(grid)), bool)
@@ -230,7 +228,7 @@ class Uni4Eye(Method):
     if e.per_channel:
       known = jnp.ones((len(image), image.shape[-1]), bool) if mask is None else mask[:, 0]
       there = there & known[..., None]
-    return image, there.reshape(len(real), -1), count == 1
+    return image, there.reshape(len(real), -1), real.sum(axis=1) == 1
 
   def _tokens(self, params: Any, image: jax.Array, batch: Batch, there: jax.Array, flat: jax.Array) -> Tokens:
     """Embedded patches [B, N, D] of volumes, or of images in the places of the first layer."""

@@ -90,7 +90,7 @@ class VolumeFusion(Method):
                                                 {'dropout': keys[1]})
     logp = losses.log_probabilities(logits, truth)
     entropy, dice = losses.cross_entropy(logp, truth), losses.soft_dice(logp, truth)
-    share = lambda right: decoding.mean_of(truth.known, right.astype(jnp.float32))
+    share = lambda right: decoding.mean_of(right.astype(jnp.float32), truth.known)
     accuracy = share(logp.argmax(axis=-1) == truth.classes)
     common = jnp.stack([share(truth.classes == k) for k in range(self.classes + 1)]).max()
     metrics = {'cross_entropy': entropy, 'soft_dice': dice, 'accuracy': accuracy,
