@@ -12,9 +12,9 @@ Stage 1, a ResNet-50 on phases and tools, is a run of its own: give it as init=R
   jaxmed train experiments/phases.py --data FRAMES --out RUN init=ENCODER objective.head=ms_tcn objective.smoothing=0.15
   jaxmed prepare demo --out corpus && jaxmed train experiments/phases.py:laptop --data corpus --out RUN
 
-FRAMES is a corpus of frames with columns `phase` and `frame_seconds`, a subject a video (docs/guide/surgical.md). Published: 88.56 % accuracy on
-Cholec80 (from memory, not checked). Not run here at full size. `laptop`: regions of the demo corpus on 2 CPU cores,
-windows of 4 patches, an encoder that is trained too.
+FRAMES is a corpus of frames with columns `phase` and `frame_seconds`, a subject a video (docs/guide/surgical.md).
+Published: 88.56 % accuracy on Cholec80 (from memory, not checked). Not run here at full size. `laptop`: regions of the
+demo corpus on 2 CPU cores, windows of 4 patches, an encoder that is trained too.
 """
 
 from ml_collections import ConfigDict

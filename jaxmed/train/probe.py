@@ -139,6 +139,7 @@ class Probe:
     """
     source, variables = self.val, state.variables(self.fixed) | ({'params': state.average} if state.average else {})
     windows = assemble.windows(self.config, source)
+    assert windows is not None  # such methods take windows alone
     truth, predicted = np.full((2, len(source)), -1)
     for batch in self._batches(source, self.config.batch_size, windows):
       self.check()
