@@ -56,6 +56,12 @@ class Relaxation:
       raise UserError(f'relaxed boundaries of {self.frames} frames: expected 0 or more')
 
 
+# Of M2CAI16 (the same rules in its script, matlab-eval, for 8 phases): TrocarPlacement, then Preparation,
+# CalotTriangleDissection, ClippingCutting, GallbladderDissection, GallbladderPackaging, CleaningCoagulation,
+# GallbladderRetraction.
+M2CAI16 = Relaxation(late_of={6: (-1, -2), 7: (-1, -2)}, early_of={place: (1, 2) for place in (4, 5, 6, 7)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
   """Frames of one video, float64 [K] by phase: `hits` are those of `union` (true or predicted as the phase) that are

@@ -99,6 +99,15 @@ def test_another_order_of_phases_is_another_relaxed_metric_and_the_same_strict_o
     assert (a.right == b.right) == (relaxation is None)
 
 
+def test_m2cai16_is_cholec80_after_a_phase_more():
+  rng = np.random.default_rng(2)
+  for _ in range(10):
+    truth, predicted = video(rng)
+    one = relaxed(truth, predicted)
+    more = phases.counts(truth, predicted, range(8), phases.M2CAI16)
+    assert more.right == one.right and more.hits.tolist() == [0, *one.hits]
+
+
 def test_errors():
   with pytest.raises(UserError, match='none of the classes'):
     phases.counts(np.array([9]), np.array([1]), PHASES)
