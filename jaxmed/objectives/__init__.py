@@ -55,6 +55,7 @@ from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
 from jaxmed.objectives.temporal.anticipate import Anticipate
 from jaxmed.objectives.temporal.phases import Phases
+from jaxmed.objectives.temporal.phases_tools import PhasesTools
 from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
 from jaxmed.objectives.volumes.joint_clustering import JointClustering
@@ -73,7 +74,7 @@ METHODS: dict[str, Any] = {
     'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
     'clip': CLIP, 'siglip': SigLIP,
     'supervised': Supervised, 'regress': Regress, 'segment': Segment,
-    'phases': Phases, 'anticipate': Anticipate,
+    'phases': Phases, 'anticipate': Anticipate, 'phases_tools': PhasesTools,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
 

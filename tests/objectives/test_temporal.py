@@ -12,6 +12,7 @@ from jaxmed.objectives.losses import temporal
 from jaxmed.objectives.temporal import frames
 from jaxmed.objectives.temporal.anticipate import Anticipate
 from jaxmed.objectives.temporal.phases import Phases
+from jaxmed.objectives.temporal.phases_tools import PhasesTools
 from tests.objectives import siamese_fakes as fakes
 
 COUNT, LENGTH = 3, 6
@@ -129,3 +130,29 @@ def test_needs_windows_and_labels(method):
     method(fakes.encoder('vit'), num_classes=3).init(jax.random.key(0), {'image': jnp.zeros((2, 8, 8, 2))})
   with pytest.raises(UserError, match=r'loader\.label'):
     method(fakes.encoder('vit')).init(jax.random.key(0), windows())
+
+
+@pytest.mark.parametrize(('joint', 'first'), [('sum', True), ('learned', False)])
+def test_phases_and_tools(joint, first):
+  data = {name: x[:, 0] for name, x in windows().items() if name != 'index'}
+  tools = np.random.default_rng(1).integers(-1, 2, (COUNT, 1, 4))
+  data |= {'signal': jnp.asarray(tools, jnp.float32), 'signal_mask': jnp.asarray([[True], [False], [True]])}
+  objective, variables, _ = fakes.start(PhasesTools, 'vit', data, tools=4, num_classes=3, joint=joint, tools_first=first)
+  params = variables['params']
+  (loss, _), grad = step(objective, params, data)
+  x = np.asarray(fakes._vectors(objective.encoder, 'cls', params['encoder'], data['image'], None, None), np.float64)
+  dense = lambda name, v: v @ np.asarray(params['head'][name]['kernel'], np.float64) + params['head'][name]['bias']
+  z = dense('tools', x)
+  p = 1 / (1 + np.exp(-z))
+  phases = dense('phases', np.concatenate([x, p], axis=1) if first else x)
+  log_p = phases - np.log(np.exp(phases).sum(axis=1, keepdims=True))
+  label = np.asarray(data['label'])
+  phase = -np.mean([log_p[i, y] for i, y in enumerate(label) if y >= 0])
+  known = (tools[:, 0] >= 0) & np.array([[True], [False], [True]])
+  tool = -np.mean(np.log(np.where(tools[:, 0] > 0, p, 1 - p))[known])
+  s = np.asarray(params.get('log_variances', np.zeros(2)), np.float64)
+  want = np.exp(-s[0]) * phase + s[0] + np.exp(-s[1]) * tool + s[1]
+  assert float(loss) == pytest.approx(want, rel=1e-5) and (joint == 'sum') == ('log_variances' not in params)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grad))
+  with pytest.raises(UserError, match='objective.tools=5, but the signals of the corpus have 4'):
+    PhasesTools(objective.encoder, tools=5, num_classes=3).loss(variables, data, jax.random.key(0), 0)

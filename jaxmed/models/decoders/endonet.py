@@ -14,7 +14,7 @@ from jaxmed.models.layers.transformer import Dense
 
 
 class Tasks(NamedTuple):
-  """Logits [..., K] of phases (softmax) and [..., M] of tools (sigmoid), and what the phases read, [..., D + M]."""
+  """Logits [..., K] of phases (softmax) and [..., M] of tools (sigmoid), and what the phases read, [..., D (+ M)]."""
 
   phases: jax.Array
   tools: jax.Array
@@ -27,11 +27,13 @@ class EndoNet(nn.Module):
   Attributes:
     num_classes: K phases. tools: M tools.
     detach: whether the loss of phases does not train the layer of tools through these probabilities.
+    tools_first: whether phases see them at all; without, both layers read the features alone.
   """
 
   num_classes: int
   tools: int = 7
   detach: bool = False
+  tools_first: bool = True
   dtype: Any = 'float32'
 
   @nn.compact
@@ -40,6 +42,6 @@ class EndoNet(nn.Module):
     dtype = jnp.dtype(self.dtype)
     tools = Dense((self.tools,), ('embed', None), kernel_init='torch_uniform', dtype=dtype, name='tools')(x)
     seen = nn.sigmoid(jax.lax.stop_gradient(tools) if self.detach else tools)
-    both = jnp.concatenate([x.astype(dtype), seen], axis=-1)
+    both = jnp.concatenate([x.astype(dtype), seen], axis=-1) if self.tools_first else x.astype(dtype)
     phases = Dense((self.num_classes,), ('embed', None), kernel_init='torch_uniform', dtype=dtype, name='phases')(both)
     return Tasks(phases.astype(jnp.float32), tools.astype(jnp.float32), both)

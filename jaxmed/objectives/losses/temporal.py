@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxmed.errors import UserError, choose
+
 COMPAT = ('', 'ms_tcn')
+
+
+def check_weights(weights: Sequence[float], classes: int) -> None:
+  """Raises a UserError where the option class_weights does not have a number for each of the known classes."""
+  if classes and weights and len(weights) != classes:
+    raise UserError(f'objective.class_weights has {len(weights)} numbers, loader.label {classes} classes: expected one '
+                    'a class, in the order of their names')
 
 
 def class_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None,
@@ -33,6 +42,7 @@ def truncated_mse(logits: jax.Array, valid: jax.Array, threshold: float = 4.0, c
     compat: 'ms_tcn' divides by all cells of the batch, padded ones too, as the published code; by default by those of
       the frames of videos that have one before them.
   """
+  choose('compat', compat, COMPAT)
   log_p = jax.nn.log_softmax(logits)
   change = jnp.square(log_p[:, 1:] - jax.lax.stop_gradient(log_p[:, :-1]))
   both = valid[:, 1:, None].astype(jnp.float32)

@@ -83,9 +83,7 @@ class Anticipate(Method):
       raise UserError(f'objective.dropout {self.dropout} must lie in [0, 1)')
     if self._width % self.num_heads:
       raise UserError(f'objective.num_heads {self.num_heads} does not divide objective.dim {self._width}')
-    if self.num_classes and self.class_weights and len(self.class_weights) != self.num_classes:
-      raise UserError(f'objective.class_weights has {len(self.class_weights)} numbers, loader.label '
-                      f'{self.num_classes} classes: expected one a class, in the order of their names')
+    temporal.check_weights(self.class_weights, self.num_classes)
 
   @property
   def _step(self) -> int:

@@ -74,9 +74,7 @@ class Phases(Method):
       raise UserError('objective.stages, layers, width, frames_at_once and smoothing must be at least 0')
     if not 0 <= self.dropout < 1:
       raise UserError(f'objective.dropout {self.dropout} must lie in [0, 1)')
-    if self.num_classes and self.class_weights and len(self.class_weights) != self.num_classes:
-      raise UserError(f'objective.class_weights has {len(self.class_weights)} numbers, loader.label '
-                      f'{self.num_classes} classes: expected one a class, in the order of their names')
+    temporal.check_weights(self.class_weights, self.num_classes)
 
   @property
   def network(self) -> MultiStage:
