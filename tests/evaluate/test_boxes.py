@@ -91,6 +91,14 @@ def test_by_hand():
   assert got.without == (4,) and np.isnan(got.of_class(4)) and got.of_class(1) == got.summary()['map50']
 
 
+def test_a_crowd_is_taken_often():
+  """Two detections in a crowd, whose overlap is their share in it, count as little as the crowd itself."""
+  truth = [Truth(np.array([[0, 0, 40, 40], [60, 60, 70, 70]]), np.array([1, 1]), np.array([True, False]))]
+  found = [Found(np.array([[0, 0, 10, 10], [20, 20, 30, 30], [60, 60, 70, 70], [80, 80, 90, 90]]), np.ones(4),
+                 np.array([0.9, 0.8, 0.7, 0.6]))]
+  assert boxes.score(truth, found, (1,)).summary()['map'] == 1
+
+
 def test_errors():
   with pytest.raises(UserError, match='the same number'):
     boxes.score([], [Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0))], (1,))
