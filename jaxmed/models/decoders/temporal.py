@@ -89,7 +89,10 @@ class Stage(nn.Module):
     self.out = _dense(self.width, self.num_classes, self.dtype)
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None, train: bool = False) -> jax.Array:
-    """Logits [B, T, K] float32 of x [B, T, inputs]; zeros in and after every layer where `mask` [B, T] is False."""
+    """Logits [B, T, K] float32 of x [B, T, inputs]; zeros before and after every layer where `mask` [B, T] is False.
+
+    So padding changes nothing of a video; MS-TCN's code does not mask the projection, whose bias the first layer sees.
+    """
     kept = (lambda y: y) if mask is None else (lambda y: jnp.where(mask[..., None], y, 0))
     x = kept(self.project(x))
     for layer in self.layer:
