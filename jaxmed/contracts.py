@@ -253,7 +253,8 @@ class Objective(Structure):
   GROUPS: ClassVar[Mapping[str, tuple[str, ...]]]  # {group of the optimizer: paths of its parameters}
   FIELDS: ClassVar[tuple[str, ...]]  # what it wants of a record, see FIELDS
   REQUIRED: ClassVar[tuple[str, ...]]  # of these what every training record must have
-  PREDICTS: ClassVar[str]  # of a record what it predicts itself: 'mask' by `logits`, 'label' or 'number' by `predict`
+  # Of a record what it predicts itself: 'mask' by `logits`, 'label' or 'number' by `predict`, 'phases' by `phases`.
+  PREDICTS: ClassVar[str]
   WINDOWS: ClassVar[bool]  # whether its samples may be windows of several records, loader.window
 
   @property

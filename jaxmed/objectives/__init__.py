@@ -13,8 +13,9 @@ defaults of what it need not say:
   FEATURE: 'cls' or 'mean', the vector it recommends.
   FIELDS: what it wants of a record, ('image',) by default, see `contracts.FIELDS`. REQUIRED: of these what every
     training record must have; records without are left out. PREDICTS: what of a record it predicts itself, 'mask' by
-    `logits(variables, batch, train, rngs) -> ((logits, ...), stats)`, or 'label' or 'number' by `predict(variables,
-    batch)`; '' for nothing. WINDOWS: whether its samples may be windows of several records, see `data.feed.windows`.
+    `logits(variables, batch, train, rngs) -> ((logits, ...), stats)`, 'label' or 'number' by `predict(variables,
+    batch)`, or 'phases' of windows by `phases(variables, batch)`, logits of each frame; '' for nothing. WINDOWS:
+    whether its samples may be windows of several records, see `data.feed.windows`.
 Optionally `frozen(step)`, {path of parameters: whether they rest at this step}, and `pictures(variables, batch, rng)`,
 a dict of named image arrays for the report. What the run fills in is no option: `clock` (its length), `rows` (records),
 `names` and `stored` (of the classes of masks), `bases` (views that tile a record), `window` (records of a sample).
@@ -59,6 +60,9 @@ from jaxmed.objectives.supervised.fusion import Fusion
 from jaxmed.objectives.supervised.gtp4o import GTP4o
 from jaxmed.objectives.supervised.regress import Regress
 from jaxmed.objectives.supervised.supervised import Supervised
+from jaxmed.objectives.temporal.anticipate import Anticipate
+from jaxmed.objectives.temporal.phases import Phases
+from jaxmed.objectives.temporal.phases_tools import PhasesTools
 from jaxmed.objectives.volumes.alice import Alice
 from jaxmed.objectives.volumes.gemini import GEMINI
 from jaxmed.objectives.volumes.joint_clustering import JointClustering
@@ -77,6 +81,7 @@ METHODS: dict[str, Any] = {
     'alice': Alice, 'joint_clustering': JointClustering, 'uni4eye': Uni4Eye,
     'clip': CLIP, 'siglip': SigLIP, 'convirt': ConVIRT, 'unicl': UniCL, 'mind_eye': MindEye, 'symile': Symile,
     'more': MoRE, 'supervised': Supervised, 'regress': Regress, 'fusion': Fusion, 'gtp4o': GTP4o, 'segment': Segment,
+    'phases': Phases, 'anticipate': Anticipate, 'phases_tools': PhasesTools,
     'label_autoencoder': LabelAutoencoder, 'semi_segment': SemiSegment,
 }
 

@@ -105,7 +105,7 @@ def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   size = size * rank if len(size) == 1 else size
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
   method = objectives.get(str(user.get('method', 'mae')))
-  classes = tuple(f'class{i}' for i in range(CLASSES)) if method.PREDICTS == 'label' else ()
+  classes = tuple(f'class{i}' for i in range(CLASSES)) if method.PREDICTS in ('label', 'phases') else ()
   words = dict(user.get('loader', {})).get('tokenizer', '')
   return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes,
                             holds=FIELDS, signal=SIGNAL, boxes=BOXES,

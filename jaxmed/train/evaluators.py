@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmed.contracts import Evaluator
 from jaxmed.errors import UserError, choose
-from jaxmed.evaluate import metrics, overlap, probes, regression
+from jaxmed.evaluate import metrics, overlap, phases, probes, regression, segments
 from jaxmed.train import verdict
 
 HEALTH = 'health'  # what tells collapse, see `monitor.watch`
@@ -133,8 +133,32 @@ class Head:
     return {f'val_{name}': value for name, value in metrics.score(truth[known], answers[known]).items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Phases:
+  """Phases of held-out videos: frames by the mean over phases, then over videos, and segments."""
+
+  every: int
+
+  needs: ClassVar[str] = 'a method that predicts the phases of windows, and records of split val'
+
+  def wants(self, probe: Any) -> bool:
+    """Whether the method predicts phases and there are held-out records."""
+    return probe.predicts == 'phases' and len(probe.val) > 0
+
+  def __call__(self, snapshot: Any) -> dict[str, float]:
+    """{'val_accuracy', 'val_jaccard', 'val_edit', 'val_f1@10', ...}, see `evaluate.phases` and `evaluate.segments`."""
+    videos = snapshot.probe.videos(snapshot.state)
+    if not videos:
+      return {}
+    classes = range(len(snapshot.probe.spec.classes))
+    frames = phases.score([phases.counts(y, p, classes) for y, p in videos], 'video')
+    parts = segments.score([y for y, _ in videos], [p for _, p in videos])
+    return {f'val_{m}': frames[m]['value'] for m in ('accuracy', 'jaccard')} | {
+        f'val_{m}': value for m, value in parts.items() if m != 'accuracy'}
+
+
 EVALUATORS: dict[str, Callable[..., Evaluator]] = {
-    HEALTH: Health, 'loss': Loss, 'knn': KNN, 'ridge': Ridge, 'dice': Dice, 'head': Head}
+    HEALTH: Health, 'loss': Loss, 'knn': KNN, 'ridge': Ridge, 'dice': Dice, 'head': Head, 'phases': Phases}
 
 
 @dataclasses.dataclass(frozen=True)

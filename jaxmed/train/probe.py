@@ -131,6 +131,26 @@ class Probe:
     first, second = (np.concatenate(x) for x in zip(*parts, strict=True))
     return first, second
 
+  def videos(self, state: TrainState) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Truth and prediction [T] of the frames of each held-out group in order, of a method that predicts phases.
+
+    Frames without a label, or of a class that training does not know, are left out. Of frames that are in several
+    windows the later window counts.
+    """
+    source, variables = self.val, state.variables(self.fixed) | ({'params': state.average} if state.average else {})
+    windows = assemble.windows(self.config, source)
+    assert windows is not None  # such methods take windows alone
+    truth, predicted = np.full((2, len(source)), -1)
+    for batch in self._batches(source, self.config.batch_size, windows):
+      self.check()
+      batch = mesh_lib.put_batch(batch, self.mesh)
+      found, label, index = map(np.asarray, jax.device_get(_phases(*self._means, self.mesh, variables, batch)))
+      there = index >= 0
+      truth[index[there]], predicted[index[there]] = label[there], found[there]
+    groups = np.split(windows.order, windows.starts[1:-1])
+    kept = [rows[(truth[rows] >= 0) & (predicted[rows] >= 0)] for rows in groups]
+    return [(truth[rows], predicted[rows]) for rows in kept if len(rows)]
+
   @functools.cached_property
   def labelled(self) -> tuple[Any, Any]:
     """Labelled rows of train and val; none without a label."""
@@ -230,6 +250,15 @@ def _answered(objective, view, mesh, variables, batch):
 
 
 _answers = jax.jit(_answered, static_argnums=(0, 1, 2))
+
+
+def _frames(objective, view, mesh, variables, batch):
+  batch = view.plain(batch)
+  found = objective.phases(variables, batch).argmax(axis=-1), batch['label'], batch['index']
+  return jax.lax.with_sharding_constraint(found, mesh_lib.replicated(mesh))
+
+
+_phases = jax.jit(_frames, static_argnums=(0, 1, 2))
 
 
 def single(view: Any) -> Any:

@@ -62,7 +62,7 @@ OPTIONS = dict(
     predictor_heads=2,
     start_temperature=0.2, code=8, depths=(1, 0), code_noise=0.0, teacher_temperature=0.3, values=(0, 1, 2), bases=9,
     boundary_weight=0.1, mean=1.0, std=2.0, feature_dim=8, flow_dims=(8, 8), casa_heads=2,
-    casa_hidden=16, casa_dropout=0.0, tries=20, patch_slices=2)
+    casa_hidden=16, casa_dropout=0.0, tries=20, patch_slices=2, layers=3, tokens=4, anchors=2)
 
 
 def start(name, model):
@@ -147,7 +147,8 @@ def batch_of(rng, method, size):
     batch = {k: v[:, 0] for k, v in group(rng, 1, size).items() if k != 'teacher_mask'} | rest
     if method.WINDOWS:
       return windows(batch, lambda: {k: v[:, 0] for k, v in group(rng, 1, size).items() if k in batch})
-    return batch | {name: value for name, value in _told(rng, size).items() if name in method.FIELDS}
+    wanted = {*method.FIELDS, *(['signal_mask'] if 'signal' in method.FIELDS else [])}
+    return batch | {name: value for name, value in _told(rng, size).items() if name in wanted}
   batch = rest | {'global': group(rng, augment.get('views', 2), size)}
   if method.WINDOWS:
     return rest | {'global': windows(batch['global'], lambda: group(rng, augment['views'], size))} | blank(4)
@@ -183,6 +184,7 @@ def _told(rng, size):
   """Masks of three classes with pixels that are not annotated, classes that are not, numbers and texts, of which some lack."""
   return {'mask': rng.integers(-1, 3, (COUNT, *grid_of(size)), np.int32), 'annotated': rng.random((COUNT, 3)) < 0.7,
           'text': np.where(rng.random((COUNT, 7)) < 0.8, rng.integers(1, 257, (COUNT, 7)), 0) * (np.arange(COUNT) > 0)[:, None],
+          'signal': np.float32(rng.integers(-1, 2, (COUNT, 1, 7))), 'signal_mask': np.arange(COUNT)[:, None] > 0,
           'number': np.float32(np.where(rng.random(COUNT) < 0.3, np.nan, rng.normal(size=COUNT)))}
 
 

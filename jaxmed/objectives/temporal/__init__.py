@@ -1,0 +1,1 @@
+"""Methods of videos: what the frames of a window say together."""
