@@ -17,7 +17,7 @@ from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.models.layers import adapters
-from jaxmed.models.text.transformer import TextTransformer
+from jaxmed.models.text.registry import CLASSES as TEXT_MODELS
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
 from jaxmed.parallel import mesh as mesh_lib
@@ -84,7 +84,7 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   info = {'method': config.method, 'model': name, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   network = trainer.objective.model_of(tower)
-  if isinstance(network, TextTransformer):
+  if isinstance(network, TEXT_MODELS):
     raise UserError(f'tower {tower} is a model of texts: jaxmed.load gives encoders of images, here '
                     f'{", ".join(t for t in products if t != tower)}')
   model, params = product(network, weights)

@@ -21,7 +21,7 @@ from jaxmed import config as config_lib
 from jaxmed import objectives
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
-from jaxmed.models.text import transformer as text
+from jaxmed.models.text import registry as text
 from jaxmed.parallel import mesh as mesh_lib
 
 KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False}
