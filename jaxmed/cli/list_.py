@@ -59,9 +59,10 @@ def methods() -> dict[str, str]:
 
 
 def models() -> list[str]:
-  """Names of models, without a patch."""
+  """Names of encoders, without a patch, and of models of texts."""
   from jaxmed.models import list_models
-  return list_models()
+  from jaxmed.models.text import registry as texts
+  return [*list_models(), *texts.MODELS]
 
 
 def adapters() -> dict[str, str]:
@@ -128,13 +129,16 @@ def model(name: str) -> dict[str, Any]:
   """A model by a family, a size of it, or its full name: its text and its options."""
   from jaxmed import docstrings
   from jaxmed.models import registry
+  from jaxmed.models.text import registry as texts
   base = name.partition('/')[0]
-  full = next((m for m, (family, _) in registry.MODELS.items() if family == base), base)
-  family, sizes = registry.MODELS[choose('model', full, [*registry.MODELS, *registry.FAMILIES])]
-  cls = registry.FAMILIES[family]
-  fields = registry.family_options(family) | (sizes if full == base else {})
-  return {'name': name, 'section': 'encoder', 'about': docstrings.summary(cls),
-          'options': _options(cls, fields, registry.CHOICES)}
+  of = texts if base in {*texts.MODELS, *texts.FAMILIES} else registry
+  full = next((m for m, (family, _) in of.MODELS.items() if family == base), base)
+  family, sizes = of.MODELS[choose('model', full, [*registry.MODELS, *registry.FAMILIES, *texts.MODELS])]
+  cls = of.FAMILIES[family]
+  fields = of.family_options(family) | (sizes if full == base else {})
+  section = 'towers.text.options' if of is texts else 'encoder'
+  return {'name': name, 'section': section, 'about': docstrings.summary(cls),
+          'options': _options(cls, fields, of.CHOICES)}
 
 
 def protocol(name: str) -> dict[str, Any]:

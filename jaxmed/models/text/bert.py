@@ -131,8 +131,9 @@ class Bert(nn.Module):
     x = adapters.dropped(self, rate, LayerNorm(compute, self.norm_epsilon, name='embed_norm')(x))
     count = lengths(text)
     valid = jnp.arange(length) < count[:, None]
-    x = PostNormTransformer(self.depth, self.num_heads, self.mlp_ratio, rate, self.norm_epsilon, self.remat, compute,
-                            self.adapter, self.layers, name='transformer')(x, valid)
+    blocks = PostNormTransformer(self.depth, self.num_heads, self.mlp_ratio, rate, self.norm_epsilon, self.remat,
+                                 compute, adapters.in_training(self.adapter, train), self.layers, name='transformer')
+    x = blocks(x, valid)
     vector = Pool(self.pool, name='pool')(x, count)
     if self.out_dim:
       vector = Dense((self.out_dim,), ('embed', None), self.out_bias, dtype=compute, name='head')(vector)

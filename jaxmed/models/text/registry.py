@@ -22,6 +22,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 FILLED = ('parent', 'name', 'context', 'out_dim', 'out_bias', 'adapter')  # no options
 CHOICES = {'pool': POOLS, 'remat': REMAT_POLICIES, 'dtype': ('float32', 'bfloat16')}
 TEXT_KINDS = ('lora',)  # adapters that both families take
+HEADS = ('head', 'pool')  # parts that are trained beside an adapter: the projection, and the query of pool='attention'
 
 
 def family_options(family: str) -> dict[str, Any]:

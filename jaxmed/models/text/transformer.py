@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmed.errors import UserError
-from jaxmed.models.layers import initial
+from jaxmed.models.layers import adapters, initial
 from jaxmed.models.layers.adapters import Adapter
 from jaxmed.models.layers.tokens import Features
 from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
@@ -81,7 +81,8 @@ class TextTransformer(nn.Module):
       before = jnp.tril(jnp.ones((length, length), bool))[None]
       mask = jnp.broadcast_to(before, (len(text), length, length)) if mask is None else before & valid[:, None]
     blocks = Transformer(self.depth, self.num_heads, self.mlp_ratio, remat=self.remat, dtype=compute,
-                         norm_epsilon=self.norm_epsilon, adapter=self.adapter, name='transformer')
+                         norm_epsilon=self.norm_epsilon, adapter=adapters.in_training(self.adapter, train),
+                         name='transformer')
     x = LayerNorm(compute, self.norm_epsilon, name='norm')(blocks(x, mask, train=train))
     found = Features(None, None, x, valid)
     vector = Pool(self.pool, name='pool')(x, count)
