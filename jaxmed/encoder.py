@@ -31,6 +31,7 @@ class Encoder:
       (see `data.vocabulary`). normalize: 'corpus' | 'image' |
       'none', see `augment.intensity.normalize`. feature: 'mean' or 'cls', the vector that the method recommends.
     info: what else is known of the run (method, steps, ...), plain data.
+    pair: of a run of images and texts, what makes comparable vectors of both, a `jaxmed.pair.Pair`; None elsewhere.
   """
 
   model: ViT
@@ -39,6 +40,7 @@ class Encoder:
   normalize: str = 'corpus'
   feature: str = 'mean'
   info: dict[str, Any] = dataclasses.field(default_factory=dict)
+  pair: Any = None
 
   @property
   def vocabulary(self) -> tuple[str, ...]:
@@ -180,7 +182,8 @@ class Encoder:
   def untrained(self, seed: int = 0) -> 'Encoder':
     """The same encoder with fresh random weights: the baseline of every evaluation."""
     params = _fresh(self.model, (1, *self.image_size, len(self.channels)), jax.random.key(seed))
-    return dataclasses.replace(self, params=params, info=self.info | {'method': 'untrained'})
+    return dataclasses.replace(self, params=params, info=self.info | {'method': 'untrained'},
+                               pair=self.pair and self.pair.untrained(seed))
 
   def view(self, size: tuple[int, ...]) -> ViewMaker:
     """What makes the model's input of stored intensities [B, *size, C]."""

@@ -47,8 +47,8 @@ def which(p: argparse.ArgumentParser) -> None:
 
 
 def tower(p: argparse.ArgumentParser) -> None:
-  p.add_argument('--tower', default='image', help='network of a run whose method trains several; default image, the '
-                 'encoder')
+  p.add_argument('--tower', default='image', help='network of a run whose method trains several; image+text: '
+                 'both of a run of images and texts; default image, the encoder')
 
 
 def unseen(p: argparse.ArgumentParser) -> None:

@@ -26,6 +26,8 @@ def options(p: argparse.ArgumentParser) -> None:
                  help='tasks, comma-separated; jaxmed list protocols shows them; default classify')
   p.add_argument('--option', action='append', default=[], metavar='KEY=VALUE', help='option of a task, such as '
                  'retrieve.gallery=test; may be repeated')
+  p.add_argument('--prompts', metavar='NAME|FILE', help='of --task zero_shot: list of classes and templates that '
+                 'comes with jaxmed, or a JSON file; default: the values of the label')
   p.add_argument('--where', default='', metavar='COLUMN=A,B', help='values that a row must have to be judged')
   p.add_argument('--out', metavar='FILE.json', help='file for the results, with tables as CSV and pictures as PNG '
                  'beside it; a run also gets evaluation.json (of another task evaluation.NAME.json) and a new report')
@@ -47,7 +49,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from jaxmed.evaluate import judge, protocols
   from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load, load_segmenter
-  chosen = protocols.get(args.task, config.flat(config.from_dict(config.parse_overrides(args.option))))
+  told = config.flat(config.from_dict(config.parse_overrides(args.option)))
+  if args.prompts and 'zero_shot' not in (name.strip() for name in args.task.split(',')):
+    raise UserError(f'--prompts is of --task zero_shot, not of {args.task}')
+  chosen = protocols.get(args.task, told | ({'zero_shot.prompts': args.prompts} if args.prompts else {}))
   compilation.keep()
   source = open_source(args.data).where(parse_values(args.where, '--where'))
   for label in args.label:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxmed import files
 from jaxmed.cli.common import millimetres, tower, which
-from jaxmed.errors import choose
+from jaxmed.errors import UserError, choose
 
 DOES = 'write the encoder for PyTorch'
 EXAMPLE = 'jaxmed export run --format timm --out encoder.safetensors'
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   compilation.keep()
   choose('format', args.format, (*layouts.FORMATS, NNSSL))
   encoder = load(args.path, args.checkpoint, args.tower)
+  if not hasattr(encoder, 'model'):
+    raise UserError(f'the tower {args.tower} is of texts: export writes encoders of images')
   if args.format == NNSSL:
     return _checkpoint(encoder, args)
   model = encoder.model

@@ -32,7 +32,8 @@ def _add_records(p: Any) -> None:
                  'labels')
   p.add_argument('--labels-from-folders', action='store_true', help="use the name of each file's folder as its label")
   p.add_argument('--layout', default='auto', help='layout of a published data set, with its channels, labels and '
-                 'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids; default auto, none ignores it')
+                 'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids, mimic, openi, roco, quilt, '
+                 'ptbxl, mmeb, webdataset; default auto, none ignores it')
   p.add_argument('--labels', metavar='NAMES', help='JSON file with the names of the values of masks')
   p.add_argument('--subject-pattern', metavar='REGEX', help='regular expression whose first group in the path is the '
                  'subject')

@@ -44,6 +44,22 @@ def reliability(y: np.ndarray, scores: np.ndarray, bins: int = BINS) -> list[dic
   return out
 
 
+def best_scale(y: np.ndarray, similarity: np.ndarray, low: float = 0.1, high: float = 1e4) -> float:
+  """The s in [low, high] of which softmax(s * similarity) has the least mean negative log-likelihood.
+
+  1 / s is the temperature of Guo et al. (section 4.2); the likelihood is concave in s, so that there is one best value.
+
+  Args:
+    y: [M] integers in 0..K-1. similarity: [M, K], such as cosines.
+  """
+  from scipy.optimize import minimize_scalar
+  from scipy.special import logsumexp
+  y, similarity = np.asarray(y, np.int64), np.asarray(similarity, np.float64)
+  right = similarity[np.arange(len(y)), y]
+  loss = lambda log: float((logsumexp(np.exp(log) * similarity, axis=1) - np.exp(log) * right).mean())
+  return float(np.exp(minimize_scalar(loss, bounds=(np.log(low), np.log(high)), method='bounded').x))
+
+
 def are_probabilities(scores: np.ndarray) -> bool:
   """Whether each row [K] adds up to 1 and none is negative."""
   scores = np.asarray(scores)

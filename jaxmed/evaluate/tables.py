@@ -8,8 +8,9 @@ from jaxmed.evaluate.metrics import LABELS
 
 NAMES = LABELS | {'macro_f1': 'macro F1', 'ece': 'ECE, 15 bins', 'brier': 'Brier score', 'kappa': 'quadratic kappa',
                   'ap': 'macro AP', 'r2': 'R2', 'mae': 'MAE', 'recall_at_1': 'recall@1', 'map': 'mAP'}
-CALIBRATION = ('ece', 'brier')
-LOWER = ('ece', 'brier', 'mae', 'gap', 'ari_centre')  # metrics of which the lower one is the better
+CALIBRATION = ('ece', 'ece_val', 'brier')
+LOWER = ('ece', 'ece_val', 'brier', 'mae', 'gap', 'ari_centre', 'image_to_text_mean_rank', 'image_to_text_median_rank',
+         'text_to_image_mean_rank', 'text_to_image_median_rank')  # metrics of which the lower one is the better
 METHODS = {'knn': 'kNN', 'logistic': 'logistic', 'ridge': 'ridge', 'capi': 'CAPI', 'vjepa': 'V-JEPA'}
 _ACROSS = 3  # kinds of features that stand side by side in text; of differences, which have signs, one less
 
@@ -179,7 +180,8 @@ def _caption(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
   sizes = ', '.join(f'{splits[s]:,} {s} ({subjects[s]:,} subjects)' for s in splits)
   kind = {'number': 'a number', 'labels': f'{len(result["classes"])} labels'}.get(
     result.get('target', ''), f'{len(result["classes"])} classes')
-  first = f'Label {result["label"]!r}, {kind}; rows: {sizes}.'
+  what = f'{result["texts"]:,} texts' if result.get('target') == 'pairs' else f'Label {result["label"]!r}, {kind}'
+  first = f'{what}; rows: {sizes}.'
   second = f'[..] is the 95 % interval by bootstrap over test subjects ({result["draws"]:,} draws).'
   chance = result['chance']
   levels = ', '.join(f'{label} {number(chance[m])}' for m, label in labels.items() if m in chance)

@@ -37,8 +37,9 @@ def render(plan: Mapping[str, Any]) -> str:
   mesh = ' x '.join(f'{k} {v}' for k, v in plan['mesh'].items() if v > 1) or 'one device'
   how = ('compiled by XLA:TPU' if plan['how'] == 'compiled' else
          'ANALYTIC: exact FLOPs and state, least communication, activations estimated; nothing was compiled')
-  head = (f'{plan["method"]} {plan["model"]} on {plan["cluster"]} ({plan["chips"]} chips, {plan["hosts"]} hosts; '
-          f'{mesh}), batch {plan["batch_size"]}, {plan["dtype"]}, remat {plan["remat"] or "none"}\n{how}')
+  size = 'x'.join(map(str, plan['image_size']))
+  head = (f'{plan["method"]} {plan["model"]} at {size} on {plan["cluster"]} ({plan["chips"]} chips, {plan["hosts"]} '
+          f'hosts; {mesh}), batch {plan["batch_size"]}, {plan["dtype"]}, remat {plan["remat"] or "none"}\n{how}')
   return '\n\n'.join([head, _memory(plan), _work(plan), _network(plan), _time(plan)])
 
 

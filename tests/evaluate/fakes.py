@@ -32,6 +32,9 @@ class FakeSource:
   def keep(self, rows):
     return dataclasses.replace(self, table=self.table.filter(pa.array(rows)), images=self.images[rows])
 
+  def column(self, name):
+    return self.table[name]
+
   def codes(self, label, classes):
     return np.array(
       [-1 if v is None else classes.index(str(v)) for v in self.table[label].to_pylist()], np.int32

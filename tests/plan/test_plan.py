@@ -197,6 +197,7 @@ def test_a_segmentation_of_volumes():
   count, got = sum(math.prod(x.shape) for x in shapes), plan.analyse(job)
   assert job.spec.mask_values and got['memory']['parameters'] == 4 * count
   assert 0 < got['memory']['optimizer'] - 8 * count < 1000
+  assert 'segment stunet_micro at 8x8x8 on h100:1' in tables.render(got)
   # The last convolutions on the image's grid, forwards and twice backwards, are the least of it: 27 x 8 x 8 each.
   assert got['flops']['model'] > 8 * 8**3 * 3 * 2 * 2 * 27 * 8 * 8
 

@@ -29,7 +29,7 @@ def survey(inputs: Sequence[str | os.PathLike], out: str | os.PathLike, **option
   records, untold, rejects = 0 if plan.items else len(pairs), 0, list(plan.rejects)
   for item in plan.items:
     try:
-      formats[item.group.kind if item.group else readers.kind(item.file)] += 1  # of parts: the first one's
+      formats[_format(item)] += 1
       told = expected(item, work.options)
     except UserError:
       raise
@@ -62,6 +62,14 @@ def expected(item: Item, options: readers.Options) -> int | None:
       return None
     total += number
   return total
+
+
+def _format(item: Item) -> str:
+  """The format of an item; of parts, that of the first file."""
+  way = item.parts.way if item.parts else ''
+  if item.parts and way in ('member', 'signal'):
+    return 'wfdb' if way == 'signal' else readers.SUFFIXES.get(item.parts.values[0], 'image')
+  return item.group.kind if item.group else readers.kind(item.file)
 
 
 def _outlines(item: Item, options: readers.Options) -> Iterator[readers.Record]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxmed.data.readers import wfdb
 from jaxmed.data.readers.types import Masks, Record, check_pixels, check_size, number
 
-SIGNALS = ('.npy', '.csv', '.parquet', '.pq', '.edf')
+SIGNALS = ('.npy', '.csv', '.parquet', '.pq', '.edf', '.hea')
 _NEAR = 0.01  # share by which spacings may differ, and half of a voxel by which origins may
 
 
@@ -39,7 +40,7 @@ def read_signal(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
 
   It is that of .npy [T] or [T, C] (integers as they are, floats as float32), the numeric columns of a CSV file (with a
   line of names) or a Parquet file in their order (integers of at most 32 bits alike, else float32), or the channels of
-  an EDF file in its physical units (float32; annotations left out).
+  an EDF file, or of a WFDB header .hea with its samples, in its physical units (float32; annotations left out).
 
   Raises:
     ValueError: another suffix, damaged, no numbers, other axes, NaN or infinity.
@@ -52,6 +53,8 @@ def read_signal(path: str | os.PathLike) -> tuple[np.ndarray, float | None]:
     rate = None
     if suffix == '.edf':
       array, rate = _edf(path)
+    elif suffix == '.hea':
+      array, rate, _ = wfdb.read(path)
     else:
       array = _npy(path) if suffix == '.npy' else _columns(path)
     if array.ndim == 1:

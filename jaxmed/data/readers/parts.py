@@ -2,12 +2,15 @@
 
 import dataclasses
 import hashlib
+import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from jaxmed.data import readers
+from jaxmed.data.readers import wfdb
 from jaxmed.data.readers.types import Options, Parts, Record, stand_in
 from jaxmed.errors import need
 
@@ -20,11 +23,17 @@ def read_parts(parts: Parts, options: Options, rows: Any = None) -> Iterator[Rec
   Raises:
     ValueError: files or widths that do not fit each other, several images in a file, and as their readers do.
   """
+  if parts.way == 'member':
+    yield _member(parts, options, True, rows)
+    return
   yield from _rows(parts, True, rows) if parts.way == 'rows' else _joined(parts, options, True)
 
 
 def outline_parts(parts: Parts, options: Options) -> Iterator[Record]:
   """See readers.outline."""
+  if parts.way == 'member':
+    yield _member(parts, options, False)
+    return
   yield from _rows(parts, False) if parts.way == 'rows' else _joined(parts, options, False)
 
 
@@ -32,6 +41,9 @@ def digest(parts: Parts) -> str:
   """The hash of the rows that are read, in the order and the bytes of their data sets: of one file that all items share
   a hash each would be read over and over."""
   found = hashlib.sha256()
+  if parts.way == 'member':
+    found.update(_bytes(parts))
+    return found.hexdigest()
   for first, end, store in _runs(parts):
     _read(store, first, end, found)
   return found.hexdigest()
@@ -45,10 +57,45 @@ def _read(store, first: int, end: int, found: Any) -> list[np.ndarray]:
   return arrays
 
 
+def _bytes(parts: Parts) -> bytes:
+  """A member of an archive."""
+  assert parts.rows is not None
+  with open(parts.files[0], 'rb') as f:
+    f.seek(parts.rows[0])
+    data = f.read(parts.rows[1] - parts.rows[0])
+  if len(data) < parts.rows[1] - parts.rows[0]:
+    raise ValueError('ends before its archive says')
+  return data
+
+
+def _member(parts: Parts, options: Options, pixels: bool, found: Any = None) -> Record:
+  """The image of a member, by the reader of its suffix; its bytes go into the hash `found`."""
+  data = _bytes(parts)
+  if found is not None:
+    found.update(data)
+  with tempfile.TemporaryDirectory() as scratch:
+    file = pathlib.Path(scratch, f'member{parts.values[0]}')
+    file.write_bytes(data)
+    return _single(file, options, pixels)
+
+
+def _drawn(parts: Parts, pixels: bool) -> Record:
+  """A signal as an image [channels, samples, 1]."""
+  if pixels:
+    image = np.ascontiguousarray(wfdb.read(parts.files[0])[0].T)[..., None]
+  else:
+    channels, samples, _ = wfdb.header(parts.files[0])
+    image = stand_in(len(channels), samples, 1)
+  return {'image': image, 'channels': list(parts.channels), 'spacing': None, 'subject': parts.files[0].stem,
+          'source': 'array', 'part': ''}
+
+
 def _joined(parts: Parts, options: Options, pixels: bool) -> Iterator[Record]:
   if parts.way == 'stack':
     records = [_single(file, options, pixels) for file in parts.files]
     yield _stacked(records, parts, pixels)
+  elif parts.way == 'signal':
+    yield _drawn(parts, pixels)
   elif parts.way == 'tape':
     yield _folded(_single(parts.files[0], options, pixels), parts, pixels)
   else:

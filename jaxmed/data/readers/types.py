@@ -159,10 +159,11 @@ class Parts:
     files: one for each channel, or the one that holds them all.
     channels: their names, in order.
     way: 'named' (the file holds an image of these channels), 'stack' (a file each), 'tape' (side by side along the
-      width) or 'rows' (many images in one HDF5 file of So2Sat).
+      width), 'rows' (many images in one HDF5 file of So2Sat), 'member' (some bytes of an archive are a file) or
+      'signal' (a signal as an image of one channel).
     width: of one channel of a tape, in pixels.
-    rows: the first of the images that are meant, and the one after the last.
-    values: of the label of rows, by their places in it.
+    rows: the first of the images (of a member: bytes) that are meant, and the one after the last.
+    values: of the label of rows, by their places in it; of a member the suffix of its name.
   """
 
   files: tuple[pathlib.Path, ...]

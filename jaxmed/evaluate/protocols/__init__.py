@@ -17,13 +17,15 @@ from jaxmed.evaluate.protocols.confounded import Confounded
 from jaxmed.evaluate.protocols.corruptions import Corruptions
 from jaxmed.evaluate.protocols.dense import Dense
 from jaxmed.evaluate.protocols.retrieve import Retrieve
+from jaxmed.evaluate.protocols.retrieve_text import RetrieveText
 from jaxmed.evaluate.protocols.robustness import Robustness
 from jaxmed.evaluate.protocols.segment import Segment
+from jaxmed.evaluate.protocols.zero_shot import ZeroShot
 
 ENCODER, SEGMENTER = 'encoder', 'segmenter'
 PROTOCOLS: dict[str, EvaluationProtocol] = {
     p.name: p for p in (Classify(), Dense(), Retrieve(), Robustness(), Corruptions(), Confounded(), Bottleneck(),
-                        Segment())}
+                        Segment(), ZeroShot(), RetrieveText())}
 
 
 def get(names: str, options: Mapping[str, Any] = {}) -> list[Any]:

@@ -15,7 +15,7 @@ from jaxmed.errors import UserError
 from jaxmed.evaluate import metrics
 from jaxmed.evaluate.protocols.classify import Classify
 from jaxmed.evaluate.protocols.protocol import FeatureProtocol
-from jaxmed.evaluate.protocols.tasks import TRAINED, Task, encoded, plain
+from jaxmed.evaluate.protocols.tasks import TRAINED, Task, plain
 from jaxmed.evaluate.tables import aligned
 
 SUBSETS = 255  # all of eight channels
@@ -74,15 +74,14 @@ class ByChannels:
                                                               batch_size=batch_size, seed=seed, draws=draws)
     task = protocol.task_of(source, label, seed)
     notes = [*task.notes, *protocol.notes(task)]
-    task, names, more = common_rows(task)
+    held = getattr(encoder, 'held', None)  # an encoder of several modalities: these are meant
+    task, names, more = common_rows(task, held(task.test.source) if held else ())
     notes += more
     tried = chosen_subsets(names, self.subsets, np.random.default_rng(seed))
     whole = 2 ** len(names) - 1
     if len(tried) < whole:
       notes.append(f'{len(tried)} of {whole} subsets were tried: each channel alone, all, and a random sample')
-    fitted = tuple(split for split in protocol.splits if split != 'test')
-    train = encoded(encoder, task, feature, batch_size, TRAINED, fitted)
-    shown = encoder.embed_subsets(task.test.source, tried, batch_size, feature)  # [S, M, D]
+    train, shown = protocol.shown(encoder, task, tried, feature, batch_size)  # [S, M, D]
     chance = protocol.chance(task)
     found = {}
     for method in protocol.methods:
@@ -134,10 +133,13 @@ def shapley(names: Sequence[str], values: Mapping[tuple[str, ...], np.ndarray],
   return dict(zip(names, [*first, total - first.sum(axis=0)], strict=True))
 
 
-def common_rows(task: Task) -> tuple[Task, tuple[str, ...], list[str]]:
-  """The task with the test rows that have every channel of any test row, those channels, and notes on the others."""
+def common_rows(task: Task, rows: Sequence[Sequence[str]] = ()) -> tuple[Task, tuple[str, ...], list[str]]:
+  """The task with the test rows that have every channel of any test row, those channels, and notes on the others.
+
+  rows: names that each test row has; by default its channels.
+  """
   source = task.test.source
-  rows = source.table.column('channels').to_pylist()
+  rows = rows or source.table.column('channels').to_pylist()
   names = tuple(dict.fromkeys(name for row in rows for name in row))
   keep = np.array([len(set(row)) == len(names) for row in rows])
   if len(names) < 2:

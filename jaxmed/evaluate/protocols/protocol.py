@@ -1,7 +1,7 @@
 """What a protocol of frozen features is: it fits on some splits and scores another, beside two baselines."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -47,6 +47,7 @@ class FeatureProtocol:
   task: ClassVar[str]  # what is asked of the features, in words
   methods: ClassVar[Mapping[str, str]]  # {name: how tables call it}
   metrics: ClassVar[Mapping[str, str]]  # the same; the first ranks subsets of channels
+  of_pixels: ClassVar[bool] = True  # whether raw pixels can be judged, too
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -69,6 +70,14 @@ class FeatureProtocol:
   def features(self, encoder: Any, task: Task, feature: str, batch_size: int, name: str) -> dict[str, np.ndarray]:
     """What is asked of an encoder: {split: [n, D]}, maybe more by other names."""
     return encoded(encoder, task, feature, batch_size, name, self.splits)
+
+  def shown(self, encoder: Any, task: Task, subsets: Sequence[Sequence[str]], feature: str,
+            batch_size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What `channels.ByChannels` asks of an encoder: what is fitted on, of all channels, and features [S, M, D] of the
+    test rows that show subsets of them."""
+    fitted = tuple(split for split in self.splits if split != 'test')
+    return (encoded(encoder, task, feature, batch_size, TRAINED, fitted),
+            encoder.embed_subsets(task.test.source, subsets, batch_size, feature))
 
   def methods_for(self, x: Mapping[str, np.ndarray]) -> list[str]:
     """The methods that these features can serve."""
@@ -141,7 +150,7 @@ class FeatureProtocol:
     notes += [] if untrained is not None else [compared.MISSING]
     those = compared.encoders(encoder, feature, untrained, beside)
     made = {name: self.features(one, task, vector, batch_size, name) for name, (one, vector) in those.items()}
-    if pixels:
+    if pixels and self.of_pixels:
       made[PIXELS] = pixel_features(encoder, task, batch_size, self.splits)
     sets = {name: made[name] for name in (TRAINED, UNTRAINED, PIXELS, *beside) if name in made}
     rows, differences, troubles = self._scored(sets, task, draws, seed)
@@ -192,4 +201,9 @@ class FeatureProtocol:
 
 def lone_subject(task: Any) -> list[str]:
   """The note on test rows of one subject."""
-  return ['the test rows are of one subject: there are no intervals'] if len(set(task.test.subjects)) < 2 else []
+  return lone(task.test.subjects)
+
+
+def lone(subjects: Any) -> list[str]:
+  """The same of the subjects of the rows."""
+  return ['the test rows are of one subject: there are no intervals'] if len(set(subjects)) < 2 else []

@@ -1,6 +1,7 @@
 """Pictures of single records of a result: masks and predictions over images, queries and what they found."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxmed.data.resize import nearest, resize
 from jaxmed.errors import UserError
-from jaxmed.evaluate.report.figures import COLOURS, _limits, _mosaic, _shown, _sliced
+from jaxmed.evaluate.report.figures import COLOURS, _limits, _mosaic, _shown, _sliced, figure_of, save_figure
 
 _RIGHT, _WRONG, _ASKED = (0.0, 0.62, 0.45), (0.84, 0.37, 0.0), (0.4, 0.4, 0.4)
 _IGNORED = (0.80, 0.87, 0.95)
@@ -105,6 +106,33 @@ def retrieved(examples: Sequence[Mapping[str, Any]], source: Any, path: str | os
             *(_framed(shown[f['id']], _RIGHT if f['right'] else _WRONG) for f in e['found'])] for e in examples]
   labels = ['query', *(str(n) for n in range(1, max(map(len, lines))))]
   _mosaic(lines, labels, path, 'Nearest images, green where they have the label of the query', group=1)
+
+
+def captioned(examples: Sequence[Mapping[str, Any]], source: Any, path: str | os.PathLike) -> None:
+  """A line for each image: the picture, what it is where that is known, and the texts most similar to it, best first,
+  green where they are right, else red.
+
+  Args:
+    examples: [{'query': id, 'label': text or '', 'found': [{'text', 'right'}]}]. source: holds the records.
+  Raises:
+    UserError: a record is not in the source.
+  """
+  rows = rows_of(source, [e['query'] for e in examples])
+  figure = figure_of(9, 1.3 * len(examples) + 0.1, layout=None)
+  for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
+    record, height = source.record(row, ('image',)), 1 / len(examples)
+    bottom = 1 - (i + 1) * height
+    ax = figure.add_axes((0.01, bottom + 0.05 * height, 0.13, 0.9 * height))
+    plane = _plane(record['image'])
+    ax.imshow(_picture(resize(plane, tuple(min(n, 160) for n in plane.shape[:2])), record['channels']))
+    ax.set_axis_off()
+    lines = ([(example['label'], _ASKED)] if example['label'] else [])
+    lines += [(f['text'], _RIGHT if f['right'] else _WRONG) for f in example['found']]
+    for k, (text, colour) in enumerate(lines):
+      text = ' '.join(text.split()).replace('$', r'\$')
+      place = bottom + height * (0.86 - 0.8 * k / len(lines))
+      figure.text(0.16, place, textwrap.shorten(text, 135), fontsize=8, color=colour, va='top')
+  save_figure(figure, path)
 
 
 def rows_of(source: Any, ids: Sequence[str]) -> list[int]:

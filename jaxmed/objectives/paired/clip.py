@@ -96,6 +96,27 @@ class Paired(Method):
     """What is trained of the logits: {'scale': s}."""
     return {'scale': jnp.asarray(-math.log(self.temperature), jnp.float32)}
 
+  def fresh(self, rng: jax.Array, length: int) -> Any:
+    """Boxed weights of all but the encoder, for texts of `length` ids."""
+    keys = jax.random.split(rng)
+    return {TEXT: self.text.init(keys[0], jnp.zeros((1, length), jnp.int32))['params'],
+            'projection': siamese.init_head(self.projection, keys[1], self.encoder.embed_dim),
+            'similarity': self.similarity()}
+
+  def image_vectors(self, params: Any, features: jax.Array) -> jax.Array:
+    """Vectors [..., out_dim] that are compared, of features [..., W] of images."""
+    return self.projection.apply({'params': params['projection']}, features)
+
+  def text_vectors(self, params: Any, ids: jax.Array) -> jax.Array:
+    """The same of the ids [B, L] of texts."""
+    return networks.run(self.text, params[TEXT], ids)[0].mean
+
+  def logits(self, params: Any) -> tuple[jax.Array, jax.Array]:
+    """What cosines are multiplied by, and what is added then (0 where nothing is)."""
+    found = params['similarity']
+    scale = jnp.clip(found['scale'], 0.0, math.log(self.max_scale)) if self.max_scale else found['scale']
+    return jnp.exp(scale), found.get('bias', jnp.zeros(()))
+
   def compared(self, image: jax.Array, text: jax.Array, scale: jax.Array, params: Any, counts: jax.Array
                ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Loss and accuracies both ways of vectors [B, out_dim], of which the pairs `counts` [B] count."""
@@ -106,7 +127,7 @@ class Paired(Method):
     del step
     params, keys = variables['params'], jax.random.split(rng)
     features, stats = networks.encode(self.encoder, params['encoder'], batch, train, {'dropout': keys[0]})
-    image = self.projection.apply({'params': params['projection']}, features.pooled(self.feature))
+    image = self.image_vectors(params, features.pooled(self.feature))
     words, _ = networks.run(self.text, params[TEXT], batch['text'], train=train, rngs={'dropout': keys[1]})
     text, counts = words.mean, (batch['text'] != 0).any(axis=1)
     scale = params['similarity']['scale']

@@ -20,16 +20,18 @@ from jaxmed.models.layers import adapters
 from jaxmed.models.text.registry import CLASSES as TEXT_MODELS
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
+from jaxmed.objectives.paired.clip import Paired
+from jaxmed.pair import Joint, Pair, TextEncoder
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.segmenter import Segmenter
-from jaxmed.train.build import assemble, towers, view_sizes
+from jaxmed.train.build import assemble, towers, view_sizes, wording
 from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import METHOD, MIXTURE
 from jaxmed.train.checkpoint import Checkpoints
 
 
-def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
+def load_encoder(run: str | pathlib.Path, which: str = 'latest', tower: str = towers.IMAGE) -> Any:
   """The encoder of a run, with the weights of a checkpoint: 'latest', 'best' or a step. Errors as of `load_state`."""
   return encoder_of(*load_state(run, which), tower)
 
@@ -74,10 +76,13 @@ def product(model: Any, params: Any) -> tuple[Any, Any]:
   return model, {k: v for k, v in params.items() if k not in TRAINING_ONLY}
 
 
-def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Encoder:
-  """The encoder, or another tower, of a training state; with the averaged weights if the run keeps them."""
+def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str = towers.IMAGE) -> Any:
+  """The encoder, or another tower, of a training state; with the averaged weights if the run keeps them. A tower of
+  texts is a `TextEncoder`."""
   variables = state.variables() | ({'params': state.average} if state.average else {})
   products = trainer.objective.products(variables)
+  if tower == Joint.tower and isinstance(trainer.objective, Paired):
+    return Joint(encoder_of(trainer, config, spec, state))
   weights = products[choose('tower', tower, products)]
   own = config.towers.get(tower)
   name = own.model or own.init if own else config.model
@@ -85,11 +90,14 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   network = trainer.objective.model_of(tower)
   if isinstance(network, TEXT_MODELS):
-    raise UserError(f'tower {tower} is a model of texts: jaxmed.load gives encoders of images, here '
-                    f'{", ".join(t for t in products if t != tower)}')
+    return TextEncoder(encoder_of(trainer, config, spec, state))
   model, params = product(network, weights)
+  pair = None
+  if tower == towers.IMAGE and isinstance(trainer.objective, Paired):
+    rest = {key: value for key, value in variables['params'].items() if key != 'encoder'}
+    pair = Pair(trainer.objective, rest, config.loader.text_length, wording.of(spec.texts))
   return Encoder(model, params, spec.channels, config.loader.normalize,
-                 feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info)
+                 feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info, pair)
 
 
 def load_tower(path: str | os.PathLike, method: str = '') -> Any:
@@ -171,7 +179,8 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'optimizer.decay_lengths',
          'optimizer.frozen_moments', 'optimizer.scaling', 'optimizer.base_width', 'optimizer.base_heads',
          'init_parts', 'init_map', 'freeze',
-         'evaluators', 'loader.text_length', 'loader.signal_length',
+         'evaluators', 'loader.text_length', 'loader.signal_length', 'loader.text', 'loader.text_draw',
+         'loader.text_clean', 'loader.captions', 'loader.tokenizer',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
          *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),
@@ -182,6 +191,7 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
 def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:
   """Writes RUN/config.json and RUN/data.json."""
   files.write_json(run / 'data.json', dataclasses.asdict(spec))
+  wording.save(run, spec.texts)
   files.write_json(run / 'config.json', config_lib.to_dict(config))
 
 
@@ -214,7 +224,8 @@ def load_config(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
 
 
 # In a run directory, before config.json.
-_BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part|\.owner\.json.*')
+_BEFORE = re.compile(r'corpus|data\.json|tokenizer(_config)?\.json|\.(data|tokenizer|tokenizer_config|config)\.json\..*'
+                     r'\.part|\.owner\.json.*')
 
 
 def check_new(out: str | pathlib.Path) -> None:
@@ -227,15 +238,16 @@ def check_new(out: str | pathlib.Path) -> None:
     raise UserError(f'{out} exists and is not empty: choose another --out, or go on with --resume {out}')
 
 
-def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = towers.IMAGE) -> Encoder:
+def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = towers.IMAGE) -> Any:
   """Loads an encoder.
 
   Args:
     path: a run directory, or a file that `jaxmed export` or `jaxmed import` wrote.
     checkpoint: of a run: 'latest', 'best' or a step.
-    tower: of a run whose method trains several; 'image' is the encoder.
+    tower: of a run whose method trains several; 'image' is the encoder, 'image+text' is both (see `jaxmed.pair.Joint`).
   Returns:
-    An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features.
+    An Encoder; `embed(images, channels=...)` gives class, mean-pooled and patch features. Of a tower of texts a
+    `jaxmed.pair.TextEncoder`; `embed(texts)` gives their vectors.
   Raises:
     UserError: the path is neither, or damaged.
   """

@@ -107,6 +107,25 @@ def of_texts(method: Any, tower: str) -> bool:
   return method.DEFAULTS.get('towers', {}).get(tower, {}).get('model') in text.MODELS
 
 
+def fit_vocabulary(method: Any, given: ConfigDict, size: int) -> None:
+  """Gives towers of texts as many ids as the tokenizer has, where the config does not say how many; 0: not known.
+
+  Raises:
+    UserError: a tower with fewer ids.
+  """
+  for name, tower in given.items():
+    if not of_texts(method, name):
+      continue
+    least = size or text.BYTES
+    if 'vocab_size' in tower.options and tower.options.vocab_size < least:
+      what = 'bytes and padding' if least == text.BYTES else 'loader.tokenizer'
+      raise UserError(f'towers.{name}.options.vocab_size={tower.options.vocab_size} is fewer than the {least} ids of '
+                      f'{what}')
+    if size and size != text.BYTES and 'vocab_size' not in tower.options:
+      with given.unlocked():
+        tower.options.vocab_size = size
+
+
 def opened(config: ConfigDict, load: Any) -> None:
   """Writes into the config what the run or file of each tower with `init` is: its model and the digest of its weights.
 
@@ -146,9 +165,6 @@ def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
     elif of_texts(objectives.get(config.method), name):
       out[name] = text.create_text(tower.model, config.loader.text_length, **tower.options)
       out[name] = out[name].clone(adapter=adapting.made(tower.get('adapter')))
-      if out[name].vocab_size < text.BYTES:
-        raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
-                        'of bytes and padding')
     else:
       out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
   return FrozenDict(out)

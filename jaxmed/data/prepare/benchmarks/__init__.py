@@ -16,7 +16,9 @@ from jaxmed.data.prepare.items import Plan
 from jaxmed.errors import UserError, choose
 
 LAYOUTS = {'jumpcp': 'JUMP-CP', 'chammi': 'CHAMMI', 'so2sat': 'So2Sat LCZ42', 'nnunet': 'nnU-Net',
-           'totalsegmentator': 'TotalSegmentator', 'bids': 'BIDS', 'brats': 'BraTS'}
+           'totalsegmentator': 'TotalSegmentator', 'bids': 'BIDS', 'brats': 'BraTS', 'mimic': 'MIMIC-CXR',
+           'openi': 'Open-i', 'roco': 'ROCO, ROCOv2 or PMC-OA', 'quilt': 'Quilt-1M', 'ptbxl': 'PTB-XL',
+           'mmeb': 'MMEB or mmE5', 'webdataset': 'WebDataset'}
 AUTO, NONE = 'auto', 'none'
 
 
