@@ -261,7 +261,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
 # Sections whose keys come from the chosen model and method.
 OPEN = {'encoder': 'options of the model: jaxmed list models NAME', 'objective': 'options of the method: '
         'jaxmed list methods NAME', 'towers': 'networks of the method beside its encoder: towers.NAME.model, .options, '
-        '.init (a run or file) and .fixed (read, never trained)'}
+        '.init (a run or file), .fixed (read, never trained) and, of texts, .adapter (.name=lora, .rank, ...)'}
 # Sections that take any key; what reads them looks at what they hold.
 FREE = ('towers', 'optimizer.options', 'optimizer.groups', 'objective.decoder_options')
 NOTES = {'1': 'one number, or three: for the first global view, the other global views, the local views'}

@@ -23,7 +23,7 @@ from jaxmed.evaluate.protocols.channels import ByChannels
 from jaxmed.models import create_model, registry
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from jaxmed.objectives import METHODS, feature_of, filled, networks
 from jaxmed.train.evaluators import EVALUATORS
 

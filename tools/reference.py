@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from jaxmed import cli, config, objectives  # noqa: E402
 from jaxmed.cli import list_  # noqa: E402
 from jaxmed.models import registry  # noqa: E402
+from jaxmed.models.text import registry as texts  # noqa: E402
 from tools.needs import run_script  # noqa: E402
 
 PLACE = ROOT / 'docs' / 'reference'
@@ -151,18 +152,18 @@ def recipes_by_method() -> dict[str, list[str]]:
 
 def models() -> str:
   """Every family: what it is, its sizes, its options."""
-  lines = ['`model=NAME/PATCH` chooses a transformer, `model=NAME` a convolutional or mixed encoder; `jaxmed list '
-           'models NAME` shows the same.', '']
-  for family, cls in registry.FAMILIES.items():
-    known = list_.model(family)
-    sizes = {name: fields for name, (kind, fields) in registry.MODELS.items() if kind == family}
+  lines = ['`model=NAME/PATCH` chooses a transformer, `model=NAME` a convolutional or mixed encoder, '
+           '`towers.text.model=NAME` a model of texts; `jaxmed list models NAME` shows the same.', '']
+  for family, of in [*((f, registry) for f in registry.FAMILIES), *((f, texts) for f in texts.FAMILIES)]:
+    known, cls = list_.model(family), of.FAMILIES[family]
+    sizes = {name: fields for name, (kind, fields) in of.MODELS.items() if kind == family}
     shared = {f.name for f in dataclasses.fields(cls)}
     columns = [c for c in dict.fromkeys(key for fields in sizes.values() for key in fields) if c in shared]
-    defaults = registry.family_options(family)
+    defaults = of.family_options(family)
     lines += [f'## {family}', '', *paragraphs(known['about'])]
     lines += table(('model', *map(code, columns)), (
         (code(name), *(config.shown(fields.get(c, defaults[c])) for c in columns)) for name, fields in sizes.items()))
-    lines += options('encoder', known['options'])
+    lines += options(known['section'], known['options'])
   return page('Models', *lines)
 
 

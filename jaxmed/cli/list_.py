@@ -61,15 +61,9 @@ def methods() -> dict[str, str]:
 def models() -> list[str]:
   """Names of models, without a patch; those of texts and tables last."""
   from jaxmed.models import list_models
-  return [*list_models(), *_beside()]
-
-
-def _beside() -> dict[str, tuple[Any, dict[str, Any]]]:
-  """{name: (class, options)} of the towers that are no encoders of images."""
-  from jaxmed.models.signals import registry, table
-  from jaxmed.models.text import transformer as text
-  return {name: (text.TextTransformer, text.default_options(name)) for name in text.MODELS} | {
-      name: (table.TableEncoder, registry.table_options(name)) for name in registry.TABLES}
+  from jaxmed.models.signals import registry as signals
+  from jaxmed.models.text import registry as texts
+  return [*list_models(), *texts.MODELS, *signals.TABLES]
 
 
 def adapters() -> dict[str, str]:
@@ -136,17 +130,22 @@ def model(name: str) -> dict[str, Any]:
   """A model by a family, a size of it, or its full name: its text and its options."""
   from jaxmed import docstrings
   from jaxmed.models import registry
-  if name in _beside():
-    cls, known = _beside()[name]
-    return {'name': name, 'section': f'towers.{name.partition("_")[0]}.options', 'about': docstrings.summary(cls),
-            'options': _options(cls, known)}
+  from jaxmed.models.signals import registry as signals
+  from jaxmed.models.signals import table
+  from jaxmed.models.text import registry as texts
+  if name in signals.TABLES:
+    return {'name': name, 'section': 'towers.table.options', 'about': docstrings.summary(table.TableEncoder),
+            'options': _options(table.TableEncoder, signals.table_options(name))}
   base = name.partition('/')[0]
-  full = next((m for m, (family, _) in registry.MODELS.items() if family == base), base)
-  family, sizes = registry.MODELS[choose('model', full, [*registry.MODELS, *registry.FAMILIES, *_beside()])]
-  cls = registry.FAMILIES[family]
-  fields = registry.family_options(family) | (sizes if full == base else {})
-  return {'name': name, 'section': 'encoder', 'about': docstrings.summary(cls),
-          'options': _options(cls, fields, registry.CHOICES)}
+  of = texts if base in {*texts.MODELS, *texts.FAMILIES} else registry
+  full = next((m for m, (family, _) in of.MODELS.items() if family == base), base)
+  every = [*registry.MODELS, *registry.FAMILIES, *texts.MODELS, *signals.TABLES]
+  family, sizes = of.MODELS[choose('model', full, every)]
+  cls = of.FAMILIES[family]
+  fields = of.family_options(family) | (sizes if full == base else {})
+  section = 'towers.text.options' if of is texts else 'encoder'
+  return {'name': name, 'section': section, 'about': docstrings.summary(cls),
+          'options': _options(cls, fields, of.CHOICES)}
 
 
 def protocol(name: str) -> dict[str, Any]:

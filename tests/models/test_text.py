@@ -10,7 +10,7 @@ import pytest
 
 from jaxmed.errors import UserError
 from jaxmed.models.layers import kernels
-from jaxmed.models.text import transformer as text
+from jaxmed.models.text import registry as text
 
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
 IDS = np.array([[5, 0, 9, 3, 0, 0], [7, 1, 2, 8, 4, 6], [0, 0, 0, 0, 0, 0]])  # an id 0 that is none of padding

@@ -19,7 +19,7 @@ from jaxmed.models import create_model
 from jaxmed.models.layers import packing
 from jaxmed.models.layers.channel_attention import KINDS
 from jaxmed.models.registry import default_options
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from jaxmed.objectives import METHODS, filled
 from jaxmed.parallel import mesh as mesh_lib
 

@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from jaxmed.objectives import networks
 from jaxmed.objectives.paired.clip import CLIP, bounded, likeness
 from jaxmed.objectives.paired.siglip import SigLIP

@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 from jaxmed.errors import UserError
 from jaxmed.models import create_model
 from jaxmed.models.signals.registry import create_signal, create_table
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from jaxmed.objectives import METHODS, default_options, modalities
 from jaxmed.objectives.networks import Clock
 from jaxmed.train.build import assemble, resolve, towers

@@ -10,7 +10,7 @@ import pytest
 from flax.core import FrozenDict
 
 from jaxmed.errors import UserError
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from jaxmed.objectives import METHODS
 from jaxmed.objectives.losses import paired
 from jaxmed.objectives.networks import Clock

@@ -153,6 +153,11 @@ class Depthwise(nn.Module):
     return Dense((x.shape[-1],), (None, 'embed'), True, 'zeros', self.dtype, name='up')(hidden)
 
 
+def in_training(adapter: Adapter | None, train: bool) -> Adapter | None:
+  """The adapter, without its dropout outside of training."""
+  return adapter if adapter is None or train else dataclasses.replace(adapter, dropout=0.0)
+
+
 def dropped(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
   """Dropout where the module is given a stream of that name, as in training."""
   if not rate or not module.has_rng('dropout'):

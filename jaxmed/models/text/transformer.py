@@ -11,14 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmed.errors import UserError, choose
-from jaxmed.models.layers import initial
+from jaxmed.errors import UserError
+from jaxmed.models.layers import adapters, initial
+from jaxmed.models.layers.adapters import Adapter
 from jaxmed.models.layers.tokens import Features
-from jaxmed.models.layers.transformer import REMAT_POLICIES, Dense, LayerNorm, Transformer
+from jaxmed.models.layers.transformer import Dense, LayerNorm, Transformer
+from jaxmed.models.text.pooling import Pool, lengths
 
-POOLS = ('eot', 'last', 'mean')
 BYTES = 257  # padding and the 256 bytes: the ids of texts without a tokenizer
-FILLED = ('parent', 'name', 'context', 'out_dim', 'out_bias')  # no options
 
 
 class TextTransformer(nn.Module):
@@ -36,13 +36,14 @@ class TextTransformer(nn.Module):
     mlp_ratio: width of the MLP over embed_dim.
     causal: whether an id looks only at itself and those before it (CLIP).
     pool: the vector of a text: 'eot', of its last id (CLIP); 'last', of the last place, padding or not (SigLIP);
-      'mean', of all of its ids.
+      'cls', of its first id; 'mean', 'max' or 'attention' (a trained query) over all of its ids.
     mask_padding: whether nothing looks at padding. SigLIP's weights are trained with texts that do.
     norm_epsilon: what layer norms add to the variance.
     remat: what the backward pass computes again: 'none' or a policy, to save memory.
     dtype: 'float32' or 'bfloat16' compute; parameters are float32.
     context: the most ids of a text. out_dim: of the projection of a text's vector, 0 for none. out_bias: whether that
       has a bias (SigLIP).
+    adapter: what is trained beside frozen weights.
   """
 
   vocab_size: int = BYTES
@@ -59,6 +60,7 @@ class TextTransformer(nn.Module):
   context: int = 77
   out_dim: int = 0
   out_bias: bool = False
+  adapter: Adapter | None = None
 
   @nn.compact
   def __call__(self, text: jax.Array, train: bool = False) -> Features:
@@ -72,22 +74,18 @@ class TextTransformer(nn.Module):
     tokens = self.param('token_embed', table(initial.STD, 'vocabulary'), (self.vocab_size, size), jnp.float32)
     places = self.param('pos_embed', table(0.01, 'positions'), (self.context, size), jnp.float32)
     x = (tokens[text] + places[:length]).astype(compute)  # [B, L, D]
-    count = length - jnp.argmax(text[:, ::-1] != 0, axis=1)
-    count = jnp.where((text != 0).any(axis=1), count, 0)
+    count = lengths(text)
     valid = jnp.arange(length) < count[:, None]
     mask = valid if self.mask_padding else None
     if self.causal:
       before = jnp.tril(jnp.ones((length, length), bool))[None]
       mask = jnp.broadcast_to(before, (len(text), length, length)) if mask is None else before & valid[:, None]
     blocks = Transformer(self.depth, self.num_heads, self.mlp_ratio, remat=self.remat, dtype=compute,
-                         norm_epsilon=self.norm_epsilon, name='transformer')
+                         norm_epsilon=self.norm_epsilon, adapter=adapters.in_training(self.adapter, train),
+                         name='transformer')
     x = LayerNorm(compute, self.norm_epsilon, name='norm')(blocks(x, mask, train=train))
     found = Features(None, None, x, valid)
-    if self.pool == 'mean':
-      vector = found.mean
-    else:
-      place = jnp.full(count.shape, length - 1) if self.pool == 'last' else jnp.maximum(count - 1, 0)
-      vector = jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
+    vector = Pool(self.pool, name='pool')(x, count)
     if self.out_dim:
       vector = Dense((self.out_dim,), ('embed', None), self.out_bias, dtype=compute, name='head')(vector)
     return dataclasses.replace(found, pool=vector.astype(jnp.float32))
@@ -100,27 +98,3 @@ MODELS: dict[str, dict[str, Any]] = {
     'text_siglip_micro': dict(embed_dim=128, depth=4, num_heads=4) | SIGLIP,
     'text_siglip_base': dict(embed_dim=768, depth=12, num_heads=12) | SIGLIP,
 }
-CHOICES = {'pool': POOLS, 'remat': REMAT_POLICIES, 'dtype': ('float32', 'bfloat16')}
-
-
-def default_options(name: str) -> dict[str, Any]:
-  """The fields of the named model that a config may set, with their defaults for that size."""
-  sizes = MODELS[choose('model of texts', name, MODELS)]
-  return {f.name: f.default for f in dataclasses.fields(TextTransformer) if f.name not in FILLED} | sizes
-
-
-def create_text(name: str, context: int, **options: Any) -> TextTransformer:
-  """Makes a text transformer for at most `context` ids, e.g. `create_text('text_clip_base', 77, vocab_size=49408)`.
-
-  Raises:
-    UserError: unknown name or option, or sizes that do not fit together.
-  """
-  fields = default_options(name)
-  for key, value in options.items():
-    choose('option of a model of texts', key, fields)
-    if key in CHOICES:
-      choose(key, value, CHOICES[key])
-    fields[key] = value
-  if fields['embed_dim'] % fields['num_heads']:
-    raise UserError(f'num_heads {fields["num_heads"]} does not divide embed_dim {fields["embed_dim"]}')
-  return TextTransformer(context=context, **fields)

@@ -13,7 +13,7 @@ from jaxmed.contracts import Batch, Encoder, Variables
 from jaxmed.errors import UserError
 from jaxmed.models.layers.linear import Dense
 from jaxmed.models.layers.norm import normalize
-from jaxmed.models.text.transformer import TextTransformer
+from jaxmed.models.text import registry as texts
 from jaxmed.objectives import networks
 from jaxmed.objectives.base import Method
 from jaxmed.objectives.contrastive import siamese
@@ -65,12 +65,12 @@ class Paired(Method):
       raise UserError(f'objective.max_scale {self.max_scale} must be 0 or at least 1 / temperature, '
                       f'{1 / self.temperature:g}')
     tower = self.towers.get(TEXT)
-    if tower is not None and not isinstance(tower, TextTransformer):
+    if tower is not None and not isinstance(tower, texts.CLASSES):
       raise UserError(f'towers.{TEXT} must be a model of texts, such as towers.{TEXT}.model=text_micro, not a '
                       f'{type(tower).__name__}')
 
   @property
-  def text(self) -> TextTransformer:
+  def text(self) -> Any:
     """The tower of texts with its projection."""
     return self.towers[TEXT].clone(out_dim=self.out_dim, out_bias=self.TEXT_BIAS)
 

@@ -1,4 +1,4 @@
-"""The adapters of a run's encoder, from the section `adapter` of its config."""
+"""The adapters of a run: of its encoder, from the section `adapter` of its config, and of towers of texts."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ from jaxmed.errors import UserError, choose
 from jaxmed.models.encoders.vit import ViT
 from jaxmed.models.layers import adapters
 from jaxmed.models.layers.adapters import Adapter
+from jaxmed.models.text import registry as texts
 
 TRAINING_ONLY = ('mask_token', 'norm_local')  # parameters that no product has
 FIELDS = tuple(f.name for f in dataclasses.fields(Adapter))
@@ -25,6 +26,7 @@ def check(config: ConfigDict) -> None:
   defaults = {key: value.default for key, value in config_lib.SECTIONS['adapter'].items()}
   reads = ('name', 'also', *adapters.KINDS.get(name, ()))
   idle = [key for key in given if key not in reads and given[key] != defaults[key]]
+  _check_texts(config)
   if not name:
     if idle or given.also:
       raise UserError(f'adapter.{(*idle, "also")[0]} says how adapters are, but there are none: set adapter.name')
@@ -40,6 +42,59 @@ def check(config: ConfigDict) -> None:
       raise UserError(f'adapter.{key} must be at least {least}, not {given[key]}')
   if config.optimizer.scaling == 'mup':
     raise UserError(f'adapter.name={name} begins from weights of one width: take optimizer.scaling=standard')
+
+
+def of_texts(tower: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The section `towers.NAME.adapter` of a tower of texts, whole.
+
+  Raises:
+    UserError: an unknown key, or a value that is none.
+  """
+  known = {key: value.default for key, value in config_lib.SECTIONS['adapter'].items()}
+  where = f'towers.{tower}.adapter'
+  name = choose(f'{where}.name', str(given.get('name', '')), texts.TEXT_KINDS)
+  keys = ('name', *adapters.KINDS[name])
+  for key in given:
+    choose(f'key {where}', key, keys)
+  out = {key: known[key] for key in keys} | dict(given)
+  targets = out['targets']
+  out['targets'] = tuple(t.strip() for t in targets.split(',')) if isinstance(targets, str) else tuple(targets)
+  for target in out['targets']:
+    choose(f'{where}.targets', target, adapters.TARGETS)
+  for key in ('rank', 'alpha', 'dropout'):
+    if isinstance(out[key], bool) or not isinstance(out[key], (int, float)) or out[key] < 0:
+      raise UserError(f'{where}.{key} takes a number of at least 0, not {out[key]!r}')
+  if not out['dropout'] < 1:
+    raise UserError(f'{where}.dropout must be between 0 and 1, not {out["dropout"]}')
+  out['rank'] = int(out['rank']) or adapters.RANKS[name]
+  out['alpha'] = float(out['alpha']) or adapters.ALPHA * out['rank']
+  return out
+
+
+def made(given: Mapping[str, Any] | None) -> Adapter | None:
+  """The adapter that a whole section describes; None for an empty one."""
+  values = {key: given[key] for key in FIELDS if key in given} if given else {}
+  return Adapter(**values | {'targets': tuple(values['targets'])}) if values else None
+
+
+def _of_towers(config: ConfigDict) -> dict[str, Any]:
+  """{tower: section} of the towers of texts that have adapters."""
+  return {name: tower.adapter for name, tower in config.towers.items() if tower.get('adapter')}
+
+
+def _check_texts(config: ConfigDict) -> None:
+  for name in _of_towers(config):
+    if not (config.towers[name].get('init') or config.init_map or (config.init and config.init_parts != 'encoder')):
+      raise UserError(f'towers.{name}.adapter trains beside a frozen tower: give its weights, '
+                      f'init=RUN init_map=params/{name}->{name}')
+    if config.optimizer.scaling == 'mup':
+      raise UserError(f'towers.{name}.adapter begins from weights of one width: take '
+                      'optimizer.scaling=standard')
+
+
+def adapted(config: ConfigDict) -> tuple[str, ...]:
+  """Paths of the towers whose adapters alone are trained."""
+  return (*(('encoder',) if config.adapter.name else ()), *_of_towers(config))
 
 
 def fill(config: ConfigDict) -> None:
@@ -76,12 +131,12 @@ def attached(model: Any, config: ConfigDict) -> Any:
 
 def beside(config: ConfigDict) -> tuple[str, ...]:
   """Names in the encoder that are trained beside adapters: asked for, the papers' own, and what no product has."""
-  given = config.adapter
+  given, own = config.adapter, texts.HEADS if _of_towers(config) else ()
   if not given.name:
-    return ()
+    return own
   asked = tuple(name.strip() for name in given.also.split(',') if name.strip())
   asked = asked or adapters.TRAINS.get(given.name, ())
-  return (*(() if asked == ('none',) else asked), *TRAINING_ONLY)
+  return (*(() if asked == ('none',) else asked), *TRAINING_ONLY, *own)
 
 
 def check_names(config: ConfigDict, encoder: Mapping[str, Any]) -> None:
@@ -89,7 +144,7 @@ def check_names(config: ConfigDict, encoder: Mapping[str, Any]) -> None:
   paths = [[str(k.key) for k in path] for path, _ in jax.tree_util.tree_leaves_with_path(encoder)]
   known = sorted({name for path in paths for name in path})
   for name in beside(config):
-    if name not in TRAINING_ONLY:
+    if name not in (*TRAINING_ONLY, *texts.HEADS):
       choose('adapter.also', name, known)
 
 
@@ -107,6 +162,10 @@ def told(config: ConfigDict, optimizer: Any, params: Any) -> str:
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     sizes[optimizer.holds(tuple(str(k.key) for k in path))] += math.prod(x.shape)
   share = sizes[False] / sum(sizes.values())
-  reads = (f'{key} {config_lib.shown(config.adapter[key])}' for key in adapters.KINDS[config.adapter.name])
-  return (f'adapter {config.adapter.name} ({", ".join(reads)}): {sizes[False]:,} of {sum(sizes.values()):,} parameters '
+  sections = ({'': config.adapter} if config.adapter.name else {}) | _of_towers(config)
+  plain = lambda value: config_lib.shown(tuple(value) if isinstance(value, list) else value)  # as in a resumed run
+  reads = lambda given: ', '.join(f'{key} {plain(given[key])}' for key in adapters.KINDS[given.name])
+  kinds = (f'adapter {given.name}{f" of {tower}" if tower else ""} ({reads(given)})'
+           for tower, given in sections.items())
+  return (f'{", ".join(kinds)}: {sizes[False]:,} of {sum(sizes.values()):,} parameters '
           f'are trained ({100 * share:.2f} %), heads included')

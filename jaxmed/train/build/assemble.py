@@ -78,7 +78,7 @@ def optimizer_of(config: ConfigDict, method: Any, width: Width | None = None) ->
   return Optimizer(
       config.learning_rate, config.steps, options=tuple(sorted(config.optimizer.options.to_dict().items())),
       groups=own, towers=trained, freeze=groups.names(config.freeze), growth=width.growth if width else (),
-      adapted=(towers.path_of(towers.IMAGE),) if config.adapter.name else (), beside=adapting.beside(config), **o)
+      adapted=adapting.adapted(config), beside=adapting.beside(config), **o)
 
 
 def fields(config: ConfigDict, spec: DataSpec) -> tuple[Field, ...]:

@@ -39,7 +39,7 @@ def announce(run: Any, abstract: TrainState) -> None:
       f'learning rate {c.learning_rate:.3g}, seed {c.seed}',
       f'{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh '
       + ' '.join(f'{k}={v}' for k, v in run.mesh.shape.items() if v > 1 or k == 'data'),
-      *([adapting.told(c, run.trainer.optimizer, abstract.params)] if c.adapter.name else []),
+      *([adapting.told(c, run.trainer.optimizer, abstract.params)] if adapting.adapted(c) else []),
       *([width.told(c.optimizer.base_width, run.trainer.width)] if c.optimizer.scaling == 'mup' else []),
       *owners, table if jax.device_count() > 1 else sharding_table.total(abstract, memory),
   ]

@@ -19,7 +19,7 @@ from jaxmed.models import registry
 from jaxmed.models.layers import adapters
 from jaxmed.models.signals.signal import SignalEncoder
 from jaxmed.models.signals.table import TableEncoder
-from jaxmed.models.text.transformer import TextTransformer
+from jaxmed.models.text.registry import CLASSES as TEXT_MODELS
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
 from jaxmed.objectives.paired.clip import Paired
@@ -91,9 +91,9 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
   info = {'method': config.method, 'model': name, 'steps': int(jax.device_get(state.step)),
           'summary': spec.summary, 'mixed': spec.mixed or config.augment.channel_sampling != 'none'}
   network = trainer.objective.model_of(tower)
-  if isinstance(network, TextTransformer) and isinstance(trainer.objective, Paired):
+  if isinstance(network, TEXT_MODELS) and isinstance(trainer.objective, Paired):
     return TextEncoder(encoder_of(trainer, config, spec, state))
-  if isinstance(network, (TextTransformer, SignalEncoder, TableEncoder)):
+  if isinstance(network, (*TEXT_MODELS, SignalEncoder, TableEncoder)):
     raise UserError(f'tower {tower} is a model of {tower}s: jaxmed.load gives encoders of images, here '
                     f'{", ".join(t for t in products if t != tower)}')
   model, params = product(network, weights)

@@ -1,7 +1,8 @@
 """The networks of a run beside its encoder: their models, weights to begin with, and those that are only read.
 
 `towers.NAME` in a config names one, for each of the method's TOWERS: `model` with `options`, or a run or file in `init`
-whose model and weights it takes. A `fixed` tower is never trained or saved: the run keeps its source and digest.
+whose model and weights it takes. A `fixed` tower is never trained or saved: the run keeps its source and digest. The
+`adapter` of a tower of texts is trained beside frozen weights; it has the keys of the section `adapter`.
 `model`, `encoder.*` and `init` are the short form of `towers.image`.
 """
 
@@ -22,10 +23,11 @@ from jaxmed import objectives
 from jaxmed.errors import UserError, choose
 from jaxmed.models import registry
 from jaxmed.models.signals import registry as signals
-from jaxmed.models.text import transformer as text
+from jaxmed.models.text import registry as text
 from jaxmed.parallel import mesh as mesh_lib
+from jaxmed.train.build import adapting
 
-KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False}
+KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False, 'adapter': {}}
 FOUND = {'description': {}, 'sha256': ''}  # what `opened` adds of a tower that comes from a run or file
 IMAGE = 'image'  # the tower that `model` and `encoder.*` describe; its weights are params['encoder']
 
@@ -50,7 +52,7 @@ def short(user: Mapping[str, Any]) -> dict[str, Any]:
   if image is None:
     return rest
   for key in image:
-    choose(f'key towers.{IMAGE}', key, KEYS)
+    choose(f'key towers.{IMAGE}', key, [key for key in KEYS if key != 'adapter'])
   if image.get('fixed'):
     raise UserError(f'towers.{IMAGE}.fixed: the encoder of a run is what it trains; freeze=encoder keeps its weights')
   told = {'model': image.get('model', ''), 'encoder': dict(image.get('options', {})), 'init': image.get('init', '')}
@@ -92,6 +94,11 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
       raise UserError(f'towers.{name}.init={tower["init"]}: a tower of {name}s begins fresh, leave it out')
     if not tower['model'] and name in signals.KINDS:
       raise UserError(f'towers.{name} needs a model, such as towers.{name}.model={signals.KINDS[name]}')
+    if tower['adapter']:
+      if not of_texts(method, name):
+        raise UserError(f'towers.{name}.adapter: only a tower of texts has one; the section adapter is the '
+                        "encoder's")
+      tower['adapter'] = adapting.of_texts(name, tower['adapter'])
     if not tower['model'] and not tower['init']:
       raise UserError(f'towers.{name} needs a model, towers.{name}.model=vit_micro/8, or a run or file, '
                       f'towers.{name}.init=RUN')
@@ -169,6 +176,7 @@ def models(config: ConfigDict, channels: int, names: tuple, signal: Sequence[int
       out[name] = rebuilt(config_lib.to_dict(tower.description))
     elif of_texts(objectives.get(config.method), name):
       out[name] = text.create_text(tower.model, config.loader.text_length, **tower.options)
+      out[name] = out[name].clone(adapter=adapting.made(tower.get('adapter')))
     elif name == 'signal':
       out[name] = signals.create_signal(tower.model, signal[0], signal[1], **tower.options)
     elif name == 'table':
