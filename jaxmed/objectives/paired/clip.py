@@ -35,6 +35,8 @@ class Paired(Method):
     temperature: 1 / exp(s) in the beginning.
     max_scale: the largest exp(s); 0 for no limit. s is at least 0 then, too.
     feature: 'cls' or 'mean', the vector of an image.
+    project: whether a linear layer brings that vector to `out_dim`. SigLIP compares it as it is (encoder.map_head), and
+      `out_dim` is the encoder's width.
     chunk: candidates that are compared at a time, 0 for all at once, -1 chooses (see contrast.log_partition).
     towers: of texts; the run fills it in.
   """
@@ -44,6 +46,7 @@ class Paired(Method):
   temperature: float = 0.07
   max_scale: float = 100.0
   feature: str = 'cls'
+  project: bool = True
   chunk: int = -1
   towers: FrozenDict = FrozenDict()
 
@@ -64,6 +67,9 @@ class Paired(Method):
     if self.max_scale and self.max_scale < 1 / self.temperature:
       raise UserError(f'objective.max_scale {self.max_scale} must be 0 or at least 1 / temperature, '
                       f'{1 / self.temperature:g}')
+    if not self.project and self.out_dim != self.encoder.embed_dim:
+      raise UserError(f'objective.project=False compares vectors of the encoder, of width {self.encoder.embed_dim}: set '
+                      f'objective.out_dim={self.encoder.embed_dim}')
     tower = self.towers.get(TEXT)
     if tower is not None and not isinstance(tower, TextTransformer):
       raise UserError(f'towers.{TEXT} must be a model of texts, such as towers.{TEXT}.model=text_micro, not a '
@@ -88,13 +94,24 @@ class Paired(Method):
     keys = jax.random.split(rng, 3)
     params = {'encoder': self.encoder.init(keys[0], **networks.inputs(batch))['params'],
               TEXT: self.text.init(keys[1], batch['text'])['params'],
-              'projection': siamese.init_head(self.projection, keys[2], self.encoder.embed_dim),
               'similarity': self.similarity()}
+    if self.project:
+      params['projection'] = siamese.init_head(self.projection, keys[2], self.encoder.embed_dim)
     return {'params': params, 'target': {}, 'extra': {}}
 
   def similarity(self) -> dict[str, jax.Array]:
     """What is trained of the logits: {'scale': s}."""
     return {'scale': jnp.asarray(-math.log(self.temperature), jnp.float32)}
+
+  def image_vectors(self, params: Any, features: jax.Array) -> jax.Array:
+    """Vectors [..., out_dim] that are compared, of features [..., W] of images."""
+    return self.projection.apply({'params': params['projection']}, features) if self.project else features
+
+  def logits(self, params: Any) -> tuple[jax.Array, jax.Array]:
+    """What cosines are multiplied by, and what is added then (0 where nothing is)."""
+    found = params['similarity']
+    scale = jnp.clip(found['scale'], 0.0, math.log(self.max_scale)) if self.max_scale else found['scale']
+    return jnp.exp(scale), found.get('bias', jnp.zeros(()))
 
   def compared(self, image: jax.Array, text: jax.Array, scale: jax.Array, params: Any, counts: jax.Array
                ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -106,7 +123,7 @@ class Paired(Method):
     del step
     params, keys = variables['params'], jax.random.split(rng)
     features, stats = networks.encode(self.encoder, params['encoder'], batch, train, {'dropout': keys[0]})
-    image = self.projection.apply({'params': params['projection']}, features.pooled(self.feature))
+    image = self.image_vectors(params, features.pooled(self.feature))
     words, _ = networks.run(self.text, params[TEXT], batch['text'], train=train, rngs={'dropout': keys[1]})
     text, counts = words.mean, (batch['text'] != 0).any(axis=1)
     scale = params['similarity']['scale']
@@ -122,7 +139,8 @@ class CLIP(Paired):
   """Cross-entropy of finding the text of an image among all texts of the batch, and the image of a text.
 
   Differs from open_clip: s is kept in [0, ln 100] where it is read, and no gradient pushes it further out (there it is
-  clipped after each step); weights of embeddings do not decay; the encoder has no norm before its first block.
+  clipped after each step); weights of embeddings do not decay; the encoder has a norm before its first block where
+  encoder.pre_norm says so, as the recipe does.
 
   Attributes:
     weight: of the search from images to texts; 1 - weight is that of the other. ConVIRT's lambda is 0.75.

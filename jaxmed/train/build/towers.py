@@ -25,6 +25,8 @@ from jaxmed.models.text import transformer as text
 from jaxmed.parallel import mesh as mesh_lib
 
 KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False}
+TEXTS = 'text'  # what `load` is asked for in place of a method, for a tower of texts
+_FREE = ('channel_names', *text.FILLED)  # in which a model may differ from its weights
 FOUND = {'description': {}, 'sha256': ''}  # what `opened` adds of a tower that comes from a run or file
 IMAGE = 'image'  # the tower that `model` and `encoder.*` describe; its weights are params['encoder']
 
@@ -75,7 +77,10 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
   for name in names:
     if name in method.OPTIONAL and not dict(given.get(name, {})):
       continue
-    wanted = dict(method.DEFAULTS.get('towers', {}).get(name, {})) | dict(given.get(name, {}))
+    usual = dict(method.DEFAULTS.get('towers', {}).get(name, {}))
+    if of_texts(method, name) and dict(given.get(name, {})).get('init'):
+      usual.pop('model')  # which the weights say
+    wanted = usual | dict(given.get(name, {}))
     for key in wanted:
       choose(f'key towers.{name}', key, KEYS | FOUND)
     tower = KEYS | wanted
@@ -85,7 +90,7 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         takes = {str: 'text', bool: 'True or False'}.get(type(default), 'a section')
         raise UserError(f'towers.{name}.{key} takes {takes}, not {tower[key]!r}')
     if of_texts(method, name) and tower['init']:
-      raise UserError(f'towers.{name}.init={tower["init"]}: a tower of texts begins fresh, leave it out')
+      _check_texts(name, tower)
     if not tower['model'] and not tower['init']:
       raise UserError(f'towers.{name} needs a model, towers.{name}.model=vit_micro/8, or a run or file, '
                       f'towers.{name}.init=RUN')
@@ -93,6 +98,20 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
       raise UserError(f'towers.{name}.fixed=True needs the weights to read: towers.{name}.init=RUN or a file')
     out[name] = tower
   return out
+
+
+def _check_texts(name: str, tower: Mapping[str, Any]) -> None:
+  if tower['fixed']:
+    raise UserError(f'towers.{name}.fixed: a tower of texts has a projection that is trained; freeze={name} keeps its '
+                    'weights')
+  if tower['options'] and not tower['model']:
+    raise UserError(f'towers.{name}.options are of a model: name it, towers.{name}.model=text_clip_base')
+
+
+def text_model(config: ConfigDict, name: str) -> text.TextTransformer | None:
+  """The model of a tower of texts as the config names it; None where its weights say it."""
+  tower = config.towers[name]
+  return text.create_text(tower.model, config.loader.text_length, **tower.options) if tower.model else None
 
 
 def of_texts(method: Any, tower: str) -> bool:
@@ -112,12 +131,14 @@ def opened(config: ConfigDict, load: Any) -> None:
   for name, tower in config.towers.items():
     if not tower.init or (tower.get('sha256') and not tower.fixed):  # the weights of a run that goes on are its own
       continue
-    given = _loaded(load, tower, whole.get(name, ''))
+    texts = of_texts(objectives.get(config.method), name)
+    like = text_model(config, name) if texts else None
+    given = load(tower.init, TEXTS, like) if texts else _loaded(load, tower, whole.get(name, ''))
     found = described(given.model)
     if tower.model:
-      wanted = registry.describe(registry.create_model(tower.model, given.model.image_size, given.model.in_channels,
+      wanted = described(like or registry.create_model(tower.model, given.model.image_size, given.model.in_channels,
                                                        **tower.options))
-      differs = [k for k in wanted if k != 'channel_names' and wanted[k] != found.get(k)]
+      differs = [k for k in wanted if k not in _FREE and wanted[k] != found.get(k)]
       if differs:
         raise UserError(f'towers.{name}.init={tower.init} is another model than towers.{name}.model={tower.model}: '
                         f'{differs[0]} is {found.get(differs[0])!r} there')
@@ -136,8 +157,11 @@ def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
   for name, tower in config.towers.items():
     if tower.get('description'):
       out[name] = rebuilt(config_lib.to_dict(tower.description))
+      if isinstance(out[name], text.TextTransformer) and out[name].context < config.loader.text_length:
+        raise UserError(f'loader.text_length={config.loader.text_length} is longer than the {out[name].context} ids of '
+                        f'towers.{name}.init={tower.init}: set loader.text_length={out[name].context}')
     elif of_texts(objectives.get(config.method), name):
-      out[name] = text.create_text(tower.model, config.loader.text_length, **tower.options)
+      out[name] = text_model(config, name)
       if out[name].vocab_size < text.BYTES:
         raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
                         'of bytes and padding')
@@ -174,6 +198,9 @@ def _loaded(load: Any, tower: Any, method: str) -> Any:
 
 def described(model: Any) -> dict[str, Any]:
   """A tower's model as plain data, which `rebuilt` turns back into it: an encoder, or the objective of a whole run."""
+  if isinstance(model, text.TextTransformer):
+    options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ('parent', 'name')}
+    return {'family': TEXTS} | options
   if isinstance(model, nn.Module):
     return registry.describe(model)
   name = next(name for name, method in objectives.METHODS.items() if type(model) is method)
@@ -184,6 +211,8 @@ def described(model: Any) -> dict[str, Any]:
 
 def rebuilt(description: dict[str, Any]) -> Any:
   """The model that `described` described."""
+  if description.get('family') == TEXTS:
+    return text.TextTransformer(**{k: v for k, v in description.items() if k != 'family'})
   if 'method' not in description:
     return registry.rebuild(description)
   options = {k: tuple(v) if isinstance(v, list) else v for k, v in description['options'].items()}
