@@ -25,7 +25,8 @@ def options(p: argparse.ArgumentParser) -> None:
                  "jaxmed, or nnssl: a .pth for nnU-Net's fine-tuning of pretrained networks")
   p.add_argument('--spacing', metavar='MM', help='with nnssl: spacing of the images of pretraining, along the stored '
                  'axes: 1,1,1; default: none, nnU-Net then takes that of the data it is fine-tuned on')
-  p.add_argument('--out', required=True, metavar='FILE.safetensors|FOLDER', help='file to write; of hf and open_clip a folder')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors|FOLDER',
+                 help='file to write; of hf and open_clip a folder')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _write(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mapp
   return notes
 
 
-def export_towers(path: str | os.PathLike, fmt: str, towers: Towers, info: Mapping[str, Any]) -> tuple[float, list[str]]:
+def export_towers(path: str | os.PathLike, fmt: str, towers: Towers, info: Mapping[str, Any]
+                  ) -> tuple[float, list[str]]:
   """Writes two towers as a folder of transformers ('hf') or open_clip; returns as `export_encoder`."""
   folder, towers = _check_place(path), two_towers.on_host(towers)
   if fmt == 'open_clip':
@@ -170,6 +171,7 @@ def snippet(fmt: str, path: str | os.PathLike, towers: bool) -> str:
     return (f"import open_clip\nmodel, preprocess = open_clip.create_model_from_pretrained('local-dir:{name}')\n"
             'images, texts = model.encode_image, model.encode_text\n')
   last = 'model.get_image_features(pixel_values)' if towers else 'model(pixel_values).last_hidden_state'
-  return (f"from transformers import AutoImageProcessor, AutoModel\nmodel = AutoModel.from_pretrained('{name}').eval()\n"
+  return ('from transformers import AutoImageProcessor, AutoModel\n'
+          f"model = AutoModel.from_pretrained('{name}').eval()\n"
           f"pixel_values = AutoImageProcessor.from_pretrained('{name}')(images, return_tensors='pt')['pixel_values']\n"
           f'{last}\n')

@@ -55,7 +55,8 @@ _HEAD = {f'attn_pool.{ours}': f'head.{theirs}' for ours, theirs in (
 # Of a kind: timm's names and theirs, without what stands before them in a larger class; '#' is a block.
 NAMES: dict[str, dict[str, str]] = {
     'vit': _VIT, 'vit_mae': _VIT, 'dinov2': _DINOV2, 'dinov2_with_registers': _DINOV2,
-    'clip': _VISION | {'cls_token': 'embeddings.class_embedding', 'norm_pre': 'pre_layrnorm'}, 'siglip': _VISION | _HEAD}
+    'clip': _VISION | {'cls_token': 'embeddings.class_embedding', 'norm_pre': 'pre_layrnorm'},
+    'siglip': _VISION | _HEAD}
 PREFIXES = {'vit': 'vit.', 'vit_mae': 'vit.', 'dinov2': 'dinov2.', 'dinov2_with_registers': 'dinov2_with_registers.',
             'clip': 'vision_model.', 'siglip': 'vision_model.'}
 CLASSES = {'vit': 'ViTModel', 'vit_mae': 'ViTMAEModel', 'dinov2': 'Dinov2Model',
@@ -200,8 +201,8 @@ def to_tensors(model: ViT, params: Params, kind: str) -> dict[str, np.ndarray]:
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], kind: str) -> tuple[ViT, Params]:
-  """The encoder of a state dict of transformers; `config` is that of the vision tower. Poolers, classifiers and decoders
-  are left out."""
+  """The encoder of a state dict of transformers; `config` is that of the vision tower. Poolers, classifiers and
+  decoders are left out."""
   prefix = PREFIXES[kind]
   some = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)} or tensors
   some = {name: value for name, value in some.items() if not name.startswith(('pooler.', 'classifier.', 'decoder.'))}

@@ -80,7 +80,8 @@ def _check_huggingface(towers: Towers) -> str:
     return 'clip'
   _check(towers, 'SiglipModel', {
       'encoder.map_head': (towers.image.map_head, True), 'objective.feature': (towers.feature, 'mean'),
-      'objective.project': (towers.projection is not None, False), 'towers.text.options.causal': (words.causal, False), 'towers.text.options.pool': (words.pool, 'last'),
+      'objective.project': (towers.projection is not None, False),
+      'towers.text.options.causal': (words.causal, False), 'towers.text.options.pool': (words.pool, 'last'),
       'towers.text.options.mask_padding': (words.mask_padding, False)})
   return 'siglip'
 

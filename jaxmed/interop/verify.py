@@ -203,7 +203,9 @@ def folder_card(snippet: str, model: Encoder, info: Mapping[str, Any], about: st
                 notes: Sequence[str] = (), difference: float | None = None) -> str:
   """The Markdown card of a folder of transformers or open_clip; `notes` are what its preprocessing cannot say."""
   parts = [f'# {title}', _summary_of(about, model, info, difference), '## Use', f'```python\n{snippet}```',
-           '## Preprocessing', _preprocessing(model, info), *(['\n'.join(f'- {note}' for note in notes)] if notes else [])]
+           '## Preprocessing', _preprocessing(model, info)]
+  if notes:
+    parts += ['## Limits', '\n'.join(f'- {note}' for note in notes)]
   return '\n\n'.join(parts) + '\n'
 
 

@@ -48,7 +48,8 @@ for _family, _sizes in (('resnet', resnet.SIZES), ('convnextv2', convnext.SIZES)
 CHOICES = {
     'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': MLPS,
     'dtype': ('float32', 'bfloat16'), 'drop_path_law': DROP_LAWS,
-    'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES, 'pos_interpolation': ('antialias', 'offset', 'plain'),
+    'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES,
+    'pos_interpolation': ('antialias', 'offset', 'plain'),
     'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
     'merging': tuple(swin.MERGINGS), 'bias_slice': swin.BIAS_SLICES,
     'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS, 'pooling': POOLINGS,

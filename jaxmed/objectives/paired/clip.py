@@ -68,8 +68,8 @@ class Paired(Method):
       raise UserError(f'objective.max_scale {self.max_scale} must be 0 or at least 1 / temperature, '
                       f'{1 / self.temperature:g}')
     if not self.project and self.out_dim != self.encoder.embed_dim:
-      raise UserError(f'objective.project=False compares vectors of the encoder, of width {self.encoder.embed_dim}: set '
-                      f'objective.out_dim={self.encoder.embed_dim}')
+      raise UserError(f'objective.project=False compares vectors of the encoder, of width {self.encoder.embed_dim}: '
+                      f'set objective.out_dim={self.encoder.embed_dim}')
     tower = self.towers.get(TEXT)
     if tower is not None and not isinstance(tower, TextTransformer):
       raise UserError(f'towers.{TEXT} must be a model of texts, such as towers.{TEXT}.model=text_micro, not a '

@@ -143,7 +143,8 @@ def load_for_folder(path: str | os.PathLike, checkpoint: str, tower: str, fmt: s
         params['projection']['kernel'] if objective.project else None, float(jnp.log(similarity[0])),
         float(similarity[1]) if 'bias' in params['similarity'] else None, objective.feature), nothing
   if fmt == 'open_clip':
-    raise UserError(f'--format open_clip writes both towers of a run of images and texts, not of method {config.method}')
+    raise UserError(f'--format open_clip writes both towers of a run of images and texts, not of method '
+                    f'{config.method}')
   if fmt == 'hf_vit_mae' and isinstance(objective, MAE):
     return encoder, None, vit_mae.to_decoder(encoder.model, objective.decoder, params['decoder'], objective.mask_ratio,
                                              objective.norm_pixels)

@@ -1,7 +1,6 @@
 """The state that a run begins with: a checkpoint, fresh weights, or those of another run or file."""
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
