@@ -3,8 +3,8 @@
 Reproduces mlfoundations/open_clip, model_configs/ViT-B-32.json with src/open_clip_train/params.py, by the README's
 command for LAION-400M: a text tower of width 512, 12 blocks and 8 heads, vectors of 512, 32 epochs in batches of 128 x
 256, AdamW at 5e-4 with decay 0.2, 2,000 steps of warm-up, crops of 0.9 to 1. Differs: see the method's docstring and
-that of models/text/transformer.py; texts are bytes, 256 of them (there 77 of 49,408 pieces of words); AdamW's epsilon
-is 1e-8 (there 1e-6).
+that of models/text/transformer.py; AdamW's epsilon is 1e-8 (there 1e-6). Texts are 77 ids
+of CLIP's pairs of bytes; `laptop` has bytes.
 
   jaxmed train experiments/clip.py --data CORPUS --out RUN
   jaxmed prepare demo --out corpus && jaxmed train experiments/clip.py:laptop --data corpus --out RUN
@@ -27,6 +27,7 @@ PUBLISHED = {
     'towers': {'text': {'model': 'text_clip_base'}},
     'optimizer': {'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.2, 'warmup_steps': 2000},
     'augment': {'scale': (0.9, 1.0), 'flip': (0.0,)},
+    'loader': {'tokenizer': 'clip', 'text_length': 77},
 }
 
 VARIANTS = {

@@ -220,7 +220,15 @@ SECTIONS: dict[str, dict[str, Key]] = {
         'normalize': Key('corpus', 'intensities by corpus or image statistics, window:LOW:HIGH, '
                          'percentile[:LOW:HIGH], foreground:LOW:HIGH:MEAN:STD (jaxmed fingerprint), full range of the '
                          'type, or none'),
+        'text': Key('text', 'column of texts, or several, whose texts are joined: impression,findings'),
         'text_length': Key(256, 'ids of a text; longer ones are cut'),
+        'text_draw': Key('whole', 'what of a text a sample has: all, or a sentence that is drawn',
+                         ('whole', 'sentence')),
+        'text_clean': Key('', 'change of a text before it becomes ids: canonicalize (SigLIP), clip (mended, unescaped, '
+                          'lower case); empty: that of the tokenizer', ('', 'canonicalize', 'clip')),
+        'captions': Key('', 'JSON file of captions, or templates of captions, of a label; they are the texts'),
+        'tokenizer': Key('', 'bytes (the default), clip, a tokenizer.json, vocab.txt or folder, or wordpiece:SIZE or '
+                         'bpe:SIZE, made of the texts to train on'),
         'signal_length': Key(0, 'steps of a signal; longer ones are cut; auto: those of the first signal', auto=True),
         'window': Key(0, 'records of a sample, for methods of sequences; 0: each record is a sample'),
         'window_group': Key('', 'column whose values are sequences, such as case; empty: all records are one'),

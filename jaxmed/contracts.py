@@ -40,6 +40,7 @@ Batch = TypedDict('Batch', {
     'mask': jax.Array,  # [B, *size] int32, labels of pixels; -1 where the mask does not tell
     'annotated': jax.Array,  # [B, K] bool, classes of masks that the record's source annotates
     'text': jax.Array,  # [B, L] int32, ids of bytes + 1 or of a tokenizer; 0 where padded
+    'words': jax.Array,  # [B, L] int32, the word of each id from 1 on; 0 of special ids and where padded
     'signal': jax.Array,  # [B, T, K] float32, steps and channels; 0 where padded
     'signal_mask': jax.Array,  # [B, T] bool, steps that the signal has
     'boxes': jax.Array,  # [B, N, 2 * rank] float32, (start, end) in pixels of the array; rows of -1 for none
@@ -338,7 +339,7 @@ Protocol = EvaluationProtocol
 
 KINDS = ('image', 'mask', 'class', 'text', 'signal', 'label', 'number', 'box', 'row')
 # What an objective may want of a record.
-FIELDS = ('image', 'mask', 'annotated', 'text', 'signal', 'boxes', 'label', 'number')
+FIELDS = ('image', 'mask', 'annotated', 'text', 'words', 'signal', 'boxes', 'label', 'number')
 # What stands for a missing value; 0 for the other kinds.
 _FILL = {'mask': -1, 'label': -1, 'number': float('nan'), 'box': -1, 'row': -1}
 

@@ -15,7 +15,6 @@ from jaxmed.errors import UserError
 from jaxmed.segmenter import statistics
 from tests.segmenters import CHANNELS, direct, segmenter, stored
 
-
 MODES = ['none', 'corpus', 'image', 'window:20:90', 'percentile', 'percentile:5:80', 'full', 'foreground:20:90:50:12',
          'foreground:20:90:50:12:10:200:80:30']
 

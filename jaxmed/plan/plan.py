@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxmed import config as config_lib
 from jaxmed import objectives
 from jaxmed.contracts import FIELDS
+from jaxmed.data.feed import tokenizers
 from jaxmed.errors import UserError
 from jaxmed.parallel import chips, flops, sharding_table
 from jaxmed.parallel import mesh as mesh_lib
@@ -105,11 +106,13 @@ def assumed(user: Mapping[str, Any], request: Request) -> data_spec.DataSpec:
   channels = tuple({'name': f'channel{i}', 'mean': 0.5, 'std': 0.25} for i in range(request.channels))
   method = objectives.get(str(user.get('method', 'mae')))
   classes = tuple(f'class{i}' for i in range(CLASSES)) if method.PREDICTS == 'label' else ()
+  words = dict(user.get('loader', {})).get('tokenizer', '')
   return data_spec.DataSpec(channels, request.channels, False, 'uint8', request.rows, size, classes,
                             holds=FIELDS, signal=SIGNAL, boxes=BOXES,
                             mask_values=tuple(range(MASK_CLASSES)),
                             mask_names=tuple(f'class{i}' for i in range(MASK_CLASSES)),
-                            number=(0.0, 1.0) if data_spec.numeric(user) else ())
+                            number=(0.0, 1.0) if data_spec.numeric(user) else (),
+                            texts={'vocab_size': tokenizers.size_of(str(words))} if words else {})
 
 
 def mesh_sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

@@ -24,7 +24,7 @@ from jaxmed.plan import plan, roofline, worker
 from jaxmed.study import grid
 from jaxmed.study.grid import LOSS, Cell, Judge, Study
 from jaxmed.train import evaluators
-from jaxmed.train.build import data_spec, records, resolve, towers
+from jaxmed.train.build import data_spec, records, resolve, towers, wording
 
 # What of a config neither parameters nor FLOPs nor memory depend on, by key or section.
 _FREE_OF_COST = ('seed', 'steps', 'epochs', 'learning_rate', 'data', 'checkpoint_every', 'eval_every', 'log_every',
@@ -84,8 +84,9 @@ class Corpus:
     rows = records.rows(self.source, user)
     loader = dict(user.get('loader', {}))
     lack = lacking.parse(str(loader.get('missing', '')), rows.channels)
-    return data_spec.describe(rows, str(loader.get('label', '')), data_spec.vocabulary_of(user, rows), lack,
+    spec = data_spec.describe(rows, str(loader.get('label', '')), data_spec.vocabulary_of(user, rows), lack,
                               data_spec.labels_of(user, self.source), data_spec.numeric(user))
+    return wording.added(spec, user, rows)
 
   def _assumed(self, user: Mapping[str, Any]) -> data_spec.DataSpec:
     if not user.get('model'):

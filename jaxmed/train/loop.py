@@ -21,7 +21,18 @@ from jaxmed.errors import Stopped, UserError
 from jaxmed.parallel import compilation, process
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train import evaluators, pictures, verdict
-from jaxmed.train.build import adapting, assemble, begin, data_spec, records, resolve, rundir, towers, weights
+from jaxmed.train.build import (
+  adapting,
+  assemble,
+  begin,
+  data_spec,
+  records,
+  resolve,
+  rundir,
+  towers,
+  weights,
+  wording,
+)
 from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
@@ -131,6 +142,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   lack = lacking.parse(str(dict(user.get('loader', {})).get('missing', '')), source.channels)
   spec = data_spec.describe(source, label, data_spec.vocabulary_of(user, source), lack,
                             data_spec.labels_of(user, corpus), data_spec.numeric(user))
+  spec = wording.added(spec, user, source)
   records.tell_classes(source, spec.labels)
   config = resolve.resolve(rundir.like_init(user), spec)
   towers.opened(config, rundir.load_tower)
@@ -140,7 +152,7 @@ def _built(user: Mapping[str, Any], corpus: Any, source: Any, agreed: Agreement,
   if config.loader.fit == 'crop':
     records.tell_crops(source, config.loader.load_size, config.loader.pad)
   if 'text' in objectives.get(config.method).FIELDS:
-    records.tell_texts(source, config.loader.text_length)
+    wording.tell(spec.texts, source, config.loader.text_length)
   with times.stage('building the model'):
     trainer = assemble.build(config, spec)
     state = trainer.abstract(assemble.batch_shapes(config, spec), mesh)

@@ -33,9 +33,10 @@ CONVNEXT = ('convnextv2_micro', 16, dict(depths=(1, 1), dims=(8, 16)))
 # One method of each kind with batch norm in the encoder or with hidden places.
 CONVOLUTIONAL = {'mae': CONVNEXT, 'simmim': RESNET, 'data2vec': RESNET, 'dino': RESNET, 'simclr': RESNET,
                  'supervised': CONVNEXT, 'segment': RESNET, 'spark': RESNET}
-# Networks of masks: tokens of images, a U-Net of volumes.
+# Networks of masks: tokens of images, a U-Net of volumes, windows of volumes that are shifted in the second block.
 SEGMENTERS = (('vit_micro/4', 16, dict(embed_dim=16, depth=1, num_heads=2)),
-              ('stunet_micro', (8, 8, 8), dict(depths=(1, 1), dims=(8, 16), strides=(1, 2))))
+              ('stunet_micro', (8, 8, 8), dict(depths=(1, 1), dims=(8, 16), strides=(1, 2))),
+              ('swin_unetr_micro', (16, 16, 16), dict(depths=(2, 1), dims=(8, 16), num_heads=(2, 4), window_size=3)))
 EIGHT = ('data=8', 'fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')
 # Meshes that have every axis between them; the cases take turns, so that each family of methods meets both.
 EVERY_AXIS = ('fsdp=2 data=4', 'replica=2 sequence=2 tensor=2')

@@ -17,7 +17,7 @@ from jaxmed.models.text.transformer import create_text
 from jaxmed.objectives import networks
 from jaxmed.objectives.paired.clip import CLIP, bounded, likeness
 from jaxmed.objectives.paired.siglip import SigLIP
-from jaxmed.train.build import assemble, records, resolve
+from jaxmed.train.build import assemble, records, resolve, wording
 from tests.objectives import siamese_fakes as fakes
 from tests.objectives.test_paired import clip_reference, siglip_reference
 from tests.test_recipes import SPECS
@@ -114,6 +114,9 @@ class Source:
   def __init__(self, texts):
     self.texts = pa.chunked_array([pa.array(texts, pa.string())])
 
+  def __len__(self):
+    return len(self.texts)
+
   def column(self, name):
     return self.texts
 
@@ -135,9 +138,9 @@ def test_bad_input(capsys):
       assemble.build(resolve.resolve(user | {'towers': {'text': tower}}, SPECS['demo']), SPECS['demo'])
   with pytest.raises(UserError, match="corpus has no record with a text: give jaxmed prepare a table with a column 'text'"):
     records.rows(types.SimpleNamespace(path='corpus', table=pa.table({'id': ['a']})), {'method': 'clip'})
-  records.tell_texts(Source(['abc', 'abcdef', None]), 6)
+  wording.tell({}, Source(['abc', 'abcdef', None]), 6)
   assert not capsys.readouterr().err
-  records.tell_texts(Source(['abc', 'äbcdef', None]), 6)
-  assert 'cuts 1 of 2 texts, the longest of 7 bytes' in capsys.readouterr().err
-  with pytest.raises(UserError, match='loader.text_length=2 cuts every text of corpus, of 3 to 7 bytes'):
-    records.tell_texts(Source(['abc', 'äbcdef', None]), 2)
+  wording.tell({}, Source(['abc', 'äbcdef', None]), 6)
+  assert 'cuts 1 of 2 texts, the longest of 7 ids' in capsys.readouterr().err
+  with pytest.raises(UserError, match='loader.text_length=2 cuts every text of corpus, of 3 to 7 ids'):
+    wording.tell({}, Source(['abc', 'äbcdef', None]), 2)

@@ -6,7 +6,7 @@ shapes that a step is compiled for are its shapes.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ from jaxmed.contracts import FIELDS, Field
 from jaxmed.errors import UserError, choose
 
 TEXT_LENGTH = 256
-# Fields that need nothing of a corpus: every record has an image, a label may be missing, all classes be annotated.
-ALWAYS = ('image', 'label', 'number', 'annotated')
+# Fields that need nothing of a corpus: every record has an image, a label may be missing, all classes be annotated,
+# words are those of `text`.
+ALWAYS = ('image', 'label', 'number', 'annotated', 'words')
 ANNOTATED = 'annotated'  # column of the manifest: JSON or lists, values of masks whose classes the source annotates
 BOXES = 'boxes'  # column of the manifest: JSON or lists, [[start ..., end ...], ...] in pixels of the stored image
 
 _INTEGERS = ('uint8', 'uint16', 'int16')
-
-Tokenize = Callable[[str], Sequence[int] | np.ndarray]
 
 
 def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, masked: bool = True,
@@ -53,6 +52,7 @@ def of(wanted: Sequence[str], *, size: Sequence[int], slots: int, dtype: str, ma
       'mask': [('mask', 'mask', size, 'int32')],
       'annotated': [('annotated', 'class', (labels,), 'bool')],
       'text': [('text', 'text', (text_length,), 'int32')],
+      'words': [('words', 'text', (text_length,), 'int32')],
       'signal': [('signal', 'signal', tuple(signal), 'float32'), ('signal_mask', 'signal', tuple(signal[:1]), 'bool')],
       'boxes': [('boxes', 'box', (boxes, 2 * len(size)), 'float32')],
       'number': [('number', 'number', (), 'float32')],
@@ -132,17 +132,6 @@ def aspect_grid(grid: Sequence[int], size: Sequence[int], spacing: Sequence[floa
   step = max(needs[alone:])
   fitted = [n if step <= own else max(round(n * own / step), 1) for n, own in zip(grid, steps)]
   return (*(min(grid[i], size[i]) for i in range(alone)), *(min(a, b) for a, b in zip(fitted[alone:], size[alone:])))
-
-
-def utf8(text: str) -> np.ndarray:
-  """A text as its UTF-8 bytes + 1, int32 in 1 .. 256."""
-  return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 1
-
-
-def text_ids(text: str, length: int, tokenize: Tokenize = utf8) -> np.ndarray:
-  """The ids of a text [length] int32, cut at the end or padded with 0."""
-  ids = np.asarray(tokenize(text), np.int32)[:length]
-  return np.pad(ids, (0, length - len(ids)))
 
 
 def padded_signal(signal: np.ndarray, shape: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,9 +17,9 @@ from jaxmed.contracts import Field
 from jaxmed.data.corpus.source import PIXELS, Source
 from jaxmed.data.feed import fields as fields_lib
 from jaxmed.data.feed import foreground as foreground_lib
-from jaxmed.data.feed.fields import Tokenize, utf8
 from jaxmed.data.feed.foreground import Foreground
 from jaxmed.data.feed.lacking import Lack
+from jaxmed.data.feed.texts import Texts
 from jaxmed.data.feed.windows import Windows
 from jaxmed.data.resize import nearest, resize
 from jaxmed.errors import UserError, choose
@@ -32,6 +32,7 @@ _ENDLESS = 1 << 60
 
 Batch = dict[str, np.ndarray]
 Vocabulary = Sequence[str] | Mapping[str, int]
+BYTES = Texts()  # the column `text` as its bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Elements:
   labels: np.ndarray
   length: int
   lack: Lack | None = None
-  tokenize: Tokenize = utf8
+  texts: Texts = BYTES
   annotated: tuple[np.ndarray, np.ndarray] | None = None  # see fields.annotated
   numbers: np.ndarray | None = None  # see fields.numbers
 
@@ -149,7 +150,7 @@ class _Elements:
     if 'number' in shapes and self.numbers is not None:
       out['number'] = np.float32(self.numbers[i])
     if 'text' in shapes:
-      out['text'] = fields_lib.text_ids(record.get('text') or '', shapes['text'][0], self.tokenize)
+      out |= {k: x for k, x in self.texts.ids(self.source, i, shapes['text'][0]).items() if k in shapes}
     if 'signal' in shapes and 'signal' in record:
       out['signal'], out['signal_mask'] = fields_lib.padded_signal(record['signal'], shapes['signal'], name)
     if 'boxes' in shapes:
@@ -223,7 +224,7 @@ def train_batches(
     start_step: int = 0, process_index: int = 0, process_count: int = 1, label: str | None = None,
     classes: Sequence[str] = (), fit: str = 'resize', threads: int = 2, prefetch: int | None = None,
     sampler: Callable[[int], int] | None = None, lack: Lack | None = None, fields: Sequence[Field] = (),
-    windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
+    windows: Windows | None = None, texts: Texts = BYTES, labels: Sequence[int] = (),
     number: str = '', foreground: Foreground | None = None, crops: int = 1,
 ) -> Iterator[Batch]:
   """Endless shuffled batches from `start_step` on; the order differs from epoch to epoch.
@@ -248,7 +249,7 @@ def train_batches(
     fields: arrays of a batch, see jaxmed.data.feed.fields; by default images of the source's type and channels. Where
       the source has records of more channels, images have room for these.
     windows: of which each element is one; the arrays have an axis K after the first, and the sampler gives windows.
-    tokenize: text -> ids, of which 0 is padding.
+    texts: what the text of a record is, and its ids; one of several is drawn for each sample.
     labels: stored values of the K classes of masks (see jaxmed.data.corpus.labels), for the field `annotated`.
     number: manifest column of the field `number`.
     foreground: which crops must show a class of their record's mask; fit is 'crop' then, and windows are None.
@@ -267,7 +268,7 @@ def train_batches(
     UserError: nothing to read, a size of another rank than the images, a channel that is not in the
       vocabulary, an unknown label column or value, a batch that the processes cannot share.
   """
-  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, tokenize,
+  elements = _elements(source, size, vocabulary, label, classes, fit, len(source), lack, fields, texts,
                        masks=labels, number=number)
   if windows is not None:
     elements = _Windowed(elements, windows, len(windows))
@@ -284,6 +285,8 @@ def train_batches(
     data = data.random_map(functools.partial(elements.crops, count=crops))
   elif fit == 'crop':
     data = data.random_map(elements.crop)
+  if texts.drawn and 'text' in fields_lib.names(fields_of(elements)):
+    data = data.random_map(functools.partial(_retold, texts, source))
   data = data.batch(local // crops)[process_index::process_count][start_step:]
   return _iterate(data.map(_joined) if crops > 1 else data, _bytes(elements), local, threads, prefetch)
 
@@ -291,6 +294,17 @@ def train_batches(
 def _joined(batch: Batch) -> Batch:
   """[n, crops, ...] -> [n * crops, ...]."""
   return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
+
+
+def _retold(texts: Texts, source: Source, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+  """The element with a text that is drawn, each record of a window or crop of its own."""
+  index, length = np.asarray(element['index']), element['text'].shape[-1]
+  found = [texts.ids(source, int(i), length, rng) if i >= 0 else {} for i in index.reshape(-1)]
+  out = {}
+  for name in {'text', 'words'} & element.keys():
+    blank = np.zeros(length, np.int32)
+    out[name] = np.stack([ids.get(name, blank) for ids in found]).reshape(*index.shape, length)
+  return element | out
 
 
 def _forced(foreground: Foreground, position: int, element: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +315,7 @@ def eval_batches(
     source: Source, *, batch_size: int, size: Sequence[int], vocabulary: Vocabulary,
     label: str | None = None, classes: Sequence[str] = (), fit: str = 'resize', process_index: int = 0,
     process_count: int = 1, threads: int = 2, prefetch: int | None = None, fields: Sequence[Field] = (),
-    windows: Windows | None = None, tokenize: Tokenize = utf8, labels: Sequence[int] = (),
+    windows: Windows | None = None, texts: Texts = BYTES, labels: Sequence[int] = (),
     number: str = '',
 ) -> Iterator[Batch]:
   """Every row, or window, once, in order; the last batch is filled up with blanks of index -1. See `train_batches`.
@@ -310,7 +324,7 @@ def eval_batches(
   """
   count = len(source) if windows is None else len(windows)
   length = -(-count // max(batch_size, 1)) * batch_size
-  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, tokenize, False, labels,
+  elements = _elements(source, size, vocabulary, label, classes, fit, length, None, fields, texts, False, labels,
                        number)
   if windows is not None:
     elements = _Windowed(elements, windows, length)
@@ -332,7 +346,7 @@ def one(data: _Elements, i: int, rng: np.random.Generator) -> dict[str, Any]:
   return data.crop(element, rng) if data.fit == 'crop' else element
 
 
-def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), tokenize=utf8,
+def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, fields=(), texts=BYTES,
               strict=True, masks=(), number='') -> Any:
   if not len(source):
     raise UserError(f'{source.path} has no records in this selection')
@@ -349,7 +363,7 @@ def _elements(source, size, vocabulary, label, classes, fit, length, lack=None, 
     fields = fields_lib.of_source(source, size, extent=fit == 'aspect')
   fields = fields_lib.widened(fields, fields_lib.widest(source))
   wanted = fields_lib.names(fields)
-  return _Elements(source, size, fields, ids, fit, labels, length, lack, tokenize,
+  return _Elements(source, size, fields, ids, fit, labels, length, lack, texts,
                    fields_lib.annotated(source, masks) if 'annotated' in wanted else None,
                    fields_lib.numbers(source, number) if 'number' in wanted and number else None)
 
@@ -374,11 +388,15 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
   return batch_size // process_count
 
 
+def fields_of(elements: Any) -> tuple[Field, ...]:
+  """The fields of elements, or of those in windows."""
+  return elements.elements.fields if isinstance(elements, _Windowed) else elements.fields
+
+
 def _bytes(elements: Any) -> int:
   """Of one element."""
-  if isinstance(elements, _Windowed):
-    return elements.windows.length * fields_lib.nbytes(elements.elements.fields)
-  return fields_lib.nbytes(elements.fields)
+  count = elements.windows.length if isinstance(elements, _Windowed) else 1
+  return count * fields_lib.nbytes(fields_of(elements))
 
 
 def _iterate(data, size: int, local: int, threads: int, prefetch: int | None) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.parallel import process, sharding_table
 from jaxmed.parallel.axes import filled, open_mesh
 from jaxmed.parallel.mesh import make_mesh
-from jaxmed.train.build import adapting, groups, towers, view_sizes
+from jaxmed.train.build import adapting, groups, towers, view_sizes, wording
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import MIXTURE, samples
 from jaxmed.train.optimizer import Optimizer
@@ -106,7 +106,8 @@ def reading(config: ConfigDict, spec: DataSpec) -> dict[str, Any]:
   classes = {'label': config.loader.label, 'classes': spec.classes} if spec.classes else {}
   classes |= {'number': config.loader.label} if spec.number else {}
   return dict(size=tuple(config.loader.load_size), vocabulary=spec.ids, fit=config.loader.fit, labels=spec.mask_values,
-              fields=fields(config, spec), process_index=jax.process_index(), process_count=jax.process_count(),
+              fields=fields(config, spec), texts=wording.of(spec.texts), process_index=jax.process_index(),
+              process_count=jax.process_count(),
               **classes)
 
 

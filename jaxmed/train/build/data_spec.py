@@ -40,7 +40,8 @@ class DataSpec:
   another aspect than `size`; digest: of the records, see `digest_of`, '' in runs of earlier versions; mask_values,
   mask_names: the classes of masks, see `data.corpus.labels`, () where the method does not ask for them; number: mean
   and standard deviation of the label, where the method takes it as a number, else (); spacing: mm that all records
-  have, see `spacing_of`, where the method trains on masks.
+  have, see `spacing_of`, where the method trains on masks; texts: what texts are and their tokenizer, see `wording`,
+  where the method takes them.
   """
 
   channels: tuple[dict[str, Any], ...]
@@ -61,6 +62,7 @@ class DataSpec:
   mask_names: tuple[str, ...] = ()
   number: tuple[float, ...] = ()
   spacing: tuple[float, ...] = ()
+  texts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def labels(self) -> Labels:

@@ -19,7 +19,7 @@ from jaxmed.data.feed import fields
 from jaxmed.data.feed.sampling import parse_values
 from jaxmed.errors import UserError, choose
 from jaxmed.parallel import process
-from jaxmed.train.build import data_spec, resolve
+from jaxmed.train.build import data_spec, resolve, wording
 from jaxmed.train.build.rundir import load
 
 ANISOTROPY = 3.0  # nnU-Net's bound on the ratio of spacings (ANISO_THRESHOLD), here of a crop's sides
@@ -53,11 +53,18 @@ def rows(corpus: Any, user: Mapping[str, Any]) -> Any:
 def _required(corpus: Any, user: Mapping[str, Any], label: str) -> str:
   """The column that a record must say something in to be trained on, '' for none; a UserError where no record does."""
   required = objectives.get(str(user.get('method', 'mae'))).REQUIRED
+  own = {'text': wording.columns(user, corpus)[0]} if 'text' in required and _worded(user) else {}
   for name, holds in BESIDE.items():
-    if name in required and name not in fields.held(corpus):
+    if name in required and name not in own and name not in fields.held(corpus):
       raise UserError(f'{user.get("data", corpus.path)} has no record with a {name}: give jaxmed prepare a table with '
                       f'a column {name!r} of {holds}')
-  return label if {'label', 'number'} & {*required} else next((name for name in BESIDE if name in required), '')
+  return label if {'label', 'number'} & {*required} else next((own.get(n, n) for n in BESIDE if n in required), '')
+
+
+def _worded(user: Mapping[str, Any]) -> bool:
+  """Whether a config says where texts are to be had from."""
+  loader = dict(user.get('loader', {}))
+  return bool(loader.get('captions')) or str(loader.get('text', 'text')) != 'text'
 
 
 def tell_classes(source: Any, labels: Labels) -> None:
@@ -77,22 +84,6 @@ def tell_classes(source: Any, labels: Labels) -> None:
     print(f'jaxmed: the {len(source)} records to train on have no pixel of {", ".join(lost[:10])}'
           f'{f" and {len(lost) - 10} more" if len(lost) > 10 else ""}: nothing can be learned of that', file=sys.stderr,
           flush=True)
-
-
-def tell_texts(source: Any, length: int) -> None:
-  """Says how many texts of the records to train on are cut at so many bytes.
-
-  Raises:
-    UserError: all of them are.
-  """
-  sizes = pc.drop_null(pc.binary_length(source.column('text'))).to_numpy()
-  cut, longest = int((sizes > length).sum()), int(sizes.max(initial=0))
-  if cut and cut == len(sizes):
-    raise UserError(f'loader.text_length={length} cuts every text of {source.path}, of {int(sizes.min())} to {longest} '
-                    f'bytes: set loader.text_length={longest}')
-  if cut and process.is_main():
-    print(f'jaxmed: loader.text_length={length} cuts {cut} of {len(sizes)} texts, the longest of {longest} bytes',
-          file=sys.stderr, flush=True)
 
 
 def tell_crops(source: Any, size: Sequence[int], pad: bool = True) -> None:

@@ -77,6 +77,7 @@ def resolve(user: Mapping[str, Any], spec: DataSpec) -> ConfigDict:
   for values in (wants, user, {'method': method, 'model': model, 'image_size': size}):
     config_lib.update(config, values)
   config.towers = ConfigDict(towers.filled(objective, config.towers))
+  towers.fit_vocabulary(objective, config.towers, spec.texts.get('vocab_size', 0))
   check_values(config)
   config.loader.load_size = _by_axis('loader.load_size', config.loader.load_size, len(size))
   check_fields(config, objective, spec)

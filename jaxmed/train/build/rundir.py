@@ -27,7 +27,7 @@ from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.paired.clip import Paired
 from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.segmenter import Segmenter
-from jaxmed.train.build import assemble, towers, view_sizes
+from jaxmed.train.build import assemble, towers, view_sizes, wording
 from jaxmed.train.build.adapting import TRAINING_ONLY
 from jaxmed.train.build.data_spec import DataSpec
 from jaxmed.train.build.resolve import METHOD, MIXTURE
@@ -214,7 +214,8 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
          'optimizer.moments', 'optimizer.offload', 'optimizer.annealing', 'optimizer.decay_lengths',
          'optimizer.frozen_moments', 'optimizer.scaling', 'optimizer.base_width', 'optimizer.base_heads',
          'init_parts', 'init_map', 'freeze',
-         'evaluators', 'loader.text_length', 'loader.signal_length',
+         'evaluators', 'loader.text_length', 'loader.signal_length', 'loader.text', 'loader.text_draw',
+         'loader.text_clean', 'loader.captions', 'loader.tokenizer',
          'loader.window', 'loader.window_group', 'loader.window_order', 'loader.window_stride',
          *(f'augment.{name}' for name in ('rotation', *views.RANGES, *nnunet.CHANCES)),
          *(f'adapter.{name}' for name in config_lib.SECTIONS['adapter']),
@@ -225,6 +226,7 @@ ADDED = ('on_spike', 'evaluation', 'leak_encoder', 'on_leak', 'loggers', 'checkp
 def save(run: pathlib.Path, config: ConfigDict, spec: DataSpec) -> None:
   """Writes RUN/config.json and RUN/data.json."""
   files.write_json(run / 'data.json', dataclasses.asdict(spec))
+  wording.save(run, spec.texts)
   files.write_json(run / 'config.json', config_lib.to_dict(config))
 
 
@@ -257,7 +259,8 @@ def load_config(run: str | pathlib.Path) -> tuple[ConfigDict, DataSpec]:
 
 
 # In a run directory, before config.json.
-_BEFORE = re.compile(r'corpus|data\.json|\.(data|config)\.json\..*\.part|\.owner\.json.*')
+_BEFORE = re.compile(r'corpus|data\.json|tokenizer(_config)?\.json|\.(data|tokenizer|tokenizer_config|config)\.json\..*'
+                     r'\.part|\.owner\.json.*')
 
 
 def is_run(path: str | os.PathLike) -> bool:

@@ -119,6 +119,25 @@ def of_texts(method: Any, tower: str) -> bool:
   return method.DEFAULTS.get('towers', {}).get(tower, {}).get('model') in text.MODELS
 
 
+def fit_vocabulary(method: Any, given: ConfigDict, size: int) -> None:
+  """Gives towers of texts as many ids as the tokenizer has, where the config does not say how many; 0: not known.
+
+  Raises:
+    UserError: a tower with fewer ids.
+  """
+  for name, tower in given.items():
+    if not of_texts(method, name):
+      continue
+    least = size or text.BYTES
+    if 'vocab_size' in tower.options and tower.options.vocab_size < least:
+      what = 'bytes and padding' if least == text.BYTES else 'loader.tokenizer'
+      raise UserError(f'towers.{name}.options.vocab_size={tower.options.vocab_size} is fewer than the {least} ids of '
+                      f'{what}')
+    if size and size != text.BYTES and 'vocab_size' not in tower.options:
+      with given.unlocked():
+        tower.options.vocab_size = size
+
+
 def opened(config: ConfigDict, load: Any) -> None:
   """Writes into the config what the run or file of each tower with `init` is: its model and the digest of its weights.
 
@@ -157,17 +176,25 @@ def models(config: ConfigDict, channels: int, names: tuple) -> FrozenDict:
   for name, tower in config.towers.items():
     if tower.get('description'):
       out[name] = rebuilt(config_lib.to_dict(tower.description))
-      if isinstance(out[name], text.TextTransformer) and out[name].context < config.loader.text_length:
-        raise UserError(f'loader.text_length={config.loader.text_length} is longer than the {out[name].context} ids of '
-                        f'towers.{name}.init={tower.init}: set loader.text_length={out[name].context}')
+      if isinstance(out[name], text.TextTransformer):
+        _check_sizes(config, name, out[name])
     elif of_texts(objectives.get(config.method), name):
       out[name] = text_model(config, name)
-      if out[name].vocab_size < text.BYTES:
-        raise UserError(f'towers.{name}.options.vocab_size={out[name].vocab_size} is fewer than the {text.BYTES} ids '
-                        'of bytes and padding')
     else:
       out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
   return FrozenDict(out)
+
+
+def _check_sizes(config: ConfigDict, name: str, model: text.TextTransformer) -> None:
+  """Raises a UserError where texts of the run have more ids, or others, than the weights of their tower know."""
+  tower, length = config.towers[name], config.loader.text_length
+  if model.context < length:
+    raise UserError(f'loader.text_length={length} is longer than the {model.context} ids of towers.{name}.init='
+                    f'{tower.init}: set loader.text_length={model.context}')
+  wanted = tower.options.get('vocab_size', text.BYTES)
+  if model.vocab_size < wanted:
+    raise UserError(f'towers.{name}.init={tower.init} knows {model.vocab_size} ids, loader.tokenizer has {wanted}: give '
+                    'the tokenizer of the weights')
 
 
 def fixed_shapes(config: ConfigDict, objective: Any, mesh: Mesh | None = None) -> dict[str, Any]:
