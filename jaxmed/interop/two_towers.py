@@ -5,6 +5,7 @@ CustomTextCLIP), transformer.py (VisionTransformer), timm_model.py and factory.p
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,11 +47,16 @@ class Towers:
 
 def vectors(towers: Towers, image: jax.Array, ids: jax.Array) -> tuple[np.ndarray, np.ndarray]:
   """Vectors [B, out] float32 of images [B, H, W, C], normalised float, and of texts [B, L], not of length 1."""
-  plain = towers.image.clone(dtype='float32')
-  found = plain.apply({'params': towers.params}, image).pooled(towers.feature)
-  words = towers.text.clone(dtype='float32').apply({'params': towers.text_params}, ids).pool
+  plain, words_of = towers.image.clone(dtype='float32', remat='none'), towers.text.clone(dtype='float32', remat='none')
+  found, words = _vectors(plain, words_of, towers.feature, towers.params, towers.text_params, image, ids)
   found = found if towers.projection is None else found @ towers.projection
   return np.asarray(found), np.asarray(words)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # equal models are not compiled again
+def _vectors(image_model, text_model, feature, params, text_params, image, ids):
+  features = image_model.apply({'params': params}, image)
+  return features.pooled(feature), text_model.apply({'params': text_params}, ids).pool
 
 
 def kind_of(towers: Towers) -> str:

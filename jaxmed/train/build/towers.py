@@ -193,8 +193,8 @@ def _check_sizes(config: ConfigDict, name: str, model: text.TextTransformer) -> 
                     f'{tower.init}: set loader.text_length={model.context}')
   wanted = tower.options.get('vocab_size', text.BYTES)
   if model.vocab_size < wanted:
-    raise UserError(f'towers.{name}.init={tower.init} knows {model.vocab_size} ids, loader.tokenizer has {wanted}: give '
-                    'the tokenizer of the weights')
+    raise UserError(f'towers.{name}.init={tower.init} knows {model.vocab_size} ids, loader.tokenizer has {wanted}: '
+                    'give the tokenizer of the weights')
 
 
 def fixed_shapes(config: ConfigDict, objective: Any, mesh: Mesh | None = None) -> dict[str, Any]:
