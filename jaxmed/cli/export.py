@@ -68,7 +68,7 @@ def _folder(args: argparse.Namespace) -> dict[str, Any]:
   """Writes a folder of transformers or open_clip, reads it back, compares, and writes the card."""
   from jaxmed.interop import folders, verify
   from jaxmed.train.build import rundir
-  encoder, pair, more = rundir.load_for_folder(args.path, args.checkpoint, args.tower, args.format)
+  encoder, pair, tokenizer, more = rundir.load_for_folder(args.path, args.checkpoint, args.tower, args.format)
   info = encoder.described
   if pair is not None:
     difference, notes = folders.export_towers(args.out, args.format, pair, info)
@@ -77,6 +77,8 @@ def _folder(args: argparse.Namespace) -> dict[str, Any]:
   if not difference <= EXPORT_TOLERANCE:
     shutil.rmtree(args.out)
     raise RuntimeError(f'{args.out} did not give the features of the model back: largest difference {difference}')
+  if tokenizer is not None and tokenizer.model:
+    tokenizer.save(pathlib.Path(args.out))
   card = pathlib.Path(args.out) / folders.CARD
   files.write_text(card, verify.folder_card(
       folders.snippet(args.format, args.out, pair is not None), encoder.model, info, folders.FORMATS[args.format],

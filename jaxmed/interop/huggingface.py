@@ -205,7 +205,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], k
   decoders are left out."""
   prefix = PREFIXES[kind]
   some = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)} or tensors
-  some = {name: value for name, value in some.items() 
+  some = {name: value for name, value in some.items()
           if not name.startswith(('pooler.', 'classifier.', 'decoder.', 'embeddings.mask_token'))}
   named = fused_qkv(renamed(some, {theirs: ours for ours, theirs in NAMES[kind].items()}))
   if kind in ('clip', 'siglip'):

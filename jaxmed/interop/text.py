@@ -36,7 +36,7 @@ NAMES: dict[str, dict[str, str]] = {
 NAMES['siglip'] = NAMES['clip']
 _USUAL = {'clip': {'layer_norm_eps': 1e-5, 'hidden_act': 'quick_gelu', 'num_attention_heads': 8},
           'siglip': {'layer_norm_eps': 1e-6, 'hidden_act': 'gelu_pytorch_tanh', 'num_attention_heads': 12}}
-_OPEN_POOLS = {'argmax': 'eot', 'last': 'last'}
+_OPEN_POOLS = {'argmax': 'eot', 'eos': 'eot', 'last': 'last'}
 
 
 def to_named(params: Params) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from jaxmed.interop.huggingface import ACTS, PREFIXES, canonical, renamed, split
 from jaxmed.interop.state_dict import Params
 from jaxmed.interop.timm import from_timm, to_timm
 from jaxmed.models.encoders.vit import ViT
-from jaxmed.models.text.transformer import BYTES, TextTransformer
+from jaxmed.models.text.transformer import TextTransformer
 
 _VISUAL = {**text.OPEN_BLOCKS, 'patch_embed.proj': 'conv1', 'cls_token': 'class_embedding',
            'pos_embed': 'positional_embedding', 'norm_pre': 'ln_pre', 'norm': 'ln_post'}
@@ -33,6 +33,7 @@ class Towers:
     image, params: the encoder. projection: [D, out] of its vector `feature`, None for none.
     text, text_params: the tower of texts with its projection `head`.
     scale, bias: logits are exp(scale) cosine + bias; no bias in CLIP.
+    end: id that ends a text, -1 for none.
   """
 
   image: ViT
@@ -43,6 +44,7 @@ class Towers:
   scale: float
   bias: float | None = None
   feature: str = 'cls'
+  end: int = -1
 
 
 def vectors(towers: Towers, image: jax.Array, ids: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -70,10 +72,9 @@ def _check(towers: Towers, name: str, wanted: Mapping[str, tuple[Any, Any]]) -> 
     if have != want:
       raise UserError(f'{name} has {option}={want}, not {have}: export the encoder alone with --format hf_vit, or with '
                       '--format jaxmed')
-  if towers.text.pool == 'eot' and towers.text.vocab_size <= BYTES:
-    raise UserError(f'{name} takes the state of the id that ends a text, which texts of bytes lack '
-                    f'(towers.text.options.vocab_size={towers.text.vocab_size}): train with a tokenizer, or with '
-                    'pool=last')
+  if towers.text.pool == 'eot' and (towers.end < 0 or (name == 'CLIPModel' and towers.end == 2)):
+    raise UserError(f'{name} takes the state of the id that ends a text, which loader.tokenizer lacks here: train with '
+                    'loader.tokenizer=clip, or with towers.text.options.pool=last')
 
 
 def _check_huggingface(towers: Towers) -> str:
@@ -118,7 +119,7 @@ def to_huggingface(towers: Towers) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 def _text_config(towers: Towers) -> dict[str, Any]:
   words, kind = towers.text, kind_of(towers)
-  end = words.vocab_size - 1  # the largest id ends a text
+  end = towers.end if towers.end >= 0 else words.vocab_size - 1
   out = {'model_type': f'{kind}_text_model', 'hidden_size': words.embed_dim, 'num_hidden_layers': words.depth,
          'num_attention_heads': words.num_heads, 'intermediate_size': int(words.embed_dim * words.mlp_ratio),
          'hidden_act': ACTS[words.mlp], 'layer_norm_eps': words.norm_epsilon, 'vocab_size': words.vocab_size,
@@ -134,7 +135,9 @@ def from_huggingface(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any
   words, text_params = text.from_huggingface(tensors, config['text_config'], kind)
   number = lambda name: float(np.ravel(tensors[name])[0])
   if kind == 'clip':
-    return Towers(image, params, words, text_params, tensors['visual_projection.weight'].T, number('logit_scale'))
+    end = config['text_config'].get('eos_token_id', 49407)
+    return Towers(image, params, words, text_params, tensors['visual_projection.weight'].T, number('logit_scale'),
+                  end=words.vocab_size - 1 if end == 2 else end)  # of old folders, which say 2 and mean the largest
   return Towers(image, params, words, text_params, None, number('logit_scale'), number('logit_bias'), 'mean')
 
 
@@ -159,7 +162,8 @@ def to_open_clip(towers: Towers) -> tuple[dict[str, np.ndarray], dict[str, Any],
     named['text_projection'] = named.pop('to_head.weight').T
   out |= {('text.' if trunk else '') + name: x for name, x in named.items()}
   out['logit_scale'] = np.float32(towers.scale)
-  config: dict[str, Any] = {'embed_dim': words.out_dim, 'vision_cfg': vision, 'text_cfg': _open_text(words, pools)}
+  config: dict[str, Any] = {'embed_dim': words.out_dim, 'vision_cfg': vision,
+                            'text_cfg': _open_text(words, pools, towers.end)}
   if trunk:
     config['custom_text'] = True
   if words.mlp == 'quick_gelu':
@@ -170,11 +174,13 @@ def to_open_clip(towers: Towers) -> tuple[dict[str, np.ndarray], dict[str, Any],
   return out, config, dataclasses.replace(towers, image=image, params=params)
 
 
-def _open_text(words: TextTransformer, pools: Mapping[str, str]) -> dict[str, Any]:
+def _open_text(words: TextTransformer, pools: Mapping[str, str], end: int) -> dict[str, Any]:
   out = {'context_length': words.context, 'vocab_size': words.vocab_size, 'width': words.embed_dim,
          'heads': words.num_heads, 'layers': words.depth, 'mlp_ratio': words.mlp_ratio,
          'norm_kwargs': {'eps': words.norm_epsilon}, 'pool_type': pools[words.pool],
          'no_causal_mask': not words.causal, 'proj_bias': words.out_bias}
+  if words.pool == 'eot' and end != words.vocab_size - 1:  # 'argmax' takes the largest id
+    out |= {'pool_type': 'eos', 'eos_id': end}
   return out | ({'act_kwargs': {'approximate': 'tanh'}} if words.mlp == 'gelu_tanh' else {})
 
 
@@ -225,8 +231,10 @@ def from_open_clip(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any])
   bias = float(np.ravel(tensors['logit_bias'])[0]) if 'logit_bias' in tensors else None
   pool = config['vision_cfg'].get('pool_type', 'tok')
   mean = image.map_head or pool == 'avg'
+  ends = config['text_cfg'].get('eos_id', 2) if config['text_cfg'].get('pool_type') == 'eos' else words.vocab_size - 1
   return Towers(image, params, words, text_params, projection if projection.size else None,
-                float(np.ravel(tensors['logit_scale'])[0]), bias, 'mean' if mean else 'cls')
+                float(np.ravel(tensors['logit_scale'])[0]), bias, 'mean' if mean else 'cls',
+                ends if words.pool == 'eot' else -1)
 
 
 def from_visual(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[ViT, Params]:

@@ -108,7 +108,7 @@ def pair(siglip, **words):
   rng = np.random.default_rng(5)
   drawn = jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), two_towers.state_dict.host(drawn))
   projection = None if siglip else 0.3 * rng.normal(size=(32, 24)).astype(np.float32)
-  return Towers(model, params, tower, drawn, projection, 2.5, -9.0 if siglip else None, 'mean' if siglip else 'cls')
+  return Towers(model, params, tower, drawn, projection, 2.5, -9.0 if siglip else None, 'mean' if siglip else 'cls', -1 if siglip else 299)
 
 
 IDS = np.array([[5, 9, 299, 0, 0, 0, 0], [7, 0, 3, 11, 12, 13, 299]])  # 299 ends a text

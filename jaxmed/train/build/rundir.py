@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxmed import config as config_lib
 from jaxmed import files, objectives
 from jaxmed.augment import nnunet, views
+from jaxmed.data.feed.tokenizers import Tokenizer
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
 from jaxmed.interop import folders, text, vit_mae
@@ -121,9 +122,9 @@ def load_tower(path: str | os.PathLike, method: str = '', like: TextTransformer 
   return towers.Whole(trainer.objective, state.average or state.params)
 
 
-def load_for_folder(path: str | os.PathLike, checkpoint: str, tower: str, fmt: str) -> tuple[Encoder, Any, Any]:
-  """What `jaxmed export` writes as a folder: the encoder, both towers (of 'hf' and 'open_clip', None for the encoder
-  alone), and the tensors and config of a decoder (of 'hf_vit_mae').
+def load_for_folder(path: str | os.PathLike, checkpoint: str, tower: str, fmt: str) -> tuple[Encoder, Any, Any, Any]:
+  """What `jaxmed export` writes as a folder: the encoder; both towers and their tokenizer (of 'hf' and 'open_clip',
+  None for the encoder alone); the tensors and config of a decoder (of 'hf_vit_mae').
 
   Raises:
     UserError: as of `load`; 'open_clip' of anything but a run of images and texts.
@@ -132,23 +133,24 @@ def load_for_folder(path: str | os.PathLike, checkpoint: str, tower: str, fmt: s
   if not is_run(path):
     if fmt == 'open_clip':
       raise UserError(f'--format open_clip writes both towers of a run of images and texts: {path} is no run')
-    return load(path, checkpoint, tower), None, nothing
+    return load(path, checkpoint, tower), None, None, nothing
   trainer, config, spec, state = load_state(path, checkpoint)
   encoder, objective = encoder_of(trainer, config, spec, state, tower), trainer.objective
   params = (state.average if state.average else None) or state.params
   if isinstance(objective, Paired) and tower == towers.IMAGE and fmt in ('hf', 'open_clip'):
-    similarity = objective.logits(params)
+    scale, bias = objective.logits(params)
+    tokenizer = wording.of(spec.texts).tokenizer if spec.texts else Tokenizer()
     return encoder, Towers(
         encoder.model, encoder.params, objective.text, params['text'],
-        params['projection']['kernel'] if objective.project else None, float(jnp.log(similarity[0])),
-        float(similarity[1]) if 'bias' in params['similarity'] else None, objective.feature), nothing
+        params['projection']['kernel'] if objective.project else None, float(jnp.log(scale)),
+        float(bias) if 'bias' in params['similarity'] else None, objective.feature, tokenizer.end), tokenizer, nothing
   if fmt == 'open_clip':
     raise UserError(f'--format open_clip writes both towers of a run of images and texts, not of method '
                     f'{config.method}')
   if fmt == 'hf_vit_mae' and isinstance(objective, MAE):
-    return encoder, None, vit_mae.to_decoder(encoder.model, objective.decoder, params['decoder'], objective.mask_ratio,
-                                             objective.norm_pixels)
-  return encoder, None, nothing
+    return encoder, None, None, vit_mae.to_decoder(
+        encoder.model, objective.decoder, params['decoder'], objective.mask_ratio, objective.norm_pixels)
+  return encoder, None, None, nothing
 
 
 def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segmenter:

@@ -104,7 +104,7 @@ def _check_texts(name: str, tower: Mapping[str, Any]) -> None:
   if tower['fixed']:
     raise UserError(f'towers.{name}.fixed: a tower of texts has a projection that is trained; freeze={name} keeps its '
                     'weights')
-  if tower['options'] and not tower['model']:
+  if set(tower['options']) - {'vocab_size'} and not tower['model']:  # which the tokenizer says
     raise UserError(f'towers.{name}.options are of a model: name it, towers.{name}.model=text_clip_base')
 
 
