@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import shutil
 from typing import Any
 
 from jaxmed import files
@@ -18,24 +19,28 @@ def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   which(p)
   tower(p)
-  p.add_argument('--format', required=True, help='weight format: timm, channelvit, monai_vit, '
+  p.add_argument('--format', required=True, help='weight format: hf, a folder for transformers (or hf_vit, hf_vit_mae, '
+                 'hf_dinov2 by its class), open_clip, a folder for it, timm, channelvit, monai_vit, '
                  'monai_swinunetr, monai_swinunetr_legacy, monai_swinunetr_mergingv2, nnunet, stunet, torchvision, '
                  "jaxmed, or nnssl: a .pth for nnU-Net's fine-tuning of pretrained networks")
   p.add_argument('--spacing', metavar='MM', help='with nnssl: spacing of the images of pretraining, along the stored '
                  'axes: 1,1,1; default: none, nnU-Net then takes that of the data it is fine-tuned on')
-  p.add_argument('--out', required=True, metavar='FILE.safetensors', help='file to write')
+  p.add_argument('--out', required=True, metavar='FILE.safetensors|FOLDER',
+                 help='file to write; of hf and open_clip a folder')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the encoder for PyTorch, reads it back, compares, and writes the card."""
   import jax
 
-  from jaxmed.interop import verify
+  from jaxmed.interop import folders, verify
   from jaxmed.interop import weight_formats as layouts
   from jaxmed.parallel import compilation
   from jaxmed.train.build.rundir import load
   compilation.keep()
-  choose('format', args.format, (*layouts.FORMATS, NNSSL))
+  choose('format', args.format, (*layouts.FORMATS, NNSSL, *folders.FORMATS))
+  if args.format in folders.FORMATS:
+    return _folder(args)
   encoder = load(args.path, args.checkpoint, args.tower)
   if not hasattr(encoder, 'model'):
     raise UserError(f'the tower {args.tower} is of texts: export writes encoders of images')
@@ -59,6 +64,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       metrics=_scores(result) if result else (), difference=difference))
   return {'json': {'out': args.out, 'card': str(card), 'format': args.format, 'difference': difference},
           'text': f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}\ncard: {card}'}
+
+
+def _folder(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes a folder of transformers or open_clip, reads it back, compares, and writes the card."""
+  from jaxmed.interop import folders, verify
+  from jaxmed.train.build import rundir
+  encoder, pair, tokenizer, more = rundir.load_for_folder(args.path, args.checkpoint, args.tower, args.format)
+  info = encoder.described
+  if pair is not None:
+    difference, notes = folders.export_towers(args.out, args.format, pair, info)
+  else:
+    difference, notes = folders.export_encoder(args.out, args.format, encoder.model, encoder.params, info, more)
+  if not difference <= EXPORT_TOLERANCE:
+    shutil.rmtree(args.out)
+    raise RuntimeError(f'{args.out} did not give the features of the model back: largest difference {difference}')
+  if tokenizer is not None and tokenizer.model:
+    tokenizer.save(pathlib.Path(args.out))
+  card = pathlib.Path(args.out) / folders.CARD
+  files.write_text(card, verify.folder_card(
+      folders.snippet(args.format, args.out, pair is not None), encoder.model, info, folders.FORMATS[args.format],
+      title=f'{info.get("model", "encoder")} by jaxmed', notes=notes, difference=difference))
+  return {'json': {'out': args.out, 'card': str(card), 'format': args.format, 'difference': difference, 'notes': notes},
+          'text': '\n'.join([f'{args.out} ({args.format}), read back with a largest difference of {difference:.2g}',
+                             *notes, f'card: {card}'])}
 
 
 def _checkpoint(encoder: Any, args: argparse.Namespace) -> dict[str, Any]:

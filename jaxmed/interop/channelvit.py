@@ -67,6 +67,8 @@ def check_channelvit(model: ViT) -> None:
     wrong = f'joint attention only, not channel_attention={model.channel_attention!r}'
   elif model.layer_scale or model.mlp != 'gelu':
     wrong = f'no LayerScale and a GELU MLP, not layer_scale={model.layer_scale}, mlp={model.mlp!r}'
+  elif model.pre_norm or model.map_head:
+    wrong = 'no norm before the first block and no pooling by attention (encoder.pre_norm, encoder.map_head)'
   if wrong:
     raise UserError(f"format 'channelvit' has {wrong}: export with --format jaxmed")
 

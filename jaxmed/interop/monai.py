@@ -251,7 +251,8 @@ def check_vit(model: Any) -> None:
   if not isinstance(model, ViT) or model.per_channel:
     raise UserError(f"format 'monai_vit' holds a vit, not {type(model).__name__}: export with --format jaxmed")
   lacks = {'rotary positions': model.pos == 'rope', 'registers': model.num_registers, 'LayerScale': model.layer_scale,
-           'SwiGLU': model.mlp != 'gelu'}
+           f'encoder.mlp={model.mlp}': model.mlp != 'gelu', 'encoder.pre_norm': model.pre_norm,
+           'encoder.map_head': model.map_head}
   for what, there in lacks.items():
     if there:
       raise UserError(f"format 'monai_vit' has no {what}: export with --format jaxmed")

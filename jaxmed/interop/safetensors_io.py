@@ -26,7 +26,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], metad
   """
   ready = {}
   for name, value in tensors.items():
-    ready[name] = np.ascontiguousarray(value, np.float32)
+    ready[name] = np.asarray(value, np.float32, order='C')  # a number keeps its rank of 0
     _check_finite(path, name, ready[name])
   with writing(path) as part:
     try:

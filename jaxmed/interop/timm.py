@@ -22,7 +22,8 @@ def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:
   """The state dict of the timm VisionTransformer with the same features.
 
   `patch_embed.proj.weight` is [D, C, ph, pw]; SwiGLU is in the layout of timm.layers.SwiGLUPacked. Fixed
-  positions are written out as a table, absent ones as zeros.
+  positions are written out as a table, absent ones as zeros. With `pre_norm` the class has no bias of patches: the
+  model must be `folded`.
 
   Raises:
     UserError: the class cannot hold the model (rotary positions, three axes, one token a channel).
@@ -30,14 +31,32 @@ def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:
   check_timm(model)
   p = state_dict.host(params)
   out = {'patch_embed.proj.weight': _convolution(p['patch_embed']['kernel'], model.patch_size),
-         'patch_embed.proj.bias': p['patch_embed']['bias'],
          'pos_embed': position_table(model, p)[None],
          'norm.weight': p['norm']['scale'], 'norm.bias': p['norm']['bias']}
   if model.class_token:
     out['cls_token'] = p['cls_token'][None]
   if model.num_registers:
     out['reg_token'] = p['register_tokens'][None]
+  if not model.pre_norm:
+    out['patch_embed.proj.bias'] = p['patch_embed']['bias']
+  else:
+    out |= {'norm_pre.weight': p['norm_pre']['scale'], 'norm_pre.bias': p['norm_pre']['bias']}
+  if model.map_head:
+    out |= _write_pool(p['attn_pool'])
   return out | state_dict.write_blocks(p['transformer']['blocks'])
+
+
+def folded(model: ViT, params: Params) -> tuple[ViT, Params]:
+  """The same network without a bias of patches: its positions are a learned table that holds the bias, with rows for
+  the tokens before the patches."""
+  p = state_dict.host(params)
+  table, prefix = position_table(model, p), model.num_prefix_tokens
+  if model.no_embed_class:
+    table = np.concatenate([np.zeros((prefix, model.embed_dim), np.float32), table])
+  patch = p['patch_embed']
+  table = np.concatenate([table[:prefix], table[prefix:] + patch['bias']])
+  p = p | {'pos_embed': table, 'patch_embed': patch | {'bias': np.zeros_like(patch['bias'])}}
+  return model.clone(pos='learned', no_embed_class=False), p
 
 
 def check_timm(model: ViT) -> None:
@@ -64,13 +83,14 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
     image_size: native size [H, W]; None for a square, for rotary positions of 14 patches.
   Raises:
     UserError: a tensor is missing, has another shape, or belongs to a model that this is not (q_norm,
-      norm_pre, fc_norm, attn_pool, ...).
+      fc_norm, ...).
   """
   state = StateDict(tensors, 'timm')
   weight = state.take('patch_embed.proj.weight', -1, -1, -1, -1)
   dim, channels, *patch = weight.shape
-  p: Params = {'patch_embed': {'kernel': weight.transpose(2, 3, 1, 0).reshape(-1, dim),
-                               'bias': state.take('patch_embed.proj.bias', dim)}}
+  bare = 'norm_pre.weight' in state and 'patch_embed.proj.bias' not in state  # as of CLIP
+  bias = np.zeros(dim, np.float32) if bare else state.take('patch_embed.proj.bias', dim)
+  p: Params = {'patch_embed': {'kernel': weight.transpose(2, 3, 1, 0).reshape(-1, dim), 'bias': bias}}
   registers = 0
   class_token = 'cls_token' in state
   if class_token:
@@ -92,12 +112,42 @@ def from_timm(tensors: Mapping[str, np.ndarray], num_heads: int | None = None,
   blocks, block_fields = state_dict.read_blocks(state, dim, num_heads)
   p['norm'] = {'scale': state.take('norm.weight', dim), 'bias': state.take('norm.bias', dim)}
   p['transformer'] = {'blocks': blocks}
+  if 'norm_pre.weight' in state:
+    p['norm_pre'] = {'scale': state.take('norm_pre.weight', dim), 'bias': state.take('norm_pre.bias', dim)}
+  if 'attn_pool.latent' in state:
+    p['attn_pool'] = _read_pool(state, dim, block_fields)
   state.finish()
   if 'image_size' not in fields:
     raise UserError('the weights have no pos_embed, which would tell the image size: pass --image-size')
   model = ViT(patch_size=tuple(patch), in_channels=channels, embed_dim=dim, class_token=class_token,
-              num_registers=registers, **fields, **block_fields)
+              num_registers=registers, pre_norm='norm_pre' in p, map_head='attn_pool' in p, **fields, **block_fields)
   return model, p
+
+
+def _write_pool(pool: Params) -> dict[str, np.ndarray]:
+  """The head of SigLIP as timm's AttentionPoolLatent."""
+  out = {'latent': pool['probe'][None], 'norm.weight': pool['norm']['scale'], 'norm.bias': pool['norm']['bias']}
+  for name, layer in (('q', pool['q']), ('kv', pool['kv']), ('proj', pool['proj']),
+                      ('mlp.fc1', pool['mlp']['fc1']), ('mlp.fc2', pool['mlp']['fc2'])):
+    kernel = layer['kernel']
+    out |= {f'{name}.weight': kernel.reshape(kernel.shape[0], -1).T, f'{name}.bias': layer['bias'].reshape(-1)}
+  return {f'attn_pool.{name}': value for name, value in out.items()}
+
+
+def _read_pool(state: StateDict, dim: int, fields: Mapping[str, Any]) -> Params:
+  """The inverse of `_write_pool`, for a head with the MLP's width and the heads of the blocks."""
+  heads, hidden = fields['num_heads'], int(dim * fields['mlp_ratio'])
+
+  def linear(name: str, size: int, *features: int) -> Params:
+    weight = state.take(f'attn_pool.{name}.weight', int(np.prod(features)), size)
+    return {'kernel': weight.T.reshape(size, *features),
+            'bias': state.take(f'attn_pool.{name}.bias', int(np.prod(features))).reshape(features)}
+
+  return {'probe': state.take('attn_pool.latent', 1, 1, dim)[0],
+          'q': linear('q', dim, 1, heads, dim // heads), 'kv': linear('kv', dim, 2, heads, dim // heads),
+          'proj': linear('proj', dim, dim),
+          'norm': {'scale': state.take('attn_pool.norm.weight', dim), 'bias': state.take('attn_pool.norm.bias', dim)},
+          'mlp': {'fc1': linear('mlp.fc1', dim, hidden), 'fc2': linear('mlp.fc2', hidden, dim)}}
 
 
 def _heads_of(periods: np.ndarray, dim: int, num_heads: int | None) -> int:

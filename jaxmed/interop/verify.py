@@ -88,8 +88,10 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
   if fmt == 'timm':
     glu, other = model.mlp == 'swiglu', model.norm_epsilon != NORM_EPSILON
     options = {'init_values': 1e-5 if model.layer_scale else None, 'class_token': model.class_token,
-               'reg_tokens': model.num_registers, 'no_embed_class': model.no_embed_class}
+               'reg_tokens': model.num_registers, 'no_embed_class': model.no_embed_class} | (
+        {'pre_norm': True} if model.pre_norm else {})
     more = ''.join(f', {k}={v!r}' for k, v in options.items())
+    pool = 'map' if model.map_head else ''
     if glu:  # a block hands its act_layer on to the packed MLP, whose own default would be right
       more += ",\n    mlp_layer=timm.layers.SwiGLUPacked, act_layer='silu'"
     if other:
@@ -97,7 +99,7 @@ def pytorch_snippet(fmt: str, model: Encoder, file: str) -> str:
     return (f'import {"functools, " if other else ""}safetensors.torch, timm{", torch" if other else ""}\n'
             f'encoder = timm.models.vision_transformer.VisionTransformer(\n'
             f'    img_size={size}, patch_size={patch}, in_chans={model.in_channels}, {shape},\n'
-            f"    num_classes=0, global_pool='', dynamic_img_size=True{more})\n"
+            f"    num_classes=0, global_pool={pool!r}, dynamic_img_size=True{more})\n"
             f"encoder.load_state_dict(safetensors.torch.load_file({file!r}))\n"
             f'encoder.eval()\n')
   if fmt == 'channelvit':
@@ -131,6 +133,9 @@ def _call_lines(fmt: str, model: Encoder) -> str:
     return (f'{_call_lines(fmt, model.single)} Each channel of an image goes through it by itself; the vector of an '
             'image is the mean over its channels, or these one after the other.')
   prefix = model.num_prefix_tokens
+  if fmt == 'timm' and model.map_head:
+    return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, and returns '
+            f'vectors [B, {model.embed_dim}]; `encoder.forward_features(images)` returns the tokens.')
   if fmt == 'timm':
     return (f'`encoder(images)` takes float32 images [B, {model.in_channels}, H, W], normalised as below, '
             f'and returns tokens [B, {prefix} + N, {model.embed_dim}] after the final norm'
@@ -179,8 +184,8 @@ def model_card(fmt: str, model: Encoder, info: Mapping[str, Any], *,
     difference: what `verify_export` returned.
   """
   file = pathlib.Path(file).name
-  parts = [f'# {title}', _summary(fmt, model, info, difference), '## Use',
-           f'```python\n{pytorch_snippet(fmt, model, file)}```', _call_lines(fmt, model),
+  parts = [f'# {title}', _summary_of(f'{fmt!r} ({FORMATS[fmt].about})', model, info, difference),
+           '## Use', f'```python\n{pytorch_snippet(fmt, model, file)}```', _call_lines(fmt, model),
            '## Preprocessing', _preprocessing(model, info)]
   if limits(fmt, model):
     parts += ['## Limits', '\n'.join(f'- {line}' for line in limits(fmt, model))]
@@ -194,6 +199,16 @@ def model_card(fmt: str, model: Encoder, info: Mapping[str, Any], *,
   return '\n\n'.join(parts) + '\n'
 
 
+def folder_card(snippet: str, model: Encoder, info: Mapping[str, Any], about: str, *, title: str,
+                notes: Sequence[str] = (), difference: float | None = None) -> str:
+  """The Markdown card of a folder of transformers or open_clip; `notes` are what its preprocessing cannot say."""
+  parts = [f'# {title}', _summary_of(about, model, info, difference), '## Use', f'```python\n{snippet}```',
+           '## Preprocessing', _preprocessing(model, info)]
+  if notes:
+    parts += ['## Limits', '\n'.join(f'- {note}' for note in notes)]
+  return '\n\n'.join(parts) + '\n'
+
+
 def architecture(model: Encoder) -> str:
   """The model in a line."""
   if isinstance(model, Hierarchical):
@@ -203,12 +218,12 @@ def architecture(model: Encoder) -> str:
           f'{"x".join(map(str, model.patch_size))}')
 
 
-def _summary(fmt: str, model: Encoder, info: Mapping[str, Any], difference: float | None) -> str:
+def _summary_of(about: str, model: Encoder, info: Mapping[str, Any], difference: float | None) -> str:
   line = f'{architecture(model)}, native size {"x".join(map(str, model.image_size))}'
   if info.get('method'):
     line += f', trained by {info["method"]}'
   line += f'. Recommended feature: {info["feature"]}.' if info.get('feature') else '.'
-  line += f' Tensors are float32 in the layout {fmt!r} ({FORMATS[fmt].about}).'
+  line += f' Tensors are float32 in the layout {about}.'
   if difference is not None:
     line += (f' Reading the file back gives the features of the trained model to within '
              f'{difference:.1e} (largest absolute difference).')

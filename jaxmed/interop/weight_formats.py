@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmed.errors import UserError, choose
-from jaxmed.interop import conv, inflate, monai, nnunet, state_dict, stunet, torchvision
+from jaxmed.interop import conv, folders, inflate, monai, nnunet, state_dict, stunet, torchvision
 from jaxmed.interop.channelvit import from_channelvit, to_channelvit
 from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.state_dict import Params
-from jaxmed.interop.timm import from_timm, to_timm
+from jaxmed.interop.timm import folded, from_timm, to_timm
 from jaxmed.models import registry
 from jaxmed.models.encoders.bag import BagOfChannels
 from jaxmed.models.encoders.vit import ViT
@@ -55,7 +55,10 @@ def to_flat(model: Encoder, params: Params) -> dict[str, np.ndarray]:
 def _to_timm(model: Encoder, params: Params) -> dict[str, np.ndarray]:
   if isinstance(model, Hierarchical):
     return conv.to_timm(model, params)
-  return to_timm(model.single if isinstance(model, BagOfChannels) else model, params)
+  model = model.single if isinstance(model, BagOfChannels) else model
+  if model.mlp not in ('gelu', 'swiglu'):
+    raise UserError(f"format 'timm' has encoder.mlp gelu and swiglu, not {model.mlp}: export with --format hf")
+  return to_timm(model, params)
 
 
 def _from_timm(tensors: Mapping[str, np.ndarray], num_heads: Any, image_size: Any) -> tuple[Encoder, Params]:
@@ -112,6 +115,8 @@ def export_file(path: str | os.PathLike, fmt: str, model: Encoder, params: Param
   check_params(model, params)
   if fmt == 'channelvit':  # whose class has a table
     model, params = inflate.as_table(model, params)
+  if fmt == 'timm' and type(model) is ViT and model.pre_norm:  # whose patches have no bias then
+    model, params = folded(model, params)
   if fmt == 'monai_vit' and isinstance(model, ViT):  # whose table has no class token
     model, params = monai.without_embedded_class(model, params)
   text = json.dumps({'format': fmt, 'model': registry.describe(model), 'info': dict(info)}, sort_keys=True)
@@ -129,7 +134,16 @@ def load_file(path: str | os.PathLike, fmt: str | None = None, num_heads: int | 
   Raises:
     UserError: missing, damaged or foreign file without `fmt`, arguments that contradict the file.
   """
+  if fmt is None and folders.is_folder(path):
+    return _of_folder(path)
   return _loaded(path, *read_tensors(path), fmt, num_heads, image_size)
+
+
+def _of_folder(path: str | os.PathLike) -> tuple[Encoder, Params, dict[str, Any]]:
+  """`load_file` of a folder of transformers or open_clip, which says what tensors do not."""
+  model, params, info = folders.read_encoder(path)
+  check_params(model, params)
+  return model, jax.tree.map(jnp.asarray, params), info
 
 
 def _loaded(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str], fmt: str | None,
@@ -177,14 +191,7 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   """
   if fmt is not None:
     choose('format', fmt, FORMATS)
-  tensors, metadata = read_tensors(src)
-  try:
-    tensors = state_dict.of_weights(tensors, weights)
-  except UserError as e:
-    raise UserError(f'{src}: {e}') from e
-  fmt = fmt or (json.loads(metadata[METADATA])['format'] if METADATA in metadata else guess_format(tensors))
-  model, params, info = _loaded(src, tensors, metadata, fmt, num_heads, image_size)
-  assert fmt is not None  # or there was no telling what it is
+  model, params, info, tensors, fmt = _read_any(src, fmt, num_heads, image_size, weights)
   if isinstance(model, ViT) and model.pos == 'learned' and not model.per_channel and (positions or not info):
     model = model.clone(pos_interpolation=positions or positions_of(tensors))
   if isinstance(model, ViT) and model.pos == 'rope':
@@ -201,6 +208,25 @@ def import_file(src: str | os.PathLike, fmt: str | None, out: str | os.PathLike,
   info = {'feature': 'cls' if model.class_token else 'mean', 'method': 'imported'} | info
   export_file(out, fmt, model, params, info)
   return model
+
+
+def _read_any(src: str | os.PathLike, fmt: str | None, num_heads: int | None, image_size: tuple[int, ...] | None,
+              weights: str | None) -> tuple[Encoder, Params, dict[str, Any], dict[str, np.ndarray], str]:
+  """Model, parameters, info, tensors and format of what `import_file` reads; of a folder no tensors."""
+  if fmt is None and folders.is_folder(src):
+    for option, value in (('--num-heads', num_heads), ('--image-size', image_size), ('--weights', weights)):
+      if value is not None:
+        raise UserError(f'{src} says its sizes in a config: leave {option} out')
+    return *_of_folder(src), {}, 'jaxmed'
+  tensors, metadata = read_tensors(src)
+  try:
+    tensors = state_dict.of_weights(tensors, weights)
+  except UserError as e:
+    raise UserError(f'{src}: {e}') from e
+  fmt = fmt or (json.loads(metadata[METADATA])['format'] if METADATA in metadata else guess_format(tensors))
+  model, params, info = _loaded(src, tensors, metadata, fmt, num_heads, image_size)
+  assert fmt is not None  # or there was no telling what it is
+  return model, params, info, tensors, fmt
 
 
 def positions_of(tensors: Mapping[str, np.ndarray]) -> str:

@@ -13,7 +13,7 @@ from jaxmed.models.layers import channel_attention, channel_embed, initial
 from jaxmed.models.layers.adapters import Adapter
 from jaxmed.models.layers.convolution import MASKINGS, Hierarchical
 from jaxmed.models.layers.kernels import FORMS
-from jaxmed.models.layers.transformer import DROP_LAWS, REMAT_POLICIES
+from jaxmed.models.layers.transformer import DROP_LAWS, MLPS, REMAT_POLICIES
 
 Encoder = ViT | Hierarchical
 FILLED = ('parent', 'name', 'image_size', 'patch_size', 'in_channels', 'channel_names', 'adapter')  # no options
@@ -46,9 +46,10 @@ for _family, _sizes in (('resnet', resnet.SIZES), ('convnextv2', convnext.SIZES)
   MODELS |= {name: (_family, fields) for name, fields in _sizes.items()}
 
 CHOICES = {
-    'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': ('gelu', 'swiglu'),
+    'pos': POSITIONS, 'remat': REMAT_POLICIES, 'attention': FORMS, 'mlp': MLPS,
     'dtype': ('float32', 'bfloat16'), 'drop_path_law': DROP_LAWS,
-    'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES, 'pos_interpolation': ('antialias', 'offset'),
+    'kernel_init': initial.KERNELS, 'patch_init': initial.PATCHES,
+    'pos_interpolation': ('antialias', 'offset', 'plain'),
     'masking': MASKINGS, 'channel_attention': channel_attention.KINDS,
     'merging': tuple(swin.MERGINGS), 'bias_slice': swin.BIAS_SLICES,
     'channel_embedding': channel_embed.KINDS, 'channel_init': channel_embed.INITS, 'pooling': POOLINGS,

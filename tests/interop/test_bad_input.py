@@ -175,9 +175,8 @@ def test_wrong_shape(tensors, name):
   'name',
   [
     'blocks.0.attn.q_norm.weight',
-    'norm_pre.weight',
     'fc_norm.weight',
-    'attn_pool.q.weight',
+    'attn_pool.pos_embed',
     'blocks.2.attn.qkv.weight',
     'rope.freqs',
   ],

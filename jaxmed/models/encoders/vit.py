@@ -14,6 +14,7 @@ from jaxmed.errors import UserError
 from jaxmed.models.layers import initial
 from jaxmed.models.layers import positions as pos
 from jaxmed.models.layers.adapters import Adapter
+from jaxmed.models.layers.attention_pool import AttentionPool
 from jaxmed.models.layers.channel_attention import TokenOrder
 from jaxmed.models.layers.defaults import EncoderDefaults
 from jaxmed.models.layers.tokens import Features, Level, Tokens, check_levels, drop_channels, grid_of, patchify
@@ -31,7 +32,7 @@ class ViT(EncoderDefaults, nn.Module):
     in_channels: channels of the input, in one fixed order.
     embed_dim, depth, num_heads: width, blocks and attention heads.
     mlp_ratio: width of the MLP over embed_dim.
-    mlp: 'gelu' or 'swiglu'.
+    mlp: 'gelu' or 'swiglu'; 'gelu_tanh' and 'quick_gelu' for public weights, see `transformer.MLP`.
     qkv_bias: whether queries, keys and values have biases.
     class_token: whether there is a class token.
     drop_path: probability of leaving out a residual branch, of the last block.
@@ -48,6 +49,8 @@ class ViT(EncoderDefaults, nn.Module):
     layer_scale: initial LayerScale, 0 for none (timm's `init_values`).
     pos: 'learned' | 'sincos' (fixed) | 'rope' (axial rotary) | 'none'.
     pos_interpolation: how a learned or fixed table follows other sizes, see `positions.resample`.
+    pre_norm: whether tokens are normalised before the first block, too (CLIP; timm's option of that name).
+    map_head: whether the vector 'mean' is attention of a learned query to the patches, see `attention_pool` (SigLIP).
     mask_token: whether there is a learned token that `hidden` patches are replaced by; methods that hide patches
       from the encoder set it.
     rope_shift, rope_jitter, rope_rescale: random changes of rotary coordinates in training, see
@@ -87,6 +90,8 @@ class ViT(EncoderDefaults, nn.Module):
   token_std: float = initial.STD
   mask_std: float = initial.STD
   norm_epsilon: float = NORM_EPSILON
+  pre_norm: bool = False
+  map_head: bool = False
   mask_token: bool = False
   local_norm: bool = False
   remat: str = 'none'
@@ -120,6 +125,11 @@ class ViT(EncoderDefaults, nn.Module):
         self.kernel_init, self.remat, compute, self.attention, self.packing, self.num_prefix_tokens,
         self.drop_path_law, self.norm_epsilon, self.adapter)
     self.norm = LayerNorm(compute, self.norm_epsilon)
+    if self.pre_norm:
+      self.norm_pre = LayerNorm(compute, self.norm_epsilon)
+    if self.map_head:
+      self.attn_pool = AttentionPool(self.num_heads, self.mlp_ratio, self.mlp, self.kernel_init, self.norm_epsilon,
+                                     compute)
     if self.local_norm:
       self.norm_local = LayerNorm(compute, self.norm_epsilon)
 
@@ -273,6 +283,8 @@ class ViT(EncoderDefaults, nn.Module):
       start = jnp.broadcast_to(start.astype(x.dtype), (batch, count, x.shape[-1]))
       x = jnp.concatenate([start, x], axis=1)
       valid = None if valid is None else jnp.pad(valid, ((0, 0), (count, 0)), constant_values=True)
+    if self.pre_norm:
+      x = self.norm_pre(x)
     if tokens.position is not None:
       where = tokens.position
       if train and (self.rope_shift or self.rope_jitter or self.rope_rescale):
@@ -287,7 +299,8 @@ class ViT(EncoderDefaults, nn.Module):
     x, count = self._final_norm(x, local), self.num_prefix_tokens
     cls = x[:, 0] if self.class_token else None
     registers = x[:, count - self.num_registers : count] if self.num_registers else None
-    return Features(cls, registers, x[:, count:], tokens.valid, grid)
+    pool = self.attn_pool(x[:, count:], tokens.valid) if self.map_head else None
+    return Features(cls, registers, x[:, count:], tokens.valid, grid, pool)
 
   def _final_norm(self, x: jax.Array, local: bool) -> jax.Array:
     if not self.local_norm or not (local or self.is_initializing()):

@@ -72,7 +72,7 @@ class Features:
 
   cls: [B, D] or None. registers: [B, R, D] or None. patches: [B, N, D], of which `valid` [B, N] (or None) tells
   which belong to channels that are there. grid: the static shape of N, (*grid) or (C, *grid) for channel tokens.
-  pool: [B, D], the pooled vector of a family that normalises after pooling, else None.
+  pool: [B, D], the pooled vector of a family that normalises after pooling or attends to pool, else None.
   levels: the intermediate maps that the caller asked for, in that order.
   """
 

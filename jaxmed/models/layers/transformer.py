@@ -25,6 +25,9 @@ Parts = tuple[jax.Array, ...]  # tokens of each kind
 Each = tuple[jax.Array | None, ...]  # something for each kind
 Grids = tuple[tuple[int, ...], ...]  # of each kind, the axes of space; () where nobody asks
 Plans = tuple[packing.Plan | None, ...]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'gelu': kernels.gelu, 'gelu_tanh': jax.nn.gelu, 'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x)}
+MLPS = (*ACTIVATIONS, 'swiglu')
 REMAT_POLICIES = ('none', 'full', 'dots', 'dots_no_batch')
 
 
@@ -144,7 +147,11 @@ def _joined(parts: Iterable[jax.Array], crops: Crops) -> jax.Array:
 
 
 class MLP(nn.Module):
-  """Two-layer perceptron with exact GELU, or SwiGLU (silu(gate) * value, as timm's SwiGLU)."""
+  """Two-layer perceptron with exact GELU, or SwiGLU (silu(gate) * value, as timm's SwiGLU).
+
+  'gelu_tanh' and 'quick_gelu' (x * sigmoid(1.702 x)) are approximations of GELU that public weights were trained with:
+  those of SigLIP and of OpenAI's CLIP.
+  """
 
   hidden: int
   kind: str = 'gelu'
@@ -154,8 +161,8 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    if self.kind == 'gelu':
-      hidden = kernels.gelu(self._layer('fc1', x, (self.hidden,), ('embed', 'mlp')))
+    if self.kind in ACTIVATIONS:
+      hidden = ACTIVATIONS[self.kind](self._layer('fc1', x, (self.hidden,), ('embed', 'mlp')))
     elif self.kind == 'swiglu':
       both = self._layer('fc1', x, (2, self.hidden), ('embed', None, 'mlp'))
       hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]

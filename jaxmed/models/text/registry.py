@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from jaxmed.errors import UserError, choose
 from jaxmed.models.layers.adapters import Adapter
-from jaxmed.models.layers.transformer import REMAT_POLICIES
+from jaxmed.models.layers.transformer import ACTIVATIONS, REMAT_POLICIES
 from jaxmed.models.text import bert, transformer
 from jaxmed.models.text.bert import Bert
 from jaxmed.models.text.pooling import POOLS
@@ -20,7 +20,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ('text', sizes) for name, sizes in transformer.MODELS.items()},
     **{name: ('bert', sizes) for name, sizes in bert.MODELS.items()}}
 FILLED = ('parent', 'name', 'context', 'out_dim', 'out_bias', 'adapter')  # no options
-CHOICES = {'pool': POOLS, 'remat': REMAT_POLICIES, 'dtype': ('float32', 'bfloat16')}
+CHOICES = {'pool': POOLS, 'mlp': tuple(ACTIVATIONS), 'remat': REMAT_POLICIES, 'dtype': ('float32', 'bfloat16')}
 TEXT_KINDS = ('lora',)  # adapters that both families take
 HEADS = ('head', 'pool')  # parts that are trained beside an adapter: the projection, and the query of pool='attention'
 

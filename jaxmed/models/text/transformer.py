@@ -27,13 +27,14 @@ class TextTransformer(nn.Module):
   Ids 0 after the last other one are padding. One before it is not: tokenizers have words of that number (CLIP's '!').
 
   Differs: kernels are drawn as those of other transformers here, with a deviation of 0.02 (CLIP's follow width and
-  depth), and positions with 0.01 (SigLIP's with 1 / sqrt(width)); GELU is exact (OpenAI's weights are trained with an
-  approximation by the sigmoid).
+  depth), and positions with 0.01 (SigLIP's with 1 / sqrt(width)); GELU is exact (OpenAI's weights are trained with
+  mlp='quick_gelu', SigLIP's with 'gelu_tanh').
 
   Attributes:
     vocab_size: rows of the table of ids, id 0 among them.
     embed_dim, depth, num_heads: width, blocks and attention heads.
     mlp_ratio: width of the MLP over embed_dim.
+    mlp: 'gelu'; 'gelu_tanh' and 'quick_gelu' for public weights, see `transformer.MLP`.
     causal: whether an id looks only at itself and those before it (CLIP).
     pool: the vector of a text: 'eot', of its last id (CLIP); 'last', of the last place, padding or not (SigLIP);
       'cls', of its first id; 'mean', 'max' or 'attention' (a trained query) over all of its ids.
@@ -51,6 +52,7 @@ class TextTransformer(nn.Module):
   depth: int = 12
   num_heads: int = 8
   mlp_ratio: float = 4.0
+  mlp: str = 'gelu'
   causal: bool = True
   pool: str = 'eot'
   mask_padding: bool = True
@@ -80,7 +82,7 @@ class TextTransformer(nn.Module):
     if self.causal:
       before = jnp.tril(jnp.ones((length, length), bool))[None]
       mask = jnp.broadcast_to(before, (len(text), length, length)) if mask is None else before & valid[:, None]
-    blocks = Transformer(self.depth, self.num_heads, self.mlp_ratio, remat=self.remat, dtype=compute,
+    blocks = Transformer(self.depth, self.num_heads, self.mlp_ratio, mlp=self.mlp, remat=self.remat, dtype=compute,
                          norm_epsilon=self.norm_epsilon, adapter=adapters.in_training(self.adapter, train),
                          name='transformer')
     x = LayerNorm(compute, self.norm_epsilon, name='norm')(blocks(x, mask, train=train))

@@ -35,6 +35,8 @@ class Paired(Method):
     temperature: 1 / exp(s) in the beginning.
     max_scale: the largest exp(s); 0 for no limit. s is at least 0 then, too.
     feature: 'cls' or 'mean', the vector of an image.
+    project: whether a linear layer brings that vector to `out_dim`. SigLIP compares it as it is (encoder.map_head), and
+      `out_dim` is the encoder's width.
     chunk: candidates that are compared at a time, 0 for all at once, -1 chooses (see contrast.log_partition).
     towers: of texts; the run fills it in.
   """
@@ -44,6 +46,7 @@ class Paired(Method):
   temperature: float = 0.07
   max_scale: float = 100.0
   feature: str = 'cls'
+  project: bool = True
   chunk: int = -1
   towers: FrozenDict = FrozenDict()
 
@@ -64,6 +67,9 @@ class Paired(Method):
     if self.max_scale and self.max_scale < 1 / self.temperature:
       raise UserError(f'objective.max_scale {self.max_scale} must be 0 or at least 1 / temperature, '
                       f'{1 / self.temperature:g}')
+    if not self.project and self.out_dim != self.encoder.embed_dim:
+      raise UserError(f'objective.project=False compares vectors of the encoder, of width {self.encoder.embed_dim}: '
+                      f'set objective.out_dim={self.encoder.embed_dim}')
     tower = self.towers.get(TEXT)
     if tower is not None and not isinstance(tower, texts.CLASSES):
       raise UserError(f'towers.{TEXT} must be a model of texts, such as towers.{TEXT}.model=text_micro, not a '
@@ -88,8 +94,9 @@ class Paired(Method):
     keys = jax.random.split(rng, 3)
     params = {'encoder': self.encoder.init(keys[0], **networks.inputs(batch))['params'],
               TEXT: self.text.init(keys[1], batch['text'])['params'],
-              'projection': siamese.init_head(self.projection, keys[2], self.encoder.embed_dim),
               'similarity': self.similarity()}
+    if self.project:
+      params['projection'] = siamese.init_head(self.projection, keys[2], self.encoder.embed_dim)
     return {'params': params, 'target': {}, 'extra': {}}
 
   def similarity(self) -> dict[str, jax.Array]:
@@ -99,13 +106,14 @@ class Paired(Method):
   def fresh(self, rng: jax.Array, length: int) -> Any:
     """Boxed weights of all but the encoder, for texts of `length` ids."""
     keys = jax.random.split(rng)
-    return {TEXT: self.text.init(keys[0], jnp.zeros((1, length), jnp.int32))['params'],
-            'projection': siamese.init_head(self.projection, keys[1], self.encoder.embed_dim),
-            'similarity': self.similarity()}
+    out = {TEXT: self.text.init(keys[0], jnp.zeros((1, length), jnp.int32))['params'], 'similarity': self.similarity()}
+    if self.project:
+      out['projection'] = siamese.init_head(self.projection, keys[1], self.encoder.embed_dim)
+    return out
 
   def image_vectors(self, params: Any, features: jax.Array) -> jax.Array:
     """Vectors [..., out_dim] that are compared, of features [..., W] of images."""
-    return self.projection.apply({'params': params['projection']}, features)
+    return self.projection.apply({'params': params['projection']}, features) if self.project else features
 
   def text_vectors(self, params: Any, ids: jax.Array) -> jax.Array:
     """The same of the ids [B, L] of texts."""
@@ -145,7 +153,8 @@ class CLIP(Paired):
   """Cross-entropy of finding the text of an image among all texts of the batch, and the image of a text.
 
   Differs from open_clip: s is kept in [0, ln 100] where it is read, and no gradient pushes it further out (there it is
-  clipped after each step); weights of embeddings do not decay; the encoder has no norm before its first block.
+  clipped after each step); weights of embeddings do not decay; the encoder has a norm before its first block where
+  encoder.pre_norm says so, as the recipe does.
 
   Attributes:
     weight: of the search from images to texts; 1 - weight is that of the other. ConVIRT's lambda is 0.75.

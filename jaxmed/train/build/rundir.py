@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxmed import config as config_lib
 from jaxmed import files, objectives
 from jaxmed.augment import nnunet, views
+from jaxmed.data.feed.tokenizers import Tokenizer
 from jaxmed.encoder import Encoder, from_file
 from jaxmed.errors import UserError, choose
+from jaxmed.interop import folders, text, vit_mae
+from jaxmed.interop.two_towers import Towers
 from jaxmed.models import registry
 from jaxmed.models.layers import adapters
 from jaxmed.models.signals.signal import SignalEncoder
@@ -22,6 +26,7 @@ from jaxmed.models.signals.table import TableEncoder
 from jaxmed.models.text.registry import CLASSES as TEXT_MODELS
 from jaxmed.objectives import feature_of
 from jaxmed.objectives.dense.segment import Segment
+from jaxmed.objectives.masked.mae import MAE
 from jaxmed.objectives.paired.clip import Paired
 from jaxmed.pair import Joint, Pair, TextEncoder
 from jaxmed.parallel import mesh as mesh_lib
@@ -105,13 +110,21 @@ def encoder_of(trainer: Any, config: Any, spec: DataSpec, state: Any, tower: str
                  feature_of(trainer.objective) or 'mean' if model.class_token else 'mean', info, pair)
 
 
-def load_tower(path: str | os.PathLike, method: str = '') -> Any:
+def load_tower(path: str | os.PathLike, method: str = '', like: Any = None) -> Any:
   """What a tower begins with, as `model` and `params`: an encoder, or with `method` the objective of such a run and all
-  its weights, averaged where the run keeps that.
+  its weights, averaged where the run keeps that. With method towers.TEXTS the tower of texts of a run, file or folder;
+  `like` is the model of a file that does not say it.
 
   Raises:
     UserError: neither a run nor a file, or a run of another method.
   """
+  if method == towers.TEXTS:
+    if not is_run(path):
+      return towers.Whole(*text.read_text(path, like))
+    trainer, _, _, state = load_state(os.fspath(path))
+    products = trainer.objective.products(state.variables() | ({'params': state.average} if state.average else {}))
+    choose(f'tower of {path}', 'text', products)
+    return towers.Whole(trainer.objective.model_of('text'), products['text'])
   if not method:
     return load(path)
   config, _ = load_config(os.fspath(path))
@@ -119,6 +132,37 @@ def load_tower(path: str | os.PathLike, method: str = '') -> Any:
     raise UserError(f'{path} is a run of method {config.method}: expected one of method {method}')
   trainer, _, _, state = load_state(os.fspath(path))
   return towers.Whole(trainer.objective, state.average or state.params)
+
+
+def load_for_folder(path: str | os.PathLike, checkpoint: str, tower: str, fmt: str) -> tuple[Encoder, Any, Any, Any]:
+  """What `jaxmed export` writes as a folder: the encoder; both towers and their tokenizer (of 'hf' and 'open_clip',
+  None for the encoder alone); the tensors and config of a decoder (of 'hf_vit_mae').
+
+  Raises:
+    UserError: as of `load`; 'open_clip' of anything but a run of images and texts.
+  """
+  nothing: Any = ({}, {})
+  if not is_run(path):
+    if fmt == 'open_clip':
+      raise UserError(f'--format open_clip writes both towers of a run of images and texts: {path} is no run')
+    return load(path, checkpoint, tower), None, None, nothing
+  trainer, config, spec, state = load_state(path, checkpoint)
+  encoder, objective = encoder_of(trainer, config, spec, state, tower), trainer.objective
+  params = (state.average if state.average else None) or state.params
+  if isinstance(objective, Paired) and tower == towers.IMAGE and fmt in ('hf', 'open_clip'):
+    scale, bias = objective.logits(params)
+    tokenizer = wording.of(spec.texts).tokenizer if spec.texts else Tokenizer()
+    return encoder, Towers(
+        encoder.model, encoder.params, objective.text, params['text'],
+        params['projection']['kernel'] if objective.project else None, float(jnp.log(scale)),
+        float(bias) if 'bias' in params['similarity'] else None, objective.feature, tokenizer.end), tokenizer, nothing
+  if fmt == 'open_clip':
+    raise UserError(f'--format open_clip writes both towers of a run of images and texts, not of method '
+                    f'{config.method}')
+  if fmt == 'hf_vit_mae' and isinstance(objective, MAE):
+    return encoder, None, None, vit_mae.to_decoder(
+        encoder.model, objective.decoder, params['decoder'], objective.mask_ratio, objective.norm_pixels)
+  return encoder, None, None, nothing
 
 
 def load_segmenter(path: str | os.PathLike, checkpoint: str = 'latest') -> Segmenter:
@@ -165,7 +209,7 @@ def like_init(user: Mapping[str, Any]) -> dict[str, Any]:
   init, method = str(user.get('init', '')), objectives.get(str(user.get('method', METHOD)))
   if not init or user.get('init_map') or not method.PREDICTS:
     return user
-  if pathlib.Path(init).is_dir():
+  if is_run(init):
     config, spec = load_config(init)
     words = registry.named(plain(assemble.build(config, spec).objective.encoder), config.model)
   else:
@@ -233,6 +277,11 @@ _BEFORE = re.compile(r'corpus|data\.json|tokenizer(_config)?\.json|\.(data|token
                      r'\.part|\.owner\.json.*')
 
 
+def is_run(path: str | os.PathLike) -> bool:
+  """Whether a path is a folder that is none of transformers' or open_clip's weights."""
+  return pathlib.Path(path).is_dir() and not folders.is_folder(path)
+
+
 def check_new(out: str | pathlib.Path) -> None:
   """Raises a UserError when a run directory is there already.
 
@@ -247,7 +296,8 @@ def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = tower
   """Loads an encoder.
 
   Args:
-    path: a run directory, or a file that `jaxmed export` or `jaxmed import` wrote.
+    path: a run directory, a file that `jaxmed export` or `jaxmed import` wrote, or a folder of transformers or
+      open_clip.
     checkpoint: of a run: 'latest', 'best' or a step.
     tower: of a run whose method trains several; 'image' is the encoder, 'image+text' is both (see `jaxmed.pair.Joint`).
   Returns:
@@ -257,7 +307,7 @@ def load(path: str | os.PathLike, checkpoint: str = 'latest', tower: str = tower
     UserError: the path is neither, or damaged.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if is_run(path):
     return load_encoder(path, checkpoint, tower)
   if tower != towers.IMAGE:
     raise UserError(f'{path} is a file of one encoder: it has no tower {tower!r}')

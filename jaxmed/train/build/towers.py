@@ -28,6 +28,8 @@ from jaxmed.parallel import mesh as mesh_lib
 from jaxmed.train.build import adapting
 
 KEYS: dict[str, Any] = {'model': '', 'options': {}, 'init': '', 'fixed': False, 'adapter': {}}
+TEXTS = 'text'  # what `load` is asked for in place of a method, for a tower of texts
+_FREE = ('channel_names', *text.FILLED)  # in which a model may differ from its weights
 FOUND = {'description': {}, 'sha256': ''}  # what `opened` adds of a tower that comes from a run or file
 IMAGE = 'image'  # the tower that `model` and `encoder.*` describe; its weights are params['encoder']
 
@@ -79,7 +81,10 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     usual = not given and of_defaults.get(name, {}).get('model')
     if name in method.OPTIONAL and not usual and not dict(given.get(name, {})):
       continue
-    wanted = dict(method.DEFAULTS.get('towers', {}).get(name, {})) | dict(given.get(name, {}))
+    wishes = dict(of_defaults.get(name, {}))
+    if of_texts(method, name) and dict(given.get(name, {})).get('init'):
+      wishes.pop('model')  # which the weights say
+    wanted = wishes | dict(given.get(name, {}))
     for key in wanted:
       choose(f'key towers.{name}', key, KEYS | FOUND)
     tower = KEYS | wanted
@@ -89,7 +94,7 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         takes = {str: 'text', bool: 'True or False'}.get(type(default), 'a section')
         raise UserError(f'towers.{name}.{key} takes {takes}, not {tower[key]!r}')
     if of_texts(method, name) and tower['init']:
-      raise UserError(f'towers.{name}.init={tower["init"]}: a tower of texts begins fresh, leave it out')
+      _check_texts(name, tower)
     if name in signals.KINDS and tower['init']:
       raise UserError(f'towers.{name}.init={tower["init"]}: a tower of {name}s begins fresh, leave it out')
     if not tower['model'] and name in signals.KINDS:
@@ -106,6 +111,23 @@ def filled(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
       raise UserError(f'towers.{name}.fixed=True needs the weights to read: towers.{name}.init=RUN or a file')
     out[name] = tower
   return out
+
+
+def _check_texts(name: str, tower: Mapping[str, Any]) -> None:
+  if tower['fixed']:
+    raise UserError(f'towers.{name}.fixed: a tower of texts has a projection that is trained; freeze={name} keeps its '
+                    'weights')
+  if set(tower['options']) - {'vocab_size'} and not tower['model']:  # which the tokenizer says
+    raise UserError(f'towers.{name}.options are of a model: name it, towers.{name}.model=text_clip_base')
+
+
+def text_model(config: ConfigDict, name: str) -> Any:
+  """The model of a tower of texts as the config names it; None where its weights say it."""
+  tower = config.towers[name]
+  if not tower.model:
+    return None
+  made = text.create_text(tower.model, config.loader.text_length, **tower.options)
+  return made.clone(adapter=adapting.made(tower.get('adapter')))
 
 
 def of_texts(method: Any, tower: str) -> bool:
@@ -149,12 +171,14 @@ def opened(config: ConfigDict, load: Any) -> None:
   for name, tower in config.towers.items():
     if not tower.init or (tower.get('sha256') and not tower.fixed):  # the weights of a run that goes on are its own
       continue
-    given = _loaded(load, tower, whole.get(name, ''))
+    texts = of_texts(objectives.get(config.method), name)
+    like = text_model(config, name) if texts else None
+    given = load(tower.init, TEXTS, like) if texts else _loaded(load, tower, whole.get(name, ''))
     found = described(given.model)
     if tower.model:
-      wanted = registry.describe(registry.create_model(tower.model, given.model.image_size, given.model.in_channels,
+      wanted = described(like or registry.create_model(tower.model, given.model.image_size, given.model.in_channels,
                                                        **tower.options))
-      differs = [k for k in wanted if k != 'channel_names' and wanted[k] != found.get(k)]
+      differs = [k for k in wanted if k not in _FREE and wanted[k] != found.get(k)]
       if differs:
         raise UserError(f'towers.{name}.init={tower.init} is another model than towers.{name}.model={tower.model}: '
                         f'{differs[0]} is {found.get(differs[0])!r} there')
@@ -174,9 +198,11 @@ def models(config: ConfigDict, channels: int, names: tuple, signal: Sequence[int
   for name, tower in config.towers.items():
     if tower.get('description'):
       out[name] = rebuilt(config_lib.to_dict(tower.description))
+      if isinstance(out[name], text.CLASSES):
+        _check_sizes(config, name, out[name])
+        out[name] = out[name].clone(adapter=adapting.made(tower.get('adapter')))
     elif of_texts(objectives.get(config.method), name):
-      out[name] = text.create_text(tower.model, config.loader.text_length, **tower.options)
-      out[name] = out[name].clone(adapter=adapting.made(tower.get('adapter')))
+      out[name] = text_model(config, name)
     elif name == 'signal':
       out[name] = signals.create_signal(tower.model, signal[0], signal[1], **tower.options)
     elif name == 'table':
@@ -184,6 +210,18 @@ def models(config: ConfigDict, channels: int, names: tuple, signal: Sequence[int
     else:
       out[name] = registry.create_model(tower.model, tuple(config.image_size), channels, names, **tower.options)
   return FrozenDict(out)
+
+
+def _check_sizes(config: ConfigDict, name: str, model: Any) -> None:
+  """Raises a UserError where texts of the run have more ids, or others, than the weights of their tower know."""
+  tower, length = config.towers[name], config.loader.text_length
+  if model.context < length:
+    raise UserError(f'loader.text_length={length} is longer than the {model.context} ids of towers.{name}.init='
+                    f'{tower.init}: set loader.text_length={model.context}')
+  wanted = tower.options.get('vocab_size', text.BYTES)
+  if model.vocab_size < wanted:
+    raise UserError(f'towers.{name}.init={tower.init} knows {model.vocab_size} ids, loader.tokenizer has {wanted}: '
+                    'give the tokenizer of the weights')
 
 
 def fixed_shapes(config: ConfigDict, objective: Any, mesh: Mesh | None = None) -> dict[str, Any]:
@@ -214,6 +252,8 @@ def _loaded(load: Any, tower: Any, method: str) -> Any:
 
 def described(model: Any) -> dict[str, Any]:
   """A tower's model as plain data, which `rebuilt` turns back into it: an encoder, or the objective of a whole run."""
+  if isinstance(model, text.CLASSES):
+    return text.describe(model)
   if isinstance(model, nn.Module):
     return registry.describe(model)
   name = next(name for name, method in objectives.METHODS.items() if type(model) is method)
@@ -224,6 +264,8 @@ def described(model: Any) -> dict[str, Any]:
 
 def rebuilt(description: dict[str, Any]) -> Any:
   """The model that `described` described."""
+  if description.get('family') in text.FAMILIES:
+    return text.rebuild(description)
   if 'method' not in description:
     return registry.rebuild(description)
   options = {k: tuple(v) if isinstance(v, list) else v for k, v in description['options'].items()}

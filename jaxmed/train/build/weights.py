@@ -1,7 +1,6 @@
 """The state that a run begins with: a checkpoint, fresh weights, or those of another run or file."""
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmed import objectives
 from jaxmed.errors import UserError, choose
 from jaxmed.interop.inflate import inflate
 from jaxmed.models import registry
@@ -18,7 +18,7 @@ from jaxmed.models.encoders.resnet import ResNet
 from jaxmed.models.encoders.vit import ViT, as_volume, at_size
 from jaxmed.parallel import process
 from jaxmed.train.build import adapting, towers
-from jaxmed.train.build.rundir import TRAINING_ONLY, encoder_of, load, load_state
+from jaxmed.train.build.rundir import TRAINING_ONLY, encoder_of, is_run, load, load_state, load_tower
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.step import TrainState
 
@@ -50,11 +50,12 @@ def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
   Raises:
     UserError: what is there is another model's, or has other heads; names the first array that differs.
   """
-  lent = {name: tower.init for name, tower in config.towers.items() if tower.init and not tower.fixed}
+  lent = {name: tower for name, tower in config.towers.items() if tower.init and not tower.fixed}
   if not config.init and not lent:
     return None
   own = {name: vars(state)[name] for name in ('params', 'target', 'extra')}
-  given = own | {'params': own['params'] | {name: load(init).params for name, init in lent.items()}}
+  given = own | {'params': own['params'] | {
+      name: _lent(config, name, tower, own['params'][name]) for name, tower in lent.items()}}
   if config.init_map:
     given = _mapped(config, given, vocabulary, quiet)
   elif config.init:
@@ -69,6 +70,16 @@ def given_weights(config: Any, state: TrainState, vocabulary: Sequence[str],
       raise UserError(f'init={config.init} is another model than {config.model} or has other heads: {name} is '
                       f'{there.get(name, "missing")} there and {here.get(name, "missing")} here')
   return given
+
+
+def _lent(config: Any, name: str, tower: Any, fresh: Any) -> Any:
+  """The weights of a tower with `init`; a projection of texts to another width stays fresh."""
+  if not towers.of_texts(objectives.get(config.method), name):
+    return load(tower.init).params
+  given = load_tower(tower.init, towers.TEXTS, towers.text_model(config, name)).params
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  return {k: v if k != 'head' or shapes(v) == shapes(fresh.get(k)) else fresh.get(k) for k, v in given.items()} | {
+      k: v for k, v in fresh.items() if k not in given}
 
 
 def _encoder_alone(config: Any, own: dict[str, Any], vocabulary: Sequence[str], quiet: bool) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def _mapped(config: Any, own: dict[str, Any], vocabulary: Sequence[str], quiet: 
   be written towers.NAME. What goes into a whole tower follows the run's channels and image size.
   """
   params, source = own['params'], None
-  if pathlib.Path(config.init).is_dir():
+  if is_run(config.init):
     trainer, old, spec, state = load_state(config.init)
     source = (state.average or state.params) | {'target': state.target}
   for pair in config.init_map.split(','):
@@ -150,7 +161,7 @@ def _replaced(tree: Any, keys: Sequence[str], value: Any) -> Any:
 
 def _all_parts(config: Any, own: dict[str, Any]) -> dict[str, Any]:
   """Everything but moments and step from a run; entries that its extra state lacks stay fresh."""
-  if not pathlib.Path(config.init).is_dir():
+  if not is_run(config.init):
     raise UserError(f'init_parts={config.init_parts} takes heads and more from a run, but init={config.init} is none')
   trainer, _, _, state = load_state(config.init)
   resized = lambda encoder: at_size(trainer.objective.encoder, encoder, tuple(config.image_size))
