@@ -10,12 +10,13 @@ from jaxmed.errors import Stopped, UserError
 
 DOES = 'turn folders of images into a corpus'
 EXAMPLE = 'jaxmed prepare scans/ --out corpus'
+GENERATED = ('subjects', 'size', 'modality', 'videos', 'frames', 'looks', 'masks', 'images', 'mixing', 'variants')
 
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('inputs', nargs='+', metavar='FOLDER', help='folders or files, or a word: demo, synthetic, phantoms, '
-                 'tissue, regions, nuclei, nuclei3d')
+                 'surgery, one_image, tissue, regions, nuclei, nuclei3d')
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')
@@ -23,7 +24,7 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--workers', type=positive, help='processes that read; default: all cores')
   _add_records(p.add_argument_group('records'))
   _add_pixels(p.add_argument_group('pixels'))
-  _add_phantoms(p.add_argument_group('phantoms'))
+  _add_generators(p.add_argument_group('generators'))
   _add_jobs(p.add_argument_group('cluster'))
 
 
@@ -64,10 +65,20 @@ def _add_pixels(p: Any) -> None:
   p.add_argument('--every', type=float, default=1.0, help='seconds between two frames of a video; default 1')
 
 
-def _add_phantoms(p: Any) -> None:
+def _add_generators(p: Any) -> None:
   p.add_argument('--subjects', type=positive, metavar='N', help='number of phantoms; default 20')
-  p.add_argument('--size', type=positive, metavar='N', help='voxels of a side; default 64')
-  p.add_argument('--modality', metavar='NAME', help='ct or mr, of the same anatomies; default ct')
+  p.add_argument('--size', type=positive, metavar='N', help='pixels of a side; default 64')
+  p.add_argument('--modality', metavar='NAME', help='of phantoms: ct or mr, of the same anatomies; default ct')
+  p.add_argument('--videos', type=positive, metavar='N', help='of surgery: number of videos; default 12')
+  p.add_argument('--frames', type=positive, metavar='T', help='of surgery: frames of a video, one a second; default 64')
+  p.add_argument('--looks', type=positive, metavar='K', help='of surgery: procedures that differ in workflow and '
+                 'appearance; default 1')
+  p.add_argument('--masks', metavar='NAME', help='of surgery: classes, or instrument against everything else; default '
+                 'classes')
+  p.add_argument('--images', type=positive, metavar='N', help='of one_image: number of images; default 1000')
+  p.add_argument('--mixing', metavar='SET', help='of one_image: operations of the chains, none, I, II, III or IV; '
+                 'default II')
+  p.add_argument('--variants', type=positive, metavar='N', help='of one_image: variants of the background; default 50')
 
 
 def _add_jobs(p: Any) -> None:
@@ -96,7 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
                  spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
                  layout=args.layout, nan=args.nan, labels=args.labels)
-  options |= {k: v for k in ('subjects', 'size', 'modality') if (v := getattr(args, k)) is not None}
+  options |= {k: v for k in GENERATED if (v := getattr(args, k)) is not None}
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:

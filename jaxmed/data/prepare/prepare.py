@@ -47,7 +47,8 @@ def prepare(
 
   Args:
     inputs: folders or files; or a word of jaxmed.data.prepare.made, where nothing of that name exists: 'demo',
-      'synthetic' and 'phantoms' (generated with `seed`), 'tissue', 'regions', 'nuclei', 'nuclei3d'.
+      'synthetic', 'phantoms', 'surgery' and 'one_image' (generated with `seed`), 'tissue', 'regions', 'nuclei',
+      'nuclei3d'.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
@@ -73,7 +74,7 @@ def prepare(
       splits; 'auto' looks whether the folder is one, 'none' does not. With a subject pattern splits are drawn.
     labels: JSON file with the names of the values of masks, {"1": "liver"} or {"liver": 1}; other values than these,
       0 and -1 are refused.
-    reading: further fields of readers.Options; of phantoms `subjects`, `size` and `modality`.
+    reading: further fields of readers.Options; of generators the fields of their `Wanted`.
 
   Returns:
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images

@@ -254,7 +254,7 @@ def painted(wanted: Wanted, number: int, tracks: Tracks) -> Iterator[tuple[np.nd
   framed = rng.uniform(size=2) < .5
   for first in range(0, len(tracks.phase), _CHUNK):
     part = Tracks(**{name: x if name == 'entry' else x[first:first + _CHUNK] for name, x in vars(tracks).items()})
-    images, masks = _painted(look(wanted.seed, number % wanted.looks), part, texture, wanted.size)
+    images, masks = layers(look(wanted.seed, number % wanted.looks), part, texture, wanted.size)
     images = _disturbed(images, part, framed, rng)
     yield from zip(images, masks, strict=True)
 
@@ -274,7 +274,7 @@ def textured(wanted: Wanted, number: int) -> np.ndarray:
   return (tissue + total[..., None] * own.colours[1] / 2).clip(0, 255).astype(np.float32)
 
 
-def _painted(own: Look, part: Tracks, texture: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def layers(own: Look, part: Tracks, texture: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Images [T, S, S, 3] float32 and masks [T, S, S] uint8 of what lies there."""
   side, count = 2 * size, len(part.phase)
   places = np.floor(part.camera * size).astype(int)
