@@ -33,7 +33,9 @@ def _add_records(p: Any) -> None:
                  'labels')
   p.add_argument('--labels-from-folders', action='store_true', help="use the name of each file's folder as its label")
   p.add_argument('--layout', default='auto', help='layout of a published data set, with its channels, labels and '
-                 'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids; default auto, none ignores it')
+                 'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids, and of videos cholec80, '
+                 'cholecseg8k, cholect45, endoscapes, autolaparo, m2cai16, heichole, pitvis, ophnet, surgtoolloc, '
+                 'endovis17, endovis18, hsdb, or4d; default auto, none ignores it')
   p.add_argument('--labels', metavar='NAMES', help='JSON file with the names of the values of masks')
   p.add_argument('--subject-pattern', metavar='REGEX', help='regular expression whose first group in the path is the '
                  'subject')
