@@ -1,8 +1,9 @@
 """Training images of instruments from one background: the synthesis of "Rethinking Surgical Instrument Segmentation:
-A Background Image Can Be All You Need" (Wang et al. 2022; constants of lofrienger/Single_SurgicalScene_For_Segmentation).
+A Background Image Can Be All You Need" (Wang et al. 2022; numbers of
+lofrienger/Single_SurgicalScene_For_Segmentation).
 
-One background and two pictures of each tool, with masks, are changed into `variants` of each (50), backgrounds and
-tools are blended (80 % one tool, 20 % two), and chains of operations are mixed (AugMix: width 3, depth 1 to 3,
+One background and two pictures of each tool, with masks, are changed into variants (50 of the background), and
+blended (80 % one tool, 20 % two), and chains of operations are mixed (AugMix: width 3, depth 1 to 3,
 x' = (1 - m) x + m sum_i w_i chain_i(x), w ~ Dirichlet(1), m ~ Beta(1, 1)). The mask is the union of the masks that are
 pasted. Everything follows from (seed, number of the image).
 
@@ -15,8 +16,8 @@ Differs from the published code, on purpose:
   - Mixing is done once, when the corpus is made; there, anew in each epoch.
   - Changes of hue are gains of the channels; perspective is left out.
 
-Background and tools come from the generator of `surgery` (its look, first video of a training split); pictures are judged
-on videos of another seed, whose backgrounds are others.
+Background and tools come from the generator of `surgery`; what is trained is judged on its videos of another seed, or
+look, whose backgrounds are others.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ class Wanted:
 
 def told(wanted: Wanted) -> str:
   """What a card says of the corpus."""
-  return (f'Synthetic: one generated background and {PICTURES * len(surgery.TOOLS)} pictures of tools, changed, blended '
+  return (f'Synthetic: one generated background and {PICTURES * len(surgery.TOOLS)} pictures of tools, changed, pasted '
           f'and mixed (jaxmed.data.prepare.one_image, seed {wanted.seed}). There is no image of a patient in it.')
 
 

@@ -66,8 +66,8 @@ class Wanted:
     if not 1 <= self.looks <= 1000:
       raise UserError(f'--looks {self.looks}: expected 1 to 1000')
     if not 3 * self.looks <= self.videos <= 100_000:
-      raise UserError(f'--videos {self.videos}: expected {3 * self.looks} to 100000, of each of --looks {self.looks} one '
-                      'for each split at least')
+      raise UserError(f'--videos {self.videos}: expected {3 * self.looks} to 100000, of each of --looks {self.looks} '
+                      'one for each split at least')
     if not 8 <= self.frames <= 100_000:
       raise UserError(f'--frames {self.frames}: expected 8 to 100000 seconds of a video')
     if not 24 <= self.size <= 512:
@@ -186,7 +186,8 @@ def look(seed: int, number: int) -> Look:
   colours = np.array([[165, 75, 65], [50, 30, 25], [150, 130, 70], [190, 195, 200]], float)
   colours += rng.normal(0, 18, colours.shape) * [[1], [.4], [1], [.5]]
   return Look(use, forward / forward.sum(axis=1, keepdims=True), colours.clip(10, 230),
-              rng.uniform(.02, .045, len(TOOLS)), rng.uniform(.035, .09, len(TOOLS)), rng.uniform([.02, .1], [.05, .25]))
+              rng.uniform(.02, .045, len(TOOLS)), rng.uniform(.035, .09, len(TOOLS)),
+              rng.uniform([.02, .1], [.05, .25]))
 
 
 def tracked(wanted: Wanted, number: int) -> Tracks:

@@ -59,8 +59,8 @@ def _frames(parts: Parts, options: Options, pixels: bool) -> Iterator[Record]:
         told |= columns
     yield record | {'told': told}
   if pixels and options.volumes != 'whole' and parts.until - seconds > options.every + 2:
-    raise ValueError(f'its annotation goes on to {parts.until:.0f} s, but the video has no frame after {seconds:.0f} s: '
-                     'it ends early, or its annotation is of another video or frame rate')
+    raise ValueError(f'its annotation goes on to {parts.until:.0f} s, but the video has no frame after '
+                     f'{seconds:.0f} s: it ends early, or its annotation is of another video or frame rate')
 
 
 def digest(parts: Parts) -> str:

@@ -6,9 +6,9 @@
 
 OphNet (minghu0830/OphNet-benchmark): surgery, phase and operation are hierarchical numbers, whose names the tables of
 segments do not hold: labels are `phase_12`, `operation_3`, `surgery_5`, not numbers that another table may give another
-meaning. Adjacent segments may overlap: a frame then has both, as `a|b`, and `segments` holds those that cover it, whole.
-Tables begin with a byte order mark or not, and JSON is UTF-8 or GBK, as the benchmark's code opens it. Splits are the
-tables'.
+meaning. Adjacent segments may overlap: a frame then has both, as `a|b`, and `segments` holds those that cover it,
+whole. Tables begin with a byte order mark or not, and JSON is UTF-8 or GBK, as the benchmark's code opens it. Splits
+are the tables'.
 
 SurgToolLoc 2022: four places of tools as `[needle driver, nan, ...]` without quotes; `nan` is the camera's arm, and
 anything else must be one of the 14 tools. A label says what is installed, not what is seen, and holds for the clip. No
@@ -124,14 +124,15 @@ def _surgtoolloc(root: pathlib.Path) -> Plan:
       tools = videos.SEPARATOR.join(_installed(table, str(told)))
       return videos.video(root, files[name], f'surgtoolloc/{name}', [(0.0, float('inf'), {'tools': tools})])
     videos.add(out, root, files[name], make)
-  out.note = ('No file says which clips are of one operation: clips are their own subjects, and splits by clip may part '
-              'an operation. Tools are those installed in a clip, seen or not.')
+  out.note = ('No file says which clips are of one operation: clips are their own subjects, and splits by clip may '
+              'part an operation. Tools are those installed in a clip, seen or not.')
   return out
 
 
 def _installed(table: pathlib.Path, told: str) -> list[str]:
   """The tools of '[a, nan, b, a]', each once."""
-  words = [word.strip().strip('\'"').replace('_', ' ') for word in told.strip().removeprefix('[').removesuffix(']').split(',')]
+  inner = told.strip().removeprefix('[').removesuffix(']')
+  words = [word.strip().strip('\'"').replace('_', ' ') for word in inner.split(',')]
   tools = dict.fromkeys(word for word in words if word and word != 'nan')
   return [videos.told(table, 'tool', word, SURGTOOLLOC) for word in tools]
 
@@ -145,7 +146,6 @@ def _has_tools(root: pathlib.Path) -> bool:
 
 
 LAYOUTS = {
-  'ophnet': Layout(lambda root: any(p.is_file() for name in _TABLES for p in (root / name, *root.glob(f'*/{name}'))),
-                   _ophnet, 'OphNet2024_loca_all.csv with ID.mp4'),
+  'ophnet': Layout(lambda root: videos.near(root, *_TABLES), _ophnet, 'OphNet2024_loca_all.csv with ID.mp4'),
   'surgtoolloc': Layout(_has_tools, _surgtoolloc, 'labels.csv (clip_name, tools_present) with clip_000000.mp4'),
 }

@@ -5,9 +5,9 @@
   hsdb         any folder of images with JSON of images, annotations and categories
 
 Endoscapes2023 (CAMMA-public/Endoscapes): `cvs` holds the criteria that the mean of three annotators, rounded, says are
-met (of 0.5, which three cannot give, the even number, 0). Numbers of classes in masks are those of seg_label_map.txt, for
-0 is not the background of the boxes there. Frames are one a second of their video: `frame_seconds` is FRAME / 25 (from
-memory). Splits are the folders.
+met (of 0.5, which three cannot give, the even number, 0). Numbers of classes in masks are those of seg_label_map.txt,
+for 0 is not the background of the boxes there. Frames are one a second of their video: `frame_seconds` is FRAME / 25
+(from memory). Splits are the folders.
 
 hSDB-instrument: the fields of its JSON files are from memory, as is that the part of a file's name before the last
 number tells the video; splits are those that the names of JSON files say.
@@ -118,7 +118,7 @@ def _hsdb(root: pathlib.Path) -> Plan:
 
 
 LAYOUTS = {
-  'endoscapes': Layout(lambda root: any((p / 'train' / CVS).is_file() for p in (root, *root.glob('*/'))), _endoscapes,
+  'endoscapes': Layout(lambda root: videos.near(root, f'train/{CVS}'), _endoscapes,
                        f'train/1_2.jpg with train/{BOXES}'),
   'hsdb': Layout(lambda root: False, _hsdb, 'images and JSON of images, annotations and categories'),
 }

@@ -10,10 +10,10 @@
                map_steps.csv and map_instruments.csv name the numbers
 
 Cholec80 is read as tobiascz/TeCNO and YuemingJin/TMRNet read it, with names instead of their integers, which disagree:
-a second has the label of the row Frame % 25 == 0, and where a tool table lacks the last row, the one before counts. Splits
-are 1-40 train, 41-48 val, 49-80 test (TeCNO); `subject_pattern` has others drawn. AutoLaparo's names and splits (1-10,
-11-14, 15-21) are those of its README. Names of HeiChole's numbers are those of two public converters: its own README,
-and its tables of instruments and actions, were not read. Of M2CAI16 the folders are the splits, val is drawn.
+a second has the label of the row Frame % 25 == 0, and where a tool table lacks the last row, the one before counts.
+Splits are 1-40 train, 41-48 val, 49-80 test (TeCNO); `subject_pattern` has others drawn. AutoLaparo's names and splits
+(1-10, 11-14, 15-21) are those of its README. Names of HeiChole's numbers are those of two public converters: its own
+README, and its tables of instruments and actions, were not read. Of M2CAI16 the folders are the splits, val is drawn.
 
 A table that goes on for more than two seconds after the last frame of its video refuses the video, since it may be of
 another frame rate.
@@ -28,8 +28,8 @@ from jaxmed.data.prepare.items import Item, Plan
 from jaxmed.errors import UserError, choose
 
 RATE = 25.0  # rows of a table of phases in a second
-CHOLEC80 = ('Preparation', 'CalotTriangleDissection', 'ClippingCutting', 'GallbladderDissection', 'GallbladderPackaging',
-            'CleaningCoagulation', 'GallbladderRetraction')
+CHOLEC80 = ('Preparation', 'CalotTriangleDissection', 'ClippingCutting', 'GallbladderDissection',
+            'GallbladderPackaging', 'CleaningCoagulation', 'GallbladderRetraction')
 M2CAI16 = ('TrocarPlacement', *CHOLEC80)
 AUTOLAPARO = ('Preparation', 'Dividing Ligament and Peritoneum', 'Dividing Uterine Vessels and Ligament',
               'Transecting the Vagina', 'Specimen Removal', 'Suturing', 'Washing')
@@ -106,9 +106,9 @@ def _autolaparo(root: pathlib.Path) -> Plan:
   out, names = videos.typed('phase'), {str(k): name for k, name in enumerate(AUTOLAPARO, 1)}
   tables = {int(m[1]): path for path, m in videos.found(root, r'(?:label_)?(\d+)\.txt')}
   for file, match in videos.found(root, r'(\d+)\.mp4'):
-    def make(file=file, number=int(match[1])) -> Item:
+    def make(file=file, number=int(match[1]), name=match[1]) -> Item:
       if number not in tables:
-        raise UserError(f'has no {match[1]}.txt or label_{match[1]}.txt')
+        raise UserError(f'has no {name}.txt or label_{name}.txt')
       rows = _numbered_phases(tables[number], names, 1.0, True)
       return videos.video(root, file, f'autolaparo/{number}', videos.spans(rows, 1.0), rows[-1][0],
                           videos.part_of(number, _AUTOLAPARO_SPLITS))
@@ -134,9 +134,9 @@ def _pitvis(root: pathlib.Path) -> Plan:
   steps, instruments = _mapped(root, 'map_steps.csv'), _mapped(root, 'map_instruments.csv')
   tables = {int(m[1]): path for path, m in videos.found(root, r'annotations_(\d+)\.csv')}
   for file, match in videos.found(root, r'video_(\d+)\.mp4'):
-    def make(file=file, number=int(match[1])) -> Item:
+    def make(file=file, number=int(match[1]), name=match[1]) -> Item:
       if number not in tables:
-        raise UserError(f'has no annotations_{match[1]}.csv')
+        raise UserError(f'has no annotations_{name}.csv')
       rows = _pitvis_rows(tables[number], steps, instruments)
       return videos.video(root, file, f'pitvis/{number}', videos.spans(rows, 1.0), rows[-1][0])
     videos.add(out, root, file, make)
@@ -174,17 +174,14 @@ def _mapped(root: pathlib.Path, name: str) -> dict[str, str]:
 
 
 LAYOUTS = {
-  'cholec80': Layout(lambda root: (root / 'phase_annotations').is_dir() and bool(
-    list(root.glob('phase_annotations/video*-phase.txt'))[:1]), _cholec80,
-    'videos/video01.mp4 with phase_annotations/video01-phase.txt'),
-  'm2cai16': Layout(lambda root: any((root / f'{s}_dataset').is_dir() and any(
-    list((root / f'{s}_dataset').glob(f'*{kind}_video_*.txt'))[:1] for kind in ('workflow', 'tool'))
-    for s in ('train', 'test')), _m2cai16, 'train_dataset/workflow_video_01.mp4 with workflow_video_01.txt'),
-  'autolaparo': Layout(lambda root: bool(list(root.glob('*/label_01.txt'))[:1]), _autolaparo,
+  'cholec80': Layout(lambda root: videos.near(root, 'phase_annotations/video*-phase.txt'), _cholec80,
+                     'videos/video01.mp4 with phase_annotations/video01-phase.txt'),
+  'm2cai16': Layout(lambda root: videos.near(root, 'train_dataset/*_video_*.txt', 'test_dataset/*_video_*.txt'),
+                    _m2cai16, 'train_dataset/workflow_video_01.mp4 with workflow_video_01.txt'),
+  'autolaparo': Layout(lambda root: videos.near(root, 'label_01.txt'), _autolaparo,
                        '01.mp4 to 21.mp4 with 01.txt or label_01.txt'),
-  'heichole': Layout(lambda root: any(m for p in (root, *root.glob('*/'), *root.glob('*/*/')) for m in
-                                      p.glob('[Hh]ei-[Cc]hole*_[Aa]nnotation_[Pp]hase.csv')), _heichole,
+  'heichole': Layout(lambda root: videos.near(root, '[Hh]ei-[Cc]hole*_[Aa]nnotation_[Pp]hase.csv'), _heichole,
                      'Hei-Chole1.mp4 with Hei-Chole1_Annotation_Phase.csv'),
-  'pitvis': Layout(lambda root: any(p.is_file() for p in (root / 'map_steps.csv', *root.glob('*/map_steps.csv'))),
-                   _pitvis, 'video_01.mp4 with annotations_01.csv and map_steps.csv'),
+  'pitvis': Layout(lambda root: videos.near(root, 'map_steps.csv'), _pitvis,
+                   'video_01.mp4 with annotations_01.csv and map_steps.csv'),
 }

@@ -4,13 +4,13 @@
   or4d        export_holistic_take1_processed/colorimage/camera01_colorimage-000100.jpg, and in it
               timestamp_to_pcd_and_frames_list.json; relationships_train.json, relationships_validation.json
 
-CholecT45 (CAMMA-public/cholect45): VID01 is video01 of Cholec80, and so says `video`; the videos above 80 of CholecT50 are
+CholecT45 (CAMMA-public/cholect45): VID01 is video01 of Cholec80, and so says `video`; those above 80, of CholecT50, are
 others. `fold` is the official cross-validation. Split: fold 1 is test, the last five videos of the others val. The
 official loader takes the five videos of val from those that stay in train, so that they are in both.
 
-4D-OR (egeozsoy/4D-OR): a scan has six cameras; `relations` is `subject>relation>object|...`, empty where a scan has none,
-nothing where nobody annotated it (test). Takes 1, 3, 5, 7, 9, 10 are train, 4, 8 val, 2, 6 test. The number of a scan is
-its second. A person is the name of its number where the file says who it is.
+4D-OR (egeozsoy/4D-OR): a scan has six cameras; `relations` is `subject>relation>object|...`, empty where a scan has
+none, nothing where nobody annotated it (test). Takes 1, 3, 5, 7, 9, 10 are train, 4, 8 val, 2, 6 test. The number of a
+scan is its second. A person is the name of its number where the file says who it is.
 """
 
 import pathlib
@@ -127,15 +127,13 @@ def _graphs(path: pathlib.Path) -> dict[tuple[int, str], str]:
   except (KeyError, TypeError, ValueError) as e:
     if isinstance(e, UserError):
       raise
-    raise UserError(f'cannot read {path}: expected scans with take_idx, scan, objects and relationships; {e} is missing '
-                    'or odd') from e
+    raise UserError(f'cannot read {path}: expected scans with take_idx, scan, objects and relationships; {e} is '
+                    'missing or odd') from e
 
 
 LAYOUTS = {
-  'cholect45': Layout(lambda root: any((p / 'triplet').is_dir() and (p / 'dict' / 'triplet.txt').is_file()
-                                       for p in (root, *root.glob('*/'))), _cholect45,
+  'cholect45': Layout(lambda root: videos.near(root, 'dict/triplet.txt'), _cholect45,
                       'data/VID01/000000.png with triplet/VID01.txt and dict/triplet.txt'),
-  'or4d': Layout(lambda root: any(True for at in ('', '*/') for _ in root.glob(f'{at}export_holistic_take*_processed/{_FRAMES}')),
-                 _or4d, f'export_holistic_take1_processed with colorimage and {_FRAMES}'),
+  'or4d': Layout(lambda root: videos.near(root, f'export_holistic_take*_processed/{_FRAMES}'), _or4d,
+                 f'export_holistic_take1_processed with colorimage and {_FRAMES}'),
 }
-

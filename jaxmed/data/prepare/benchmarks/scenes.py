@@ -4,15 +4,15 @@
   endovis17     instrument_dataset_1/left_frames/frame000.png, ground_truth/NAME_labels/frame000.png: a folder a tool
   endovis18     seq_1/left_frames/frame000.png, labels/frame000.png: colours
 
-CholecSeg8k: grey values of the watershed mask are the classes that public readers agree on; 255 is its white border, which
-counts as background; another value refuses the frame. There is no official split: frames of a clip are nearly the same,
-so splits are by video, which is one of Cholec80 (25 frames a second).
+CholecSeg8k: grey values of the watershed mask are the classes that public readers agree on; 255 is its white border,
+which counts as background, as 0 does; another value refuses the frame. There is no official split: frames of a clip are
+nearly the same, so splits are by video, which is one of Cholec80 (25 frames a second).
 
 EndoVis 2017: masks are of types of instruments, by the names of folders (values of ternaus/robot-surgery-segmentation,
-prepare_data.py); parts (10, 20, 30) are not kept, and nothing is cropped: that code keeps rows 28 to 1052 and columns 320
-to 1600. `fold` is its split in four, by sequences. EndoVis 2018: colours are those of its labels.json; sequences 2, 5, 9
-and 15 are val, as of ISINet, whose annotation of types is another; folders whose path says test are test. Frames of both
-were sampled at one or two a second, and no file says when: `frame_seconds` is the number of the frame.
+prepare_data.py); parts (10, 20, 30) are not kept, and nothing is cropped: that code keeps rows 28 to 1052 and columns
+320 to 1600. `fold` is its split in four, by sequences. EndoVis 2018: colours are those of its labels.json; sequences 2,
+5, 9 and 15 are val, as of ISINet, whose annotation of types is another; folders whose path says test are test. No file
+says when frames of either were taken: `frame_seconds` is the number of the frame.
 """
 
 import pathlib
@@ -93,11 +93,10 @@ def _endovis18(root: pathlib.Path) -> Plan:
 
 
 LAYOUTS = {
-  'cholecseg8k': Layout(lambda root: any(True for at in ('', '*/') for _ in
-                                         root.glob(f'{at}video*/video*_*/*_endo_watershed_mask.png')), _cholecseg8k,
+  'cholecseg8k': Layout(lambda root: videos.near(root, 'video*/video*_*/*_endo_watershed_mask.png'), _cholecseg8k,
                         'video01/video01_00080/frame_80_endo.png with frame_80_endo_watershed_mask.png'),
-  'endovis17': Layout(lambda root: any(True for at in ('', '*/') for p in root.glob(f'{at}instrument_dataset_*/ground_truth')),
-                      _endovis17, 'instrument_dataset_1/left_frames/frame000.png with ground_truth'),
-  'endovis18': Layout(lambda root: any((p / 'left_frames').is_dir() for at in ('', '*/') for p in root.glob(f'{at}seq_*')),
-                      _endovis18, 'seq_1/left_frames/frame000.png with labels/frame000.png'),
+  'endovis17': Layout(lambda root: videos.near(root, 'instrument_dataset_*/ground_truth'), _endovis17,
+                      'instrument_dataset_1/left_frames/frame000.png with ground_truth'),
+  'endovis18': Layout(lambda root: videos.near(root, 'seq_*/left_frames'), _endovis18,
+                      'seq_1/left_frames/frame000.png with labels/frame000.png'),
 }

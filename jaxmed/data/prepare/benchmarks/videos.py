@@ -1,8 +1,8 @@
 """What layouts of surgical video share: tables of frames, spans of labels, items of videos and of single frames.
 
-Labels are names, never the integers of a file, whose order differs from code to code. The column `video` is the id of an
-operation, the same in every set that was cut from it (see jaxmed.data.corpus.operations), and so is the subject: splits
-are by operation. Several names of a frame stand as `a|b`.
+Labels are names, never the integers of a file, whose order differs from code to code. The column `video` is the id of
+an operation, the same in every set that was cut from it (see jaxmed.data.corpus.operations), and so is the subject:
+splits are by operation. Several names of a frame stand as `a|b`.
 """
 
 import dataclasses
@@ -41,6 +41,11 @@ class Layout:
 def typed(*columns: str, images: bool = False) -> Plan:
   """An empty plan with columns of text; of single images they have `frame_seconds`, too, which videos have anyway."""
   return Plan([], types=dict.fromkeys(('video', *columns), pa.string()) | (_NUMBERS if images else {}))
+
+
+def near(root: pathlib.Path, *patterns: str) -> bool:
+  """Whether a path that fits one of some patterns lies in a folder, or in a folder of it."""
+  return any(True for at in ('', '*/') for pattern in patterns for _ in root.glob(at + pattern))
 
 
 def found(root: pathlib.Path, pattern: str) -> list[tuple[pathlib.Path, re.Match]]:
