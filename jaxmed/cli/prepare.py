@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from jaxmed.cli.common import names, positive
+from jaxmed.data.corpus import operations
 from jaxmed.errors import Stopped, UserError
 
 DOES = 'turn folders of images into a corpus'
@@ -130,6 +131,7 @@ def _told(summary: dict[str, Any], out: str, salted: bool) -> str:
           f'{summary["ignored"] + summary["empty"]} ignored\ncard: {out}/card.md')
   if summary['filled']:
     text += f"\n{summary['filled']:,} pixels were NaN or infinite and were filled (column nan_filled)"
+  text += ''.join(f'\n{line}' for line in operations.told(summary['operations']))
   if summary['groups'] and not salted:
     text += "\npatients are hashed without a salt, so who knows an identifier can look for it: --salt SECRET"
   return text

@@ -12,8 +12,8 @@ from jaxmed.data.corpus.labels import labels_of
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import one_image, surgery
 from jaxmed.data.prepare.prepare import prepare
-from jaxmed.data.prepare.survey import survey
 from jaxmed.data.prepare.surgery import CLASSES, PHASES, TOOLS, Wanted
+from jaxmed.data.prepare.survey import survey
 from jaxmed.errors import UserError
 
 

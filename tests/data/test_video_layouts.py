@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmed import cli
+from jaxmed.data.corpus import operations
 from jaxmed.data.corpus.labels import labels_of
 from jaxmed.data.corpus.open import open_source
+from jaxmed.data.curate import leakage
 from jaxmed.data.prepare.benchmarks import LAYOUTS, find, videos
 from jaxmed.data.prepare.benchmarks.phases import CHOLEC80, M2CAI16
 from jaxmed.data.prepare.benchmarks.scenes import ENDOVIS18, WATERSHED
@@ -344,6 +347,42 @@ def test_or4d(tmp_path):
     'human_0>CloseTo>Patient|Patient>CloseTo>human_0', '']
   assert set(column(rows, 'relations', video='or4d/2')) == {None} and len(rows) == 8
   assert {(r['video'], r['split']) for r in rows} == {('or4d/1', 'train'), ('or4d/2', 'test')}
+
+
+# Operations that sets share
+
+def test_operations_are_told_and_found_across_sets(tmp_path, clip, capsys):
+  cholec80(tmp_path / 'a', clip, '12')
+  cholec80(tmp_path / 'a', clip, '03')
+  place = tmp_path / 'b' / 'video12' / 'video12_00080' / 'frame_100_endo.png'
+  picture(place, np.random.default_rng(0).integers(0, 255, (16, 24, 3)))
+  picture(place.with_name('frame_100_endo_watershed_mask.png'), np.full((16, 24), 50))
+  assert cli.main(['prepare', str(tmp_path / 'a'), '--out', str(tmp_path / 'ca'), '--workers', '1']) == 0
+  told = capsys.readouterr().out
+  assert 'operations of Cholec80: 2 of 80; sets with the same operations: Cholec80, CholecT45' in told
+  assert 'pretraining of SurgeNet holds 76 of its 80 videos' in told
+  run(tmp_path / 'b', tmp_path / 'cb', 'cholecseg8k')
+  train, held = open_source(tmp_path / 'ca'), open_source(tmp_path / 'cb')
+  leaks = leakage.between(train, 'cb', held)
+  videos_of = train.table['video'].to_pylist()
+  assert (leaks.matches['video'] >= 0).tolist() == [v == 'cholec80/12' for v in videos_of]
+  assert leaks.rows.sum() == SECONDS and (leaks.matches['hash'] < 0).all() and (leaks.matches['file'] < 0).all()
+  assert 'the same operation 4' in leaks.text()
+
+
+def test_counts_of_operations():
+  found = operations.counted(['cholec80/1', 'cholec80/1', 'cholec80/2', 'hsdb/a', 'surgery-0-1', None, 3])
+  assert found == {'cholec80': 2, 'hsdb': 1} and operations.told({'unheard': 3}) == []
+
+
+def test_a_table_of_frames_needs_subjects(tmp_path):
+  for k in range(3):
+    picture(tmp_path / 'd' / f'v{k % 2}_{k}.png', np.full((4, 4), k))
+  write(tmp_path / 't.csv', ['path,frame_seconds', *(f'v{k % 2}_{k}.png,{k}' for k in range(3))])
+  with pytest.raises(UserError, match='has a column frame_seconds, but no column subject'):
+    prepare([tmp_path / 'd'], tmp_path / 'c', table=tmp_path / 't.csv', **OPTIONS)
+  prepare([tmp_path / 'd'], tmp_path / 'c', table=tmp_path / 't.csv', subject_pattern='(v.)_', **OPTIONS)
+  assert set(open_source(tmp_path / 'c').table['subject'].to_pylist()) == {'v0', 'v1'}
 
 
 # Spans

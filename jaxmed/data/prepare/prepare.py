@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmed.data import readers
-from jaxmed.data.corpus import corpus_format
+from jaxmed.data.corpus import corpus_format, operations
 from jaxmed.data.corpus import labels as labels_lib
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import assembly, benchmarks, pool
@@ -81,7 +81,7 @@ def prepare(
     and planes below min_content), ignored, others (of these, those of each suffix),
     not_in_table, groups (of the plan), blocks, bytes, seconds; splits (records and subjects of each), channels, shapes
     and dtypes (records of each), filled (pixels that were not finite), labels (values of each text column), carried
-    (what may tell who somebody is).
+    (what may tell who somebody is), operations (of each family of surgical videos, see corpus.operations).
 
   Raises:
     UserError: nothing to read, OUT in the way, a bad table or option, a subject in two splits, a full disk,
@@ -192,5 +192,7 @@ def _summary(out: pathlib.Path, work: Preparation, seconds: float) -> dict[str, 
     'filled': (pc.sum(table['nan_filled']).as_py() or 0) if 'nan_filled' in table.column_names else 0,
     'labels': {k: pc.count_distinct(table[k]).as_py() for k in text},
     'carried': {k: v for k, v in work.carried().items() if k in table.column_names},
+    'operations': operations.counted(table[operations.COLUMN].unique().to_pylist()
+                                     if operations.COLUMN in table.column_names else ()),
     'bytes': sum(f.stat().st_size for f in out.iterdir()), 'seconds': round(seconds, 2),
   }
