@@ -6,16 +6,18 @@ import sys
 from typing import Any
 
 from jaxmed.cli.common import names, positive
+from jaxmed.data.corpus import operations
 from jaxmed.errors import Stopped, UserError
 
 DOES = 'turn folders of images into a corpus'
 EXAMPLE = 'jaxmed prepare scans/ --out corpus'
+GENERATED = ('subjects', 'size', 'modality', 'videos', 'frames', 'looks', 'masks', 'images', 'mixing', 'variants')
 
 
 def options(p: argparse.ArgumentParser) -> None:
   """Adds the options of the verb."""
   p.add_argument('inputs', nargs='+', metavar='FOLDER', help='folders or files, or a word: demo, synthetic, phantoms, '
-                 'tissue, regions, nuclei, nuclei3d')
+                 'surgery, one_image, tissue, regions, nuclei, nuclei3d')
   p.add_argument('--out', required=True, metavar='CORPUS', help='corpus to write')
   p.add_argument('--overwrite', action='store_true', help='replace an existing corpus')
   p.add_argument('--dry-run', action='store_true', help='read headers only, show the plan, write nothing')
@@ -23,7 +25,7 @@ def options(p: argparse.ArgumentParser) -> None:
   p.add_argument('--workers', type=positive, help='processes that read; default: all cores')
   _add_records(p.add_argument_group('records'))
   _add_pixels(p.add_argument_group('pixels'))
-  _add_phantoms(p.add_argument_group('phantoms'))
+  _add_generators(p.add_argument_group('generators'))
   _add_jobs(p.add_argument_group('cluster'))
 
 
@@ -33,7 +35,9 @@ def _add_records(p: Any) -> None:
   p.add_argument('--labels-from-folders', action='store_true', help="use the name of each file's folder as its label")
   p.add_argument('--layout', default='auto', help='layout of a published data set, with its channels, labels and '
                  'splits: jumpcp, chammi, so2sat, brats, nnunet, totalsegmentator, bids, mimic, openi, roco, quilt, '
-                 'ptbxl, mmeb, webdataset; default auto, none ignores it')
+                 'ptbxl, mmeb, webdataset, and of videos cholec80, cholecseg8k, cholect45, endoscapes, autolaparo, '
+                 'm2cai16, heichole, pitvis, ophnet, surgtoolloc, endovis17, endovis18, hsdb, or4d; default auto, none '
+                 'ignores it')
   p.add_argument('--labels', metavar='NAMES', help='JSON file with the names of the values of masks')
   p.add_argument('--subject-pattern', metavar='REGEX', help='regular expression whose first group in the path is the '
                  'subject')
@@ -67,10 +71,20 @@ def _add_pixels(p: Any) -> None:
   p.add_argument('--every', type=float, default=1.0, help='seconds between two frames of a video; default 1')
 
 
-def _add_phantoms(p: Any) -> None:
+def _add_generators(p: Any) -> None:
   p.add_argument('--subjects', type=positive, metavar='N', help='number of phantoms; default 20')
-  p.add_argument('--size', type=positive, metavar='N', help='voxels of a side; default 64')
-  p.add_argument('--modality', metavar='NAME', help='ct or mr, of the same anatomies; default ct')
+  p.add_argument('--size', type=positive, metavar='N', help='pixels of a side; default 64')
+  p.add_argument('--modality', metavar='NAME', help='of phantoms: ct or mr, of the same anatomies; default ct')
+  p.add_argument('--videos', type=positive, metavar='N', help='of surgery: number of videos; default 12')
+  p.add_argument('--frames', type=positive, metavar='T', help='of surgery: frames of a video, one a second; default 64')
+  p.add_argument('--looks', type=positive, metavar='K', help='of surgery: procedures that differ in workflow and '
+                 'appearance; default 1')
+  p.add_argument('--masks', metavar='NAME', help='of surgery: classes, or instrument against everything else; default '
+                 'classes')
+  p.add_argument('--images', type=positive, metavar='N', help='of one_image: number of images; default 1000')
+  p.add_argument('--mixing', metavar='SET', help='of one_image: operations of the chains, none, I, II, III or IV; '
+                 'default II')
+  p.add_argument('--variants', type=positive, metavar='N', help='of one_image: variants of the background; default 50')
 
 
 def _add_jobs(p: Any) -> None:
@@ -99,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                  slides=args.slides, mpp=args.mpp, tile=args.tile, every=args.every, plane=args.plane,
                  spacing=_spacing(args.spacing), crop=args.crop, margin=args.margin, min_content=args.min_content,
                  layout=args.layout, nan=args.nan, labels=args.labels, signals=args.signals)
-  options |= {k: v for k in ('subjects', 'size', 'modality') if (v := getattr(args, k)) is not None}
+  options |= {k: v for k in GENERATED if (v := getattr(args, k)) is not None}
   if args.dry_run:
     return _surveyed(survey(args.inputs, args.out, **options), args.min_content)
   try:
@@ -120,6 +134,7 @@ def _told(summary: dict[str, Any], out: str, salted: bool) -> str:
           f'{summary["ignored"] + summary["empty"]} ignored\ncard: {out}/card.md')
   if summary['filled']:
     text += f"\n{summary['filled']:,} pixels were NaN or infinite and were filled (column nan_filled)"
+  text += ''.join(f'\n{line}' for line in operations.told(summary['operations']))
   if summary['groups'] and not salted:
     text += "\npatients are hashed without a salt, so who knows an identifier can look for it: --salt SECRET"
   return text

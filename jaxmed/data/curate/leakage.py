@@ -1,4 +1,5 @@
-"""Leakage: records to train on that an evaluation set holds too, as the same file, subject, or nearly the same image.
+"""Leakage: records to train on that an evaluation set holds too, as the same file, subject or operation (the column
+`video`), or nearly the same image.
 
 A hash misses another slice of the same lesion and finds nothing in flat images; names of subjects may agree by chance:
 read the table that is written. Features find what hashes do not.
@@ -15,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmed import files
+from jaxmed.data.corpus import operations
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.corpus.source import Source
 from jaxmed.data.curate import features, hashes
 
-KINDS = {'file': 'the same file', 'subject': 'the same subject', 'hash': 'nearly the same image',
-         'embedding': 'nearly the same features'}
+KINDS = {'file': 'the same file', 'subject': 'the same subject', 'video': 'the same operation',
+         'hash': 'nearly the same image','embedding': 'nearly the same features'}
 COSINE = 0.98
 
 
@@ -75,6 +77,8 @@ def between(source: Source, evaluation: str, held: Source, radius: int = hashes.
   """
   matches = {'file': _same(source, held, 'sha256'), 'subject': _same(source, held, 'subject')}
   values = {kind: np.full(len(source), np.nan) for kind in ('file', 'subject')}
+  if all(operations.COLUMN in each.table.column_names for each in (source, held)):
+    matches['video'], values['video'] = _same(source, held, operations.COLUMN), np.full(len(source), np.nan)
   mine = hashes.of_source(source, progress)[:, 0]
   theirs = hashes.variants(hashes.of_source(held, progress))
   matches['hash'], values['hash'] = near_hashes(mine, theirs, radius)

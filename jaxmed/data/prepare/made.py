@@ -1,7 +1,7 @@
 """Corpora that a word stands for: they come with the package or inside others, or a generator makes them.
 
   demo, synthetic                        see jaxmed.data.prepare.demo and .synthetic
-  phantoms                               see .phantoms
+  phantoms, surgery, one_image           see .phantoms, .surgery and .one_image
   tissue, regions, nuclei, nuclei3d      see .real_masks
 """
 
@@ -11,11 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from jaxmed.data.prepare import demo, phantoms, real_masks, synthetic
+from jaxmed.data.prepare import demo, one_image, phantoms, real_masks, surgery, synthetic
 from jaxmed.errors import UserError
 
-WORDS = ('demo', 'synthetic', 'phantoms', *real_masks.WORDS)
-OPTIONS = ('subjects', 'size', 'modality')  # of phantoms
+_GENERATORS: dict[str, Any] = {'phantoms': phantoms, 'surgery': surgery, 'one_image': one_image}
+WORDS = ('demo', 'synthetic', *_GENERATORS, *real_masks.WORDS)
+# Options of generators, and the word of each.
+OPTIONS = {f.name: tuple(w for w, g in _GENERATORS.items() if f.name in g.Wanted.__dataclass_fields__)
+           for generator in _GENERATORS.values() for f in dataclasses.fields(generator.Wanted) if f.name != 'seed'}
 
 Cut = tuple[dict[str, Any], str, str, str, dict[str, Any]]
 
@@ -31,20 +34,24 @@ class Made:
   """
 
   word: str
-  wanted: phantoms.Wanted = dataclasses.field(default_factory=phantoms.Wanted)
+  wanted: Any = dataclasses.field(default_factory=phantoms.Wanted)
   volumes: str = 'slices'
 
   @property
   def types(self) -> dict[str, pa.DataType]:
     """The manifest's other columns."""
     own = {'demo': {'region', 'text'}, 'tissue': {'region', 'mask'}, 'synthetic': {'relation'}}.get(self.word, {'mask'})
-    return dict(phantoms.TYPES) if self.word == 'phantoms' else dict.fromkeys(sorted(own, reverse=True), pa.string())
+    if self.word in _GENERATORS:
+      return dict(_GENERATORS[self.word].TYPES)
+    return dict.fromkeys(sorted(own, reverse=True), pa.string())
 
   @property
   def labels(self) -> dict[int, str]:
     """{value of masks: name}."""
-    if self.word == 'phantoms':
-      return dict(enumerate(phantoms.CLASSES))
+    if self.word == 'surgery':
+      return surgery.names(self.wanted)
+    if self.word in _GENERATORS:
+      return dict(enumerate(_GENERATORS[self.word].CLASSES))
     return real_masks.names(self.word) if self.word in real_masks.WORDS else {}
 
   @property
@@ -52,7 +59,7 @@ class Made:
     """What the card must say of it."""
     if self.word == 'synthetic':
       return synthetic.told(self.wanted.seed)
-    return phantoms.told(self.wanted) if self.word == 'phantoms' else ''
+    return _GENERATORS[self.word].told(self.wanted) if self.word in _GENERATORS else ''
 
   def records(self) -> Iterator[Cut]:
     """Yields (record, split, path, sha256, extra columns) of all records, in a fixed order."""
@@ -60,14 +67,15 @@ class Made:
       return demo.records()
     if self.word == 'synthetic':
       return synthetic.records(self.wanted.seed)
-    return phantoms.records(self.wanted) if self.word == 'phantoms' else real_masks.records(self.word, self.volumes)
+    generator = _GENERATORS.get(self.word)
+    return generator.records(self.wanted) if generator else real_masks.records(self.word, self.volumes)
 
   def pairs(self) -> list[tuple[str, Any]]:
     """(split, subject) of each record."""
     if self.word == 'synthetic':
       return list(synthetic.subjects())
-    if self.word == 'phantoms':
-      return list(phantoms.subjects(self.wanted))
+    if self.word in _GENERATORS:
+      return list(_GENERATORS[self.word].subjects(self.wanted))
     return [(split, record['subject']) for record, split, *_ in self.records()]
 
   def identity(self) -> list[Any]:
@@ -93,6 +101,9 @@ def of(word: str, seed: int, volumes: str, given: Mapping[str, Any], others: Seq
   """
   if word and others:
     raise UserError(f'the {word} corpus takes no {others[0]}: {word!r} stands alone')
-  if given and word != 'phantoms':
-    raise UserError(f'--{next(iter(given))} is of phantoms: jaxmed prepare phantoms --out CORPUS')
-  return Made(word, phantoms.Wanted(seed, **given), volumes) if word else None
+  for name in given:
+    if word not in OPTIONS[name]:
+      words = OPTIONS[name]
+      raise UserError(f'--{name} is of {", ".join(words)}: jaxmed prepare {words[0]} --out CORPUS')
+  generator = _GENERATORS.get(word, phantoms)
+  return Made(word, generator.Wanted(seed, **given), volumes) if word else None

@@ -43,6 +43,7 @@ def make_plan(
   plan = _walk(inputs, pathlib.Path(out))
   if table is not None:
     plan = from_table(pathlib.Path(table), plan, inputs)
+    _check_subjects(plan, table, pattern)
   elif plan.items:
     plan.items = _folder_splits(plan.items)
   elif plan.rejects:
@@ -73,6 +74,14 @@ def found(root: str | os.PathLike, out: str | os.PathLike, options: readers.Opti
   if not plan.items:
     raise UserError(f'no image in {root} ({plan.ignored} files of other kinds): expected {", ".join(readers.SUFFIXES)}')
   return plan
+
+
+def _check_subjects(plan: Plan, table: str | os.PathLike, pattern: re.Pattern | None) -> None:
+  """Raises a UserError for a table of frames of videos that does not say of which: splits would part them."""
+  column = next((name for name in ('frame_seconds', 'video') if name in plan.types), None)
+  if column and pattern is None and not any(i.subject for i in plan.items):
+    raise UserError(f'{table} has a column {column}, but no column subject: frames of one video would fall into '
+                    'several splits; add subject, the patient or video, or give --subject-pattern')
 
 
 def _laid_out(name: str, root: str | os.PathLike, pattern: re.Pattern | None) -> Plan:

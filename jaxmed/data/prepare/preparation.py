@@ -74,8 +74,11 @@ class Preparation:
 def _of_parts(item: Item) -> list[Any]:
   """How channels and mask of an item lie in its files, for the fingerprint."""
   parts, mask = item.parts, item.mask
-  masks = [mask.values, mask.absent, [f.name for f in mask.files]] if isinstance(mask, readers.Masks) else []
-  return masks + ([parts.way, parts.channels, parts.width, parts.rows, [f.name for f in parts.files]] if parts else [])
+  masks: list[Any] = []
+  if isinstance(mask, readers.Masks):
+    masks = [mask.values, mask.absent, sorted(mask.codes.items()), [f.name for f in mask.files]]
+  return masks + ([parts.way, parts.channels, parts.width, parts.rows, parts.spans, parts.until,
+                   [f.name for f in parts.files]] if parts else [])
 
 
 def make_preparation(

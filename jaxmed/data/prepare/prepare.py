@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmed.data import readers
-from jaxmed.data.corpus import corpus_format
+from jaxmed.data.corpus import corpus_format, operations
 from jaxmed.data.corpus import labels as labels_lib
 from jaxmed.data.corpus.open import open_source
 from jaxmed.data.prepare import assembly, benchmarks, pool
@@ -47,7 +47,8 @@ def prepare(
 
   Args:
     inputs: folders or files; or a word of jaxmed.data.prepare.made, where nothing of that name exists: 'demo',
-      'synthetic' and 'phantoms' (generated with `seed`), 'tissue', 'regions', 'nuclei', 'nuclei3d'.
+      'synthetic', 'phantoms', 'surgery' and 'one_image' (generated with `seed`), 'tissue', 'regions', 'nuclei',
+      'nuclei3d'.
     out: the folder to write.
     table: CSV or Parquet with a column `path` (of a file or folder, relative to an input or to the table's folder)
       and optionally `subject`, `split` and `source`; its other columns go to the manifest. Of these, `text` goes into
@@ -73,14 +74,14 @@ def prepare(
       splits; 'auto' looks whether the folder is one, 'none' does not. With a subject pattern splits are drawn.
     labels: JSON file with the names of the values of masks, {"1": "liver"} or {"liver": 1}; other values than these,
       0 and -1 are refused.
-    reading: further fields of readers.Options; of phantoms `subjects`, `size` and `modality`.
+    reading: further fields of readers.Options; of generators the fields of their `Wanted`.
 
   Returns:
     The summary: out, files, records, subjects, rejected, empty (files that hold no image by their nature, and images
     and planes below min_content), ignored, others (of these, those of each suffix),
     not_in_table, groups (of the plan), blocks, bytes, seconds; splits (records and subjects of each), channels, shapes
     and dtypes (records of each), filled (pixels that were not finite), labels (values of each text column), carried
-    (what may tell who somebody is).
+    (what may tell who somebody is), operations (of each family of surgical videos, see corpus.operations).
 
   Raises:
     UserError: nothing to read, OUT in the way, a bad table or option, a subject in two splits, a full disk,
@@ -191,5 +192,7 @@ def _summary(out: pathlib.Path, work: Preparation, seconds: float) -> dict[str, 
     'filled': (pc.sum(table['nan_filled']).as_py() or 0) if 'nan_filled' in table.column_names else 0,
     'labels': {k: pc.count_distinct(table[k]).as_py() for k in text},
     'carried': {k: v for k, v in work.carried().items() if k in table.column_names},
+    'operations': operations.counted(table[operations.COLUMN].unique().to_pylist()
+                                     if operations.COLUMN in table.column_names else ()),
     'bytes': sum(f.stat().st_size for f in out.iterdir()), 'seconds': round(seconds, 2),
   }

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -139,6 +139,8 @@ def laid_together(masks: Masks, records: Sequence[Record]) -> Record:
     ValueError: structures on different grids.
   """
   first, out = records[0], records[0]['image']
+  if masks.codes:
+    return first | {'image': recoded(out, masks.codes)}
   if not masks.values:
     if masks.absent is None or not (out == masks.absent).any():
       return first
@@ -151,6 +153,29 @@ def laid_together(masks: Masks, records: Sequence[Record]) -> Record:
                        f'{list(out.shape)}')
     out[record['image'] > 0] = value
   return first | {'image': out}
+
+
+def recoded(mask: np.ndarray, codes: Mapping[int, int]) -> np.ndarray:
+  """A mask of other values [*grid]: those that `codes` lead to.
+
+  Raises:
+    ValueError: a value that `codes` lack.
+  """
+  values, places = np.unique(mask, return_inverse=True)
+  lost = [int(v) for v in values if int(v) not in codes]
+  if lost:
+    raise ValueError(f'holds the value {lost[0]}, which the layout does not know: expected '
+                     f'{", ".join(map(str, codes))}')
+  found = np.array([codes[int(v)] for v in values])
+  return found.astype(np.uint8 if found.min() >= 0 and found.max() < 256 else np.int16)[places].reshape(mask.shape)
+
+
+def packed(image: np.ndarray) -> np.ndarray:
+  """Colours [*grid, 3 or 4] uint8 as 65536 R + 256 G + B, int32; of equal channels, or of one, their value."""
+  planes = image[..., :3].astype(np.int32)
+  if image.shape[-1] < 3 or (planes == planes[..., :1]).all():
+    return planes[..., 0]
+  return planes @ np.array([65536, 256, 1], np.int32)
 
 
 def _numbers(values: Sequence[float]) -> str:

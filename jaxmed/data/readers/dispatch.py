@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.data.readers import shaping
-from jaxmed.data.readers.companions import labels, laid_together
+from jaxmed.data.readers.companions import labels, laid_together, packed
 from jaxmed.data.readers.types import DEFAULT, Group, Masks, Options, Parts, Record, check_pixels, kind, suffix
 from jaxmed.errors import UserError
 from jaxmed.files import shown
@@ -177,7 +177,7 @@ def read_masks(path: str | os.PathLike | Masks, options: Options) -> list[Record
 def _together(masks: Masks, options: Options) -> list[Record]:
   records = []
   for file in masks.files:
-    found = read_masks(file, options)
+    found = _coded(file, options) if masks.codes else read_masks(file, options)
     if len(found) != 1:
       raise ValueError(f'mask: {file.name} holds {len(found)} images: expected one')
     records += found
@@ -185,6 +185,12 @@ def _together(masks: Masks, options: Options) -> list[Record]:
     return [laid_together(masks, records)]
   except ValueError as e:
     raise ValueError(f'mask: {e}') from e
+
+
+def _coded(path: pathlib.Path, options: Options) -> list[Record]:
+  """The images of a file whose values, or colours, are codes."""
+  plain = dataclasses.replace(options, channels=None, volumes='whole', spacing=None, crop='none', min_content=0.0)
+  return [record | {'image': packed(record['image'])} for record in read(path, plain)]
 
 
 def _palette(path: str | os.PathLike) -> list[Record]:

@@ -1,5 +1,6 @@
 """Images whose channels lie in files that do not say so: a layout does (see readers.Parts and prepare.benchmarks)."""
 
+import bisect
 import dataclasses
 import hashlib
 import pathlib
@@ -23,18 +24,48 @@ def read_parts(parts: Parts, options: Options, rows: Any = None) -> Iterator[Rec
   Raises:
     ValueError: files or widths that do not fit each other, several images in a file, and as their readers do.
   """
-  if parts.way == 'member':
-    yield _member(parts, options, True, rows)
-    return
-  yield from _rows(parts, True, rows) if parts.way == 'rows' else _joined(parts, options, True)
+  yield from _of_way(parts, options, True, rows)
 
 
 def outline_parts(parts: Parts, options: Options) -> Iterator[Record]:
   """See readers.outline."""
+  yield from _of_way(parts, options, False)
+
+
+def _of_way(parts: Parts, options: Options, pixels: bool, rows: Any = None) -> Iterator[Record]:
   if parts.way == 'member':
-    yield _member(parts, options, False)
-    return
-  yield from _rows(parts, False) if parts.way == 'rows' else _joined(parts, options, False)
+    yield _member(parts, options, pixels, rows)
+  elif parts.way == 'rows':
+    yield from _rows(parts, pixels, rows)
+  elif parts.way == 'video':
+    yield from _frames(parts, options, pixels)
+  else:
+    yield from _joined(parts, options, pixels)
+
+
+def _frames(parts: Parts, options: Options, pixels: bool) -> Iterator[Record]:
+  """The frames of a video with what spans say of them; a clip, and an outline, which has no times, without that.
+
+  Raises:
+    ValueError: the annotation goes on for longer than the video, by more than two rows of a second.
+  """
+  reader = readers.reader_of(parts.files[0])
+  seconds, i = 0.0, 0
+  begins = [span[0] for span in parts.spans]
+  for record in (reader.read if pixels else reader.outline)(parts.files[0], options):
+    time = record.get('meta', {}).get('frame_seconds')
+    if time is None or options.volumes == 'whole':
+      yield record
+      continue
+    seconds, i = time, bisect.bisect_right(begins, time + 1e-6)
+    told: dict[str, Any] = {}
+    for begin, end, columns in parts.spans[:i]:
+      if begin - 1e-6 <= time < end - 1e-6:
+        told |= columns
+    yield record | {'told': told}
+  if pixels and options.volumes != 'whole' and parts.until - seconds > options.every + 2:
+    raise ValueError(f'its annotation goes on to {parts.until:.0f} s, but the video has no frame after '
+                     f'{seconds:.0f} s: it ends early, or its annotation is of another video or frame rate')
 
 
 def digest(parts: Parts) -> str:

@@ -134,6 +134,7 @@ class Options:
 
 
 DEFAULT = Options()
+Span = tuple[float, float, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +164,14 @@ class Parts:
     files: one for each channel, or the one that holds them all.
     channels: their names, in order.
     way: 'named' (the file holds an image of these channels), 'stack' (a file each), 'tape' (side by side along the
-      width), 'rows' (many images in one HDF5 file of So2Sat), 'member' (some bytes of an archive are a file) or
-      'signal' (a signal as an image of one channel).
+      width), 'rows' (many images in one HDF5 file of So2Sat), 'member' (some bytes of an archive are a file),
+      'signal' (a signal as an image of one channel) or 'video' (frames, of which `spans` say more).
     width: of one channel of a tape, in pixels.
     rows: the first of the images (of a member: bytes) that are meant, and the one after the last.
     values: of the label of rows, by their places in it; of a member the suffix of its name.
+    spans: of a 'video', what the manifest says of its frames: (begin, end in seconds, columns) in order of begin, where
+      a later one counts before an earlier one.
+    until: seconds that its annotation goes on for, 0 for unknown.
   """
 
   files: tuple[pathlib.Path, ...]
@@ -176,6 +180,8 @@ class Parts:
   width: int = 0
   rows: tuple[int, int] | None = None
   values: tuple[str, ...] = ()
+  spans: tuple[Span, ...] = ()
+  until: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +192,14 @@ class Masks:
     files: one of values, or one for each structure, whose pixels are those above 0.
     values: that each structure gets, () for a file of values. Where structures overlap the last one counts.
     absent: a value of the file that stands for pixels of which nothing is said, or None.
+    codes: {value of the file: value of the mask} where they differ; another value is refused. A colour is
+      65536 R + 256 G + B.
   """
 
   files: tuple[pathlib.Path, ...]
   values: tuple[int, ...] = ()
   absent: int | None = None
+  codes: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 def suffix(path: str | os.PathLike) -> str | None:

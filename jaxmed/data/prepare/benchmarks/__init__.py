@@ -10,15 +10,23 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Any
 
 from jaxmed.data.prepare.items import Plan
 from jaxmed.errors import UserError, choose
 
+_VIDEOS = {'phases': {'cholec80': 'Cholec80', 'm2cai16': 'M2CAI16', 'autolaparo': 'AutoLaparo', 'heichole': 'HeiChole',
+                      'pitvis': 'PitVis-2023'},
+           'clips': {'ophnet': 'OphNet', 'surgtoolloc': 'SurgToolLoc 2022'},
+           'scenes': {'cholecseg8k': 'CholecSeg8k', 'endovis17': 'EndoVis 2017', 'endovis18': 'EndoVis 2018'},
+           'detections': {'endoscapes': 'Endoscapes2023', 'hsdb': 'hSDB-instrument'},
+           'relations': {'cholect45': 'CholecT45', 'or4d': '4D-OR'}}  # modules that hold several layouts
+_HOMES = {name: module for module, names in _VIDEOS.items() for name in names}
 LAYOUTS = {'jumpcp': 'JUMP-CP', 'chammi': 'CHAMMI', 'so2sat': 'So2Sat LCZ42', 'nnunet': 'nnU-Net',
            'totalsegmentator': 'TotalSegmentator', 'bids': 'BIDS', 'brats': 'BraTS', 'mimic': 'MIMIC-CXR',
            'openi': 'Open-i', 'roco': 'ROCO, ROCOv2 or PMC-OA', 'quilt': 'Quilt-1M', 'ptbxl': 'PTB-XL',
-           'mmeb': 'MMEB or mmE5', 'webdataset': 'WebDataset'}
+           'mmeb': 'MMEB or mmE5', 'webdataset': 'WebDataset',
+           **{name: title for names in _VIDEOS.values() for name, title in names.items()}}
 AUTO, NONE = 'auto', 'none'
 
 
@@ -66,5 +74,7 @@ def plan(name: str, root: str | os.PathLike) -> Plan:
   return found
 
 
-def _module(name: str) -> ModuleType:
-  return importlib.import_module(f'jaxmed.data.prepare.benchmarks.{name}')
+def _module(name: str) -> Any:
+  """What has `here`, `plan` and EXPECTED of a layout: its module, or its entry in one of several."""
+  module = importlib.import_module(f'jaxmed.data.prepare.benchmarks.{_HOMES.get(name, name)}')
+  return module.LAYOUTS[name] if name in _HOMES else module
