@@ -1,7 +1,7 @@
 """Which operation a frame of a surgical video is of, in which published sets it lies, and what was pretrained on it.
 
 The manifest's column `video` holds ids such as `cholec80/12`, the same for a frame of Cholec80 and for one of a set
-that was cut from it. Whether M2CAI16 or Endoscapes share operations with Cholec80 was not read anywhere, so it is not told.
+that was cut from it. Whether M2CAI16 or Endoscapes share operations with Cholec80 was not read, so it is not told.
 """
 
 import dataclasses
