@@ -31,7 +31,7 @@ class ConVIRT(CLIP):
   DEFAULTS: ClassVar[dict[str, Any]] = {
       'towers': {'text': {'model': 'text_micro', 'options': {'pool': 'mean'}}},
       'augment': {'scale': (0.6, 1.0), 'flip': (0.5,), 'jitter_probability': 0.8, 'brightness': 0.4, 'contrast': 0.4,
-                  'blur': 3.0, 'blur_probability': (0.5,)},
+                  },
       'loader': {'text_draw': 'sentence'},
   }
 
