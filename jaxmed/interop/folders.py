@@ -87,7 +87,7 @@ def export_encoder(path: str | os.PathLike, fmt: str, model: ViT, params: Params
     UserError: the class cannot hold the model; names the option.
   """
   folder, kind = _check_place(path), fmt.removeprefix('hf_')
-  if fmt == 'hf' or (kind == 'dinov2' and getattr(model, 'num_registers', 0)):
+  if fmt == 'hf' or (kind == 'dinov2' and getattr(model, 'num_registers', False)):
     kind = huggingface.kind_of(model)
   same, p = huggingface.canonical(model, params, kind)
   tensors = huggingface.to_tensors(same, p, kind)

@@ -99,7 +99,7 @@ def renamed(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict
 
 def split_qkv(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Tensors attn.qkv as attn.q, attn.k and attn.v."""
-  out = {}
+  out: dict[str, np.ndarray] = {}
   for name, value in tensors.items():
     parts = np.split(value, 3) if '.attn.qkv.' in name else [value]
     out |= {name.replace('.qkv.', f'.{letter}.') if len(parts) == 3 else name: part
@@ -305,7 +305,7 @@ def read_encoder(path: str | os.PathLike) -> tuple[ViT, Params, dict[str, Any]]:
 def _info(path: str | os.PathLike, model: ViT) -> dict[str, Any]:
   """What preprocessor_config.json says of a model's input, as of an exported file; images as they are without one."""
   file = pathlib.Path(path) / PREPROCESSOR
-  told = files.read_json(file) if file.is_file() else {'do_rescale': False, 'do_normalize': False}
+  told: Any = files.read_json(file) if file.is_file() else {'do_rescale': False, 'do_normalize': False}
   factor = told.get('rescale_factor', 1 / 255) if told.get('do_rescale', True) else 1.0
   whole = told.get('do_normalize', True)
   count = model.in_channels

@@ -90,7 +90,7 @@ def named_of(tensors: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarr
 def from_huggingface(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], kind: str
                      ) -> tuple[TextTransformer, Params]:
   """The text tower of transformers' CLIP or SigLIP; `config` is that of the text tower."""
-  told = _USUAL[kind] | dict(config)
+  told: dict[str, Any] = {**_USUAL[kind], **config}
   options = {'causal': True, 'pool': 'eot'} if kind == 'clip' else {k: SIGLIP[k] for k in ('causal', 'pool')}
   return from_named(named_of(tensors, kind), told['num_attention_heads'], mlp=activation(told['hidden_act']),
                     norm_epsilon=told['layer_norm_eps'], mask_padding=kind == 'clip', **options)

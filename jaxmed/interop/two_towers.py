@@ -110,7 +110,7 @@ def to_huggingface(towers: Towers) -> tuple[dict[str, np.ndarray], dict[str, Any
   size = towers.text.out_dim
   if towers.projection is not None:
     out['visual_projection.weight'] = np.asarray(towers.projection).T
-  config = {'architectures': ['CLIPModel' if kind == 'clip' else 'SiglipModel'], 'model_type': kind,
+  config: dict[str, Any] = {'architectures': ['CLIPModel' if kind == 'clip' else 'SiglipModel'], 'model_type': kind,
             'torch_dtype': 'float32', 'vision_config': vision_config(image, kind), 'text_config': _text_config(towers)}
   if kind == 'clip':
     config |= {'projection_dim': size, 'logit_scale_init_value': towers.scale}
@@ -161,7 +161,7 @@ def to_open_clip(towers: Towers) -> tuple[dict[str, np.ndarray], dict[str, Any],
   else:
     named['text_projection'] = named.pop('to_head.weight').T
   out |= {('text.' if trunk else '') + name: x for name, x in named.items()}
-  out['logit_scale'] = np.float32(towers.scale)
+  out['logit_scale'] = np.asarray(towers.scale, np.float32)
   config: dict[str, Any] = {'embed_dim': words.out_dim, 'vision_cfg': vision,
                             'text_cfg': _open_text(words, pools, towers.end)}
   if trunk:
@@ -169,7 +169,7 @@ def to_open_clip(towers: Towers) -> tuple[dict[str, np.ndarray], dict[str, Any],
   if words.mlp == 'quick_gelu':
     config['quick_gelu'] = True
   if towers.bias is not None:
-    out['logit_bias'] = np.float32(towers.bias)
+    out['logit_bias'] = np.asarray(towers.bias, np.float32)
     config['init_logit_bias'] = towers.bias
   return out, config, dataclasses.replace(towers, image=image, params=params)
 

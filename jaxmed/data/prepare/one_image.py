@@ -190,7 +190,8 @@ def affine(rng: np.random.Generator, size: int, scale: Sequence[float], shift: f
   """(matrix, offset) that lead a place of the result to one of the source, about the centre."""
   turn, slant = np.radians(rng.uniform(-degrees, degrees)), np.tan(np.radians(rng.uniform(-shear, shear)))
   rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-  matrix = rotation @ np.array([[1, slant], [0, 1]]) / rng.uniform(*scale)
+  low, high = scale
+  matrix = rotation @ np.array([[1, slant], [0, 1]]) / rng.uniform(low, high)
   centre = np.full(2, (size - 1) / 2)
   return matrix, centre - matrix @ centre + rng.uniform(-shift, shift, 2) * size
 

@@ -70,5 +70,6 @@ def rebuild(description: dict[str, Any]) -> Any:
   """The model that `describe` described."""
   fields = {k: v for k, v in description.items() if k not in ('family', 'adapter')}
   given = description.get('adapter')
-  adapter = None if given is None else Adapter(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+  plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (given or {}).items()}
+  adapter = None if given is None else Adapter(**plain)
   return FAMILIES[description['family']](**fields, adapter=adapter)

@@ -162,8 +162,8 @@ def softened(first: jax.Array, second: jax.Array, temperature: jax.Array | float
   fixed = jax.lax.stop_gradient(v)
   total = log_partition(fixed, fixed, temperature, None, chunk, counts)[0]
   alike = lambda told, column: jnp.exp(_dot('nd,md->nm', fixed, told) / temperature - total[:, None])
-  ways = (weighted(a, b, 1 / temperature, alike, fixed, counts, chunk)[0] for a, b in ((u, v), (v, u)))
-  return sum(_mean(cost, counts) for cost in ways) / 2
+  there, back = (weighted(a, b, 1 / temperature, alike, fixed, counts, chunk)[0] for a, b in ((u, v), (v, u)))
+  return (_mean(there, counts) + _mean(back, counts)) / 2
 
 
 def _nearest(positive: jax.Array, top: jax.Array, scale: jax.Array, counts: jax.Array | None) -> jax.Array:

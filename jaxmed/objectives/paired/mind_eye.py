@@ -63,8 +63,9 @@ class MindEye(Paired):
     image = batch['image'].astype(jnp.float32)
     wide = share.reshape(-1, *[1] * (image.ndim - 1))
     mixed = jnp.where(wide < 1, wide * image + (1 - wide) * image[other], image)  # what is missing may be NaN
-    told = {'mix_share': share, 'mix_other': other, 'step': jnp.broadcast_to(step, share.shape)}
-    return super().loss(variables, {**batch, 'image': mixed, **told}, rest, step, train)
+    told: Any = {**batch, 'image': mixed, 'mix_share': share, 'mix_other': other,
+                 'step': jnp.broadcast_to(step, share.shape)}
+    return super().loss(variables, told, rest, step, train)
 
   def drawn(self, rng: jax.Array, batch: Batch, mixing: jax.Array) -> tuple[jax.Array, jax.Array]:
     """beta [B] float32, 1 where an image stays as it is, and the partner of each [B] int32."""
@@ -87,6 +88,6 @@ class MindEye(Paired):
     soft = cosine(self.temperature, self.final_temperature, step - first, max(steps - first, 1.0))
     mixed = paired.mixed(image, text, self.mix_temperature, batch['mix_share'], batch['mix_other'], counts, self.chunk)
     softened = paired.softened(image, text, soft, counts, self.chunk)
-    still = (jax.lax.stop_gradient(x) for x in (image, text))
-    _, right = paired.clip(*still, self.scale_of(similarity), counts, 0.5, self.chunk)
+    u, v = jax.lax.stop_gradient((image, text))
+    _, right = paired.clip(u, v, self.scale_of(similarity), counts, 0.5, self.chunk)
     return jnp.where(step < first, mixed, softened), right

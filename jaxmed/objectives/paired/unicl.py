@@ -42,8 +42,8 @@ class UniCL(Paired):
                ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The label-aware contrast; the accuracies are CLIP's, of the very pair."""
     scale, counts = self.scale_of(similarity), worded(batch)
-    still = (jax.lax.stop_gradient(x) for x in (image, text, scale))
-    _, right = paired.clip(*still, counts, 0.5, self.chunk)
+    u, v, s = jax.lax.stop_gradient((image, text, scale))
+    _, right = paired.clip(u, v, s, counts, 0.5, self.chunk)
     return paired.unicl(image, text, scale, self.classes(batch), counts, self.chunk), right
 
 

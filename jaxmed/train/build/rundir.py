@@ -146,7 +146,7 @@ def load_for_folder(path: str | os.PathLike, checkpoint: str, tower: str, fmt: s
     if fmt == 'open_clip':
       raise UserError(f'--format open_clip writes both towers of a run of images and texts: {path} is no run')
     return load(path, checkpoint, tower), None, None, nothing
-  trainer, config, spec, state = load_state(path, checkpoint)
+  trainer, config, spec, state = load_state(os.fspath(path), checkpoint)
   encoder, objective = encoder_of(trainer, config, spec, state, tower), trainer.objective
   params = (state.average if state.average else None) or state.params
   if isinstance(objective, Paired) and tower == towers.IMAGE and fmt in ('hf', 'open_clip'):

@@ -82,7 +82,8 @@ def _of_json(path: pathlib.Path) -> Segments:
     for name, about in database.items():
       split = choose(f'subset of {name} in {path}', str(about['subset']).lower(), (*SPLITS, *_SPLITS))
       for each in about['annotations']:
-        _note(found, path, name, _SPLITS.get(split, split), *each['segment'], {'phase': str(each['label']).strip()})
+        begin, end = each['segment']
+        _note(found, path, name, _SPLITS.get(split, split), begin, end, {'phase': str(each['label']).strip()})
     return found
   except (KeyError, TypeError, ValueError) as e:
     if isinstance(e, UserError):

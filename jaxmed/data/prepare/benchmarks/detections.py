@@ -113,7 +113,8 @@ def _hsdb(root: pathlib.Path) -> Plan:
         continue
       match = re.fullmatch(r'(.*?)[_-]?(\d+)', file.stem)
       operation = f'hsdb/{match[1] or file.parent.name}' if match else f'hsdb/{file.stem}'
-      out.items.append(videos.frame(root, file, operation, float(match[2]) if match else None, split, **_boxes(image)))
+      boxes: Any = _boxes(image)
+      out.items.append(videos.frame(root, file, operation, float(match[2]) if match else None, split, **boxes))
   return out
 
 
