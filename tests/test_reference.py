@@ -8,6 +8,7 @@ import pytest
 
 from jaxmed import cli, config, objectives
 from jaxmed.models import registry
+from jaxmed.models.text import registry as texts
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -42,9 +43,9 @@ def test_pages_name_everything():
   headings = lambda name: set(re.findall(r'^## (.*)', page(name), re.MULTILINE))
   assert headings('cli.md') == {*cli.VERBS, 'Exit codes'}
   assert headings('methods.md') == set(objectives.METHODS)
-  assert headings('models.md') == set(registry.FAMILIES)
+  assert headings('models.md') == {*registry.FAMILIES, *texts.FAMILIES}
   assert all(f'`{key}`' in page('config.md') for key in config.flat(config.base()))
-  assert all(f'`{name}`' in page('models.md') for name in registry.MODELS)
+  assert all(f'`{name}`' in page('models.md') for name in (*registry.MODELS, *texts.MODELS))
   assert '`--auto-resume`' in page('cli.md')
   assert '`--volumes slices\\|whole`' in page('cli.md')
   assert 'JAXMED_SALT' in page('cli.md')

@@ -80,7 +80,7 @@ FAULTS: tuple[Fault, ...] = (
           "chosen['rate'][0]",
           ('tests/train/test_finetune.py',)),
     Fault('records_without_masks_are_trained_on', 'data', 'jaxmed.train.build.records',
-          "else next((name for name in BESIDE if name in required), '')",
+          "else next((own.get(n, n) for n in BESIDE if n in required), '')",
           "else ''",
           ('tests/train/test_finetune.py',)),
     # Readers

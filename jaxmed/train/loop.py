@@ -37,7 +37,7 @@ from jaxmed.train.build.resolve import RESUMABLE
 from jaxmed.train.build.rundir import check_new
 from jaxmed.train.checkpoint import Checkpoints
 from jaxmed.train.evaluators import Evaluation
-from jaxmed.train.logs import Logs
+from jaxmed.train.logs import Logs, read_rows
 from jaxmed.train.monitor.agree import Agreement, agreement
 from jaxmed.train.monitor.pace import Pace
 from jaxmed.train.monitor.signals import interruptible
@@ -274,6 +274,11 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
         pictures.views(run, state)
       with times.stage('the first evaluation'):
         watch.begin(_probe(evaluation.first, state, logs, 0))
+    elif names := _left_out(run, evaluation, first):
+      watchdog.beat(f'the evaluation at step {first}', step=False)
+      with times.stage('evaluations'):
+        rows.latest |= _probe(functools.partial(evaluation, names=names), state, logs, first)
+      agreement.check()
     times.write(run.folder)
     pace.go()
     agreement.saved()
@@ -316,7 +321,7 @@ def _loop(run: Run, state: TrainState, step, checkpoints: Checkpoints, watch: Wa
           checkpoints.save(n, state, _plain(rows.trained | found))
         agreement.saved()
       pace.go()
-      if stopping and not last:
+      if stopping and (not last or (probing and not found)):  # a run that goes on evaluates what was left out
         checkpoints.wait()
         raise Stopped(agreement.reason)
     watchdog.beat('the last checkpoint and the report', step=False)
@@ -352,6 +357,14 @@ def _batches(run: Run, first: int):
   c = run.config
   return train_batches(run.source, batch_size=c.batch_size, seed=c.seed, start_step=first, threads=c.loader.threads,
                        **run.stream, **assemble.reading(c, run.spec))
+
+
+def _left_out(run: Run, evaluation: Any, step: int) -> Any:
+  """What was to be evaluated at the step that a run goes on from, where a stop came before it was done."""
+  names = evaluation.due(step)
+  rows = read_rows(run.folder / 'metrics.jsonl') if names and process.is_main() else []
+  done = any(r.get('step') == step and 'learning_rate' not in r for r in rows)
+  return names if names and not process.gather('evaluation left out', done)[0] else None
 
 
 def _probe(probe: Callable[[TrainState], dict[str, float]], state: TrainState, logs: Logs, n: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from jaxmed.interop.huggingface import canonical, from_tensors, to_tensors, visi
 from jaxmed.interop.safetensors_io import read_tensors, write_tensors
 from jaxmed.interop.two_towers import Towers
 from jaxmed.models import create_model
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from tests.interop.test_roundtrip import build, same
 
 SMALL = dict(embed_dim=16, num_heads=2, depth=2)

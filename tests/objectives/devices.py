@@ -62,7 +62,8 @@ OPTIONS = dict(
     predictor_heads=2,
     start_temperature=0.2, code=8, depths=(1, 0), code_noise=0.0, teacher_temperature=0.3, values=(0, 1, 2), bases=9,
     boundary_weight=0.1, mean=1.0, std=2.0, feature_dim=8, flow_dims=(8, 8), casa_heads=2,
-    casa_hidden=16, casa_dropout=0.0, tries=20, patch_slices=2, layers=3, tokens=4, anchors=2)
+    casa_hidden=16, casa_dropout=0.0, tries=20, patch_slices=2, layers=3, tokens=4, anchors=2,
+    dim=16)
 
 
 def start(name, model):

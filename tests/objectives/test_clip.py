@@ -133,7 +133,7 @@ def test_bad_input(capsys):
     resolve.resolve(user, dataclasses.replace(SPECS['demo'], holds=()))
   for tower, words in (({'model': 'vit_micro/8'}, "unknown model of texts 'vit_micro/8'"),
                        ({'options': {'vocab_size': 100}}, 'vocab_size=100 is fewer than the 257 ids'),
-                       ({'init': 'RUN'}, 'towers.text.init=RUN: a tower of texts begins fresh')):
+                       ({'init': 'RUN', 'fixed': True}, 'towers.text.fixed: a tower of texts has a projection that is trained')):
     with pytest.raises(UserError, match=words):
       assemble.build(resolve.resolve(user | {'towers': {'text': tower}}, SPECS['demo']), SPECS['demo'])
   with pytest.raises(UserError, match="corpus has no record with a text: give jaxmed prepare a table with a column 'text'"):

@@ -14,7 +14,7 @@ from jaxmed import encoder
 from jaxmed.interop import folders, huggingface, text, two_towers, vit_mae
 from jaxmed.interop.two_towers import Towers
 from jaxmed.models.decoders.mae import Decoder
-from jaxmed.models.text.transformer import create_text
+from jaxmed.models.text.registry import create_text
 from tests.parity.common import assert_same, build, image, tokens
 
 logging.set_verbosity_error()

@@ -55,6 +55,27 @@ def test_7_and_13_equal_20(corpus, tmp_path, monkeypatch, changes):
   assert rows_of(tmp_path / 'parts', 'val_loss') == [10, 20]
 
 
+def test_a_stop_in_the_last_evaluation_loses_none(corpus, trained, tmp_path, monkeypatch):
+  probe = loop._probe
+
+  def stopped(measure, state, logs, n):
+    if n < 20:
+      return probe(measure, state, logs, n)
+    os.kill(os.getpid(), signal.SIGTERM)  # which leaves the measurement unfinished
+    return {}
+
+  with monkeypatch.context() as m:
+    m.setattr(loop, '_probe', stopped)
+    with pytest.raises(Stopped, match='SIGTERM'):
+      start(corpus, tmp_path / 'run', TINY)
+  assert rows_of(tmp_path / 'run', 'val_loss') == [10]
+  loop.resume(tmp_path / 'run', quiet=True)
+  values = lambda run: [(r['step'], r['val_loss']) for r in read_rows(run / 'metrics.jsonl') if 'val_loss' in r]
+  assert values(tmp_path / 'run') == values(trained)
+  loop.resume(tmp_path / 'run', quiet=True)  # and what is there is not measured again
+  assert rows_of(tmp_path / 'run', 'val_loss') == [10, 20]
+
+
 def test_every_epoch_sees_every_record_once(corpus, tmp_path, monkeypatch):
   seen = record_indices(monkeypatch)
   start(corpus, tmp_path / 'run', TINY)
